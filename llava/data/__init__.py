@@ -1,0 +1,1 @@
+"""From stored records to batches: schema, conversation, processor, mixture, dataset, sampler, collator."""

@@ -1,0 +1,9 @@
+"""The base of every error that a user can cause and mend."""
+
+
+class LlavaError(ValueError):
+    """Wrong input. The message is one line that names the file or sample and both numbers; the CLI prints it alone."""
+
+
+class DataError(LlavaError):
+    """A record, an image or a mixture that cannot be used as it stands."""

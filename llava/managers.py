@@ -1,0 +1,149 @@
+"""Visual managers: they aggregate a vision tower's layers and hand the sum to chosen layers of the language model.
+
+    hidden[visual] += sum_i W_i * (map_i + e_i)        before each injection layer, W_i in R^D, zero at initialisation
+
+(Equations 12 to 14 of the paper; the layer embedding e_i is in the released code only.) This is the static manager,
+SAUM. A sum over layers commutes with unpadding, resizing and packing, so it is taken per crop, before packing.
+
+Shapes: C crops, T tokens per crop, D width of the language model, N selected vision layers, S samples, K managers.
+A map is one vision layer after the shared projector, (C, T, D).
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from llava.errors import LlavaError
+
+SCOPES = ("all", "main", "grid")
+JITTER_RANGES = {"none": None, "paper": (0.98, 1.02), "released": (0.99, 1.01)}
+
+
+@dataclass(frozen=True)
+class ManagerConfig:
+    """Which vision layers are managed, where they are injected, and what the managers do.
+
+    vision_layers: indices of the tower's hidden states, 0 = the embeddings' output; negative ones count from the end.
+    injection_layers: language-model layers that receive a manager's output before they run.
+    first_omits_last_map: the manager at language-model layer 0 leaves out the last selected map (released weights).
+    scope: visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
+    jitter: noise while training. `paper` multiplies a manager's output elementwise by U(0.98, 1.02) (Equation 12);
+        `released` multiplies W by U(0.99, 1.01); both anew for each manager and sample. `none` draws nothing.
+    """
+
+    vision_layers: tuple[int, ...]
+    injection_layers: tuple[int, ...]
+    first_omits_last_map: bool = False
+    scope: str = "all"
+    jitter: str = "paper"
+
+    def __post_init__(self):
+        object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
+        object.__setattr__(self, "injection_layers", tuple(self.injection_layers))
+        for field, choices in (("scope", SCOPES), ("jitter", tuple(JITTER_RANGES))):
+            if getattr(self, field) not in choices:
+                raise LlavaError(
+                    f"unknown manager {field} {getattr(self, field)!r}; choose one of {', '.join(choices)}"
+                )
+        for field in ("vision_layers", "injection_layers"):
+            layers = getattr(self, field)
+            if not layers or len(set(layers)) != len(layers):
+                raise LlavaError(f"manager {field} must name at least one layer and none twice, found {list(layers)}")
+        if self.num_maps(0) < 1:
+            raise LlavaError("first_omits_last_map needs at least 2 vision_layers, found 1")
+
+    @classmethod
+    def paper(cls, num_vision_layers: int, num_text_layers: int, interval: int = 4, **fields) -> "ManagerConfig":
+        """Top half of the tower up to its last state, V_14 .. V_26 of 26, injected every `interval` layers (V-B2)."""
+        return cls._top_half(num_vision_layers, num_text_layers, interval, shift=0, **fields)
+
+    @classmethod
+    def released(cls, num_vision_layers: int, num_text_layers: int, interval: int = 4, **fields) -> "ManagerConfig":
+        """The public checkpoints' set, V_13 .. V_25 of 26, with 12 maps in the manager at layer 0 and noise on W."""
+        fields = {"first_omits_last_map": True, "jitter": "released", **fields}
+        return cls._top_half(num_vision_layers, num_text_layers, interval, shift=1, **fields)
+
+    @classmethod
+    def _top_half(cls, num_vision_layers, num_text_layers, interval, shift, **fields):
+        top_half = range(num_vision_layers // 2 + 1 - shift, num_vision_layers + 1 - shift)
+        return cls(tuple(top_half), tuple(range(0, num_text_layers, interval)), **fields)
+
+    def resolved(self, num_vision_layers: int, num_text_layers: int) -> "ManagerConfig":
+        """The same with every layer index counted from the start; LlavaError if one does not exist."""
+        # A tower of L layers has L + 1 hidden states.
+        vision = _resolve_layers("vision_layers", self.vision_layers, num_vision_layers + 1)
+        injection = _resolve_layers("injection_layers", self.injection_layers, num_text_layers)
+        return ManagerConfig(vision, injection, self.first_omits_last_map, self.scope, self.jitter)
+
+    def num_maps(self, injection_layer: int) -> int:
+        """How many maps the manager before `injection_layer` sums."""
+        return len(self.vision_layers) - (self.first_omits_last_map and injection_layer == 0)
+
+    def to_dict(self) -> dict:
+        """The fields as JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+
+def _resolve_layers(field: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    outside = [layer for layer in layers if not -count <= layer < count]
+    if outside:
+        raise LlavaError(f"manager {field} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
+    return tuple(layer % count for layer in layers)
+
+
+def draw_jitter(jitter: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Factors of the noise named `jitter`, drawn in float32 (in bfloat16 only five values would be left)."""
+    low, high = JITTER_RANGES[jitter]
+    return torch.empty(shape, dtype=torch.float32, device=device).uniform_(low, high)
+
+
+class StaticManager(nn.Module):
+    """One SAUM: a learned sum over maps, the same for every token."""
+
+    def __init__(self, num_maps: int, width: int):
+        super().__init__()
+        self.scores = nn.Parameter(torch.zeros(num_maps, width))
+
+    def forward(self, maps, layer_embedding_ND, newline_D, jitter_SND, sample_of_crop_C):
+        """Returns the sums per crop (C, T, D) and, per sample, what a newline position receives (S or 1, D).
+
+        maps: N tensors (C, T, D). jitter_SND: factors on the scores per sample, or None for none.
+        sample_of_crop_C: the sample that each crop belongs to.
+        """
+        count = self.scores.shape[0]
+        scores_SND = self.scores[None] if jitter_SND is None else (self.scores * jitter_SND[:, :count]).to(newline_D)
+        scores_CND = scores_SND if jitter_SND is None else scores_SND[sample_of_crop_C]
+        # sum_i W_i e_i is one vector per sample, cheaper than an addition to every map
+        sums_CTD = (scores_CND * layer_embedding_ND[:count]).sum(1)[:, None]
+        for index in range(count):
+            sums_CTD = torch.addcmul(sums_CTD, scores_CND[:, index, None], maps[index])
+        # Newlines carry the plain newline vector in every layer's map, without layer embedding.
+        return sums_CTD, scores_SND.sum(1) * newline_D
+
+
+class VisualManagers(nn.Module):
+    """All managers of a model and the layer embedding that they share."""
+
+    def __init__(self, config: ManagerConfig, width: int):
+        super().__init__()
+        self.config = config
+        self.layer_embedding = nn.Parameter(torch.randn(len(config.vision_layers), width) / width**0.5)
+        self.managers = nn.ModuleList(StaticManager(config.num_maps(layer), width) for layer in config.injection_layers)
+
+    def forward(self, maps, newline_D, sample_of_crop_C, num_samples):
+        """Runs every manager on the same maps.
+
+        maps: one (C, T, D) tensor per selected vision layer. sample_of_crop_C: int64, the sample each crop belongs to.
+        Returns K pairs (sums per crop (C, T, D), newline vector per sample (S, D)), in the order of injection_layers.
+        """
+        noisy_scores = self.training and self.config.jitter == "released"
+        outputs = []
+        for manager in self.managers:
+            jitter = None
+            if noisy_scores:
+                shape = (num_samples, len(maps), newline_D.shape[-1])
+                jitter = draw_jitter(self.config.jitter, shape, newline_D.device)
+            sums, newline_SD = manager(maps, self.layer_embedding, newline_D, jitter, sample_of_crop_C)
+            outputs.append((sums, newline_SD.expand(num_samples, -1)))
+        return outputs

@@ -1,0 +1,74 @@
+"""The one configuration of a LLaVA-OV-Manager model, saved as config.json."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from llava.anyres import TilingConfig
+from llava.errors import LlavaError
+from llava.managers import ManagerConfig
+
+
+class LlavaOVManagerConfig(PreTrainedConfig):
+    r"""Vision tower, language model, managers and tiling.
+
+    Args:
+        vision_config (`SiglipVisionConfig` or `dict`): the tower as it is used: its last state is the visual input.
+        text_config (`Qwen2Config` or `dict`): the language model.
+        managers (`ManagerConfig` or `dict`, *optional*): the visual managers; `None` for a model without.
+        tiling (`TilingConfig` or `dict`, *optional*): how images become crops and tokens; default one square crop.
+        image_token_id (`int`): id of the placeholder `<image>`; 151646 in Qwen2's vocabulary.
+
+    Raises `LlavaError` when layers do not exist, when a pinpoint is not a whole number of tiles, or when a field of
+    `managers` or `tiling` is unknown.
+    """
+
+    model_type = "llava_ov_manager"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="siglip_vision_model", init_kwargs={"vision_use_head": False}
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+
+    vision_config: Any = None
+    text_config: Any = None
+    managers: Any = None
+    tiling: Any = None
+    image_token_id: int = 151646
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.tie_word_embeddings = self.text_config.tie_word_embeddings
+        self.tiling = _parsed(TilingConfig, self.tiling if self.tiling is not None else {})
+        tile = self.vision_config.image_size
+        for width, height in self.tiling.pinpoints:
+            if width % tile or height % tile:
+                raise LlavaError(f"pinpoint ({width}, {height}) is not a whole number of tiles of {tile} pixels")
+        if self.managers is not None:
+            self.managers = _parsed(ManagerConfig, self.managers).resolved(
+                self.vision_config.num_hidden_layers, self.text_config.num_hidden_layers
+            )
+
+    @property
+    def patches_per_side(self) -> int:
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        output["managers"] = self.managers.to_dict() if self.managers is not None else None
+        output["tiling"] = self.tiling.to_dict()
+        return output
+
+
+def _parsed(kind: type, value):
+    if isinstance(value, kind):
+        return value
+    unknown = sorted(set(value) - set(kind.__dataclass_fields__))
+    if unknown:
+        raise LlavaError(
+            f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(kind.__dataclass_fields__)}"
+        )
+    return kind(**value)

@@ -1,0 +1,81 @@
+"""The language model: Qwen2 with visual deltas added before chosen layers."""
+
+import torch
+from transformers import DynamicCache, Qwen2Model
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+
+class ManagedQwen2Model(Qwen2Model):
+    """Qwen2Model whose forward adds what the managers prepared; without deltas it is Qwen2Model."""
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        visual_positions: torch.Tensor | None = None,
+        visual_deltas: dict[int, torch.Tensor] | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """As Qwen2Model.forward, and:
+
+        visual_positions: (V,) int64, positions of the visual tokens in the flattened (batch * sequence) order.
+        visual_deltas: {layer: (V, D)}, added to the visual tokens' hidden states before that layer.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+            position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
+        masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        visual_deltas = visual_deltas or {}
+
+        hidden_states = inputs_embeds
+        for index, layer in enumerate(self.layers):
+            if index in visual_deltas:
+                hidden_states = add_at(hidden_states, visual_positions, visual_deltas[index])
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[self.config.layer_types[index]],
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                use_cache=use_cache,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+        )
+
+    def _attention_masks(self, attention_mask, inputs_embeds, past_key_values, position_ids) -> dict:
+        if isinstance(attention_mask, dict):  # prepared by generate
+            return attention_mask
+        builders = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+        return {
+            kind: builders[kind](
+                config=self.config,
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+            )
+            for kind in set(self.config.layer_types)
+        }
+
+
+def add_at(hidden_states: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """hidden_states (B, L, D) with delta (V, D) added at flat positions (V,); returns a new tensor."""
+    return hidden_states.flatten(0, 1).index_add(0, positions, delta.to(hidden_states)).view_as(hidden_states)

@@ -1,0 +1,324 @@
+"""LLaVA-OV-Manager.
+
+pixel_values (crops, 3, S, S)
+    │ vision_tower                     states of the needed layers only
+    ├── last state ── projector ───────────────┐
+    └── managed layers ── projector ── managers│   one shared projector; K sums per crop
+                              │                │
+                           packing          packing     tiles joined, unpadded, shrunk, newlines added
+                              │                │
+input_ids ── embeddings ──────│── at <image> ──┘
+                              └── before every injection layer ──> language_model ──> lm_head ──> loss
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from llava.anyres import ImageLayout, image_layout
+from llava.errors import LlavaError
+from llava.managers import StaticManager, VisualManagers, draw_jitter
+from llava.mllm.configuration import LlavaOVManagerConfig
+from llava.mllm.decoder import ManagedQwen2Model
+from llava.mllm.packing import pack_image, pack_mask
+from llava.mllm.projector import ImageNewline, MultiModalProjector
+from llava.mllm.vision import MultiLayerSiglip
+
+
+@dataclass
+class VisualFeatures(BaseModelOutputWithPooling):
+    """What the images become.
+
+    pooler_output: per image, its tokens in the sequence, (tokens, D).
+    deepstack_features: per manager and image, what is added at those tokens, (tokens, D); None without managers.
+    Both are the layout that transformers' generate expands over beams and slices into chunks.
+    """
+
+    deepstack_features: list[list[torch.Tensor]] | None = None
+
+
+class LlavaOVManagerPreTrainedModel(PreTrainedModel):
+    config: LlavaOVManagerConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings", "VisualManagers"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Managers are zero, layer embedding and newline N(0, 1/D), the projector as torch's nn.Linear."""
+        if isinstance(module, StaticManager):
+            init.zeros_(module.scores)
+        elif isinstance(module, VisualManagers):
+            init.normal_(module.layer_embedding, std=module.layer_embedding.shape[-1] ** -0.5)
+        elif isinstance(module, ImageNewline):
+            init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
+        elif isinstance(module, MultiModalProjector):
+            for linear in (module.linear_1, module.linear_2):
+                bound = linear.in_features**-0.5
+                init.uniform_(linear.weight, -bound, bound)
+                init.uniform_(linear.bias, -bound, bound)
+        else:
+            super()._init_weights(module)
+
+
+class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
+    """Tower, projector, managers and language model, without the head."""
+
+    def __init__(self, config: LlavaOVManagerConfig):
+        super().__init__(config)
+        text_width = config.text_config.hidden_size
+        self.vision_tower = MultiLayerSiglip(config.vision_config)
+        self.multi_modal_projector = MultiModalProjector(config.vision_config.hidden_size, text_width)
+        self.image_newline = ImageNewline(text_width)
+        self.managers = VisualManagers(config.managers, text_width) if config.managers is not None else None
+        self.language_model = ManagedQwen2Model(config.text_config)
+        self.post_init()
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor,
+        batch_num_images: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualFeatures:
+        """Encodes, manages and packs images.
+
+        pixel_values: (crops, 3, S, S), normalised, the crops of all images in order. image_sizes: (images, 2), pixels
+        as (height, width). batch_num_images: (samples,), how many images each sample holds; None: one each.
+        Raises LlavaError when the number of crops is not what the sizes call for.
+        """
+        counts = batch_num_images.tolist() if batch_num_images is not None else [1] * len(image_sizes)
+        layouts = self._layouts(image_sizes.tolist(), counts)
+        num_crops = [layout.num_crops for layout in layouts]
+        if sum(num_crops) != pixel_values.shape[0]:
+            raise LlavaError(
+                f"found {pixel_values.shape[0]} crops, but {len(layouts)} images call for {sum(num_crops)}"
+            )
+        sample_of_image = [sample for sample, count in enumerate(counts) for _ in range(count)]
+        sample_of_crop = (
+            torch.tensor(sample_of_image).repeat_interleave(torch.tensor(num_crops)).to(pixel_values.device)
+        )
+        visual, sums = self._encode(pixel_values, sample_of_crop, len(counts))
+
+        merge = self.config.tiling.merge
+        newline = self.image_newline()
+        features = [
+            pack_image(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)
+        ]
+        # A newline that no image uses still takes part, with a zero gradient, so that all ranks reduce the same set.
+        features[0] = torch.cat([features[0], newline[None][:0]])
+        deltas = [
+            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, sample_of_image)
+            for crop_sums, newline_SD in sums
+        ]
+        return VisualFeatures(pooler_output=features, deepstack_features=deltas or None)
+
+    def _layouts(self, image_sizes: list[list[int]], counts: list[int]) -> list[ImageLayout]:
+        if sum(counts) != len(image_sizes):
+            raise LlavaError(f"found {len(image_sizes)} images, but batch_num_images adds up to {sum(counts)}")
+        several = [count > 1 for count in counts for _ in range(count)]
+        return [
+            image_layout(
+                width,
+                height,
+                self.config.tiling,
+                tile=self.config.vision_config.image_size,
+                side=self.config.patches_per_side,
+                several_images=several_images,
+            )
+            for (height, width), several_images in zip(image_sizes, several)
+        ]
+
+    def _encode(self, pixel_values, sample_of_crop, num_samples):
+        """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
+        last = self.config.vision_config.num_hidden_layers
+        managed = self.config.managers.vision_layers if self.managers is not None else ()
+        states = self.vision_tower(pixel_values, {last, *managed})
+        # The visual input is projected alone, so that it has the same bits with and without managers.
+        projected = {last: self.multi_modal_projector(states[last])}
+        others = [layer for layer in managed if layer != last]
+        if others:
+            maps = self.multi_modal_projector(torch.stack([states[layer] for layer in others]))
+            projected.update(zip(others, maps))
+        if self.managers is None:
+            return projected[last], []
+        maps = [projected[layer] for layer in managed]
+        return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+
+    def _pack_deltas(self, sums_of_images, newline_SD, layouts, sample_of_image) -> list[torch.Tensor]:
+        """What one manager adds at each image's tokens: zero outside its scope, jittered while training."""
+        scope, jitter = self.config.managers.scope, self.config.managers.jitter
+        deltas = []
+        for sums, layout, sample in zip(sums_of_images, layouts, sample_of_image):
+            delta = pack_image(sums, newline_SD[sample], layout, self.config.tiling.merge)
+            if scope != "all":
+                delta = delta * pack_mask(layout, scope, delta.device)
+            if self.training and jitter == "paper":
+                delta = (delta * draw_jitter(jitter, delta.shape, delta.device)).to(delta)
+            deltas.append(delta)
+        return deltas
+
+    def _blank_features(self, like: torch.Tensor) -> VisualFeatures:
+        """No visual tokens at all, computed from one blank crop.
+
+        Ranks of one job must run and reduce the same parameters. Where a micro-batch holds no image, its rank runs
+        tower, projector, newline and managers on one crop and keeps none of the result: every gradient is exactly zero.
+        """
+        side = self.config.vision_config.image_size
+        pixel_values = torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device)
+        visual, sums = self._encode(pixel_values, torch.zeros(1, dtype=torch.int64, device=like.device), 1)
+        tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
+        deltas = [[torch.cat([crop_sums[0][:0], newline_SD[:0]])] for crop_sums, newline_SD in sums]
+        return VisualFeatures(pooler_output=[tokens], deepstack_features=deltas or None)
+
+    def _visual_positions(self, input_ids, inputs_embeds, num_features: int) -> torch.Tensor:
+        """Flat positions (V,) of the placeholders; LlavaError unless there is one for each feature."""
+        if input_ids is None:
+            placeholder = self.get_input_embeddings()(
+                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            )
+            mask = (inputs_embeds == placeholder).all(-1)
+        else:
+            mask = input_ids == self.config.image_token_id
+        positions = mask.flatten().nonzero()[:, 0]
+        if len(positions) != num_features:
+            raise LlavaError(f"found {len(positions)} image tokens but {num_features} features in this batch")
+        return positions
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        visual = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None:
+            visual = self.get_image_features(pixel_values.to(self.dtype), image_sizes, batch_num_images)
+        elif visual is None and self.training and torch.distributed.is_initialized():
+            visual = self._blank_features(inputs_embeds)
+
+        positions, deltas = None, {}
+        if visual is not None:
+            features = torch.cat(list(visual.pooler_output)).to(inputs_embeds)
+            positions = self._visual_positions(input_ids, inputs_embeds, len(features))
+            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
+            if visual.deepstack_features is not None:
+                sums = (torch.cat(list(images)) for images in visual.deepstack_features)
+                deltas = dict(zip(self.config.managers.injection_layers, sums))
+        return self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            visual_positions=positions,
+            visual_deltas=deltas,
+            **kwargs,
+        )
+
+
+class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, GenerationMixin):
+    """The whole model: images and text in, next tokens out."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: LlavaOVManagerConfig):
+        super().__init__(config)
+        self.model = LlavaOVManagerModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values, image_sizes, batch_num_images=None, **kwargs) -> VisualFeatures:
+        """See LlavaOVManagerModel.get_image_features."""
+        return self.model.get_image_features(pixel_values, image_sizes, batch_num_images, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
+        labels: torch.Tensor | None = None,
+        shift_labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """One pass over text and images.
+
+        input_ids: (B, L), each image as many placeholders as it has tokens. attention_mask: (B, L). pixel_values,
+        image_sizes, batch_num_images: see get_image_features; or mm_encoder_outputs={"image": its result}.
+        labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.
+        logits_to_keep: positions to compute logits for, as in transformers; a boolean (B, L) mask gives logits (n, V)
+        and, with shift_labels, the loss at those positions alone.
+        num_items_in_batch (keyword): divides the summed loss, for equal weight of tokens over accumulation and ranks.
+
+        Returns loss, logits (B, L, V) and past_key_values.
+        """
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            batch_num_images=batch_num_images,
+            mm_encoder_outputs=mm_encoder_outputs,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None or shift_labels is not None:
+            if shift_labels is not None and logits.dim() == 2:
+                shift_labels = shift_labels[logits_to_keep]
+            loss = self.loss_function(
+                logits=logits,
+                labels=labels,
+                vocab_size=self.config.text_config.vocab_size,
+                shift_labels=shift_labels,
+                num_items_in_batch=num_items_in_batch,
+            )
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -1,0 +1,33 @@
+"""From the tower's width to the language model's: the projector and the newline vector."""
+
+import torch
+from torch import nn
+
+
+class MultiModalProjector(nn.Module):
+    """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every managed layer pass through the same one."""
+
+    def __init__(self, vision_width: int, text_width: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_width, text_width)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(text_width, text_width)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., vision_width) to (..., text_width)."""
+        return self.linear_2(self.act(self.linear_1(features)))
+
+
+class ImageNewline(nn.Module):
+    """The learned vector that ends a row of the image map.
+
+    A module of its own, so that ZeRO-3 and FSDP gather the vector wherever it is used, also outside a model's forward.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(width) / width**0.5)
+
+    def forward(self) -> torch.Tensor:
+        """(text_width,)"""
+        return self.weight.clone()

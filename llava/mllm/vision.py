@@ -1,0 +1,31 @@
+"""The vision tower: SigLIP's layers, of which only the needed states are kept."""
+
+import torch
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+
+class MultiLayerSiglip(SiglipVisionModel):
+    """SiglipVisionModel without pooling head whose forward returns chosen hidden states.
+
+    The post-layernorm stays in the weights, so that checkpoints load strictly, but no used state passes through it.
+    """
+
+    def __init__(self, config: SiglipVisionConfig):
+        super().__init__(config)
+        self.post_layernorm.requires_grad_(False)
+
+    def forward(self, pixel_values: torch.Tensor, layers: set[int]) -> dict[int, torch.Tensor]:
+        """pixel_values: (crops, 3, S, S), normalised. layers: indices of hidden states, 0 = the embeddings.
+
+        Returns {layer: (crops, tokens, width)}; layers above the highest asked for are not run. The gradient enters in
+        one memory layout, so that sums over it have the same order, and bits, with and without managers.
+        """
+        hidden_states = self.embeddings(pixel_values)
+        kept = {0: hidden_states} if 0 in layers else {}
+        for index, layer in enumerate(self.encoder.layers[: max(layers)], start=1):
+            hidden_states = layer(hidden_states, None)
+            if index in layers:
+                kept[index] = hidden_states
+        if hidden_states.requires_grad:
+            hidden_states.register_hook(torch.Tensor.contiguous)
+        return kept

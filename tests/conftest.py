@@ -1,0 +1,133 @@
+"""Tiny towers, a tokenizer trained on the spot, and checkpoints made of them: everything a test needs, offline."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.decoders import ByteLevel
+from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
+
+from llava.anyres import TilingConfig
+from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
+from llava.managers import ManagerConfig
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from tests.paths import GOLDEN_DIR
+
+TILE, PATCH = 56, 14
+CORPUS = ["You are a helpful assistant.", "system user assistant", "What is in the picture? A red car.", "0123456789"]
+GRID = TilingConfig.from_llava("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)", TILE)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--golden-dir", type=Path, default=GOLDEN_DIR, help="folder in the layout of tests/golden/data")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny tensors gain nothing from more, and lose much when the machine is busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """A byte-level BPE of some 300 tokens with Qwen2's special tokens and <image>."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
+    add_image_token(fast, vocab_size=320)
+    return fast
+
+
+@pytest.fixture(scope="session")
+def make_processor(tiny_tokenizer):
+    """A function: tiling to processor."""
+
+    def make(tiling: TilingConfig = GRID) -> LlavaOVManagerProcessor:
+        return LlavaOVManagerProcessor(LlavaOVManagerImageProcessor(TILE, PATCH, tiling), tiny_tokenizer)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_tokenizer):
+    """A function: tiling and managers ("paper", "released", a ManagerConfig or None) to a tiny configuration."""
+
+    def make(tiling: TilingConfig = GRID, managers="paper", **text) -> LlavaOVManagerConfig:
+        vision_layers, text_layers = 4, 6
+        if isinstance(managers, str):
+            managers = getattr(ManagerConfig, managers)(vision_layers, text_layers, interval=2)
+        return LlavaOVManagerConfig(
+            vision_config=SiglipVisionConfig(
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=vision_layers,
+                num_attention_heads=2,
+                image_size=TILE,
+                patch_size=PATCH,
+                vision_use_head=False,
+            ),
+            text_config=Qwen2Config(
+                vocab_size=320,
+                hidden_size=24,
+                intermediate_size=48,
+                num_hidden_layers=text_layers,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=2048,
+                tie_word_embeddings=True,
+                pad_token_id=tiny_tokenizer.pad_token_id,
+                eos_token_id=tiny_tokenizer.eos_token_id,
+                **text,
+            ),
+            managers=managers,
+            tiling=tiling,
+            image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(make_config):
+    """A function: as make_config, to a model with seeded random weights (managers too, unless zero_managers)."""
+
+    def make(tiling: TilingConfig = GRID, managers="paper", zero_managers: bool = False, **text):
+        torch.manual_seed(0)
+        model = LlavaOVManagerForConditionalGeneration(make_config(tiling, managers, **text)).eval()
+        if model.model.managers is not None and not zero_managers:
+            for manager in model.model.managers.managers:
+                torch.nn.init.normal_(manager.scores, std=0.3)
+        return model
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory, make_model, make_processor):
+    """A saved grid + manager checkpoint with processor and tokenizer, random weights."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    make_model().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_image():
+    """A function: (width, height, seed) to an RGB noise image."""
+
+    def make(width: int = 100, height: int = 70, seed: int = 0) -> Image.Image:
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make

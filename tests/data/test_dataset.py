@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from llava.data.check import inspect_samples
+from llava.data.collator import Collator
+from llava.data.dataset import SupervisedDataset
+from llava.data.sampler import LengthGroupedSampler
+from llava.data.schema import Sample, Turn
+from llava.errors import DataError, LlavaError
+
+
+@pytest.fixture
+def samples(tmp_path, make_image):
+    make_image(100, 70).save(tmp_path / "a.png")
+    make_image(60, 60).save(tmp_path / "b.png")
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A red car."))
+    several = (Turn("human", "<image> <image>\nWhat?"), Turn("gpt", "A car."))
+    text = (Turn("human", "What?"), Turn("gpt", "Nothing."))
+    return [
+        Sample("one", turns, ("a.png",), "d.json row 1"),
+        Sample("two", several, ("a.png", "b.png"), "d.json row 2"),
+        Sample("text", text, (), "d.json row 3"),
+        Sample("gone", turns, ("gone.png",), "d.json row 4"),
+    ]
+
+
+def test_a_batch_of_one_several_and_no_images(samples, make_processor, make_model, tmp_path):
+    dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
+    items = [dataset[index] for index in range(3)]
+    batch = Collator(pad_token_id=7)(items)
+    assert batch["batch_num_images"].tolist() == [1, 2, 0]
+    assert batch["pixel_values"].shape[0] == sum(len(item["pixel_values"]) for item in items[:2])
+    for row, item in enumerate(items):
+        length = len(item["input_ids"])
+        assert batch["input_ids"][row, :length].tolist() == item["input_ids"]
+        assert batch["labels"][row, :length].tolist() == item["labels"]
+        assert (batch["input_ids"][row, length:] == 7).all()
+        assert (batch["labels"][row, length:] == -100).all()
+        assert batch["attention_mask"][row].sum() == length
+    assert torch.isfinite(make_model()(**batch).loss)
+
+
+def test_a_bad_sample_is_an_error_with_its_name(samples, make_processor, tmp_path):
+    dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
+    with pytest.raises(DataError, match=r"sample 'gone' \(d.json row 4\): image .*gone.png does not exist"):
+        dataset[3]
+
+
+def test_a_skipped_sample_is_counted_and_trains_nothing(samples, make_processor, tmp_path, caplog):
+    dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path, on_bad_sample="skip")
+    item = dataset[3]
+    assert set(item["labels"]) == {-100}
+    assert item["num_images"] == 0
+    assert dataset.skipped == 1
+    assert "sample 'gone'" in caplog.text
+    with pytest.raises(LlavaError, match="unknown on_bad_sample 'replace'"):
+        SupervisedDataset(samples, make_processor(), on_bad_sample="replace")
+
+
+def test_lengths_hold_the_exact_number_of_visual_tokens(samples, make_processor, tmp_path):
+    dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
+    lengths = dataset.lengths(inspect_samples(samples, tmp_path))
+    for index in range(3):
+        item = dataset[index]
+        text = sum(len(turn.text) for turn in samples[index].turns) // 4
+        assert lengths[index] - text == item["input_ids"].count(dataset.processor.image_token_id)
+    assert dataset.is_multimodal == [True, True, False, True]
+
+
+def make_sampler(seed=0, **fields) -> LengthGroupedSampler:
+    lengths = [(37 * index) % 101 + 1 for index in range(100)]
+    return LengthGroupedSampler(
+        lengths,
+        [index % 3 != 0 for index in range(100)],
+        batch_size=2,
+        world_size=4,
+        accumulation=2,
+        seed=seed,
+        **fields,
+    )
+
+
+def test_every_sample_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
+    sampler = make_sampler()
+    first = list(sampler)
+    assert sorted(first) == list(range(100))
+    assert first == list(make_sampler())
+    assert first != list(make_sampler(seed=1))
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+def test_full_steps_hold_one_modality_and_balanced_ranks():
+    sampler = make_sampler()
+    order = list(sampler)
+    steps = [order[begin : begin + 16] for begin in range(0, 96, 16)][:5]
+    assert len(steps) == 5
+    for step in steps:
+        assert len({sampler.is_multimodal[index] for index in step}) == 1
+        micro_steps = [step[:8], step[8:]]
+        ranges = [[sampler.lengths[index] for index in micro] for micro in micro_steps]
+        # The two micro-steps split the megabatch by length.
+        assert max(min(ranges, key=max)) <= min(max(ranges, key=max))
+        for lengths in ranges:
+            sums = [sum(lengths[rank * 2 : rank * 2 + 2]) for rank in range(4)]
+            assert max(sums) - min(sums) <= max(lengths) - min(lengths)

@@ -1,0 +1,130 @@
+import json
+
+import pytest
+
+from llava.cli import main
+from llava.data.check import inspect_samples
+from llava.data.mixture import expand_braces, load_mixture
+from llava.data.schema import Turn, parse_sample
+from llava.errors import DataError
+
+
+def write_rows(path, count: int) -> None:
+    rows = [{"id": f"{path.stem}/{i}", "conversations": [{"from": "human", "value": str(i)}]} for i in range(count)]
+    text = "\n".join(map(json.dumps, rows)) if path.suffix == ".jsonl" else json.dumps(rows)
+    path.write_text(text)
+
+
+def write_mixture(folder, *entries) -> str:
+    path = folder / "mixture.yaml"
+    path.write_text(json.dumps({"datasets": [{"json_path": p, "sampling_strategy": s} for p, s in entries]}))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "expected"),
+    [
+        ("all", list(range(10))),
+        ("first:3", [0, 1, 2]),
+        ("first:25%", [0, 1, 2]),
+        ("end:2", [8, 9]),
+        ("end:0", []),
+        ("end:11%", [8, 9]),
+    ],
+)
+def test_sampling_strategies(tmp_path, strategy, expected):
+    write_rows(tmp_path / "a.json", 10)
+    write_rows(tmp_path / "b.jsonl", 1)
+    mixture = load_mixture(write_mixture(tmp_path, ("a.json", strategy), ("b.jsonl", "all")), seed=0)
+    assert [sample.id for sample in mixture.samples] == [*(f"a/{i}" for i in expected), "b/0"]
+    assert (mixture.table[0].rows, mixture.table[0].taken) == (10, len(expected))
+
+
+def test_random_is_the_same_everywhere_and_changes_with_the_seed(tmp_path):
+    write_rows(tmp_path / "a.json", 100)
+    path = write_mixture(tmp_path, ("a.json", "random:20%"))
+    first, again, other = (load_mixture(path, seed).samples for seed in (0, 0, 1))
+    assert first == again != other
+    assert len({sample.id for sample in first}) == 20
+
+
+def test_brace_lists_are_expanded(tmp_path):
+    assert expand_braces("x/{a, b}_{1,2}.json") == ["x/a_1.json", "x/a_2.json", "x/b_1.json", "x/b_2.json"]
+    write_rows(tmp_path / "a1.json", 1)
+    write_rows(tmp_path / "a2.json", 2)
+    assert len(load_mixture(write_mixture(tmp_path, ("a{1,2}.json", "all")), 0).samples) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("datasets: []", "has no entries"),
+        ("other: 1", "has no entries"),
+        ("datasets: [{json_path: a.json, sampling_strategy: some}]", "unknown sampling_strategy 'some'"),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'first:1.5'}]", "unknown sampling_strategy 'first:1.5'"),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'first:11'}]", "asks for 11 rows, but there are 10"),
+        ("datasets: [{path: a.json}]", "entry 1 must have json_path"),
+        ("datasets: [{json_path: none.json}]", "none.json cannot be read"),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'end:0'}]", "is empty: its 1 data files give 0 samples"),
+        ("datasets: [{json_path: broken.jsonl}]", "broken.jsonl line 2 is not JSON"),
+        ("datasets: [{json_path: object.json}]", "must hold a list of records, found dict"),
+        ("datasets: [", "is not YAML"),
+    ],
+)
+def test_faults_of_a_mixture_are_named(tmp_path, content, message):
+    write_rows(tmp_path / "a.json", 10)
+    (tmp_path / "broken.jsonl").write_text('{"conversations": [{"from": "human", "value": "a"}]}\n{"conv')
+    (tmp_path / "object.json").write_text("{}")
+    (tmp_path / "mixture.yaml").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_mixture(tmp_path / "mixture.yaml", 0)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([], "must be an object, found list"),
+        ({"conversations": []}, "'conversations' must be a list of turns"),
+        ({"conversations": [{"from": "human"}]}, "turn 1: a turn needs the texts"),
+        ({"image": 3, "conversations": [{"from": "human", "value": "a"}]}, "'image' must be a path"),
+        ({"video": "a.mp4", "conversations": [{"from": "human", "value": "a"}]}, "'video' is not supported"),
+    ],
+)
+def test_faults_of_a_record_are_named(record, message):
+    with pytest.raises(DataError, match=f"data.json row 4.*{message}"):
+        parse_sample(record, "data.json row 4")
+
+
+def test_roles_and_images_of_a_record():
+    record = {
+        "id": 5,
+        "image": None,
+        "conversations": [{"role": "user", "content": "a"}, {"from": "tool", "value": "b"}],
+    }
+    sample = parse_sample(record, "x")
+    assert (sample.id, sample.images, sample.turns) == ("5", (), (Turn("human", "a"), Turn("tool", "b")))
+
+
+def test_check_finds_every_fault_before_training(tmp_path, make_image, capsys):
+    make_image().save(tmp_path / "good.png")
+    make_image().save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:-300])
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a"}]
+    rows = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("good", "cut", "gone")]
+    rows.append({"id": "two", "image": ["good.png", "good.png"], "conversations": turns})
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    path = write_mixture(tmp_path, ("a.json", "all"))
+    inspection = inspect_samples(load_mixture(path, 0).samples, tmp_path)
+    assert inspection.image_sizes == [[(100, 70)], [], [], []]
+    assert len(inspection.faults) == 3
+    with pytest.raises(DataError, match="3 of 4 samples are unusable") as raised:
+        inspection.raise_faults()
+    for text in (
+        "sample 'cut'",
+        "cut.png cannot be decoded",
+        "gone.png does not exist",
+        "found 1 <image> placeholders but 2",
+    ):
+        assert text in str(raised.value)
+    assert main(["data", "check", path, "--image_folder", str(tmp_path)]) == 1
+    assert "3 of 4 samples are unusable" in capsys.readouterr().out

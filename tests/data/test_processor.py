@@ -1,0 +1,131 @@
+import random
+
+import pytest
+import torch
+from transformers import AutoProcessor
+
+import llava.mllm  # noqa: F401  registers the Auto classes
+from llava.anyres import TilingConfig
+from llava.data.conversation import render_prompt
+from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
+from llava.data.schema import Sample, Turn
+from llava.errors import DataError, LlavaError
+
+ENCODING = {"template": "qwen_1_5", "label_rule": "answers", "max_length": 4096}
+
+
+def make_sample(question="<image>\nWhat?", answer="A red car.", images=("a.png",)) -> Sample:
+    return Sample("page/7", (Turn("human", question), Turn("gpt", answer)), images, "data.json row 3")
+
+
+def test_a_sample_has_as_many_placeholders_as_the_model_makes_features(make_processor, make_model, make_image):
+    """A seeded sweep of sizes: what the processor counts is what the model packs."""
+    processor, model = make_processor(), make_model()
+    rng = random.Random(0)
+    sizes = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(40)] + [(1, 1), (900, 1), (1, 900), (56, 56)]
+    for width, height in sizes:
+        encoded = processor.encode_sample(make_sample(), [make_image(width, height)], **ENCODING)
+        features = model.get_image_features(encoded["pixel_values"], encoded["image_sizes"]).pooler_output[0]
+        assert encoded["input_ids"].count(processor.image_token_id) == len(features), (width, height)
+
+
+def test_labels_of_image_tokens_are_ignored_and_lengths_agree(make_processor, make_image):
+    processor = make_processor()
+    encoded = processor.encode_sample(make_sample(), [make_image()], **{**ENCODING, "label_rule": "released"})
+    assert len(encoded["input_ids"]) == len(encoded["labels"])
+    for token, label in zip(encoded["input_ids"], encoded["labels"]):
+        assert label == -100 if token == processor.image_token_id else label in (token, -100)
+
+
+def test_several_images_are_padded_crops(make_processor, make_image):
+    sample = make_sample("<image> <image>\nWhat?", images=("a.png", "b.png"))
+    processor = make_processor()
+    encoded = processor.encode_sample(sample, [make_image(90, 30), make_image(300, 200)], **ENCODING)
+    assert encoded["pixel_values"].shape == (2, 3, 56, 56)
+    assert encoded["input_ids"].count(processor.image_token_id) == 32
+    assert encoded["image_sizes"].tolist() == [[30, 90], [200, 300]]
+
+
+def test_transformers_convention_equals_prompt_encoding(make_processor, make_image):
+    processor = make_processor()
+    turns = (Turn("human", "<image>\nWhat?"),)
+    image = make_image()
+    expected = processor.encode_prompts([(turns, [image]), ((Turn("human", "Hi"),), [])])
+    texts = [
+        render_prompt(turns, add_generation_prompt=True),
+        render_prompt((Turn("human", "Hi"),), add_generation_prompt=True),
+    ]
+    processor.tokenizer.padding_side = "left"
+    found = processor(text=texts, images=[[image], []])
+    flat = processor(text=texts, images=[image])
+    for batch in (found, flat):
+        for key, value in expected.items():
+            assert torch.equal(batch[key], value), key
+
+
+def test_the_chat_template_renders_the_same_prompt(make_processor):
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "A car."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A car."), Turn("human", "Sure?"))
+    rendered = make_processor().apply_chat_template(messages, add_generation_prompt=True)
+    assert rendered == render_prompt(turns, add_generation_prompt=True)
+
+
+def test_it_is_saved_and_loaded_whole(make_processor, make_image, tmp_path):
+    processor = make_processor()
+    processor.save_pretrained(tmp_path)
+    for loaded in (LlavaOVManagerProcessor.from_pretrained(tmp_path),):
+        assert loaded.image_processor.tiling == processor.image_processor.tiling
+        expected = processor.encode_sample(make_sample(), [make_image()], **ENCODING)
+        found = loaded.encode_sample(make_sample(), [make_image()], **ENCODING)
+        assert found["input_ids"] == expected["input_ids"]
+        assert torch.equal(found["pixel_values"], expected["pixel_values"])
+
+
+def test_auto_processor_finds_it_in_a_checkpoint(tiny_model_dir):
+    assert type(AutoProcessor.from_pretrained(tiny_model_dir)) is LlavaOVManagerProcessor
+
+
+def test_an_over_long_sample_is_named_with_both_numbers(make_processor, make_image):
+    processor = make_processor()
+    length = len(processor.encode_sample(make_sample(), [make_image()], **ENCODING)["input_ids"])
+    with pytest.raises(
+        DataError, match=rf"sample 'page/7' \(data.json row 3\): found {length} tokens but max_length is 50"
+    ):
+        processor.encode_sample(make_sample(), [make_image()], **{**ENCODING, "max_length": 50})
+
+
+def test_truncation_keeps_images_whole_and_some_answer(make_processor, make_image):
+    processor = make_processor()
+    whole = processor.encode_sample(make_sample(), [make_image()], **ENCODING)
+    length = len(whole["input_ids"])
+    cut = {**ENCODING, "on_over_long": "truncate"}
+    found = processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": length - 4})
+    assert found["input_ids"] == whole["input_ids"][:-4]
+    with pytest.raises(DataError, match="before the end of an image"):
+        processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": 60})
+    last_image = length - whole["input_ids"][::-1].index(processor.image_token_id)
+    with pytest.raises(DataError, match="leave no answer"):
+        processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": last_image + 1})
+
+
+def test_placeholders_and_images_must_match(make_processor, make_image):
+    with pytest.raises(DataError, match=r"sample 'page/7' .* found 1 <image> placeholders but 2 images"):
+        make_processor().encode_sample(make_sample(), [make_image(), make_image()], **ENCODING)
+    with pytest.raises(DataError, match=r"found \[1\] <image> placeholders in the texts but \[0\] images"):
+        make_processor()(text="<image>")
+
+
+def test_a_tokenizer_without_the_image_token_is_refused(tiny_tokenizer):
+    from transformers import AutoTokenizer
+
+    from tests.paths import GOLDEN_DIR
+
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN_DIR / "tokenizer")
+    with pytest.raises(LlavaError, match="does not know the token <image>"):
+        LlavaOVManagerProcessor(LlavaOVManagerImageProcessor(56, 14, TilingConfig()), tokenizer)
+    with pytest.raises(LlavaError, match="<image> would get id 503, but the language model's vocabulary is 503"):
+        add_image_token(tokenizer, vocab_size=503)

@@ -1,0 +1,138 @@
+"""Reads golden cases and runs them through the model. See data/README.md for the layout of the files."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from llava.anyres import image_layout
+from llava.convert.reference import convert_tensor, managers_from_reference, our_name, tiling_from_reference
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+
+REFERENCE_PLACEHOLDER = -200
+IMAGE_TOKEN_ID = 511  # unused by the tiny tokenizer; its embedding is replaced by image features
+TEXT_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta"),
+    "tie_word_embeddings",
+)
+
+
+@dataclass
+class Case:
+    """One golden case: its description, its tensors, and the model and inputs that belong to it."""
+
+    name: str
+    spec: dict
+    tensors: dict[str, torch.Tensor]
+    model: LlavaOVManagerForConditionalGeneration
+    inputs: dict[str, torch.Tensor]
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        return self.tensors[key]
+
+
+def list_cases(golden_dir: Path) -> dict[str, str]:
+    """{case name: family} of every case file in the folder."""
+    return {path.stem: json.loads(path.read_text())["family"] for path in sorted(golden_dir.glob("cases/*.json"))}
+
+
+def load_case(golden_dir: Path, name: str) -> Case:
+    """Builds the case's model with the reference's weights, and its inputs with expanded placeholders."""
+    spec = json.loads((golden_dir / "cases" / f"{name}.json").read_text())
+    tensors = load_file(golden_dir / "cases" / f"{name}.safetensors")
+    model = load_model(golden_dir, spec)
+    return Case(name, spec, tensors, model, make_inputs(golden_dir, spec, tensors, model.config))
+
+
+def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGeneration:
+    weights = golden_dir / "weights" / spec["weights"]
+    described = json.loads(weights.with_suffix(".json").read_text())
+    reference = {**described["config"], **spec["config"]}
+    vision = {**described["siglip"], "num_hidden_layers": described["siglip"]["num_hidden_layers"] - 1}
+    config = LlavaOVManagerConfig(
+        vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
+        text_config=Qwen2Config(**{field: reference[field] for field in TEXT_FIELDS}, pad_token_id=500),
+        managers=managers_from_reference(reference),
+        tiling=tiling_from_reference(reference, tile=vision["image_size"]),
+        image_token_id=IMAGE_TOKEN_ID,
+    )
+    config._attn_implementation = spec["config"]["attn_implementation"]
+    model = LlavaOVManagerForConditionalGeneration(config).eval()
+    state = load_file(golden_dir / "weights" / "base.safetensors")
+    state.update(load_file(weights.with_suffix(".safetensors")))
+    state = {our_name(name): convert_tensor(name, tensor) for name, tensor in state.items()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    tied = ["lm_head.weight"] if reference["tie_word_embeddings"] else []
+    if unexpected or missing != tied:
+        raise KeyError(f"{spec['weights']}: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def make_inputs(golden_dir: Path, spec: dict, tensors: dict, config: LlavaOVManagerConfig) -> dict:
+    """input_ids with each placeholder expanded, attention_mask, labels and the images' crops, padded as the case."""
+    crops = read_crops(golden_dir, spec["pixel_values"])
+    sizes = [(height, width) for width, height in spec["image_sizes_wh"]]
+    rows = [[] for _ in spec["input_ids"]]
+    counts = [row.count(REFERENCE_PLACEHOLDER) for row in spec["input_ids"]]
+    # A sample without image carries one dummy crop in the reference; it has no placeholder and is left out here.
+    owners = [row for row, count in enumerate(counts) for _ in range(max(count, 1))]
+    kept = [index for index, row in enumerate(owners) if counts[row]]
+    tokens = {}
+    for index in kept:
+        height, width = sizes[index]
+        tokens[index] = image_layout(
+            width,
+            height,
+            config.tiling,
+            tile=config.vision_config.image_size,
+            side=config.patches_per_side,
+            several_images=counts[owners[index]] > 1,
+        ).num_tokens
+    pending = list(kept)
+    labels = tensors.get("in.labels")
+    masks = tensors.get("in.attention_mask")
+    for number, ids in enumerate(spec["input_ids"]):
+        for position, token in enumerate(ids):
+            if masks is not None and not masks[number, position]:
+                continue
+            label = labels[number, position].item() if labels is not None else -100
+            if token == REFERENCE_PLACEHOLDER:
+                rows[number] += [(IMAGE_TOKEN_ID, -100)] * tokens[pending.pop(0)]
+            else:
+                rows[number].append((token, label))
+    inputs = _padded(rows, left=spec["config"]["tokenizer_padding_side"] == "left")
+    if labels is None:
+        del inputs["labels"]
+    if kept:
+        inputs["pixel_values"] = torch.cat([crops[index] for index in kept])
+        inputs["image_sizes"] = torch.tensor([sizes[index] for index in kept])
+        inputs["batch_num_images"] = torch.tensor(counts)
+    return inputs
+
+
+def read_crops(golden_dir: Path, keys: list[str]) -> list[torch.Tensor]:
+    """One (crops, 3, S, S) float32 tensor per image; uint8 entries are normalised as the file format says."""
+    pixels = load_file(golden_dir / "pixels.safetensors")
+    crops = []
+    for key in keys:
+        tensor = pixels[key]
+        if tensor.dtype == torch.uint8:
+            tensor = ((tensor.double() * (1 / 255)).float() - 0.5) / 0.5
+        crops.append(tensor if tensor.dim() == 4 else tensor[None])
+    return crops
+
+
+def _padded(rows: list[list[tuple[int, int]]], left: bool) -> dict[str, torch.Tensor]:
+    length = max(len(row) for row in rows)
+    batch = {"input_ids": [], "labels": [], "attention_mask": []}
+    for row in rows:
+        padding = [(500, -100, 0)] * (length - len(row))
+        filled = [(token, label, 1) for token, label in row]
+        filled = padding + filled if left else filled + padding
+        for key, values in zip(batch, zip(*filled)):
+            batch[key].append(list(values))
+    return {key: torch.tensor(values) for key, values in batch.items()}

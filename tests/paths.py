@@ -1,0 +1,6 @@
+"""Where test data lies."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+GOLDEN_DIR = ROOT / "tests" / "golden" / "data"

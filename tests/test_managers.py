@@ -1,0 +1,131 @@
+"""SAUM against a slow loop over tokens and channels, and its configuration."""
+
+import pytest
+import torch
+
+from llava.errors import LlavaError
+from llava.managers import ManagerConfig, VisualManagers, draw_jitter
+
+CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2
+SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
+
+
+def make_managers(**fields) -> VisualManagers:
+    torch.manual_seed(0)
+    config = ManagerConfig(vision_layers=(1, 2, 3), injection_layers=(0, 2), **fields)
+    managers = VisualManagers(config, WIDTH)
+    for manager in managers.managers:
+        torch.nn.init.normal_(manager.scores)
+    return managers.eval()
+
+
+def make_maps() -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    maps = [torch.randn(CROPS, TOKENS, WIDTH, generator=generator) for _ in range(3)]
+    return maps, torch.randn(WIDTH, generator=generator)
+
+
+def slow_sums(managers: VisualManagers, maps, index: int) -> torch.Tensor:
+    """Equation 14, one number at a time."""
+    scores = managers.managers[index].scores
+    sums = torch.zeros(CROPS, TOKENS, WIDTH)
+    for crop in range(CROPS):
+        for token in range(TOKENS):
+            for channel in range(WIDTH):
+                for layer in range(len(scores)):
+                    value = maps[layer][crop, token, channel] + managers.layer_embedding[layer, channel]
+                    sums[crop, token, channel] += scores[layer, channel] * value
+    return sums
+
+
+@pytest.mark.parametrize("first_omits", [False, True])
+def test_sums_and_newlines_equal_a_slow_loop(first_omits):
+    managers = make_managers(first_omits_last_map=first_omits)
+    maps, newline = make_maps()
+    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    assert len(managers.managers[0].scores) == (2 if first_omits else 3)
+    assert len(outputs) == 2
+    for index, (sums, newline_sums) in enumerate(outputs):
+        torch.testing.assert_close(sums, slow_sums(managers, maps, index))
+        scores = managers.managers[index].scores
+        expected = sum(scores[layer] * newline for layer in range(len(scores)))
+        torch.testing.assert_close(newline_sums, expected.expand(SAMPLES, -1))
+
+
+def test_gradients_equal_those_of_the_slow_loop():
+    managers = make_managers()
+    maps, newline = make_maps()
+    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    outputs[1][0].square().sum().backward()
+    found = managers.managers[1].scores.grad.clone(), managers.layer_embedding.grad.clone()
+    managers.zero_grad()
+    slow_sums(managers, maps, 1).square().sum().backward()
+    torch.testing.assert_close(found[0], managers.managers[1].scores.grad)
+    torch.testing.assert_close(found[1], managers.layer_embedding.grad)
+
+
+def test_released_jitter_is_drawn_anew_per_manager_and_sample_and_multiplies_the_scores(monkeypatch):
+    managers = make_managers(jitter="released").train()
+    maps, newline = make_maps()
+    drawn = []
+
+    def record(*arguments):
+        drawn.append(draw_jitter(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr("llava.managers.draw_jitter", record)
+    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    assert [factors.shape for factors in drawn] == [(SAMPLES, 3, WIDTH)] * 2
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0][0], drawn[0][1])
+    plain = managers.managers[1].scores.detach().clone()
+    for crop, sample in enumerate(SAMPLE_OF_CROP):
+        managers.managers[1].scores.data = plain * drawn[1][sample]
+        torch.testing.assert_close(outputs[1][0][crop], slow_sums(managers, maps, 1)[crop])
+
+
+@pytest.mark.parametrize(("jitter", "low", "high"), [("paper", 0.98, 1.02), ("released", 0.99, 1.01)])
+def test_jitter_fills_its_range_in_float32(jitter, low, high):
+    factors = draw_jitter(jitter, (10_000,), torch.device("cpu"))
+    assert factors.dtype == torch.float32
+    assert low <= factors.min() < low + 1e-3
+    assert high - 1e-3 < factors.max() <= high
+
+
+def test_no_noise_in_evaluation():
+    managers = make_managers(jitter="released")
+    maps, newline = make_maps()
+    first, second = (managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)[0][0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_two_layer_sets():
+    paper, released = ManagerConfig.paper(26, 24), ManagerConfig.released(26, 24)
+    assert paper.vision_layers == tuple(range(14, 27))
+    assert released.vision_layers == tuple(range(13, 26))
+    assert paper.injection_layers == released.injection_layers == (0, 4, 8, 12, 16, 20)
+    assert [released.num_maps(layer) for layer in released.injection_layers] == [12, 13, 13, 13, 13, 13]
+    assert {paper.num_maps(layer) for layer in paper.injection_layers} == {13}
+
+
+def test_negative_layers_count_from_the_end():
+    config = ManagerConfig(vision_layers=(-1, 3), injection_layers=(-6, 0)).resolved(26, 24)
+    assert config.vision_layers == (26, 3)
+    assert config.injection_layers == (18, 0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vision_layers": (27,)}, r"vision_layers \[27\] do not exist: the model has 27, from 0 to 26"),
+        ({"injection_layers": (-25,)}, r"injection_layers \[-25\] do not exist: the model has 24"),
+        ({"vision_layers": ()}, "at least one layer"),
+        ({"vision_layers": (26, -1)}, "none twice"),
+        ({"scope": "tiles"}, "unknown manager scope 'tiles'"),
+        ({"jitter": "gauss"}, "unknown manager jitter 'gauss'"),
+        ({"vision_layers": (3,), "first_omits_last_map": True}, "needs at least 2 vision_layers"),
+    ],
+)
+def test_wrong_settings_are_named(fields, message):
+    with pytest.raises(LlavaError, match=message):
+        ManagerConfig(**{"vision_layers": (1, 2), "injection_layers": (0,), **fields}).resolved(26, 24)
