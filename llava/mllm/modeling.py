@@ -146,13 +146,12 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
         last = self.config.vision_config.num_hidden_layers
         managed = self.config.managers.vision_layers if self.managers is not None else ()
-        states = self.vision_tower(pixel_values, {last, *managed})
-        # The visual input is projected alone, so that it has the same bits with and without managers.
-        projected = {last: self.multi_modal_projector(states[last])}
         others = [layer for layer in managed if layer != last]
+        visual_input, *states = self.vision_tower(pixel_values, [last, *others])
+        # The visual input is projected alone, so that it has the same bits with and without managers.
+        projected = {last: self.multi_modal_projector(visual_input)}
         if others:
-            maps = self.multi_modal_projector(torch.stack([states[layer] for layer in others]))
-            projected.update(zip(others, maps))
+            projected.update(zip(others, self.multi_modal_projector(torch.stack(states))))
         if self.managers is None:
             return projected[last], []
         maps = [projected[layer] for layer in managed]

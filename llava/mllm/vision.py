@@ -14,11 +14,12 @@ class MultiLayerSiglip(SiglipVisionModel):
         super().__init__(config)
         self.post_layernorm.requires_grad_(False)
 
-    def forward(self, pixel_values: torch.Tensor, layers: set[int]) -> dict[int, torch.Tensor]:
+    def forward(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
         """pixel_values: (crops, 3, S, S), normalised. layers: indices of hidden states, 0 = the embeddings.
 
-        Returns {layer: (crops, tokens, width)}; layers above the highest asked for are not run. The gradient enters in
-        one memory layout, so that sums over it have the same order, and bits, with and without managers.
+        Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.
+        The gradient enters in one memory layout, so that sums over it have the same order, and bits, with and without
+        managers.
         """
         hidden_states = self.embeddings(pixel_values)
         kept = {0: hidden_states} if 0 in layers else {}
@@ -28,4 +29,4 @@ class MultiLayerSiglip(SiglipVisionModel):
                 kept[index] = hidden_states
         if hidden_states.requires_grad:
             hidden_states.register_hook(torch.Tensor.contiguous)
-        return kept
+        return [kept[layer] for layer in layers]

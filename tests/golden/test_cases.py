@@ -76,10 +76,10 @@ def tower_states(case: Case) -> dict[str, torch.Tensor]:
     config = case.model.config
     last = config.vision_config.num_hidden_layers
     managed = list(config.managers.vision_layers) if config.managers is not None else []
-    states = case.model.model.vision_tower(case.inputs["pixel_values"], {last, *managed})
-    found = {"out.tower_last.0": states[last]}
+    visual_input, *states = case.model.model.vision_tower(case.inputs["pixel_values"], [last, *managed])
+    found = {"out.tower_last.0": visual_input}
     if managed:
-        found["out.tower_select.0"] = torch.stack([states[layer] for layer in managed], dim=1)
+        found["out.tower_select.0"] = torch.stack(states, dim=1)
     return found
 
 

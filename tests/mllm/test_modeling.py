@@ -117,12 +117,16 @@ def test_paper_jitter_multiplies_the_output_while_training_only(make_model, make
 def test_only_the_needed_vision_layers_run(make_model, make_processor, make_image):
     model = make_model(managers=ManagerConfig(vision_layers=(1,), injection_layers=(0,)))
     inputs = inputs_of(make_processor(), (QUESTION, [make_image()]))
-    states = model.model.vision_tower(inputs["pixel_values"], {1, 2})
-    assert set(states) == {1, 2}
+    ran = []
+    for index, layer in enumerate(model.model.vision_tower.encoder.layers, start=1):
+        layer.register_forward_hook(lambda module, args, output, index=index: ran.append(index))
+    states = model.model.vision_tower(inputs["pixel_values"], [2, 0])
+    assert ran == [1, 2]
     expected = super(type(model.model.vision_tower), model.model.vision_tower).forward(
         inputs["pixel_values"], output_hidden_states=True
     )
-    torch.testing.assert_close(states[2], expected.hidden_states[2])
+    torch.testing.assert_close(states[0], expected.hidden_states[2])
+    torch.testing.assert_close(states[1], expected.hidden_states[0])
 
 
 def test_a_mixed_left_padded_batch_equals_its_samples_one_by_one(make_model, make_processor, make_image):
