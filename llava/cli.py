@@ -4,6 +4,8 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
+    "chat": ("llava.chat.cli", "talk with a model about images"),
     "data": ("llava.data.main", "check a data mixture"),
 }
 

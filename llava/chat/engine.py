@@ -1,0 +1,214 @@
+"""One engine for chat and evaluation: loads a checkpoint folder, answers batches, streams one answer.
+
+Dialogue ── prompt text, <image> placed ── processor ── generate ── decoded, stripped
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers.utils import is_flash_attn_2_available
+
+from llava.constants import IMAGE_TOKEN
+from llava.data.conversation import END, encode_prompt
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.schema import Turn
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class Dialogue:
+    """A conversation that waits for the model's next turn.
+
+    turns: ends with a human turn; a leading system turn replaces the default system message. images: in the order of
+    their places; `<image>` in a turn's text marks the place, and if no turn has one, all images are joined in front of
+    the first human turn.
+    """
+
+    turns: list[Turn]
+    images: list[Image.Image] = field(default_factory=list)
+
+
+def join_images(text: str, count: int) -> str:
+    """`text` with `count` images in front: "<image> <image>\\n" + text, as the training data has it."""
+    return f"{' '.join([IMAGE_TOKEN] * count)}\n{text}" if count else text
+
+
+def check_model_folder(path: str | Path) -> None:
+    """Raises LlavaError unless `path` is a folder that holds a LLaVA-OV-Manager model; reads config.json only."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LlavaError(f"{folder}: no such model folder")
+    if not (folder / "config.json").is_file():
+        raise LlavaError(f"{folder}: not a model folder (no config.json)")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = config["model_type"]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise LlavaError(f"{folder / 'config.json'}: not a model configuration ({error})") from error
+    if found != LlavaOVManagerConfig.model_type:
+        is_text_model = any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
+        kind = "a text-only model" if is_text_model and "vision_config" not in config else "a model"
+        raise LlavaError(f"{folder}: {kind} of type {found!r}; needed is {LlavaOVManagerConfig.model_type!r}")
+
+
+class Engine:
+    """A loaded model with its processor. Answers are greedy unless a temperature is given."""
+
+    def __init__(self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor):
+        self.model = model.eval()
+        self.processor = processor
+        tokenizer = processor.tokenizer
+        stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
+        # Replaces what the language model's folder brought along: Qwen2-Instruct's repetition_penalty of 1.1 and so on.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id, repetition_penalty=1.0
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+    ) -> "Engine":
+        """Loads a checkpoint folder.
+
+        device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU, float32 elsewhere.
+        attn_implementation: None is flash_attention_2 where it is installed and can be used, else sdpa.
+        Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
+        """
+        check_model_folder(path)
+        place = _device(device)
+        if dtype not in ("auto", *DTYPES):
+            raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
+        kind = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        if attn_implementation is None:
+            flash = place.type == "cuda" and kind != torch.float32 and is_flash_attn_2_available()
+            attn_implementation = "flash_attention_2" if flash else "sdpa"
+        try:
+            processor = LlavaOVManagerProcessor.from_pretrained(path)
+            model, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(
+                path, dtype=kind, attn_implementation=attn_implementation, output_loading_info=True
+            )
+        except LlavaError:
+            raise
+        except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise LlavaError(f"{path}: cannot be loaded: {reason}") from error
+        for problem in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, loading[f"{problem}_keys"])):
+                raise LlavaError(f"{path}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
+        return cls(model.to(place), processor)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def describe(self) -> str:
+        """Device, dtype and attention in a few words."""
+        dtype, attention = str(self.model.dtype).removeprefix("torch."), self.model.config._attn_implementation
+        return f"{self.device}, {dtype}, {attention}"
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        """Length of the prompt with all visual tokens, without touching a pixel."""
+        several = len(dialogue.images) > 1
+        layouts = [self.processor.image_processor.layout(image.size, several) for image in dialogue.images]
+        text = encode_prompt(self.processor.tokenizer, _placed(dialogue), images=len(layouts))
+        return len(text) + sum(layout.num_tokens - 1 for layout in layouts)
+
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answers one left-padded batch, in its order, stripped.
+
+        temperature 0 is greedy (or beam search with num_beams > 1). stop: an answer is cut before the first of these.
+        """
+        inputs = self._inputs(dialogues)
+        options = _options(max_new_tokens, temperature, top_p, num_beams)
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, **options)
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [_cut(text, stop).strip() for text in texts]
+
+    def stream(
+        self, dialogue: Dialogue, *, max_new_tokens: int, temperature: float = 0.0, top_p: float | None = None
+    ) -> Iterator[str]:
+        """Yields the answer in pieces as they are generated. Closing the iterator stops the generation.
+
+        The model works in a thread of its own; what it raises is raised here.
+        """
+        inputs = self._inputs([dialogue])
+        options = _options(max_new_tokens, temperature, top_p, num_beams=1)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopped = Event()
+
+        def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+            return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
+
+        def work() -> None:
+            criteria = StoppingCriteriaList([is_stopped])
+            try:
+                with torch.inference_mode():
+                    self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+            finally:
+                streamer.end()  # after an error too, or the reader below would wait for ever
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            answer = pool.submit(work)
+            try:
+                yield from (piece for piece in streamer if piece)
+            finally:
+                stopped.set()
+            answer.result()
+
+    def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
+        batch = self.processor.encode_prompts([(_placed(dialogue), dialogue.images) for dialogue in dialogues])
+        return batch.to(self.device)
+
+
+def _placed(dialogue: Dialogue) -> tuple[Turn, ...]:
+    """The turns with a place for each image; a wrong number of places is found when they are encoded."""
+    turns = list(dialogue.turns)
+    if dialogue.images and not any(IMAGE_TOKEN in turn.text for turn in turns):
+        for index, turn in enumerate(turns):
+            if turn.role == "human":
+                turns[index] = Turn("human", join_images(turn.text, len(dialogue.images)))
+                break
+    return tuple(turns)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
+        raise LlavaError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _options(max_new_tokens: int, temperature: float, top_p: float | None, num_beams: int) -> dict:
+    options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": temperature > 0}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": 0}
+    return options
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    return min((text.partition(mark)[0] for mark in stop), key=len, default=text)

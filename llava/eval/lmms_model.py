@@ -1,0 +1,14 @@
+"""The lmms-eval plugin: entry point group `lmms_eval.models`, model name `llava_ov_manager`.
+
+lmms-eval loads every entry point whenever it lists its models, so nothing heavy is imported here; the model itself is
+llava/eval/adapter.py.
+"""
+
+MODEL_ID = "llava_ov_manager"
+
+
+def manifest():
+    """The harness's `ModelManifest` that says where the chat model lives."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(model_id=MODEL_ID, chat_class_path="llava.eval.adapter.LlavaOVManager")

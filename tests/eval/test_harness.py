@@ -1,0 +1,156 @@
+"""The plugin and the digit-pages task through the real lmms-eval, with a tiny model of random weights."""
+
+import re
+import subprocess
+import sys
+from itertools import chain
+
+import numpy as np
+import pytest
+from lmms_eval import evaluator
+from lmms_eval.models import get_model
+
+from llava.chat.engine import Engine
+from llava.errors import LlavaError
+from llava.eval import adapter, report
+from llava.eval.harness import Job, run, task_names
+from llava.eval.lmms_model import MODEL_ID
+from llava.eval.store import load_run
+
+# Document i accepts "i" and "the i", and its kind is place, read, count, compare in turn. (answer, ANLS, exact match)
+SCRIPT = [
+    ("0", 1.0, 1),
+    ("The  1", 1.0, 1),  # case and spaces do not count
+    ("thx 2", 0.8, 0),  # one of five letters is wrong
+    ("99", 0.0, 0),
+    ("5", 0.0, 0),
+    ("", 0.0, 0),
+    ("6", 1.0, 1),
+    ("7", 1.0, 1),
+    ("8", 1.0, 1),
+    ("the9", 0.8, 0),
+]
+
+
+@pytest.fixture
+def job(tiny_model_dir, digit_pages, tmp_path):
+    """A function: changes to a job on the tiny model."""
+
+    def make(**changes):
+        settings = {"out": str(tmp_path / "run"), "batch_size": 4, "device": "cpu"} | changes
+        return Job(model=str(tiny_model_dir), task="digit_pages", data=str(digit_pages), **settings)
+
+    return make
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Scripted answers instead of generated ones; collects the batches that the engine was asked."""
+    asked = []
+
+    def answer(engine, dialogues, **settings):
+        asked.append((engine, list(dialogues), settings))
+        places = [re.search(r"place (\d+)", dialogue.turns[-1].text)[1] for dialogue in dialogues]
+        return [SCRIPT[int(place)][0] for place in places]
+
+    monkeypatch.setattr(Engine, "generate", answer)
+    return asked
+
+
+def test_scores_are_those_computed_by_hand(job, batches):
+    folder = run(job())
+    (result,) = load_run(folder.parent)
+    assert result.scores["anls"] == pytest.approx([anls for _, anls, _ in SCRIPT])
+    assert result.scores["exact_match"] == [float(exact) for *_, exact in SCRIPT]
+    by_kind = {kind: result.scores[f"exact_match_{kind}"] for kind in ("place", "read", "count", "compare")}
+    assert by_kind == {"place": [1, 0, 1], "read": [1, 0, 0], "count": [0, 1], "compare": [0, 1]}
+    assert (result.run["documents"], result.run["versions"]["lmms-eval"]) == (10, "0.7.3")
+
+    rows = report.build_report([folder.parent]).rows
+    values = {metric: cells["run"].value for (_, metric), cells in rows.items()}
+    assert values["anls"] == pytest.approx(66.0)
+    assert values["exact_match"] == pytest.approx(50.0)
+    assert values["exact_match_place"] == pytest.approx(200 / 3)
+
+
+def test_requests_are_batched_longest_first_with_the_tasks_settings(job, batches, monkeypatch):
+    monkeypatch.setattr(adapter, "WINDOW", 3)
+    run(job(batch_size=2))
+    assert [len(dialogues) for _, dialogues, _ in batches] == [2] * 5
+    lengths = [[engine.count_tokens(dialogue) for dialogue in dialogues] for engine, dialogues, _ in batches]
+    for window in (lengths[:3], lengths[3:]):
+        flat = list(chain.from_iterable(window))
+        assert flat == sorted(flat, reverse=True)
+        assert len(set(flat)) > 1
+    greedy = {"max_new_tokens": 16, "temperature": 0.0, "top_p": None, "num_beams": 1, "stop": ()}
+    assert all(settings == greedy for *_, settings in batches)
+
+
+def test_a_limit_takes_the_first_documents(job, batches):
+    (result,) = load_run(run(job(limit=3)).parent)
+    assert result.scores["exact_match"] == [1.0, 1.0, 0.0]
+
+
+def test_the_blind_model_sees_noise_of_the_same_sizes(job, batches):
+    def pages_seen(**changes):
+        batches.clear()
+        (result,) = load_run(run(job(**changes)).parent)
+        assert result.run["image_noise"] is changes.get("image_noise", False)
+        dialogues = chain.from_iterable(dialogues for _, dialogues, _ in batches)
+        return {dialogue.turns[0].text: np.asarray(dialogue.images[0]) for dialogue in dialogues}
+
+    seen, blind, again = pages_seen(), pages_seen(image_noise=True), pages_seen(image_noise=True, batch_size=1)
+    assert len(seen) == 10
+    for question, page in seen.items():
+        assert page.shape == blind[question].shape
+        assert not np.array_equal(page, blind[question])
+        assert np.array_equal(blind[question], again[question])
+
+
+def test_a_lost_document_is_an_error_and_leaves_no_results(job, batches, monkeypatch, tmp_path):
+    evaluate = evaluator.simple_evaluate
+
+    def lossy(**arguments):
+        results = evaluate(**arguments)
+        del results["samples"]["digit_pages"][4]
+        return results
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", lossy)
+    with pytest.raises(LlavaError, match="task digit_pages: 9 of 10 documents have one answer"):
+        run(job())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_document_that_cannot_be_asked_is_named(job, monkeypatch):
+    def fail(messages):
+        raise LlavaError("no such page")
+
+    monkeypatch.setattr(adapter, "dialogue_from", fail)
+    with pytest.raises(LlavaError, match="digit_pages document 0: no such page"):
+        run(job())
+
+
+def test_tasks_that_need_likelihoods_are_refused(tiny_model_dir):
+    model = get_model(MODEL_ID)(str(tiny_model_dir), device="cpu")
+    assert isinstance(model, adapter.LlavaOVManager)
+    with pytest.raises(LlavaError, match="answers by generating text"):
+        model.loglikelihood([])
+    with pytest.raises(LlavaError, match="several rounds"):
+        model.generate_until_multi_round([])
+    with pytest.raises(LlavaError, match="batch_size must be a whole number from 1, found 'auto'"):
+        get_model(MODEL_ID)(str(tiny_model_dir), batch_size="auto", device="cpu")
+
+
+def test_the_plugin_is_found_by_its_entry_point_and_is_light():
+    code = (
+        "import sys; from importlib.metadata import entry_points;"
+        "(plugin,) = entry_points(group='lmms_eval.models', name='llava_ov_manager');"
+        "manifest = plugin.load()();"
+        "print(manifest.model_id, manifest.chat_class_path, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["llava_ov_manager", "llava.eval.adapter.LlavaOVManager", "False"]
+
+
+def test_shipped_tasks_are_listed():
+    assert task_names() == ["digit_pages"]

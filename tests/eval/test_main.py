@@ -1,0 +1,66 @@
+"""`llava eval` from the command line to the table."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from llava.cli import main
+from llava.eval.store import load_run
+
+COMMAND = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pages, tmp_path, processes):
+    out = tmp_path / "tiny"
+    arguments = ["--model", tiny_model_dir, "--data", digit_pages, "--out", out, "--processes", processes, "--limit", 7]
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].split() == ["task", "metric", "tiny"]
+    (result,) = load_run(out)
+    assert len(result.scores["exact_match"]) == result.run["documents"] == 7
+    rows = [json.loads(line) for line in (out / "digit_pages" / "samples.jsonl").read_text().splitlines()]
+    assert [row["doc"]["question_id"] for row in rows] == [f"q{index}" for index in range(7)]
+
+
+def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, digit_pages, tmp_path):
+    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"broken")
+    stale = tmp_path / "run" / "digit_pages"
+    stale.mkdir(parents=True)
+    arguments = ["--model", model, "--data", digit_pages, "--out", tmp_path / "run"]
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"error: {model}: cannot be loaded" in done.stderr
+    assert "error: task digit_pages failed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "nowhere"}, "nowhere: no such model folder"),
+        ({"--tasks": "digit_pages,crosswords"}, "unknown task 'crosswords'; choose of digit_pages"),
+        ({"--data": "nowhere"}, "nowhere: not a dataset folder"),
+        ({"--limit": "0"}, "--limit must be at least 1, found 0"),
+        ({"--batch_size": "-2"}, "--batch_size must be at least 1, found -2"),
+        ({"--processes": "0"}, "--processes must be at least 1, found 0"),
+    ],
+)
+def test_wrong_arguments_get_one_line(tiny_model_dir, digit_pages, tmp_path, capsys, changes, message):
+    arguments = {"--model": tiny_model_dir, "--tasks": "digit_pages", "--data": digit_pages, "--out": tmp_path / "run"}
+    arguments |= changes
+    assert main(["eval", *(str(part) for pair in arguments.items() for part in pair)]) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_report_is_a_part_of_the_command(tmp_path, capsys):
+    assert main(["eval", "report", str(tmp_path / "nowhere")]) == 2
+    assert "no such run folder" in capsys.readouterr().err
