@@ -82,8 +82,10 @@ def parse_pinpoints(pinpoints, tile: int) -> tuple[tuple[int, int], ...]:
         return ()
     if not isinstance(pinpoints, str):
         return tuple((int(width), int(height)) for width, height in pinpoints)
+    if "..." not in pinpoints:
+        raise LlavaError(f"image_grid_pinpoints {pinpoints!r} is not of the form '(1x1),...,(6x6)'")
     ends = [(int(w), int(h)) for w, h in re.findall(r"\(\s*(\d+)\s*x\s*(\d+)\s*\)", pinpoints)]
-    if len(ends) < 2:
+    if len(ends) != 2:
         raise LlavaError(f"image_grid_pinpoints {pinpoints!r} is not of the form '(1x1),...,(6x6)'")
     (first_w, first_h), (last_w, last_h) = ends[0], ends[-1]
     return tuple((w * tile, h * tile) for w in range(first_w, last_w + 1) for h in range(first_h, last_h + 1))

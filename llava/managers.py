@@ -9,13 +9,15 @@ Shapes: C crops, T tokens per crop, D width of the language model, N selected vi
 A map is one vision layer after the shared projector, (C, T, D).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import nn
 
 from llava.errors import LlavaError
 
+QUERIES = ("self", "last", "average", "cross")
+QUESTION_RULES = ("turn", "released")
 SCOPES = ("all", "main", "grid")
 JITTER_RANGES = {"none": None, "paper": (0.98, 1.02), "released": (0.99, 1.01)}
 
@@ -30,6 +32,9 @@ class ManagerConfig:
     scope: visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
     jitter: noise while training. `paper` multiplies a manager's output elementwise by U(0.98, 1.02) (Equation 12);
         `released` multiplies W by U(0.99, 1.01); both anew for each manager and sample. `none` draws nothing.
+    query: None for static managers. Else every manager but the first is adaptive and asks with the token's hidden
+        state: alone (`self`), or beside the question's `last` token, its `average`, or a `cross` attention over it.
+    question: which tokens are the question, see llava/mllm/questions.py.
     """
 
     vision_layers: tuple[int, ...]
@@ -37,15 +42,21 @@ class ManagerConfig:
     first_omits_last_map: bool = False
     scope: str = "all"
     jitter: str = "paper"
+    query: str | None = None
+    question: str = "turn"
 
     def __post_init__(self):
         object.__setattr__(self, "vision_layers", tuple(self.vision_layers))
         object.__setattr__(self, "injection_layers", tuple(self.injection_layers))
-        for field, choices in (("scope", SCOPES), ("jitter", tuple(JITTER_RANGES))):
-            if getattr(self, field) not in choices:
-                raise LlavaError(
-                    f"unknown manager {field} {getattr(self, field)!r}; choose one of {', '.join(choices)}"
-                )
+        for field, choices in (
+            ("scope", SCOPES),
+            ("jitter", tuple(JITTER_RANGES)),
+            ("query", (None, *QUERIES)),
+            ("question", QUESTION_RULES),
+        ):
+            found = getattr(self, field)
+            if found not in choices:
+                raise LlavaError(f"unknown manager {field} {found!r}; choose one of {', '.join(map(str, choices))}")
         for field in ("vision_layers", "injection_layers"):
             layers = getattr(self, field)
             if not layers or len(set(layers)) != len(layers):
@@ -74,7 +85,7 @@ class ManagerConfig:
         # A tower of L layers has L + 1 hidden states.
         vision = _resolve_layers("vision_layers", self.vision_layers, num_vision_layers + 1)
         injection = _resolve_layers("injection_layers", self.injection_layers, num_text_layers)
-        return ManagerConfig(vision, injection, self.first_omits_last_map, self.scope, self.jitter)
+        return replace(self, vision_layers=vision, injection_layers=injection)
 
     def num_maps(self, injection_layer: int) -> int:
         """How many maps the manager before `injection_layer` sums."""
@@ -122,6 +133,49 @@ class StaticManager(nn.Module):
         return sums_CTD, scores_SND.sum(1) * newline_D
 
 
+class AdaptiveManager(nn.Module):
+    """One AAUM: a sum over maps whose weights every token chooses for itself, without softmax.
+
+    delta = sum_i score_i * gate_i * (map_i + e_i),    score = controller(query),    gate = 0 at initialisation
+    """
+
+    def __init__(self, num_maps: int, width: int, query: str):
+        super().__init__()
+        self.query = query
+        self.controller = nn.Linear(width if query == "self" else 2 * width, num_maps, bias=False)
+        self.gate = nn.Parameter(torch.zeros(num_maps, width))
+        if query == "cross":
+            self.query_proj = nn.Linear(width, width)
+            self.key_proj = nn.Linear(width, width)
+
+    def forward(self, visual_VD, question_QD, maps, jitter_NVD=None):
+        """What is added at one image's V tokens, (V, D).
+
+        visual_VD: their hidden states. question_QD: those of its question; without any, the image asks itself.
+        maps: N tensors (V, D), packed. jitter_NVD: factors on the weights, or None for none.
+        """
+        scores_VN = self.controller(self._query_states(visual_VD, question_QD if len(question_QD) else visual_VD))
+        delta_VD = torch.zeros_like(visual_VD)
+        for index, map_VD in enumerate(maps):
+            weights_VD = scores_VN[:, index, None] * self.gate[index]
+            if jitter_NVD is not None:
+                weights_VD = (weights_VD * jitter_NVD[index]).to(visual_VD)
+            delta_VD = torch.addcmul(delta_VD, weights_VD, map_VD)
+        return delta_VD
+
+    def _query_states(self, visual_VD, question_QD):
+        if self.query == "self":
+            return visual_VD
+        if self.query == "last":
+            asked_VD = question_QD[-1:].expand_as(visual_VD)
+        elif self.query == "average":
+            asked_VD = question_QD.mean(0).expand_as(visual_VD)
+        else:
+            similarity_VQ = self.query_proj(visual_VD) @ self.key_proj(question_QD).T / visual_VD.shape[-1] ** 0.5
+            asked_VD = similarity_VQ.softmax(-1) @ question_QD
+        return torch.cat([asked_VD, visual_VD], dim=-1)
+
+
 class VisualManagers(nn.Module):
     """All managers of a model and the layer embedding that they share."""
 
@@ -129,21 +183,37 @@ class VisualManagers(nn.Module):
         super().__init__()
         self.config = config
         self.layer_embedding = nn.Parameter(torch.randn(len(config.vision_layers), width) / width**0.5)
-        self.managers = nn.ModuleList(StaticManager(config.num_maps(layer), width) for layer in config.injection_layers)
+        adaptive_layers = config.injection_layers[1:] if config.query is not None else ()
+        self.managers = nn.ModuleList(
+            AdaptiveManager(config.num_maps(layer), width, config.query)
+            if layer in adaptive_layers
+            else StaticManager(config.num_maps(layer), width)
+            for layer in config.injection_layers
+        )
 
     def forward(self, maps, newline_D, sample_of_crop_C, num_samples):
-        """Runs every manager on the same maps.
+        """What is to be packed: the static managers' sums and, where adaptive managers follow, the maps themselves.
 
         maps: one (C, T, D) tensor per selected vision layer. sample_of_crop_C: int64, the sample each crop belongs to.
-        Returns K pairs (sums per crop (C, T, D), newline vector per sample (S, D)), in the order of injection_layers.
+        Returns pairs (crops (C, T, D), newline vector per sample (S, D)): K sums in the order of injection_layers, or
+        one sum and N maps with their layer embedding.
         """
-        noisy_scores = self.training and self.config.jitter == "released"
         outputs = []
         for manager in self.managers:
-            jitter = None
-            if noisy_scores:
-                shape = (num_samples, len(maps), newline_D.shape[-1])
-                jitter = draw_jitter(self.config.jitter, shape, newline_D.device)
-            sums, newline_SD = manager(maps, self.layer_embedding, newline_D, jitter, sample_of_crop_C)
-            outputs.append((sums, newline_SD.expand(num_samples, -1)))
+            if isinstance(manager, StaticManager):
+                jitter_SND = self._score_jitter((num_samples, len(maps), newline_D.shape[-1]), newline_D.device)
+                sums, newline_SD = manager(maps, self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
+                outputs.append((sums, newline_SD.expand(num_samples, -1)))
+        if self.config.query is not None:
+            newline_SD = newline_D.expand(num_samples, -1)
+            outputs += [(map_CTD + self.layer_embedding[index], newline_SD) for index, map_CTD in enumerate(maps)]
         return outputs
+
+    def adapt(self, index: int, visual_VD, question_QD, maps):
+        """Runs adaptive manager `index` on one image, see AdaptiveManager.forward."""
+        jitter_NVD = self._score_jitter((len(maps), *visual_VD.shape), visual_VD.device)
+        return self.managers[index](visual_VD, question_QD, maps, jitter_NVD)
+
+    def _score_jitter(self, shape: tuple[int, ...], device: torch.device):
+        noisy = self.training and self.config.jitter == "released"
+        return draw_jitter(self.config.jitter, shape, device) if noisy else None

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfi
 
 from llava.anyres import TilingConfig
 from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
-from llava.managers import ManagerConfig
+from llava.managers import ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from tests.paths import GOLDEN_DIR
 
@@ -108,7 +108,8 @@ def make_model(make_config):
         model = LlavaOVManagerForConditionalGeneration(make_config(tiling, managers, **text)).eval()
         if model.model.managers is not None and not zero_managers:
             for manager in model.model.managers.managers:
-                torch.nn.init.normal_(manager.scores, std=0.3)
+                if isinstance(manager, StaticManager):
+                    torch.nn.init.normal_(manager.scores, std=0.3)
         return model
 
     return make

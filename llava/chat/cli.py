@@ -147,7 +147,7 @@ def converse(chat: Chat) -> None:
             _obey(chat, line)
         except KeyboardInterrupt:
             _note("stopped")
-        except LlavaError as error:
+        except (LlavaError, RuntimeError) as error:  # RuntimeError: the device is out of memory, say
             _note(f"error: {error}")
 
 

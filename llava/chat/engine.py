@@ -178,6 +178,9 @@ class Engine:
 
     def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
         batch = self.processor.encode_prompts([(_placed(dialogue), dialogue.images) for dialogue in dialogues])
+        length, limit = batch["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        if length > limit:
+            raise LlavaError(f"the prompt has {length} tokens, but the model reads at most {limit}")
         return batch.to(self.device)
 
 

@@ -42,6 +42,8 @@ def _inspect(sample: Sample, image_folder: Path) -> tuple[list[tuple[int, int]],
     placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in sample.turns)
     if sample.images and placeholders != len(sample.images):
         return [], f"{sample}: found {placeholders} {IMAGE_TOKEN} placeholders but {len(sample.images)} images"
+    if not any(turn.role == "gpt" and turn.text.strip() for turn in sample.turns):
+        return [], f"{sample}: the conversation has no answer to learn from"
     try:
         return [image_size(image_folder / image) for image in sample.images], None
     except DataError as error:

@@ -59,16 +59,6 @@ def encode_prompt(tokenizer, turns: tuple[Turn, ...], system: str = SYSTEM_MESSA
     return [*ids, tokenizer.convert_tokens_to_ids(START), *_text_ids(tokenizer, "assistant\n")]
 
 
-def render_prompt(turns: tuple[Turn, ...], system: str = SYSTEM_MESSAGE, add_generation_prompt: bool = False) -> str:
-    """The qwen_1_5 prompt as text."""
-    turns, system = _split_system(turns, system)
-    text = "".join(
-        f"{START}{_CHATML_ROLES.get(turn.role, turn.role)}\n{turn.text}{END}\n"
-        for turn in (Turn("system", system), *turns)
-    )
-    return text + f"{START}assistant\n" if add_generation_prompt else text
-
-
 def _image_first(turn: Turn) -> Turn:
     """A single placeholder moves to the start of its turn; none or several stay where they are."""
     if turn.text.count(IMAGE_TOKEN) != 1 or turn.text.startswith(IMAGE_TOKEN):

@@ -35,7 +35,10 @@ def open_image(source, name: str | None = None) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height) from the header alone; raises DataError as open_image does, and for a file cut off at its end."""
+    """(width, height); raises DataError as open_image does, also for a file cut off at its end.
+
+    Whole JPEG and PNG files are known by their header and their last bytes; others are decoded.
+    """
     try:
         with Image.open(path) as image:
             size, kind = image.size, image.format
@@ -47,10 +50,10 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def _has_end_marker(path: str | os.PathLike, kind: str | None) -> bool:
-    """Whether a JPEG or PNG ends as it should; other formats are taken as they are."""
+    """Whether a JPEG or PNG ends as it should; unknown, so False, for other formats."""
     marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
     if marker is None:
-        return True
+        return False
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - 16, 0))
         return marker in file.read()

@@ -47,9 +47,11 @@ def mixture_entries(path: str | Path) -> list[tuple[Path, str]]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"mixture {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise DataError(f"mixture {path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise DataError(f"mixture {path} is not YAML: {' '.join(str(error).split())}") from None
     datasets = content.get("datasets") if isinstance(content, dict) else None
@@ -58,7 +60,7 @@ def mixture_entries(path: str | Path) -> list[tuple[Path, str]]:
     entries = []
     for number, entry in enumerate(datasets, start=1):
         unknown = set(entry) - {"json_path", "sampling_strategy"} if isinstance(entry, dict) else {"not an object"}
-        if unknown or "json_path" not in entry:
+        if unknown or not isinstance(entry.get("json_path"), str):
             raise DataError(f"mixture {path} entry {number} must have json_path and sampling_strategy, found {entry!r}")
         strategy = str(entry.get("sampling_strategy", "all"))
         _parse_strategy(strategy, f"mixture {path} entry {number}")
@@ -82,10 +84,12 @@ def load_mixture(path: str | Path, seed: int) -> Mixture:
 def read_records(file: Path) -> list:
     """The rows of a JSON list or a JSONL file; DataError names the file and line."""
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"data file {file} cannot be read: {error.strerror}") from None
-    lines = enumerate(text.splitlines(), start=1) if file.suffix == ".jsonl" else [(1, text)]
+    except UnicodeDecodeError:
+        raise DataError(f"data file {file} is not UTF-8 text") from None
+    lines = enumerate(text.split("\n"), start=1) if file.suffix == ".jsonl" else [(1, text)]
     records = []
     for number, line in lines:
         try:

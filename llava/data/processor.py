@@ -14,15 +14,18 @@ from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
 
 OVER_LONG = ("error", "truncate")
+# Images of one turn are joined by spaces and followed by a newline, as in training.
 CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}{{ '<|im_start|>system\\n"
-    + SYSTEM_MESSAGE
-    + "<|im_end|>\\n' }}{%- endif -%}"
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\\n" + SYSTEM_MESSAGE + "<|im_end|>\\n' }}{%- endif -%}"
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
     "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}{{ '" + IMAGE_TOKEN + "\\n' }}{%- else -%}{{ part['text'] }}{%- endif -%}"
-    "{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
+    "{%- if part['type'] == 'image' -%}"
+    "{{ '" + IMAGE_TOKEN + "' + (' ' if loop.nextitem is defined and loop.nextitem['type'] == 'image' else '\\n') }}"
+    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}"
+    "{%- else -%}{{ raise_exception('only text and images can be shown, not ' + part['type']) }}"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 
@@ -61,14 +64,15 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         )
 
     def crops(self, image: Image.Image, several_images: bool) -> np.ndarray:
-        """Normalised crops of one RGB image, float32 (crops, 3, size, size)."""
+        """Normalised crops of one image, float32 (crops, 3, size, size)."""
+        image = image if image.mode == "RGB" else image.convert("RGB")
         layout = self.layout(image.size, several_images)
         pad_color = tuple(int(mean * 255) for mean in self.image_mean)
         crops = crop_image(image, layout, self.tiling, self.size, several_images, pad_color)
         return normalize(crops, self.image_mean, self.image_std)
 
     def __call__(self, images: list[list[Image.Image]], **kwargs) -> BatchFeature:
-        """images: one list of RGB images per sample. Returns tensors pixel_values, image_sizes, batch_num_images."""
+        """images: one list of images per sample. Returns tensors pixel_values, image_sizes, batch_num_images."""
         flat = [(image, len(group) > 1) for group in images for image in group]
         return BatchFeature(
             {
@@ -108,8 +112,9 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         """
         try:
             ids, labels = encode_conversation(self.tokenizer, sample.turns, template, label_rule, images=len(images))
-            counts = self._token_counts([image.size for image in images])
-            ids, labels = self._expand(ids, counts, labels)
+            ids, labels = self._expand(ids, self._token_counts([image.size for image in images]), labels)
+            if all(label == IGNORE_INDEX for label in labels):
+                raise DataError("the conversation has no answer to learn from")
             if len(ids) > max_length:
                 ids, labels = self._cut(ids, labels, max_length, on_over_long)
         except DataError as error:
@@ -119,6 +124,11 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             visual = self.image_processor([images])
             encoded |= {"pixel_values": visual["pixel_values"], "image_sizes": visual["image_sizes"]}
         return encoded
+
+    def count_tokens(self, sample: Sample, image_sizes: list[tuple[int, int]], template: str) -> int:
+        """Length of encode_sample's input_ids, from the images' (width, height) alone."""
+        ids, _ = encode_conversation(self.tokenizer, sample.turns, template, "answers", images=len(image_sizes))
+        return len(self._expand(ids, self._token_counts(image_sizes))[0])
 
     def encode_prompts(
         self, dialogues: list[tuple[tuple[Turn, ...], list[Image.Image]]], system: str = SYSTEM_MESSAGE
@@ -153,7 +163,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         expanded = []
         for prompt, sizes_of_text in zip(texts, sizes):
             pieces = prompt.split(IMAGE_TOKEN)
-            counts = [count for count in self._token_counts(sizes_of_text)]
+            counts = self._token_counts(sizes_of_text)
             expanded.append("".join(p + IMAGE_TOKEN * c for p, c in zip(pieces, counts)) + pieces[-1])
         batch = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors, **kwargs)
         if any(groups):
@@ -164,7 +174,13 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return [self.image_processor.layout(size, len(sizes) > 1).num_tokens for size in sizes]
 
     def _expand(self, ids: list[int], counts: list[int], labels: list[int] | None = None):
-        """Each placeholder repeated as often as its image has tokens; labels grow alike, ignored."""
+        """Each placeholder repeated as often as its image has tokens; labels grow alike, ignored.
+
+        The ids can hold fewer placeholders than the text: templates leave out some turns.
+        """
+        found = ids.count(self.image_token_id)
+        if found != len(counts):
+            raise DataError(f"found {found} {IMAGE_TOKEN} placeholders in the prompt but {len(counts)} images")
         pending = iter(counts)
         expanded, expanded_labels = [], []
         for position, token in enumerate(ids):
@@ -175,8 +191,6 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return expanded, expanded_labels
 
     def _cut(self, ids: list[int], labels: list[int], max_length: int, on_over_long: str):
-        if on_over_long not in OVER_LONG:
-            raise LlavaError(f"unknown on_over_long {on_over_long!r}; choose one of {', '.join(OVER_LONG)}")
         found = f"found {len(ids)} tokens but max_length is {max_length}"
         if on_over_long == "error":
             raise DataError(found)
@@ -219,4 +233,4 @@ def _group_images(images, texts: list[str]) -> list[list[Image.Image]]:
     found = [len(group) for group in groups]
     if found != wanted:
         raise DataError(f"found {wanted} {IMAGE_TOKEN} placeholders in the texts but {found} images")
-    return [[image.convert("RGB") for image in group] for group in groups]
+    return groups

@@ -39,13 +39,15 @@ def parse_sample(record: dict, origin: str) -> Sample:
     images = [] if images is None else [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise DataError(f"{origin}: 'image' must be a path or a list of paths, found {record['image']!r}")
-    if record.get("video") is not None:
-        raise DataError(f"{origin}: 'video' is not supported")
+    for key in ("video", "images", "videos"):
+        if record.get(key) is not None:
+            raise DataError(f"{origin}: {key!r} is not supported; images are given as 'image'")
     conversation = record.get("conversations")
     if not isinstance(conversation, list) or not conversation:
         raise DataError(f"{origin}: 'conversations' must be a list of turns, found {conversation!r}")
     turns = tuple(_parse_turn(turn, f"{origin} turn {number}") for number, turn in enumerate(conversation, start=1))
-    return Sample(str(record.get("id", origin)), turns, tuple(images), origin)
+    name = record.get("id")
+    return Sample(str(name) if name is not None else origin, turns, tuple(images), origin)
 
 
 def _parse_turn(turn, origin: str) -> Turn:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 from llava.errors import LlavaError
@@ -57,6 +58,8 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise LlavaError(f"--{name} must be at least 1, found {value}")
+    if find_spec("lmms_eval") is None:
+        raise LlavaError("lmms-eval is not installed; the README says how (section Evaluate)")
     if not args.model.is_dir():
         raise LlavaError(f"{args.model}: no such model folder")
     if not (args.data / "README.md").is_file():

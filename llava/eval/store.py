@@ -63,7 +63,7 @@ def load_run(run: Path) -> list[TaskRun]:
 def _load_task_run(folder: Path) -> TaskRun:
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (folder / SAMPLES).read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in (folder / SAMPLES).read_text(encoding="utf-8").split("\n") if line]
         run, means = results["run"], results["results"][folder.name]
         scores: dict[str, list[float]] = {metric: [] for metric in run["metrics"]}
         for row in rows:

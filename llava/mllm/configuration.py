@@ -19,6 +19,8 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         managers (`ManagerConfig` or `dict`, *optional*): the visual managers; `None` for a model without.
         tiling (`TilingConfig` or `dict`, *optional*): how images become crops and tokens; default one square crop.
         image_token_id (`int`): id of the placeholder `<image>`; 151646 in Qwen2's vocabulary.
+        turn_start_token_id, turn_end_token_id, newline_token_id (`int`): ids of `<|im_start|>`, `<|im_end|>` and a
+            newline, by which adaptive managers find an image's question; defaults as in Qwen2's vocabulary.
 
     Raises `LlavaError` when layers do not exist, when a pinpoint is not a whole number of tiles, or when a field of
     `managers` or `tiling` is unknown.
@@ -37,12 +39,16 @@ class LlavaOVManagerConfig(PreTrainedConfig):
     managers: Any = None
     tiling: Any = None
     image_token_id: int = 151646
+    turn_start_token_id: int = 151644
+    turn_end_token_id: int = 151645
+    newline_token_id: int = 198
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.tiling = _parsed(TilingConfig, self.tiling if self.tiling is not None else {})
+        self.vision_config.vision_use_head = False  # the pooling head of a SigLIP folder is not part of the model
         tile = self.vision_config.image_size
         for width, height in self.tiling.pinpoints:
             if width % tile or height % tile:
@@ -66,9 +72,14 @@ class LlavaOVManagerConfig(PreTrainedConfig):
 def _parsed(kind: type, value):
     if isinstance(value, kind):
         return value
+    if not isinstance(value, dict):
+        raise LlavaError(f"{kind.__name__} must be given by its fields, found {value!r}")
     unknown = sorted(set(value) - set(kind.__dataclass_fields__))
     if unknown:
         raise LlavaError(
             f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(kind.__dataclass_fields__)}"
         )
-    return kind(**value)
+    try:
+        return kind(**value)
+    except TypeError as error:  # a field is missing, or has a value of the wrong kind
+        raise LlavaError(f"{kind.__name__}: {error}") from None

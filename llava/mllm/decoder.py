@@ -1,5 +1,7 @@
 """The language model: Qwen2 with visual deltas added before chosen layers."""
 
+from collections.abc import Callable
+
 import torch
 from transformers import DynamicCache, Qwen2Model
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
@@ -22,13 +24,14 @@ class ManagedQwen2Model(Qwen2Model):
         inputs_embeds=None,
         use_cache=None,
         visual_positions: torch.Tensor | None = None,
-        visual_deltas: dict[int, torch.Tensor] | None = None,
+        visual_deltas: dict[int, torch.Tensor | Callable] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """As Qwen2Model.forward, and:
 
         visual_positions: (V,) int64, positions of the visual tokens in the flattened (batch * sequence) order.
-        visual_deltas: {layer: (V, D)}, added to the visual tokens' hidden states before that layer.
+        visual_deltas: {layer: (V, D)}, added to the visual tokens' hidden states before that layer; or a function that
+            makes (V, D) of all hidden states at that point, (batch * sequence, D).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -46,7 +49,9 @@ class ManagedQwen2Model(Qwen2Model):
         hidden_states = inputs_embeds
         for index, layer in enumerate(self.layers):
             if index in visual_deltas:
-                hidden_states = add_at(hidden_states, visual_positions, visual_deltas[index])
+                delta = visual_deltas[index]
+                delta = delta(hidden_states.flatten(0, 1)) if callable(delta) else delta
+                hidden_states = add_at(hidden_states, visual_positions, delta)
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[self.config.layer_types[index]],
@@ -78,4 +83,5 @@ class ManagedQwen2Model(Qwen2Model):
 
 def add_at(hidden_states: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
     """hidden_states (B, L, D) with delta (V, D) added at flat positions (V,); returns a new tensor."""
+    positions = positions.to(hidden_states.device)
     return hidden_states.flatten(0, 1).index_add(0, positions, delta.to(hidden_states)).view_as(hidden_states)

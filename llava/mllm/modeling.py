@@ -12,6 +12,7 @@ input_ids ── embeddings ──────│── at <image> ──┘
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -23,12 +24,14 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from llava.anyres import ImageLayout, image_layout
+from llava.constants import IGNORE_INDEX
 from llava.errors import LlavaError
-from llava.managers import StaticManager, VisualManagers, draw_jitter
+from llava.managers import AdaptiveManager, StaticManager, VisualManagers, draw_jitter
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.packing import pack_image, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
+from llava.mllm.questions import TurnMarks, question_positions
 from llava.mllm.vision import MultiLayerSiglip
 
 
@@ -61,6 +64,8 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
         """Managers are zero, layer embedding and newline N(0, 1/D), the projector as torch's nn.Linear."""
         if isinstance(module, StaticManager):
             init.zeros_(module.scores)
+        elif isinstance(module, AdaptiveManager):
+            init.zeros_(module.gate)
         elif isinstance(module, VisualManagers):
             init.normal_(module.layer_embedding, std=module.layer_embedding.shape[-1] ** -0.5)
         elif isinstance(module, ImageNewline):
@@ -197,6 +202,47 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             raise LlavaError(f"found {len(positions)} image tokens but {num_features} features in this batch")
         return positions
 
+    def _visual_deltas(self, visual: VisualFeatures, input_ids, attention_mask, positions) -> dict:
+        """{injection layer: what is added there}: prepared sums, or functions of the hidden states."""
+        if visual.deepstack_features is None:
+            return {}
+        packed = [torch.cat(list(images)) for images in visual.deepstack_features]
+        layers = self.config.managers.injection_layers
+        if self.config.managers.query is None:
+            return dict(zip(layers, packed))
+        lengths = [len(tokens) for tokens in visual.pooler_output]
+        questions = self._question_positions(input_ids, attention_mask, positions, lengths)
+        maps_of_images = list(zip(*(map_VD.split(lengths) for map_VD in packed[1:])))
+
+        def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
+            images = zip(hidden_states[positions].split(lengths), questions, maps_of_images)
+            return torch.cat(
+                [self.managers.adapt(index, states, hidden_states[asked], maps) for states, asked, maps in images]
+            )
+
+        return {layers[0]: packed[0]} | {
+            layer: partial(adapted, index) for index, layer in enumerate(layers) if index > 0
+        }
+
+    def _question_positions(self, input_ids, attention_mask, positions, lengths: list[int]) -> list[torch.Tensor]:
+        """For each image, the flat positions (Q,) of its question."""
+        if input_ids is None:
+            raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
+        width = input_ids.shape[1]
+        starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
+        images = [(start // width, start % width, length) for start, length in zip(starts, lengths)]
+        mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
+        marks = TurnMarks(self.config.turn_start_token_id, self.config.turn_end_token_id, self.config.newline_token_id)
+        found = []
+        for row, (ids, kept) in enumerate(zip(input_ids.tolist(), mask.tolist())):
+            padding = kept.index(1)
+            ids = ids[padding : padding + sum(kept)]
+            of_row = [(start - padding, length) for image_row, start, length in images if image_row == row]
+            asked = question_positions(ids, of_row, self.config.managers.question, marks, self.config.image_token_id)
+            offset = row * width + padding
+            found += [torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset for places in asked]
+        return found or [positions]  # a blank crop has no question, and no tokens that could ask
+
     @can_return_tuple
     def forward(
         self,
@@ -226,9 +272,7 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             features = torch.cat(list(visual.pooler_output)).to(inputs_embeds)
             positions = self._visual_positions(input_ids, inputs_embeds, len(features))
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
-            if visual.deepstack_features is not None:
-                sums = (torch.cat(list(images)) for images in visual.deepstack_features)
-                deltas = dict(zip(self.config.managers.injection_layers, sums))
+            deltas = self._visual_deltas(visual, input_ids, attention_mask, positions)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -283,7 +327,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         image_sizes, batch_num_images: see get_image_features; or mm_encoder_outputs={"image": its result}.
         labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.
         logits_to_keep: positions to compute logits for, as in transformers; a boolean (B, L) mask gives logits (n, V)
-        and, with shift_labels, the loss at those positions alone.
+        and the loss at those positions alone.
         num_items_in_batch (keyword): divides the summed loss, for equal weight of tokens over accumulation and ranks.
 
         Returns loss, logits (B, L, V) and past_key_values.
@@ -305,7 +349,9 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None or shift_labels is not None:
-            if shift_labels is not None and logits.dim() == 2:
+            if logits.dim() == 2:  # a boolean mask chose the positions
+                if shift_labels is None:
+                    shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
                 shift_labels = shift_labels[logits_to_keep]
             loss = self.loss_function(
                 logits=logits,

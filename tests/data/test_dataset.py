@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from llava.data.check import inspect_samples
 from llava.data.collator import Collator
@@ -65,6 +66,24 @@ def test_lengths_hold_the_exact_number_of_visual_tokens(samples, make_processor,
         text = sum(len(turn.text) for turn in samples[index].turns) // 4
         assert lengths[index] - text == item["input_ids"].count(dataset.processor.image_token_id)
     assert dataset.is_multimodal == [True, True, False, True]
+
+
+def test_over_long_samples_are_found_from_sizes_alone(samples, make_processor, tmp_path):
+    inspection = inspect_samples(samples, tmp_path)
+    processor = make_processor()
+    whole = SupervisedDataset(samples, processor, image_folder=tmp_path)
+    lengths = [len(whole[index]["input_ids"]) for index in range(3)]
+    assert whole.over_long(inspection) == []
+    dataset = SupervisedDataset(samples, processor, image_folder=tmp_path, max_length=max(lengths) - 1)
+    (fault,) = dataset.over_long(inspection)
+    longest = samples[lengths.index(max(lengths))]
+    assert fault == f"{longest}: found {max(lengths)} tokens but max_length is {max(lengths) - 1}"
+
+
+def test_skipped_samples_are_counted_across_workers(samples, make_processor, tmp_path):
+    dataset = SupervisedDataset(samples[3:] * 4, make_processor(), image_folder=tmp_path, on_bad_sample="skip")
+    assert len(list(DataLoader(dataset, batch_size=None, num_workers=2))) == 4
+    assert dataset.skipped == 4
 
 
 def make_sampler(seed=0, **fields) -> LengthGroupedSampler:

@@ -62,7 +62,7 @@ def test_every_color_mode_becomes_rgb(tmp_path, mode):
 
 
 @pytest.mark.parametrize("opener", [open_image, image_size])
-@pytest.mark.parametrize("kind", ["png", "jpg"])
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp", "webp"])
 def test_a_truncated_image_is_named(tmp_path, opener, kind, make_image):
     path = tmp_path / f"page.{kind}"
     make_image().save(path)

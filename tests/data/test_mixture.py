@@ -48,6 +48,13 @@ def test_random_is_the_same_everywhere_and_changes_with_the_seed(tmp_path):
     assert len({sample.id for sample in first}) == 20
 
 
+def test_line_separators_inside_a_json_string_do_not_end_a_row(tmp_path):
+    row = {"conversations": [{"from": "human", "value": "a\u2028b"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    (sample,) = load_mixture(write_mixture(tmp_path, ("a.jsonl", "all")), 0).samples
+    assert sample.turns[0].text == "a\u2028b"
+
+
 def test_brace_lists_are_expanded(tmp_path):
     assert expand_braces("x/{a, b}_{1,2}.json") == ["x/a_1.json", "x/a_2.json", "x/b_1.json", "x/b_2.json"]
     write_rows(tmp_path / "a1.json", 1)
@@ -69,12 +76,15 @@ def test_brace_lists_are_expanded(tmp_path):
         ("datasets: [{json_path: broken.jsonl}]", "broken.jsonl line 2 is not JSON"),
         ("datasets: [{json_path: object.json}]", "must hold a list of records, found dict"),
         ("datasets: [", "is not YAML"),
+        ("datasets: [{json_path: 5}]", "entry 1 must have json_path"),
+        ("datasets: [{json_path: latin.json}]", "latin.json is not UTF-8 text"),
     ],
 )
 def test_faults_of_a_mixture_are_named(tmp_path, content, message):
     write_rows(tmp_path / "a.json", 10)
     (tmp_path / "broken.jsonl").write_text('{"conversations": [{"from": "human", "value": "a"}]}\n{"conv')
     (tmp_path / "object.json").write_text("{}")
+    (tmp_path / "latin.json").write_bytes('["caf\u00e9"]'.encode("latin-1"))
     (tmp_path / "mixture.yaml").write_text(content)
     with pytest.raises(DataError, match=message):
         load_mixture(tmp_path / "mixture.yaml", 0)
@@ -87,6 +97,7 @@ def test_faults_of_a_mixture_are_named(tmp_path, content, message):
         ({"conversations": []}, "'conversations' must be a list of turns"),
         ({"conversations": [{"from": "human"}]}, "turn 1: a turn needs the texts"),
         ({"image": 3, "conversations": [{"from": "human", "value": "a"}]}, "'image' must be a path"),
+        ({"images": ["a.png"], "conversations": [{"from": "human", "value": "a"}]}, "'images' is not supported"),
         ({"video": "a.mp4", "conversations": [{"from": "human", "value": "a"}]}, "'video' is not supported"),
     ],
 )
@@ -112,19 +123,21 @@ def test_check_finds_every_fault_before_training(tmp_path, make_image, capsys):
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "a"}]
     rows = [{"id": name, "image": f"{name}.png", "conversations": turns} for name in ("good", "cut", "gone")]
     rows.append({"id": "two", "image": ["good.png", "good.png"], "conversations": turns})
+    rows.append({"id": "mute", "conversations": turns[:1]})
     (tmp_path / "a.json").write_text(json.dumps(rows))
     path = write_mixture(tmp_path, ("a.json", "all"))
     inspection = inspect_samples(load_mixture(path, 0).samples, tmp_path)
-    assert inspection.image_sizes == [[(100, 70)], [], [], []]
-    assert len(inspection.faults) == 3
-    with pytest.raises(DataError, match="3 of 4 samples are unusable") as raised:
+    assert inspection.image_sizes == [[(100, 70)], [], [], [], []]
+    assert len(inspection.faults) == 4
+    with pytest.raises(DataError, match="4 of 5 samples are unusable") as raised:
         inspection.raise_faults()
     for text in (
         "sample 'cut'",
         "cut.png cannot be decoded",
         "gone.png does not exist",
         "found 1 <image> placeholders but 2",
+        "sample 'mute' (",
     ):
         assert text in str(raised.value)
     assert main(["data", "check", path, "--image_folder", str(tmp_path)]) == 1
-    assert "3 of 4 samples are unusable" in capsys.readouterr().out
+    assert "4 of 5 samples are unusable" in capsys.readouterr().out

@@ -6,7 +6,6 @@ from transformers import AutoProcessor
 
 import llava.mllm  # noqa: F401  registers the Auto classes
 from llava.anyres import TilingConfig
-from llava.data.conversation import render_prompt
 from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
@@ -51,10 +50,8 @@ def test_transformers_convention_equals_prompt_encoding(make_processor, make_ima
     turns = (Turn("human", "<image>\nWhat?"),)
     image = make_image()
     expected = processor.encode_prompts([(turns, [image]), ((Turn("human", "Hi"),), [])])
-    texts = [
-        render_prompt(turns, add_generation_prompt=True),
-        render_prompt((Turn("human", "Hi"),), add_generation_prompt=True),
-    ]
+    messages = [[{"role": "user", "content": text}] for text in ("<image>\nWhat?", "Hi")]
+    texts = [processor.apply_chat_template(message, add_generation_prompt=True) for message in messages]
     processor.tokenizer.padding_side = "left"
     found = processor(text=texts, images=[[image], []])
     flat = processor(text=texts, images=[image])
@@ -63,15 +60,20 @@ def test_transformers_convention_equals_prompt_encoding(make_processor, make_ima
             assert torch.equal(batch[key], value), key
 
 
-def test_the_chat_template_renders_the_same_prompt(make_processor):
+def test_the_chat_template_renders_the_same_prompt(make_processor, make_image):
+    question = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What?"}]
     messages = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "user", "content": question},
         {"role": "assistant", "content": "A car."},
         {"role": "user", "content": "Sure?"},
     ]
-    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A car."), Turn("human", "Sure?"))
-    rendered = make_processor().apply_chat_template(messages, add_generation_prompt=True)
-    assert rendered == render_prompt(turns, add_generation_prompt=True)
+    turns = (Turn("human", "<image> <image>\nWhat?"), Turn("gpt", "A car."), Turn("human", "Sure?"))
+    processor, images = make_processor(), [make_image(), make_image(50, 60)]
+    rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
+    expected = processor.encode_prompts([(turns, images)])
+    assert torch.equal(processor(text=rendered, images=images)["input_ids"], expected["input_ids"])
+    with pytest.raises(Exception, match="only text and images can be shown, not video"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
 
 
 def test_it_is_saved_and_loaded_whole(make_processor, make_image, tmp_path):
@@ -117,6 +119,28 @@ def test_placeholders_and_images_must_match(make_processor, make_image):
         make_processor().encode_sample(make_sample(), [make_image(), make_image()], **ENCODING)
     with pytest.raises(DataError, match=r"found \[1\] <image> placeholders in the texts but \[0\] images"):
         make_processor()(text="<image>")
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        ("qwen_1_5", [("gpt", "<image>"), ("human", "a"), ("gpt", "b")], "found 0 <image> placeholders in the prompt"),
+        ("plain", [("human", "<image>"), ("gpt", "two <image>")], "found 1 <image> placeholders in the prompt but 2"),
+        ("qwen_1_5", [("human", "<image>\nWhat?")], "has no answer to learn from"),
+    ],
+)
+def test_what_a_template_leaves_out_is_noticed(make_processor, make_image, template, turns, message):
+    images = [make_image()] * sum(text.count("<image>") for _, text in turns)
+    sample = Sample("page/7", tuple(Turn(*turn) for turn in turns), ("a.png",) * len(images), "data.json row 3")
+    with pytest.raises(DataError, match=f"sample 'page/7' .*{message}"):
+        make_processor().encode_sample(sample, images, **{**ENCODING, "template": template})
+
+
+def test_images_of_any_color_mode_are_read(make_processor, make_image):
+    processor, image = make_processor(), make_image()
+    turns = (Turn("human", "<image>\nWhat?"),)
+    expected = processor.encode_prompts([(turns, [image.convert("L").convert("RGB")])])["pixel_values"]
+    assert torch.equal(processor.encode_prompts([(turns, [image.convert("L")])])["pixel_values"], expected)
 
 
 def test_a_tokenizer_without_the_image_token_is_refused(tiny_tokenizer):

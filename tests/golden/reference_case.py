@@ -1,6 +1,7 @@
 """Reads golden cases and runs them through the model. See data/README.md for the layout of the files."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +24,54 @@ TEXT_FIELDS = (
 
 @dataclass
 class Case:
-    """One golden case: its description, its tensors, and the model and inputs that belong to it."""
+    """One golden case: its description, its tensors, and the model and inputs that belong to it.
+
+    images: which of the case's images have a placeholder (the others are dummies of text-only samples).
+    crops_of_images: the number of crops of each of those.
+    """
 
     name: str
     spec: dict
     tensors: dict[str, torch.Tensor]
     model: LlavaOVManagerForConditionalGeneration
     inputs: dict[str, torch.Tensor]
+    images: list[int]
+    crops_of_images: list[int]
 
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.tensors[key]
 
 
+def reference_name(name: str) -> str:
+    """What the reference calls one of our parameters."""
+    for pattern, replacement in (
+        (r"model\.vision_tower\.", "model.vision_tower.vision_tower.vision_model."),
+        (r"model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
+        (r"model\.multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
+        (r"model\.image_newline\.weight", "model.image_newline"),
+        (r"model\.managers\.layer_embedding", "model.manager_layer_embedding"),
+        (r"model\.managers\.managers\.(\d+)\.scores", r"model.manager.\1.layer_scores"),
+        (r"model\.managers\.managers\.(\d+)\.gate", r"model.manager.\1.zero_gate"),
+        (r"model\.managers\.managers\.(\d+)\.controller", r"model.manager.\1.linear_controller"),
+        (r"model\.managers\.managers\.(\d+)\.query_proj", r"model.manager.\1.fusion_attention.q_proj"),
+        (r"model\.managers\.managers\.(\d+)\.key_proj", r"model.manager.\1.fusion_attention.k_proj"),
+        (r"model\.language_model\.", "model."),
+    ):
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name, count=1)
+    return name
+
+
 def list_cases(golden_dir: Path) -> dict[str, str]:
-    """{case name: family} of every case file in the folder."""
-    return {path.stem: json.loads(path.read_text())["family"] for path in sorted(golden_dir.glob("cases/*.json"))}
+    """{case name: family} of every case file in the folder; one that cannot be read has the family "unreadable"."""
+    return {path.stem: _family(path) for path in sorted(golden_dir.glob("cases/*.json"))}
+
+
+def _family(path: Path) -> str:
+    try:
+        return json.loads(path.read_text())["family"]
+    except (ValueError, KeyError, TypeError):
+        return "unreadable"
 
 
 def load_case(golden_dir: Path, name: str) -> Case:
@@ -45,7 +79,7 @@ def load_case(golden_dir: Path, name: str) -> Case:
     spec = json.loads((golden_dir / "cases" / f"{name}.json").read_text())
     tensors = load_file(golden_dir / "cases" / f"{name}.safetensors")
     model = load_model(golden_dir, spec)
-    return Case(name, spec, tensors, model, make_inputs(golden_dir, spec, tensors, model.config))
+    return Case(name, spec, tensors, model, *make_inputs(golden_dir, spec, tensors, model.config))
 
 
 def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGeneration:
@@ -59,6 +93,8 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
         managers=managers_from_reference(reference),
         tiling=tiling_from_reference(reference, tile=vision["image_size"]),
         image_token_id=IMAGE_TOKEN_ID,
+        turn_start_token_id=501,
+        turn_end_token_id=502,
     )
     config._attn_implementation = spec["config"]["attn_implementation"]
     model = LlavaOVManagerForConditionalGeneration(config).eval()
@@ -72,46 +108,40 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
     return model
 
 
-def make_inputs(golden_dir: Path, spec: dict, tensors: dict, config: LlavaOVManagerConfig) -> dict:
-    """input_ids with each placeholder expanded, attention_mask, labels and the images' crops, padded as the case."""
+def make_inputs(golden_dir: Path, spec: dict, tensors: dict, config: LlavaOVManagerConfig):
+    """(inputs, images, crops_of_images): the batch with each placeholder expanded, padded as the case is."""
     crops = read_crops(golden_dir, spec["pixel_values"])
     sizes = [(height, width) for width, height in spec["image_sizes_wh"]]
-    rows = [[] for _ in spec["input_ids"]]
     counts = [row.count(REFERENCE_PLACEHOLDER) for row in spec["input_ids"]]
-    # A sample without image carries one dummy crop in the reference; it has no placeholder and is left out here.
     owners = [row for row, count in enumerate(counts) for _ in range(max(count, 1))]
-    kept = [index for index, row in enumerate(owners) if counts[row]]
-    tokens = {}
-    for index in kept:
-        height, width = sizes[index]
-        tokens[index] = image_layout(
-            width,
-            height,
-            config.tiling,
-            tile=config.vision_config.image_size,
-            side=config.patches_per_side,
-            several_images=counts[owners[index]] > 1,
-        ).num_tokens
-    pending = list(kept)
-    labels = tensors.get("in.labels")
-    masks = tensors.get("in.attention_mask")
+    images = [index for index, row in enumerate(owners) if counts[row]]
+    lengths = iter(_num_tokens(sizes[index], config, counts[owners[index]] > 1) for index in images)
+    masks, labels = tensors.get("in.attention_mask"), tensors.get("in.labels")
+    rows = []
     for number, ids in enumerate(spec["input_ids"]):
+        row = []
         for position, token in enumerate(ids):
-            if masks is not None and not masks[number, position]:
-                continue
             label = labels[number, position].item() if labels is not None else -100
             if token == REFERENCE_PLACEHOLDER:
-                rows[number] += [(IMAGE_TOKEN_ID, -100)] * tokens[pending.pop(0)]
-            else:
-                rows[number].append((token, label))
+                row += [(IMAGE_TOKEN_ID, -100)] * next(lengths)
+            elif masks is None or masks[number, position]:
+                row.append((token, label))
+        rows.append(row)
     inputs = _padded(rows, left=spec["config"]["tokenizer_padding_side"] == "left")
     if labels is None:
         del inputs["labels"]
-    if kept:
-        inputs["pixel_values"] = torch.cat([crops[index] for index in kept])
-        inputs["image_sizes"] = torch.tensor([sizes[index] for index in kept])
-        inputs["batch_num_images"] = torch.tensor(counts)
-    return inputs
+    if images:
+        inputs["pixel_values"] = torch.cat([crops[index] for index in images])
+        inputs["image_sizes"] = torch.tensor([sizes[index] for index in images])
+    inputs["batch_num_images"] = torch.tensor(counts)
+    return inputs, images, [len(crops[index]) for index in images]
+
+
+def _num_tokens(size: tuple[int, int], config: LlavaOVManagerConfig, several_images: bool) -> int:
+    height, width = size
+    tile, side = config.vision_config.image_size, config.patches_per_side
+    layout = image_layout(width, height, config.tiling, tile=tile, side=side, several_images=several_images)
+    return layout.num_tokens
 
 
 def read_crops(golden_dir: Path, keys: list[str]) -> list[torch.Tensor]:

@@ -1,0 +1,57 @@
+"""Which tokens of a sequence are the question about an image: what adaptive managers ask the maps with."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TurnMarks:
+    """Token ids that delimit turns: <|im_start|>, <|im_end|> and the newline that ends a role's name."""
+
+    start: int
+    end: int
+    newline: int
+
+
+def question_positions(
+    ids: list[int], images: list[tuple[int, int]], rule: str, marks: TurnMarks, image_token_id: int
+) -> list[list[int]]:
+    """For each image of one sequence, the positions of its question; empty where there is none.
+
+    ids: the sequence without padding, placeholders expanded. images: (first position, number of tokens) of each.
+    rule: `turn` takes the text of the turn that holds the image. `released` repeats the released code's arithmetic, the
+    same for all images: the text around them in the first user turn, whichever turn they are in.
+    """
+    if not images:
+        return []
+    if rule == "turn":
+        return [_turn_text(ids, first, marks, image_token_id) for first, _ in images]
+    return [_released_span(ids, images, marks)] * len(images)
+
+
+def _turn_text(ids: list[int], image: int, marks: TurnMarks, image_token_id: int) -> list[int]:
+    starts = [position for position in range(image) if ids[position] == marks.start]
+    if not starts:
+        return []
+    begin = ids.index(marks.newline, starts[-1]) + 1
+    end = next((position for position in range(image, len(ids)) if ids[position] == marks.end), len(ids))
+    return [position for position in range(begin, end) if ids[position] != image_token_id]
+
+
+def _released_span(ids: list[int], images: list[tuple[int, int]], marks: TurnMarks) -> list[int]:
+    """From behind the second <|im_start|> to before the third, without the images and one token on either side of them.
+
+    The third is found before expansion and shifted by all images' tokens, also by those that come after it. Without
+    turns (the plain template) all of the caption but its last token is the question.
+    """
+    begin, end = images[0][0], sum(images[-1])
+    added = sum(length - 1 for _, length in images)
+    starts = [_unexpanded(position, images) for position, token in enumerate(ids) if token == marks.start]
+    if len(starts) < 2:
+        return list(range(end, len(ids) - 1))
+    third = starts[2] + added if len(starts) > 2 else len(ids)
+    return [*range(starts[1] + 3, begin - 1), *range(end + 1, third - 2)]
+
+
+def _unexpanded(position: int, images: list[tuple[int, int]]) -> int:
+    """The position as it was when each image was a single placeholder."""
+    return position - sum(length - 1 for first, length in images if first < position)

@@ -1,0 +1,57 @@
+"""The runner itself: what it does with folders that are not as they should be."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.paths import GOLDEN_DIR, ROOT
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A golden folder with a single case, a1_base_square_list."""
+    for name in ("weights", "pixels.safetensors"):
+        (tmp_path / name).symlink_to(GOLDEN_DIR / name)
+    (tmp_path / "cases").mkdir()
+    for suffix in ("json", "safetensors"):
+        shutil.copy(GOLDEN_DIR / "cases" / f"a1_base_square_list.{suffix}", tmp_path / "cases")
+    return tmp_path
+
+
+def run_cases(folder) -> tuple[int, str]:
+    command = [sys.executable, "-m", "pytest", "-q", "tests/golden/test_cases.py", "--golden-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout
+
+
+def test_a_folder_elsewhere_is_run_and_counted(folder):
+    status, output = run_cases(folder)
+    assert status == 0, output
+    assert "family a:  1 cases ran" in output
+    assert "1 of 1 cases ran" in output
+
+
+def test_an_unknown_family_and_an_unreadable_case_fail(folder):
+    case = folder / "cases" / "a1_base_square_list.json"
+    (folder / "cases" / "z_new.json").write_text(case.read_text().replace('"family":"a"', '"family":"z"'))
+    (folder / "cases" / "broken.json").write_text("{")
+    status, output = run_cases(folder)
+    assert status == 1
+    assert "z_new: unknown family 'z'" in output
+    assert "broken: unknown family 'unreadable'" in output
+    assert "1 of 3 cases ran" in output
+
+
+def test_a_case_without_tensors_fails(folder):
+    (folder / "cases" / "a1_base_square_list.safetensors").unlink()
+    status, output = run_cases(folder)
+    assert status == 1
+    assert "0 of 1 cases ran" in output
+
+
+def test_an_empty_folder_fails(tmp_path):
+    status, output = run_cases(tmp_path)
+    assert status == 1
+    assert "no cases in" in output

@@ -1,0 +1,113 @@
+"""Adaptive managers (AAUM): neutrality, the question they ask with, and batches."""
+
+import pytest
+import torch
+
+from llava.data.schema import Turn
+from llava.managers import QUERIES, AdaptiveManager, ManagerConfig
+from llava.mllm.questions import TurnMarks, question_positions
+
+START, END, NEWLINE, IMAGE = 1, 2, 3, 9
+MARKS = TurnMarks(START, END, NEWLINE)
+
+
+def adaptive(query: str) -> ManagerConfig:
+    return ManagerConfig.paper(4, 6, interval=2, query=query)
+
+
+@pytest.fixture
+def make_adaptive(make_model, tiny_tokenizer):
+    """A function: query to a model with random gates and the tiny tokenizer's ids."""
+
+    def make(query: str, gates: bool = True):
+        model = make_model(managers=adaptive(query))
+        model.config.turn_start_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
+        model.config.turn_end_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
+        model.config.newline_token_id = tiny_tokenizer("\n")["input_ids"][0]
+        generator = torch.Generator().manual_seed(1)
+        for manager in model.model.managers.managers[1:]:
+            manager.gate.data = torch.randn(manager.gate.shape, generator=generator) if gates else manager.gate * 0
+        return model
+
+    return make
+
+
+@pytest.fixture
+def dialogues(make_image):
+    image = make_image
+    return [
+        ((Turn("human", "<image>\nWhat is in the picture?"),), [image(150, 97)]),
+        ((Turn("human", "Hi"),), []),
+        ((Turn("human", "Hi"), Turn("gpt", "Yes?"), Turn("human", "<image>\nA car?")), [image(56, 56, 1)]),
+        ((Turn("human", "<image> <image>\nWhich?"),), [image(60, 40, 2), image(40, 90, 3)]),
+        ((Turn("human", "<image>"),), [image(30, 90, 4)]),
+    ]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_left_padded_batch_equals_its_samples_one_by_one(make_adaptive, make_processor, dialogues, query):
+    model, processor = make_adaptive(query), make_processor()
+    with torch.no_grad():
+        together = model(**processor.encode_prompts(dialogues)).logits
+        for row, dialogue in enumerate(dialogues):
+            alone = model(**processor.encode_prompts([dialogue])).logits[0]
+            torch.testing.assert_close(together[row, -len(alone) :], alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_beams_equal_those_of_each_sample(make_adaptive, make_processor, dialogues, query):
+    model, processor = make_adaptive(query), make_processor()
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 2, "do_sample": False}
+    chosen = [dialogues[0], dialogues[3]]
+    together = model.generate(**processor.encode_prompts(chosen), **settings)[:, -4:]
+    for row, dialogue in enumerate(chosen):
+        alone = model.generate(**processor.encode_prompts([dialogue]), **settings)[0, -4:]
+        assert torch.equal(together[row], alone)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_with_zero_gates_only_the_first_manager_acts(make_adaptive, make_model, make_processor, dialogues, query):
+    inputs = make_processor().encode_prompts(dialogues)
+    static = make_model(managers=ManagerConfig(vision_layers=(3, 4), injection_layers=(0,)))
+    closed = make_adaptive(query, gates=False)
+    closed.load_state_dict(static.state_dict(), strict=False)
+    with torch.no_grad():
+        assert torch.equal(closed(**inputs).logits, static(**inputs).logits)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_one_manager_equals_a_slow_loop(query):
+    torch.manual_seed(0)
+    manager = AdaptiveManager(num_maps=3, width=4, query=query)
+    torch.nn.init.normal_(manager.gate)
+    visual, question, maps = torch.randn(5, 4), torch.randn(2, 4), torch.randn(3, 5, 4)
+    expected = torch.zeros(5, 4)
+    for token in range(5):
+        asked = {"self": None, "last": question[1], "average": (question[0] + question[1]) / 2, "cross": None}[query]
+        if query == "cross":
+            keys = [manager.key_proj(states) for states in question]
+            similarity = torch.stack([manager.query_proj(visual[token]) @ key / 4**0.5 for key in keys])
+            weights = similarity.exp() / similarity.exp().sum()
+            asked = weights[0] * question[0] + weights[1] * question[1]
+        states = visual[token] if asked is None else torch.cat([asked, visual[token]])
+        for index in range(3):
+            score = manager.controller.weight[index] @ states
+            expected[token] += score * manager.gate[index] * maps[index, token]
+    torch.testing.assert_close(manager(visual, question, list(maps)), expected)
+
+
+#        0      1   2        3  4    5      6   7        8      9      10 11  12
+TURNS = [START, 7, NEWLINE, 5, END, START, 7, NEWLINE, IMAGE, IMAGE, 6, 8, END]
+
+
+def test_the_question_is_the_text_of_the_images_turn():
+    assert question_positions(TURNS, [(8, 2)], "turn", MARKS, IMAGE) == [[10, 11]]
+
+
+def test_without_turns_there_is_no_question():
+    assert question_positions([IMAGE, IMAGE, 5, 6], [(0, 2)], "turn", MARKS, IMAGE) == [[]]
+
+
+def test_each_image_has_the_question_of_its_own_turn():
+    ids = [START, 7, NEWLINE, IMAGE, 5, END, START, 7, NEWLINE, IMAGE, 6, END]
+    assert question_positions(ids, [(3, 1), (9, 1)], "turn", MARKS, IMAGE) == [[4], [10]]
