@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 COMMANDS = {
+    "train": ("llava.train.main", "train one stage from a recipe"),
     "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
     "chat": ("llava.chat.cli", "talk with a model about images"),
     "data": ("llava.data.main", "check a data mixture"),
@@ -20,7 +21,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, or 2 after a usage or user error."""
+    """Runs one command; returns its exit status: 0, 2 after a wrong argument or input, or what the command says."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())

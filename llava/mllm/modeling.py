@@ -123,7 +123,8 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         features = [
             pack_image(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)
         ]
-        # A newline that no image uses still takes part, with a zero gradient, so that all ranks reduce the same set.
+        # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
+        # in the same order.
         features[0] = torch.cat([features[0], newline[None][:0]])
         deltas = [
             self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, sample_of_image)
@@ -173,6 +174,7 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             if self.training and jitter == "paper":
                 delta = (delta * draw_jitter(jitter, delta.shape, delta.device)).to(delta)
             deltas.append(delta)
+        deltas[0] = torch.cat([deltas[0], newline_SD[:0]])  # takes part even where no image has a newline, as above
         return deltas
 
     def _blank_features(self, like: torch.Tensor) -> VisualFeatures:

@@ -1,0 +1,154 @@
+"""The folder that a stage starts from and the one it ends in.
+
+A finished folder is self-contained: config.json, model.safetensors, processor, tokenizer, trainer_state.json and the
+run's manifest run.json. It is written under another name beside its place and renamed when complete, so that what
+stands in its place is always either the old checkpoint or the new one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from llava.errors import LlavaError
+from llava.train.recipes import Recipe
+
+MODEL_TYPE = "llava_ov_manager"
+TOWER_TYPES = ("siglip_vision_model", "siglip")
+LANGUAGE_MODEL_TYPES = ("qwen2",)
+PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+MANIFEST = "run.json"
+BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
+OTHER_BYTES = 100 * 2**20  # tokenizer, processor, logs
+
+
+def check_start_folders(recipe: Recipe) -> None:
+    """Raises LlavaError unless the folders that the recipe starts from are complete and of the right architecture."""
+    if recipe.model.start_from is not None:
+        check_folder("model.start_from", recipe.model.start_from, (MODEL_TYPE,), PROCESSOR_FILES)
+    if recipe.model.vision_tower is not None:
+        check_folder("model.vision_tower", recipe.model.vision_tower, TOWER_TYPES)
+    if recipe.model.language_model is not None:
+        check_folder("model.language_model", recipe.model.language_model, LANGUAGE_MODEL_TYPES, PROCESSOR_FILES[1:])
+
+
+def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple[str, ...] = ()) -> None:
+    """Raises LlavaError unless `path` holds config.json of one of `model_types`, whole weights and `files`."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise LlavaError(f"{key} {path}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise LlavaError(f"{key} {path}: no model folder, it has no config.json")
+    found = _read_json(folder / "config.json").get("model_type")
+    if found not in model_types:
+        raise LlavaError(f"{key} {path}: holds a model of type '{found}'; expected {' or '.join(model_types)}")
+    missing = [name for name in files if not (folder / name).is_file()]
+    if missing:
+        raise LlavaError(f"{key} {path}: incomplete, it has no {', '.join(missing)}")
+    for shard in _weight_files(key, folder):
+        try:
+            with safe_open(shard, framework="numpy"):
+                pass  # reads the header and compares it with the file's size
+        except (OSError, SafetensorError) as error:
+            raise LlavaError(f"{key} {path}: {shard.name} is missing or cut off ({error})") from error
+
+
+def _weight_files(key: str, folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+    if not (folder / "model.safetensors").is_file():
+        raise LlavaError(f"{key} {folder}: incomplete, it has no model.safetensors")
+    return [folder / "model.safetensors"]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{path}: not readable as JSON ({error})") from error
+
+
+def check_output_folder(recipe: Recipe) -> None:
+    """Raises LlavaError when `run.output_dir` holds what must not be replaced."""
+    output, run = Path(recipe.run.output_dir), recipe.run
+    if recipe.model.start_from is not None and output.resolve() == Path(recipe.model.start_from).resolve():
+        raise LlavaError(f"run.output_dir {output} is also model.start_from")
+    parent = _existing_parent(output)
+    if not os.access(parent, os.W_OK):
+        raise LlavaError(f"run.output_dir {output}: {parent} cannot be written to")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not (output / MANIFEST).is_file():
+        raise LlavaError(f"run.output_dir {output} exists and is not a checkpoint of a stage; choose another")
+    if not run.overwrite:
+        raise LlavaError(
+            f"run.output_dir {output} holds a finished checkpoint; pass --run.overwrite true to replace it"
+        )
+
+
+def check_disk(output_dir: str, components: Sequence) -> None:
+    """Raises LlavaError unless the disk of `output_dir` has room for a checkpoint beside what stands there.
+
+    components: the model's, see llava.train.components.
+    """
+    needed = sum(component.num_parameters for component in components) * BYTES_PER_PARAMETER + OTHER_BYTES
+    free = shutil.disk_usage(_existing_parent(Path(output_dir))).free
+    if free < needed:
+        raise LlavaError(
+            f"run.output_dir {output_dir}: a checkpoint needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        )
+
+
+def _existing_parent(path: Path) -> Path:
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
+def working_folder(output_dir: str) -> Path:
+    """Where a run writes until it is finished: beside `output_dir`, on the same disk."""
+    return Path(f"{output_dir}.unfinished")
+
+
+def start_working_folder(output_dir: str) -> Path:
+    """An empty working folder; puts a checkpoint back in place whose replacement was interrupted."""
+    output, replaced = Path(output_dir), _replaced(output_dir)
+    if replaced.exists() and not output.exists():
+        replaced.rename(output)
+    folder = working_folder(output_dir)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def publish(output_dir: str) -> None:
+    """Renames the complete working folder to `output_dir`; an older checkpoint there is deleted only afterwards."""
+    output, replaced = Path(output_dir), _replaced(output_dir)
+    if output.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        output.rename(replaced)
+    working_folder(output_dir).rename(output)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replaced(output_dir: str) -> Path:
+    return Path(f"{output_dir}.replaced")
+
+
+def write_checkpoint(model, processor, state_dict: dict, trainer_state, manifest: dict, output_dir: str) -> None:
+    """Writes the self-contained folder and puts it in place; called by one rank, with the gathered `state_dict`.
+
+    Raises LlavaError when it cannot be written; what stood at `output_dir` is then untouched.
+    """
+    folder = working_folder(output_dir)
+    try:
+        model.save_pretrained(folder, state_dict=state_dict)
+        processor.save_pretrained(folder)
+        trainer_state.save_to_json(str(folder / "trainer_state.json"))
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        publish(output_dir)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise LlavaError(f"the checkpoint {output_dir} could not be written: {error}") from error

@@ -1,0 +1,159 @@
+"""What can be wrong with a stage before it starts: combinations of keys, missing files, data. Imports no torch."""
+
+import json
+import os
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from llava.anyres import TilingConfig
+from llava.data.check import inspect_samples
+from llava.data.mixture import load_mixture, mixture_entries
+from llava.errors import LlavaError
+from llava.train.checkpoint import check_output_folder, check_start_folders
+from llava.train.keys import read_yaml
+from llava.train.recipes import Recipe, raise_faults
+
+BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
+GATHER = "stage3_gather_16bit_weights_on_model_save"
+ABSENT = ("managers", "none")  # the one component that a model may lack, and the layer set that says so
+
+
+def world_size() -> int:
+    """Processes of this run: torchrun's count, else what the launch script will start."""
+    launched = int(os.environ.get("NPROC_PER_NODE", 1)) * int(os.environ.get("NNODES", 1))
+    return int(os.environ.get("WORLD_SIZE", launched))
+
+
+def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
+    """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
+    faults = _combinations(recipe) + _batches(recipe, world_size)
+    checks = [_check_sizes, _check_tiling, _check_deepspeed, _check_mixture]
+    if not dry_run:
+        faults += _packages(recipe)
+        checks += [check_start_folders, check_output_folder, _check_data_files]
+    for check in checks:
+        try:
+            check(recipe)
+        except LlavaError as error:
+            faults.append(str(error))
+    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", faults)
+
+
+def check_data(recipe: Recipe) -> None:
+    """Reads the mixture and every image's header; raises DataError with all faults unless bad samples are skipped."""
+    samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
+    if recipe.data.on_bad_sample == "error":
+        inspect_samples(samples, recipe.data.image_folder).raise_faults()
+
+
+def _combinations(recipe: Recipe) -> list[str]:
+    faults = []
+    model, managers, optim = recipe.model, recipe.managers, recipe.optim
+    sources = [name for name in ("vision_tower", "language_model") if getattr(model, name) is not None]
+    if model.start_from is not None and sources:
+        faults.append(f"model.start_from and model.{sources[0]} exclude each other")
+    if model.start_from is None and len(sources) < 2:
+        faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
+    if managers.layer_set == "none" and (managers.vision_layers or managers.injection_layers):
+        faults.append("managers.vision_layers and managers.injection_layers need a managers.layer_set other than none")
+    present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
+    if not any(getattr(recipe.components, name).trained for name in present):
+        faults.append("nothing trains: every component is frozen")
+    rates = {"optim.lr": optim.lr}
+    rates |= {f"components.{name}.lr": getattr(recipe.components, name).lr for name in present}
+    faults += [
+        f"{key} must be above 0 and at most 1; found {rate} (components.*.trained false freezes)"
+        for key, rate in rates.items()
+        if rate is not None and not 0 < rate <= 1
+    ]
+    for key, value, low, high in (
+        ("optim.warmup", optim.warmup, 0, 1),
+        ("optim.epochs", optim.epochs, 0, float("inf")),
+        ("optim.max_steps", optim.max_steps if optim.max_steps is not None else 1, 1, float("inf")),
+        ("data.max_length", recipe.data.max_length, 1, float("inf")),
+        ("data.workers", recipe.data.workers, 0, float("inf")),
+        ("managers.interval", managers.interval, 1, float("inf")),
+        ("run.logging_steps", recipe.run.logging_steps, 1, float("inf")),
+    ):
+        if not low <= value <= high:
+            faults.append(f"{key} must lie between {low} and {high}; found {value}")
+    return faults
+
+
+def _batches(recipe: Recipe, world_size: int) -> list[str]:
+    optim = recipe.optim
+    if optim.batch_size < 1 or optim.global_batch_size < 1:
+        return [f"batch sizes must be at least 1; found {optim.batch_size} and {optim.global_batch_size}"]
+    if optim.global_batch_size % (optim.batch_size * world_size):
+        return [
+            f"optim.global_batch_size {optim.global_batch_size} is not a multiple of optim.batch_size "
+            f"{optim.batch_size} times {world_size} processes"
+        ]
+    return []
+
+
+def _packages(recipe: Recipe) -> list[str]:
+    needed = {"deepspeed": "run.deepspeed"} if recipe.run.deepspeed else {}
+    if recipe.run.report_to != "none":
+        needed[recipe.run.report_to] = "run.report_to"
+    return [
+        f"{key} needs the package {package}: pip install -e '.[train]', or pass --{key} none"
+        for package, key in needed.items()
+        if find_spec(package) is None
+    ]
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    sizes = read_yaml(recipe.model.sizes)
+    if set(sizes) != {"vision", "text"}:
+        raise LlavaError(f"{recipe.model.sizes}: expected the keys vision and text; found {', '.join(map(str, sizes))}")
+
+
+def _check_tiling(recipe: Recipe) -> None:
+    pinpoints = recipe.tiling.pinpoints
+    if isinstance(pinpoints, list) and any(len(pair) != 2 for pair in pinpoints):
+        raise LlavaError(f"tiling.pinpoints must be pairs of width and height; found {pinpoints}")
+    tiling_config(recipe, tile=1)
+
+
+def tiling_config(recipe: Recipe, tile: int) -> TilingConfig:
+    """The recipe's tiling for crops of `tile` pixels."""
+    tiling = recipe.tiling
+    config = TilingConfig.from_llava(tiling.aspect_ratio, tiling.merge, tiling.pinpoints, tile)
+    return replace(config, newline_after_one_crop=tiling.newline_after_one_crop)
+
+
+def _check_deepspeed(recipe: Recipe) -> None:
+    path = recipe.run.deepspeed
+    if path is None:
+        return
+    try:
+        config = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise LlavaError(f"run.deepspeed {path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise LlavaError(f"run.deepspeed {path}: not valid JSON ({error})") from error
+    for block in BUILT_BY_TRAINER:
+        if block in config:
+            raise LlavaError(f"run.deepspeed {path}: the block '{block}' would discard the components' learning rates")
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3 and not zero.get(GATHER):
+        raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    mixture_entries(recipe.data.mixture)
+
+
+def _check_data_files(recipe: Recipe) -> None:
+    missing = missing_data_files(recipe)
+    if missing:
+        raise LlavaError(f"data.mixture {recipe.data.mixture}: {len(missing)} data files missing, first {missing[0]}")
+    if not Path(recipe.data.image_folder).is_dir():
+        raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
+
+
+def missing_data_files(recipe: Recipe) -> list[Path]:
+    """The files that the mixture names and that do not exist."""
+    return [file for file, _ in mixture_entries(recipe.data.mixture) if not file.is_file()]

@@ -1,0 +1,128 @@
+"""Dotted keys over nested dataclasses: which there are, what each accepts, and what a wrong one may have meant."""
+
+import contextlib
+import difflib
+import types
+from collections.abc import Collection
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from llava.errors import LlavaError
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """A YAML mapping from a file; LlavaError when it is missing, broken or no mapping."""
+    try:
+        document = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise LlavaError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(document, dict):
+        raise LlavaError(f"{path}: expected a mapping of keys, found {type(document).__name__}")
+    return document
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a dotted key accepts, and whether it has no default."""
+
+    type: Any
+    required: bool
+
+
+def dotted_keys(kind: type, prefix: str = "") -> dict[str, Key]:
+    """Every key of the dataclass `kind`, in the order of its fields; nested dataclasses become `section.key`."""
+    keys = {}
+    hints = get_type_hints(kind)
+    for field in fields(kind):
+        name = prefix + field.name
+        if is_dataclass(hints[field.name]):
+            keys |= dotted_keys(hints[field.name], f"{name}.")
+        else:
+            keys[name] = Key(hints[field.name], required=field.default is MISSING)
+    return keys
+
+
+def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optim": {"lr": 1}, "run.seed": 2} -> {"optim.lr": 1, "run.seed": 2}. No leaf is a mapping."""
+    flat = {}
+    for key, value in mapping.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def suggestion(key: str, known: Collection[str]) -> str:
+    """For max_steps or optim.maxsteps: `; did you mean 'optim.max_steps'?`; for what resembles no key: nothing."""
+    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_leaf or difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def coerce(value: Any, expected: Any) -> Any:
+    """`value` as `expected`, or a ValueError that says what was expected and found.
+
+    Text is read as YAML where no text is expected, so that the command line and a file accept the same spellings.
+    """
+    if get_origin(expected) in (Union, types.UnionType):
+        return _coerce_union(value, get_args(expected))
+    if get_origin(expected) is Literal:
+        if value in get_args(expected):
+            return value
+        raise ValueError(f"must be one of {', '.join(get_args(expected))}; found {value!r}")
+    if expected is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return str(value)
+    parsed = _parse(value)
+    if get_origin(expected) is list and isinstance(parsed, (list, tuple)):
+        return [coerce(item, get_args(expected)[0]) for item in parsed]
+    if expected is float and isinstance(parsed, (int, float, str)) and not isinstance(parsed, bool):
+        with contextlib.suppress(ValueError):  # YAML takes 1e-3 for a text
+            return float(parsed)
+    if type(parsed) is expected:
+        return parsed
+    raise ValueError(f"must be {type_name(expected)}; found {value!r}")
+
+
+def _coerce_union(value: Any, members: tuple[Any, ...]) -> Any:
+    if type(None) in members and value in (None, "none", "null"):
+        return None
+    members = [member for member in members if member is not type(None)]
+    for member in members[:-1]:
+        with contextlib.suppress(ValueError):
+            return coerce(value, member)
+    return coerce(value, members[-1])
+
+
+def _parse(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def type_name(expected: Any) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    if get_origin(expected) is list:
+        return f"a list, each item {type_name(get_args(expected)[0])}"
+    return names[expected]
+
+
+def assemble(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """An instance of the dataclass `kind` and those nested in it from dotted `values`; the others take defaults."""
+    hints = get_type_hints(kind)
+    arguments = {}
+    for field in fields(kind):
+        name = prefix + field.name
+        if is_dataclass(hints[field.name]):
+            arguments[field.name] = assemble(hints[field.name], values, f"{name}.")
+        elif name in values:
+            arguments[field.name] = values[name]
+    return kind(**arguments)

@@ -1,0 +1,57 @@
+"""`llava train`: one stage from a recipe. scripts/train/stage*.sh start it on every process of a run."""
+
+import argparse
+
+from llava.errors import LlavaError
+from llava.train.checks import check_data, check_recipe, world_size
+from llava.train.recipes import load_recipe
+
+
+def main(argv: list[str]) -> int:
+    """Checks the recipe, then trains, or prints what would be trained. Raises LlavaError for wrong input."""
+    options, keys = parse(argv)
+    recipe = load_recipe(options.recipe, options.arm, options.override, keys)
+    check_recipe(recipe, world_size(), options.dry_run)
+    if options.check:
+        check_data(recipe)
+    elif options.dry_run:
+        from llava.train.plan import dry_run
+
+        print(dry_run(recipe))
+    else:
+        from llava.train.stage import run_stage
+
+        run_stage(recipe)
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The fixed options, and the recipe keys given as `--key value` or `--key=value`."""
+    parser = argparse.ArgumentParser(
+        prog="llava train",
+        description="Trains one stage. Every key of the recipe can be given too, dotted: --optim.max_steps 10",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", required=True, help="recipe YAML, e.g. scripts/train/recipes/stage1.yaml")
+    parser.add_argument("--arm", default="baseline", help="baseline, manager, grid or grid_manager")
+    parser.add_argument("--override", action="append", default=[], metavar="YAML", help="file of keys to change")
+    parser.add_argument("--dry_run", action="store_true", help="print recipe, steps and what trains; needs no weights")
+    parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")
+    options, rest = parser.parse_known_args(argv)
+    return options, recipe_keys(rest)
+
+
+def recipe_keys(words: list[str]) -> dict[str, str]:
+    """["--a.b", "1", "--c=2"] -> {"a.b": "1", "c": "2"}; LlavaError for anything else."""
+    keys, words = {}, list(words)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or not key:
+            raise LlavaError(f"unexpected argument '{word}'; recipe keys are given as --key value")
+        if not equals:
+            if not words or words[0].startswith("--"):
+                raise LlavaError(f"--{key} has no value; recipe keys are given as --key value")
+            value = words.pop(0)
+        keys[key] = value
+    return keys

@@ -1,0 +1,125 @@
+"""What a stage will do, in numbers: printed before it starts and saved with what it ends in."""
+
+import math
+import platform
+import subprocess
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from llava.anyres import image_layout
+from llava.data.mixture import load_mixture
+from llava.mllm import LlavaOVManagerConfig
+from llava.train.build import attention_implementation, build_on_meta, config_from_sizes, model_config
+from llava.train.checkpoint import check_start_folders
+from llava.train.checks import missing_data_files, world_size
+from llava.train.components import Component, component_rows, component_table, freeze, split_components
+from llava.train.keys import flatten
+from llava.train.recipes import Recipe
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "llava-ov-manager")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """samples: of one epoch. tokens: of the whole run, estimated. accumulation: micro-batches per process and step."""
+
+    samples: int
+    processes: int
+    accumulation: int
+    steps: int
+    tokens: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, config: LlavaOVManagerConfig, samples: int) -> "Plan":
+        """The plan for `samples` samples; tokens follow from the recipe's typical image and text."""
+        optim = recipe.optim
+        steps = optim.max_steps or math.ceil(math.ceil(samples / optim.global_batch_size) * optim.epochs)
+        image = image_layout(
+            *recipe.data.expected_image,
+            config.tiling,
+            tile=config.vision_config.image_size,
+            side=config.patches_per_side,
+            several_images=False,
+        )
+        per_sample = min(image.num_tokens + recipe.data.expected_text_tokens, recipe.data.max_length)
+        processes = world_size()
+        return cls(
+            samples=samples,
+            processes=processes,
+            accumulation=optim.global_batch_size // (optim.batch_size * processes),
+            steps=steps,
+            tokens=steps * optim.global_batch_size * per_sample,
+        )
+
+
+def dry_run(recipe: Recipe) -> str:
+    """What the stage would do. Needs neither weights nor data: sizes and counts written in the recipe stand in."""
+    model = recipe.model
+    folders = [folder for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
+    absent = [folder for folder in folders if not Path(folder).is_dir()]
+    if not absent:
+        check_start_folders(recipe)
+    config = config_from_sizes(recipe) if absent else model_config(recipe)
+    missing = missing_data_files(recipe)
+    samples = recipe.data.expected_samples
+    if not missing:
+        samples = len(load_mixture(recipe.data.mixture, recipe.run.seed).samples)
+
+    components = split_components(build_on_meta(config), recipe)
+    freeze(components)
+    notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
+    if missing:
+        notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
+    text = describe(recipe, Plan.of(recipe, config, samples), components, attention_implementation(recipe))
+    return "\n".join([text, "", *notes])
+
+
+def describe(recipe: Recipe, plan: Plan, components: list[Component], attention: str) -> str:
+    """The resolved recipe, the plan and the table of what trains, as text."""
+    optim, width, height = recipe.optim, *recipe.data.expected_image
+    keys = flatten(recipe.to_dict())
+    return "\n".join(
+        [
+            *(f"{key:<{max(map(len, keys))}}  {'none' if value is None else value}" for key, value in keys.items()),
+            "",
+            f"samples     {plan.samples:,} x {optim.epochs:g} epochs",
+            f"batch       {optim.global_batch_size} = {optim.batch_size} x {plan.accumulation} accumulated x "
+            f"{plan.processes} processes",
+            f"steps       {plan.steps:,}",
+            f"tokens      about {plan.tokens:,} (a {width}x{height} image and {recipe.data.expected_text_tokens} text "
+            "tokens a sample)",
+            f"attention   {attention}",
+            "",
+            component_table(components),
+        ]
+    )
+
+
+def manifest(recipe: Recipe, plan: Plan, components: list[Component], **results) -> dict:
+    """The content of run.json: what ran, on what, with which versions, and `results`."""
+    return {
+        "recipe": recipe.to_dict(),
+        "plan": asdict(plan),
+        "components": component_rows(components),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "git": _git_state(),
+        "host": platform.node(),
+        **results,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    """The commit of this code, with "-dirty" when it was changed; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,194 @@
+"""A training stage as data: one YAML file, an arm that changes a few of its keys, and what the user changes.
+
+Keys are dotted (`optim.max_steps`). Later sources win: the recipe's file, its arm, `--override` files in their order,
+`--key value` on the command line. Every fault of every source is collected and raised at once. Nothing here imports
+torch, so that a wrong key costs a fraction of a second.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from llava.errors import LlavaError
+from llava.train.keys import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the weights come from: a checkpoint folder, or for the first stage a vision tower and a language model.
+
+    vision_layers_dropped: layers taken off the end of `vision_tower`; real SigLIP has 27, of which 26 are used.
+    sizes: YAML file with the configurations that a dry run uses when the folders are not there.
+    attention: `auto` takes flash_attention_2 when it is installed and there is a GPU, else sdpa.
+    """
+
+    sizes: str
+    start_from: str | None = None
+    vision_tower: str | None = None
+    language_model: str | None = None
+    vision_layers_dropped: int = 1
+    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+
+
+@dataclass(frozen=True)
+class ManagersRecipe:
+    """The visual managers. Lists of layers and a jitter replace those of `layer_set`.
+
+    interval: inject before every `interval`-th layer of the language model, from the first.
+    """
+
+    layer_set: Literal["none", "paper", "released"]
+    interval: int = 4
+    scope: Literal["all", "main", "grid"] = "all"
+    vision_layers: list[int] | None = None
+    injection_layers: list[int] | None = None
+    jitter: Literal["as_layer_set", "paper", "released", "none"] = "as_layer_set"
+
+
+@dataclass(frozen=True)
+class TilingRecipe:
+    """How an image becomes crops, in LLaVA's terms. pinpoints: [[width, height], ...] or "(1x1),...,(6x6)"."""
+
+    aspect_ratio: str
+    merge: Literal["flat", "spatial", "spatial_unpad"]
+    pinpoints: list[list[int]] | str | None = None
+    newline_after_one_crop: bool = False
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is trained on, see SupervisedDataset.
+
+    The `expected_*` keys serve a dry run's estimate while the data is not on disk. expected_image: (width, height) of a
+    typical image. expected_text_tokens: its text, prompt included.
+    """
+
+    mixture: str
+    image_folder: str
+    template: Literal["plain", "qwen_1_5"]
+    max_length: int
+    expected_samples: int
+    expected_image: list[int]
+    expected_text_tokens: int
+    label_rule: Literal["answers", "released"] = "answers"
+    on_bad_sample: Literal["error", "skip"] = "error"
+    on_over_long: Literal["error", "truncate"] = "error"
+    workers: int = 4
+
+
+@dataclass(frozen=True)
+class ComponentRecipe:
+    """One part of the model. lr, weight_decay: None takes `optim.lr` and `optim.weight_decay`."""
+
+    trained: bool
+    lr: float | None = None
+    weight_decay: float | None = None
+
+
+@dataclass(frozen=True)
+class ComponentsRecipe:
+    """What trains, and how fast. The newline vector and the managers may be absent from a model; that is no fault."""
+
+    vision_tower: ComponentRecipe
+    projector: ComponentRecipe
+    managers: ComponentRecipe
+    newline: ComponentRecipe
+    language_model: ComponentRecipe
+
+
+@dataclass(frozen=True)
+class OptimRecipe:
+    """AdamW and its schedule. Accumulation is what `global_batch_size` leaves after the processes have their share.
+
+    batch_size: samples a process takes at once. max_steps: stop early, or go on past `epochs`; None follows `epochs`.
+    warmup: the fraction of the steps in which the learning rates rise.
+    """
+
+    lr: float
+    global_batch_size: int
+    batch_size: int
+    weight_decay: float = 0.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """Where and how it runs.
+
+    overwrite: replace a finished checkpoint in `output_dir`. precision: `auto` is bf16 on a GPU that has it, else fp32.
+    deepspeed: a DeepSpeed JSON file, None for plain data parallelism. collective_timeout: seconds until a silent rank
+    counts as dead.
+    """
+
+    output_dir: str
+    overwrite: bool = False
+    seed: int = 42
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    deepspeed: str | None = None
+    gradient_checkpointing: bool = True
+    logging_steps: int = 1
+    report_to: Literal["none", "tensorboard", "wandb"] = "none"
+    collective_timeout: int = 1800
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A resolved stage. lr_groups: `single` trains everything at `optim.lr`, as the released run in effect did."""
+
+    stage: str
+    arm: str
+    model: ModelRecipe
+    managers: ManagersRecipe
+    tiling: TilingRecipe
+    data: DataRecipe
+    components: ComponentsRecipe
+    optim: OptimRecipe
+    run: RunRecipe
+    lr_groups: Literal["components", "single"] = "components"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, as they are printed and saved."""
+        return asdict(self)
+
+
+def load_recipe(path: str, arm: str, overrides: Sequence[str] = (), keys: dict[str, str] | None = None) -> Recipe:
+    """Resolves `path` with `arm`, override files and the command line's `keys`.
+
+    Raises one LlavaError that lists every unknown key, wrong value and missing key of all sources.
+    """
+    document = read_yaml(path)
+    arms = document.pop("arms", {})
+    if arm not in arms:
+        raise LlavaError(f"{path}: unknown arm '{arm}'{suggestion(arm, arms)}; it has {', '.join(arms) or 'none'}")
+    sources = [(path, document), (f"{path}: arm {arm}", arms[arm])]
+    sources += [(override, read_yaml(override)) for override in overrides]
+    sources += [("command line", keys or {})]
+
+    known = dotted_keys(Recipe)
+    del known["arm"]  # chosen by itself, before any key
+    faults, given, values = [], set(), {"arm": arm}
+    for origin, mapping in sources:
+        for key, value in flatten(mapping).items():
+            given.add(key)
+            if key not in known:
+                faults.append(f"{origin}: unknown key '{key}'{suggestion(key, known)}")
+                continue
+            try:
+                values[key] = coerce(value, known[key].type)
+            except ValueError as error:
+                faults.append(f"{origin}: {key} {error}")
+    faults += [f"{path}: {key} is missing" for key in known if known[key].required and key not in given]
+    raise_faults(path, faults)
+    return assemble(Recipe, values)
+
+
+def raise_faults(origin: str, faults: list[str]) -> None:
+    """Raises one LlavaError that lists `faults`, if there are any."""
+    if len(faults) == 1:
+        raise LlavaError(faults[0])
+    if faults:
+        raise LlavaError(f"{origin} has {len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))

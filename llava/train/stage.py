@@ -1,0 +1,227 @@
+"""One training stage on one process of a run: model, data, Trainer, checkpoint."""
+
+import datetime
+import os
+import time
+import warnings
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import distributed
+from transformers import TrainingArguments, set_seed
+from transformers.utils import logging as transformers_logging
+
+from llava.data.check import Inspection, inspect_samples
+from llava.data.collator import Collator
+from llava.data.dataset import SupervisedDataset
+from llava.data.mixture import Mixture, load_mixture
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.errors import DataError, LlavaError
+from llava.train.build import build, trains_in_bf16
+from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
+from llava.train.components import freeze, split_components
+from llava.train.plan import Plan, describe, manifest
+from llava.train.recipes import Recipe
+from llava.train.trainer import LlavaTrainer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage that is ready to train, on this process."""
+
+    recipe: Recipe
+    plan: Plan
+    mixture: Mixture
+    processor: LlavaOVManagerProcessor
+    trainer: LlavaTrainer
+
+
+def run_stage(recipe: Recipe) -> None:
+    """Trains the stage and leaves its checkpoint in `run.output_dir`. Every process of the run calls it.
+
+    Raises LlavaError for input that cannot be used; DataError names the file and sample.
+    """
+    started = time.time()
+    stage = prepare(recipe)
+    outcome = train(stage.trainer)
+    save(stage, train_loss=outcome.training_loss, seconds=round(time.time() - started, 1))
+    leave_process_group()
+
+
+def prepare(recipe: Recipe) -> Stage:
+    """Loads model and data, joins the ranks and builds the Trainer; rank 0 prints what will happen."""
+    quiet()
+    set_seed(recipe.run.seed)
+    model, processor = build(recipe)
+    components = split_components(model, recipe)
+    freeze(components)
+    mixture = load_mixture(recipe.data.mixture, recipe.run.seed)
+    plan = Plan.of(recipe, model.config, len(mixture.samples))
+    check_disk(recipe.run.output_dir, components)
+    if rank() == 0:
+        start_working_folder(recipe.run.output_dir)
+        print(describe(recipe, plan, components, model.config._attn_implementation), mixture, sep="\n\n", flush=True)
+
+    start_process_group(recipe)
+    arguments = training_arguments(recipe, plan)
+    dataset = supervised_dataset(recipe, mixture.samples, processor)
+    trainer = LlavaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=Collator(processor.tokenizer.pad_token_id),
+        components=components,
+        lr_groups=recipe.lr_groups,
+        lengths=dataset.lengths(inspect_once(recipe, dataset)),
+    )
+    set_seed(recipe.run.seed + rank())  # the managers' jitter is each rank's own
+    return Stage(recipe, plan, mixture, processor, trainer)
+
+
+def rank() -> int:
+    """This process's number in the run, known before the process group exists; 0 prints and writes."""
+    return int(os.environ.get("RANK", 0))
+
+
+def quiet() -> None:
+    """Silences what libraries say on every rank and step and a user cannot act on; errors still come through."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # of loading and saving; the Trainer has its own
+    # DeepSpeed 0.19 calls collectives by names that torch 2.13 is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def start_process_group(recipe: Recipe) -> None:
+    """Connects the ranks where transformers would not: under DeepSpeed on a CPU.
+
+    Without this ZeRO-3 sees a world of one process, and the timeout is gloo's half hour.
+    """
+    if recipe.run.deepspeed is None:
+        return
+    if "RANK" not in os.environ:
+        raise LlavaError("run.deepspeed needs torchrun: use scripts/train/stage*.sh, or pass --run.deepspeed none")
+    if torch.cuda.is_available():
+        return
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 95 s that brings nothing here
+    timeout = datetime.timedelta(seconds=recipe.run.collective_timeout)
+    deepspeed.init_distributed(dist_backend="gloo", timeout=timeout, verbose=False)
+
+
+def leave_process_group() -> None:
+    """Ends the ranks' connections; a process that exits without can abort in gloo's threads."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
+    """The recipe in transformers' words; creating it joins the process group."""
+    optim, run = recipe.optim, recipe.run
+    on_gpu = torch.cuda.is_available()
+    if run.report_to == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        os.environ.setdefault("WANDB_PROJECT", "llava-ov-manager")
+    return TrainingArguments(
+        output_dir=str(working_folder(run.output_dir)),
+        run_name=f"stage{recipe.stage}-{recipe.arm}",
+        report_to=run.report_to,
+        per_device_train_batch_size=optim.batch_size,
+        gradient_accumulation_steps=plan.accumulation,
+        average_tokens_across_devices=True,
+        num_train_epochs=optim.epochs,
+        max_steps=optim.max_steps or -1,
+        learning_rate=optim.lr,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=optim.warmup,
+        max_grad_norm=optim.max_grad_norm,
+        bf16=trains_in_bf16(recipe),
+        activation_checkpointing=run.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False},
+        deepspeed=run.deepspeed,
+        use_cpu=not on_gpu,
+        ddp_timeout=run.collective_timeout,
+        ddp_find_unused_parameters=False,
+        dataloader_num_workers=recipe.data.workers,
+        dataloader_pin_memory=on_gpu,
+        remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=run.logging_steps,
+        logging_nan_inf_filter=False,
+        log_level="error",
+        disable_tqdm=False,
+        save_strategy="no",
+        seed=run.seed,
+    )
+
+
+def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDataset:
+    """The samples, encoded as the recipe says."""
+    data = recipe.data
+    return SupervisedDataset(
+        samples,
+        processor,
+        image_folder=data.image_folder,
+        template=data.template,
+        label_rule=data.label_rule,
+        max_length=data.max_length,
+        on_bad_sample=data.on_bad_sample,
+        on_over_long=data.on_over_long,
+    )
+
+
+def inspect_once(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
+    """Image sizes for the sampler, read by rank 0 and sent to the others.
+
+    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped.
+    """
+    found = [None]
+    if rank() == 0:
+        inspection = inspect_samples(dataset.samples, recipe.data.image_folder)
+        too_long = dataset.over_long(inspection) if recipe.data.on_over_long == "error" else []
+        found[0] = Inspection(inspection.image_sizes, inspection.faults + too_long)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
+    if found[0].faults and recipe.data.on_bad_sample == "error":
+        leave_process_group()
+        if rank() > 0:
+            raise SystemExit(2)  # rank 0 tells
+        found[0].raise_faults()
+    return found[0]
+
+
+def train(trainer: LlavaTrainer):
+    """Trains; a bad sample met by a data loader's worker is reported as what it is, without the worker's traceback."""
+    try:
+        return trainer.train()
+    except DataError as error:
+        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+
+
+def save(stage: Stage, **results) -> None:
+    """Gathers the weights on every rank and writes the checkpoint on the first, with `results` in its manifest."""
+    trainer, recipe = stage.trainer, stage.recipe
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    skipped = torch.tensor(trainer.train_dataset.skipped, device=trainer.args.device)
+    skipped = int(trainer.accelerator.reduce(skipped))
+    if rank() == 0:
+        for name in trainer.model.all_tied_weights_keys:
+            weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
+        check_disk(recipe.run.output_dir, trainer.components)
+        record = manifest(
+            recipe,
+            stage.plan,
+            trainer.components,
+            mixture=[asdict(row) for row in stage.mixture.table],
+            attention=trainer.model.config._attn_implementation,
+            steps=trainer.state.global_step,
+            skipped=skipped,
+            tokens_seen=int(trainer.state.num_input_tokens_seen),
+            **results,
+        )
+        write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir)
+        print(f"saved {recipe.run.output_dir}" + f"; {skipped} bad samples were skipped" * (skipped > 0), flush=True)
+    trainer.accelerator.wait_for_everyone()

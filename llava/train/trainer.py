@@ -1,0 +1,94 @@
+"""transformers' Trainer with our optimizer groups, our sampler, and logits at supervised positions only."""
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn.functional import pad
+from transformers import ProgressCallback, Trainer
+
+from llava.constants import IGNORE_INDEX
+from llava.data.sampler import LengthGroupedSampler
+from llava.train.components import Component
+from llava.train.optimizer import create_adamw
+
+
+class LlavaTrainer(Trainer):
+    """Trains `components` of the model.
+
+    Args:
+        components: what trains at which rate; see split_components.
+        lr_groups: `components` or `single`.
+        lengths: tokens of each sample, for grouping.
+        *args, **kwargs: the Trainer's.
+    """
+
+    def __init__(self, *args, components: list[Component], lr_groups: str, lengths: list[int], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(CompactProgress)
+        vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
+        self.components = components
+        self.lr_groups = lr_groups
+        self.lengths = lengths
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = create_adamw(self.components, self.lr_groups)
+        return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
+        return LengthGroupedSampler(
+            self.lengths,
+            self.train_dataset.is_multimodal,
+            batch_size=self.args.per_device_train_batch_size,
+            world_size=self.args.world_size,
+            accumulation=self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""
+        batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
+        return batches, supervised if supervised is None else supervised.clamp(min=1)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = supervised_only(inputs) | {"use_cache": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the learning rate of each group and the samples seen; the Trainer adds tokens and their rate."""
+        if "learning_rate" in logs:
+            groups = self.optimizer.param_groups
+            progress = logs.pop("learning_rate") / groups[0]["initial_lr"]
+            logs |= {f"lr/{group['component']}": group["initial_lr"] * progress for group in groups}
+            logs["samples"] = self.state.global_step * self.get_total_train_batch_size(self.args)
+        super().log(logs, start_time)
+
+
+class CompactProgress(ProgressCallback):
+    """The Trainer's bar with the remaining time; a logged step is one short line above it."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
+            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {progress_line(logs)}")
+
+
+def progress_line(logs: dict[str, float]) -> str:
+    """E.g. `loss 1.2345  grad 0.678  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 1.0e-03`."""
+    rates = [f"{key.removeprefix('lr/')} {rate:.1e}" for key, rate in logs.items() if key.startswith("lr/")]
+    tokens, speed = logs["num_input_tokens_seen"], logs["train_tokens_per_second"]
+    return (
+        f"loss {logs['loss']:.4f}  grad {logs['grad_norm']:.3f}  samples {logs['samples']:,}  "
+        f"tokens {tokens:,} ({speed:,.0f}/s)  lr {' '.join(rates)}"
+    )
+
+
+def supervised_only(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch whose labels (B, L) are replaced by what restricts logits and loss to positions that predict a label.
+
+    shift_labels: (B, L), the label of the next position. logits_to_keep: (B, L), where that is supervised.
+    """
+    labels = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+    others = {key: value for key, value in batch.items() if key != "labels"}
+    return {**others, "shift_labels": labels, "logits_to_keep": labels != IGNORE_INDEX}

@@ -1,0 +1,122 @@
+"""Two processes under every strategy train like one: losses, every gradient, learning rates and weights.
+
+"It ran" proves nothing here: where one rank has no image ZeRO-3 can hang, and where none has it reuses the gradients of
+the step before. So everything is compared with one process on the same global batches.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+WORKER = Path(__file__).with_name("worker.py")
+TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60
+STRATEGIES = {"zero3": 3, "zero2": 2, "ddp": None}
+UNCLIPPED = {"optim.warmup": 0, "optim.max_grad_norm": 1e9}
+RATES = {"vision_tower": 2e-6, "projector": 1e-5, "managers": 5e-5, "newline": 1e-5, "language_model": 1e-5}
+
+
+def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> dict:
+    """Facts, gradients per step, losses and final weights of a run of `processes` processes."""
+    out.mkdir()
+    keys = keys | {"run.output_dir": f"{out}/checkpoint"}
+    command = [WORKER, f"scripts/train/recipes/stage{stage}.yaml", arm, json.dumps(keys), out]
+    if processes > 1 or keys["run.deepspeed"] is not None:
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
+    with (out / "log").open("w") as log:
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=log, stderr=log, env=environment)
+        try:
+            status = process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # torchrun passes it on to its ranks
+            process.wait()
+            status = f"no end within {TIMEOUT} s"
+    assert status == 0, f"{status}\n{(out / 'log').read_text()[-5000:]}"
+    history = json.loads((out / "checkpoint/trainer_state.json").read_text())["log_history"]
+    return {
+        **json.loads((out / "facts.json").read_text()),
+        "gradients": load_file(out / "gradients.safetensors"),
+        "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "weights": load_file(out / "checkpoint/model.safetensors"),
+    }
+
+
+@pytest.fixture(scope="module")
+def stage_2_keys(tiny_keys, tmp_path_factory, make_model, make_processor) -> dict:
+    """Stage 2 from a checkpoint whose managers are not zero, so that every part of the model has a gradient."""
+    folder = tmp_path_factory.mktemp("start")
+    make_model().save_pretrained(folder)
+    make_processor().save_pretrained(folder)
+    return tiny_keys("2", **{"model.start_from": str(folder), **UNCLIPPED})
+
+
+@pytest.fixture(scope="module")
+def one(stage_2_keys, tmp_path_factory) -> dict:
+    """Stage 2 by one process without DeepSpeed: what the others must equal."""
+    return run_worker("2", "grid_manager", stage_2_keys, tmp_path_factory.mktemp("one") / "run", processes=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_equal_one(stage_2_keys, one, tmp_path, strategy):
+    deepspeed = None if strategy == "ddp" else f"scripts/train/deepspeed/{strategy}.json"
+    keys = stage_2_keys | {"run.deepspeed": deepspeed}
+    two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
+    assert (one["ranks"], two["ranks"]) == (1, 2)
+    assert two["engine"] == ("DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine")
+    assert two["zero_stage"] == STRATEGIES[strategy]
+    assert one["groups"] == two["groups"] == [[name, rate] for name, rate in RATES.items()]
+    compare(one, two)
+
+
+@pytest.mark.slow
+def test_stage_1_with_frozen_parts_under_zero3(tiny_keys, tmp_path):
+    keys = tiny_keys("1", **UNCLIPPED)
+    one = run_worker("1", "grid_manager", keys, tmp_path / "one", processes=1)
+    keys |= {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}
+    two = run_worker("1", "grid_manager", keys, tmp_path / "two", processes=2)
+    assert two["zero_stage"] == 3
+    assert one["groups"] == two["groups"] == [["projector", 1e-3], ["managers", 1e-3]]
+    assert {name.split(".")[1] for name in one["gradients"]} == {"multi_modal_projector", "managers"}
+    compare(one, two)
+
+
+@pytest.mark.slow
+def test_the_script_on_two_processes(tiny_keys, tmp_path):
+    """As a user starts it: checks, torchrun, ZeRO-3, data loader workers, a checkpoint, and no warnings."""
+    keys = {
+        "run.deepspeed": "scripts/train/deepspeed/zero3.json",
+        "run.output_dir": f"{tmp_path}/out",
+        "data.workers": 1,
+        "managers.jitter": "paper",
+    }
+    arguments = [word for key, value in tiny_keys("1", **keys).items() for word in (f"--{key}", str(value))]
+    environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    command = ["bash", "scripts/train/stage1.sh", "--arm", "manager", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "batch       4 = 2 x 1 accumulated x 2 processes" in done.stdout
+    assert done.stdout.count("step 4/4  loss ") == 1
+    assert done.stdout.endswith(f"saved {tmp_path}/out\n")
+    assert "Warning" not in done.stdout + done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def compare(one: dict, two: dict, steps: int = 4) -> None:
+    assert len(one["losses"]) == len(two["losses"]) == steps
+    assert one["losses"] == pytest.approx(two["losses"], abs=1e-5)
+    assert set(one["gradients"]) == set(two["gradients"])
+    assert {name.split("/")[0] for name in one["gradients"]} == {str(step) for step in range(steps)}
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(
+            two["gradients"][name], gradient, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    assert set(one["weights"]) == set(two["weights"])
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,0 +1,127 @@
+"""Three stages in one process, each from the one before, and what a run leaves behind."""
+
+import json
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from llava.chat.engine import Dialogue, Engine
+from llava.data.schema import Turn
+from llava.errors import LlavaError
+from llava.train.checks import check_data, check_recipe
+from llava.train.stage import prepare, run_stage
+
+ARMS = ("baseline", "manager", "grid", "grid_manager")
+
+
+def run(recipe) -> Path:
+    check_recipe(recipe, 1, dry_run=False)
+    check_data(recipe)
+    run_stage(recipe)
+    return Path(recipe.run.output_dir)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_three_stages(tiny_recipe, make_image, arm, capsys):
+    folders = [run(tiny_recipe("1", arm))]
+    for stage in ("1_5", "2"):
+        folders.append(run(tiny_recipe(stage, arm, **{"model.start_from": str(folders[-1])})))
+    assert [path.name for path in sorted(folders[0].parent.iterdir())] == ["stage1", "stage1_5", "stage2"]
+
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    idle = ("post_layernorm",) if "grid" in arm else ("post_layernorm", "image_newline")
+    for before, after in pairwise(weights):
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved == {name for name in before if not any(part in name for part in idle)}
+    assert any("managers" in name for name in weights[-1]) == ("manager" in arm)
+
+    for number, folder in enumerate(folders):
+        config = json.loads((folder / "config.json").read_text())
+        assert config["tiling"]["mode"] == ("anyres" if "grid" in arm and number else "square")
+        assert "use_cache" not in config
+    engine = Engine.from_pretrained(str(folders[-1]), device="cpu")
+    answers = engine.generate([Dialogue([Turn("human", "What is it?")], [make_image()])], max_new_tokens=3)
+    assert len(answers) == 1
+    assert "saved" in capsys.readouterr().out
+
+
+def test_stage_1_moves_the_projector_and_the_managers_alone(tiny_recipe):
+    recipe = tiny_recipe("1")
+    torch.manual_seed(0)
+    stage = prepare(recipe)
+    before = {name: parameter.clone() for name, parameter in stage.trainer.model.named_parameters()}
+    stage.trainer.train()
+    for name, parameter in stage.trainer.model.named_parameters():
+        trained = name.startswith(("model.multi_modal_projector.", "model.managers."))
+        assert torch.equal(parameter, before[name]) != trained, name
+
+
+def test_the_folder_tells_how_it_was_made(tiny_recipe):
+    recipe = tiny_recipe("1", **{"optim.max_steps": 2})
+    folder = run(recipe)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["recipe"] == recipe.to_dict()
+    assert record["plan"] == {"samples": 16, "processes": 1, "accumulation": 2, "steps": 2, "tokens": 8 * (16 + 15)}
+    assert record["steps"] == 2
+    assert record["tokens_seen"] > 0
+    assert record["train_loss"] > 0
+    assert [row["component"] for row in record["components"] if row["trainable"]] == ["projector", "managers"]
+    assert record["mixture"][0]["taken"] == 16
+    assert set(record["versions"]) >= {"python", "torch", "transformers"}
+    assert AutoProcessor.from_pretrained(folder).image_token == "<image>"
+    assert AutoModelForImageTextToText.from_pretrained(folder).config.model_type == "llava_ov_manager"
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_samples_are_counted(tiny_recipe, data_folder, tmp_path, capsys, workers):
+    shutil.copytree(data_folder, tmp_path / "images")
+    (tmp_path / "images/3.png").unlink()
+    (tmp_path / "images/8.png").unlink()
+    images = {"data.image_folder": f"{tmp_path}/images", "data.on_bad_sample": "skip", "data.workers": workers}
+    folder = run(tiny_recipe("1", **images))
+    assert json.loads((folder / "run.json").read_text())["skipped"] == 2
+    assert capsys.readouterr().out.endswith(f"saved {folder}; 2 bad samples were skipped\n")
+
+
+def test_what_will_happen_is_printed_first(tiny_recipe, capsys):
+    prepare(tiny_recipe("1"))
+    printed = capsys.readouterr().out
+    for line in ("optim.lr ", "samples     16 x 1 epochs", "attention   sdpa", "component ", "16 samples"):
+        assert line in printed
+
+
+def test_the_same_seed_gives_the_same_run(tiny_recipe, tmp_path):
+    folders = [run(tiny_recipe("1", **{"run.output_dir": f"{tmp_path}/{name}"})) for name in "ab"]
+    one, two = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    other = load_file(run(tiny_recipe("1", **{"run.output_dir": f"{tmp_path}/c", "run.seed": 7})) / "model.safetensors")
+    assert not torch.equal(one["model.managers.layer_embedding"], other["model.managers.layer_embedding"])
+
+
+def test_deepspeed_without_torchrun_is_one_clear_line(tiny_recipe, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(LlavaError, match=r"run\.deepspeed needs torchrun"):
+        prepare(tiny_recipe("1", **{"run.deepspeed": "scripts/train/deepspeed/zero3.json"}))
+
+
+def test_tensorboard_logs_lie_in_the_checkpoint(tiny_recipe):
+    folder = run(tiny_recipe("1", **{"run.report_to": "tensorboard", "optim.max_steps": 1}))
+    assert list(folder.glob("runs/*/events.out.tfevents.*"))
+
+
+def test_wandb_stays_offline_unless_asked(tiny_recipe, monkeypatch, tmp_path):
+    for name in ("WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.setenv(name, "")  # so that it is put back as it was
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(tiny_recipe("1", **{"run.report_to": "wandb", "optim.max_steps": 1}))
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
