@@ -8,6 +8,7 @@ COMMANDS = {
     "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
     "chat": ("llava.chat.cli", "talk with a model about images"),
     "data": ("llava.data.main", "check a data mixture"),
+    "demo": ("llava.demo.main", "make the digit pages and pretrain their tiny tower and language model"),
 }
 
 

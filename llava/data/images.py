@@ -4,7 +4,7 @@ import os
 from functools import cache
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
 from llava.errors import DataError
@@ -19,6 +19,7 @@ def open_image(source, name: str | None = None) -> Image.Image:
     (more than twice Pillow's Image.MAX_IMAGE_PIXELS).
     """
     name = name or str(source)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries, lmms-eval among them, turn it on for the whole process
     try:
         with Image.open(source) as image:
             return image.convert("RGB")

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
 from llava.eval import report
@@ -84,4 +85,6 @@ def _succeeds(job: Job, processes: int) -> bool:
     discard_task_run(Path(job.out), job.task)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job))]
-    return subprocess.run(command, env={**os.environ, **OFFLINE}, check=False).returncode == 0
+    with TemporaryDirectory() as cache:  # the datasets library would take an older cache for files changed in place
+        environment = {**os.environ, **OFFLINE, "HF_DATASETS_CACHE": cache}
+        return subprocess.run(command, env=environment, check=False).returncode == 0

@@ -1,0 +1,137 @@
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
+
+from llava.cli import main
+from llava.data.check import inspect_samples
+from llava.data.conversation import encode_prompt
+from llava.data.mixture import load_mixture
+from llava.data.schema import Turn
+from llava.demo import digit_pages, pretrain
+from llava.demo.digit_pages import KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page, rng_for
+from llava.demo.tokenizer import VOCABULARY, train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """`llava demo make` at a small size."""
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    assert main(["demo", "make", str(folder), "--captions", "6", "--pages", "60", "--test_pages", "9"]) == 0
+    return folder
+
+
+def test_every_mixture_is_whole(data):
+    for stage, rows in (("stage1", 6), ("stage1_5", 24), ("stage2", 36)):
+        samples = load_mixture(data / f"{stage}.yaml", seed=0).samples
+        assert len(samples) == rows
+        inspection = inspect_samples(samples, data)
+        assert inspection.faults == []
+        sizes = {size for of_sample in inspection.image_sizes for size in of_sample}
+        assert sizes == {(56, 56) if stage == "stage1" else (112, 112)}
+    assert any(not sample.images for sample in samples), "arithmetic without a page"
+
+
+def test_the_same_seed_makes_the_same_files(data, tmp_path):
+    again = tmp_path / "again"
+    main(["demo", "make", str(again), "--captions", "6", "--pages", "60", "--test_pages", "9"])
+    files = [path.relative_to(data) for path in data.rglob("*") if path.is_file()]
+    assert len(files) > 60
+    for file in files:
+        assert (again / file).read_bytes() == (data / file).read_bytes(), file
+
+
+def test_the_test_set_loads_and_its_answers_are_right(data, tmp_path):
+    from datasets import load_dataset
+
+    rows = load_dataset(str(data / "test"), cache_dir=str(tmp_path))["test"]
+    assert len(rows) == 18
+    assert set(rows["kind"]) == set(KINDS)
+    for index in range(9):
+        numbers = draw_numbers(rng_for(0, "test", index))
+        row = rows[2 * index]
+        assert row["image"].size == (112, 112)
+        place = row["question"].removesuffix("?")[-1]
+        line, column = divmod("abcdef".index(place), 3)
+        assert row["answers"] == [numbers[line][column]]
+    example = json.loads((data / "example.json").read_text())
+    assert example == {"question": rows[0]["question"], "answers": rows[0]["answers"]}
+
+
+def test_training_never_sees_the_test_digits():
+    train, test = (digit_pages.stamps(part) for part in (False, True))
+    assert len(train.ink) == 1400 * digit_pages.VARIANTS
+    assert len(test.ink) == 397 * digit_pages.VARIANTS
+    assert not {ink.tobytes() for ink in train.ink} & {ink.tobytes() for ink in test.ink}
+
+
+@pytest.mark.parametrize("sheet", [PAGE, NOTE], ids=["page", "note"])
+def test_every_digit_lies_in_its_patch(sheet):
+    numbers = ("407", "15")
+    pixels = np.asarray(draw_page(rng_for(0, "test", 3), numbers, sheet, test=True)).astype(int)
+    paper = pixels.max()
+    side = sheet.size // 14
+    inked = {(y, x) for y in range(side) for x in range(side) if (paper - patch(pixels, y, x)).max() > 40}
+    assert inked == {(row, column) for row, column, _ in cells_of(numbers, sheet)}
+
+
+def patch(pixels: np.ndarray, row: int, column: int) -> np.ndarray:
+    return pixels[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14]
+
+
+def test_questions_are_answered_right():
+    numbers = ("407", "15")
+    rng = np.random.default_rng(0)
+    asked = {
+        question.text: question.answer for kind in KINDS for question in (ask(rng, numbers, kind) for _ in range(40))
+    }
+    assert asked == {
+        **{f"Which digit is at place {place}?": digit for place, digit in zip("abcde", "40715")},
+        "Which number is in row 1?": "407",
+        "Which number is in row 2?": "15",
+        "How many digits are on the page?": "5",
+        "Which row has the larger number?": "1",
+    }
+
+
+def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
+    """The language model is pretrained on the layout that it will meet."""
+    layout = make_processor().image_processor.layout((112, 112), several_images=False)
+    tokens = pretrain._as_tokens(("407", "15"), PAGE)
+    assert len(tokens) == layout.num_tokens
+    assert [token for token in tokens if token.isdigit()] == list("40715")
+    newlines = [index for index, token in enumerate(tokens) if token == "\u010a"]
+    assert newlines == [16 + 9 * row + 8 for row in range(8)]
+    assert len(pretrain._as_tokens(("407", "15"), NOTE)) == 16
+
+
+def test_tiles_are_labelled_where_they_are_inked():
+    pixels, labels = pretrain.tiles([0], 20, test=True)
+    assert pixels.shape == (20, 3, 56, 56)
+    for tile, of_tile in zip(pixels[:, 0].numpy(), labels.numpy()):
+        for index, label in enumerate(of_tile):
+            contrast = np.ptp(patch(tile, index // 4, index % 4))
+            assert (contrast > 0.3) == (label != pretrain.NOTHING)
+
+
+def test_the_tokenizer_has_single_digits_and_the_special_tokens():
+    tokenizer = train_tokenizer()
+    assert len(tokenizer) <= VOCABULARY
+    assert all(len(tokenizer(digit)["input_ids"]) == 1 for digit in "0123456789")
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert tokenizer.pad_token == "<|endoftext|>"
+    ids = encode_prompt(tokenizer, (Turn("human", "<image>\nWhich digit is at place c?"),), images=1)
+    assert "<image>\nWhich digit is at place c?<|im_end|>" in tokenizer.decode(ids)
+
+
+def test_pretraining_writes_two_checkpoints(tmp_path, capsys):
+    command = ["demo", "pretrain", str(tmp_path / "models"), "--tower_steps", "2", "--language_model_steps", "2"]
+    assert main(command) == 0
+    tower = SiglipVisionModel.from_pretrained(tmp_path / "models" / "siglip")
+    assert tower.config.num_hidden_layers == pretrain.TOWER_LAYERS
+    assert Qwen2ForCausalLM.from_pretrained(tmp_path / "models" / "qwen2").config.vocab_size == VOCABULARY
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "models" / "qwen2")) <= VOCABULARY
+    assert "of held-out digits" in capsys.readouterr().err
+    assert main(command) == 2
+    assert "is not empty" in capsys.readouterr().err
