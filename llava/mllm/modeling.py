@@ -31,7 +31,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.packing import pack_image, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.questions import TurnMarks, question_positions
+from llava.mllm.questions import questions_of_batch
 from llava.mllm.vision import MultiLayerSiglip
 
 
@@ -213,7 +213,7 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         if self.config.managers.query is None:
             return dict(zip(layers, packed))
         lengths = [len(tokens) for tokens in visual.pooler_output]
-        questions = self._question_positions(input_ids, attention_mask, positions, lengths)
+        questions = questions_of_batch(input_ids, attention_mask, positions, lengths, self.config)
         maps_of_images = list(zip(*(map_VD.split(lengths) for map_VD in packed[1:])))
 
         def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -225,25 +225,6 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         return {layers[0]: packed[0]} | {
             layer: partial(adapted, index) for index, layer in enumerate(layers) if index > 0
         }
-
-    def _question_positions(self, input_ids, attention_mask, positions, lengths: list[int]) -> list[torch.Tensor]:
-        """For each image, the flat positions (Q,) of its question."""
-        if input_ids is None:
-            raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
-        width = input_ids.shape[1]
-        starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
-        images = [(start // width, start % width, length) for start, length in zip(starts, lengths)]
-        mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
-        marks = TurnMarks(self.config.turn_start_token_id, self.config.turn_end_token_id, self.config.newline_token_id)
-        found = []
-        for row, (ids, kept) in enumerate(zip(input_ids.tolist(), mask.tolist())):
-            padding = kept.index(1)
-            ids = ids[padding : padding + sum(kept)]
-            of_row = [(start - padding, length) for image_row, start, length in images if image_row == row]
-            asked = question_positions(ids, of_row, self.config.managers.question, marks, self.config.image_token_id)
-            offset = row * width + padding
-            found += [torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset for places in asked]
-        return found or [positions]  # a blank crop has no question, and no tokens that could ask
 
     @can_return_tuple
     def forward(

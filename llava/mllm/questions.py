@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+
+from llava.errors import LlavaError
+
 
 @dataclass(frozen=True)
 class TurnMarks:
@@ -10,6 +14,30 @@ class TurnMarks:
     start: int
     end: int
     newline: int
+
+
+def questions_of_batch(input_ids, attention_mask, positions, lengths: list[int], config) -> list[torch.Tensor]:
+    """For each image of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
+
+    input_ids, attention_mask: (B, L). positions: (V,), flat, of all visual tokens. lengths: tokens of each image.
+    config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
+    """
+    if input_ids is None:
+        raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
+    width = input_ids.shape[1]
+    starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
+    images = [(start // width, start % width, length) for start, length in zip(starts, lengths)]
+    mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
+    marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
+    found = []
+    for row, (ids, kept) in enumerate(zip(input_ids.tolist(), mask.tolist())):
+        padding = kept.index(1)
+        ids = ids[padding : padding + sum(kept)]
+        of_row = [(start - padding, length) for image_row, start, length in images if image_row == row]
+        asked = question_positions(ids, of_row, config.managers.question, marks, config.image_token_id)
+        offset = row * width + padding
+        found += [torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset for places in asked]
+    return found or [positions]  # a blank crop has no question, and no tokens that could ask
 
 
 def question_positions(
