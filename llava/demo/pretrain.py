@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import Collator
 from llava.data.conversation import encode_conversation
 from llava.data.images import normalize
 from llava.data.schema import Turn
@@ -115,10 +116,11 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
     )
 
     def predictions(seed: list[int], size: int, chat_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, mask, labels = text_batch(tokenizer, seed, size, chat_share)
-        supervised = labels[:, 1:] != IGNORE_INDEX
-        states = model.model(input_ids=ids, attention_mask=mask).last_hidden_state[:, :-1]
-        return model.lm_head(states[supervised]), labels[:, 1:][supervised]
+        batch = text_batch(tokenizer, seed, size, chat_share)
+        labels = batch.pop("labels")[:, 1:]
+        supervised = labels != IGNORE_INDEX
+        states = model.model(**batch).last_hidden_state[:, :-1]
+        return model.lm_head(states[supervised]), labels[supervised]
 
     def loss(step: int) -> torch.Tensor:
         # Looking places up is learned from lists, where there are many; answering questions then comes quickly.
@@ -132,17 +134,12 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
-def text_batch(
-    tokenizer, seed: list[int], size: int, chat_share: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids, attention_mask and labels (size, L): conversations about pages and arithmetic, and lists of places."""
+def text_batch(tokenizer, seed: list[int], size: int, chat_share: float) -> dict[str, torch.Tensor]:
+    """A batch of conversations about pages and arithmetic, and of lists of places; see Collator."""
     rng = np.random.default_rng(seed)
     encoded = [_chat(tokenizer, rng) if rng.random() < chat_share else _list(tokenizer, rng) for _ in range(size)]
-    length = max(len(ids) for ids, _ in encoded)
-    ids = [ids + [tokenizer.pad_token_id] * (length - len(ids)) for ids, _ in encoded]
-    mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in encoded]
-    labels = [labels + [IGNORE_INDEX] * (length - len(labels)) for _, labels in encoded]
-    return torch.tensor(ids), torch.tensor(mask), torch.tensor(labels)
+    items = [{"input_ids": ids, "labels": labels, "num_images": 0} for ids, labels in encoded]
+    return Collator(tokenizer.pad_token_id)(items)
 
 
 def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
