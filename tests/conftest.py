@@ -1,8 +1,12 @@
 """Tiny towers, a tokenizer trained on the spot, and checkpoints made of them: everything a test needs, offline."""
 
 import os
+import sys
+from pathlib import Path
 from pathlib import Path
 
+# The scripts that tests start find this environment's python, torchrun and llava, activated or not.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a machine with few cores
