@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from pathlib import Path
 
 # The scripts that tests start find this environment's python, torchrun and llava, activated or not.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
