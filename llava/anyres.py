@@ -17,6 +17,7 @@ from llava.errors import LlavaError
 
 MODES = ("square", "pad", "anyres")
 MERGES = ("flat", "spatial", "spatial_unpad")
+UNPAD_ROUNDINGS = ("truncate", "round")
 SHRINK_THRESHOLD = 1.1  # the map is resized only when its side exceeds the budget by more than a tenth
 
 
@@ -30,6 +31,8 @@ class TilingConfig:
     max_tiles: the N of `anyres_max_N`; larger maps are shrunk to about N crops' worth of tokens. None: never.
     pinpoints: the (width, height) pairs, in pixels, that an anyres image may be fitted into.
     newline_after_one_crop: append one newline to an image of a single crop (transformers does, the released model not).
+    unpad_rounding: how the image's share of the padded map becomes whole patches: `truncate` (the released model) or
+        `round` to 7 decimals first (transformers); they differ for about one size in 70,000.
 
     Raises LlavaError when the fields contradict each other.
     """
@@ -39,6 +42,7 @@ class TilingConfig:
     max_tiles: int | None = None
     pinpoints: tuple[tuple[int, int], ...] = ()
     newline_after_one_crop: bool = False
+    unpad_rounding: str = "truncate"
 
     def __post_init__(self):
         object.__setattr__(self, "pinpoints", tuple((int(w), int(h)) for w, h in self.pinpoints))
@@ -46,6 +50,10 @@ class TilingConfig:
             raise LlavaError(f"unknown tiling mode {self.mode!r}; choose one of {', '.join(MODES)}")
         if self.merge not in MERGES:
             raise LlavaError(f"unknown tiling merge {self.merge!r}; choose one of {', '.join(MERGES)}")
+        if self.unpad_rounding not in UNPAD_ROUNDINGS:
+            raise LlavaError(
+                f"unknown tiling unpad_rounding {self.unpad_rounding!r}; choose one of {', '.join(UNPAD_ROUNDINGS)}"
+            )
         if self.mode == "anyres" and not self.pinpoints:
             raise LlavaError("tiling mode 'anyres' needs at least one pinpoint (width, height)")
         if any(side < 1 for pinpoint in self.pinpoints for side in pinpoint):
@@ -140,7 +148,7 @@ def image_layout(
     joined = (rows * side, columns * side)
     if tiling.merge != "spatial_unpad":
         return ImageLayout(base_tokens, (columns, rows), (0, 0, *joined), *joined)
-    window = unpad_window((width, height), joined)
+    window = unpad_window((width, height), joined, tiling.unpad_rounding)
     map_rows, map_columns = shrunk_size(window[2:], side, tiling.max_tiles)
     return ImageLayout(base_tokens, (columns, rows), window, map_rows, map_columns, row_newline=True)
 
@@ -167,17 +175,22 @@ def fit_inside(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int
     return new_width, new_height, (target[0] - new_width) // 2, (target[1] - new_height) // 2
 
 
-def unpad_window(size: tuple[int, int], joined: tuple[int, int]) -> tuple[int, int, int, int]:
+def unpad_window(size: tuple[int, int], joined: tuple[int, int], rounding: str) -> tuple[int, int, int, int]:
     """(row0, column0, rows, columns): the part of the joined patch map (rows, columns) that shows the image.
 
     The margin is the same on both sides, so that one patch row of padding may stay; very long images can lose all.
+    rounding: one of UNPAD_ROUNDINGS.
     """
     rows, columns = joined
     if size[0] / size[1] > columns / rows:
-        margin = (rows - int(size[1] * (columns / size[0]))) // 2
+        margin = (rows - _whole_patches(size[1] * (columns / size[0]), rounding)) // 2
         return margin, 0, max(rows - 2 * margin, 0), columns
-    margin = (columns - int(size[0] * (rows / size[1]))) // 2
+    margin = (columns - _whole_patches(size[0] * (rows / size[1]), rounding)) // 2
     return 0, margin, rows, max(columns - 2 * margin, 0)
+
+
+def _whole_patches(extent: float, rounding: str) -> int:
+    return int(round(extent, 7) if rounding == "round" else extent)
 
 
 def shrunk_size(size: tuple[int, int], side: int, max_tiles: int | None) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
+from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
 from llava.managers import ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from tests.paths import GOLDEN_DIR
@@ -41,7 +41,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
-    """A byte-level BPE of some 300 tokens with Qwen2's special tokens and <image>."""
+    """A byte-level BPE of some 300 tokens with Qwen2's special tokens, <image> and <video>."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevel()
@@ -49,7 +49,7 @@ def tiny_tokenizer():
     tokenizer.train_from_iterator(CORPUS, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     fast.add_special_tokens({"additional_special_tokens": ["<|im_start|>"]})
-    add_image_token(fast, vocab_size=320)
+    add_visual_tokens(fast, vocab_size=320)
     return fast
 
 
@@ -97,6 +97,7 @@ def make_config(tiny_tokenizer):
             managers=managers,
             tiling=tiling,
             image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
+            video_token_id=tiny_tokenizer.convert_tokens_to_ids("<video>"),
         )
 
     return make

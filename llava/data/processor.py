@@ -7,7 +7,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava.anyres import ImageLayout, TilingConfig, image_layout
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.conversation import encode_conversation, encode_prompt
 from llava.data.images import crop_image, normalize
 from llava.data.schema import Sample, Turn
@@ -84,7 +84,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
 
 
 class LlavaOVManagerProcessor(ProcessorMixin):
-    """Tokenizer and image processor. The tokenizer must know `<image>` as a special token (see add_image_token)."""
+    """Tokenizer and image processor. The tokenizer must know `<image>` as a special token (see add_visual_tokens)."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
@@ -201,19 +201,19 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return ids[:max_length], labels[:max_length]
 
 
-def add_image_token(tokenizer, vocab_size: int) -> int:
-    """Makes `<image>` a special token and returns its id.
+def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
+    """Makes `<image>` and `<video>` special tokens; returns {"image_token_id": ..., "video_token_id": ...}.
 
-    Qwen2's tokenizers gain id 151646, which lies inside the model's vocabulary of 151,936, so that no embedding is
-    resized. Raises LlavaError when the id would lie outside a vocabulary of `vocab_size`.
+    Qwen2's tokenizers gain ids 151646 and 151647, which lie inside the model's vocabulary of 151,936, so that no
+    embedding is resized. Raises LlavaError when an id would lie outside a vocabulary of `vocab_size`.
     """
-    tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if image_token_id >= vocab_size:
-        raise LlavaError(
-            f"{IMAGE_TOKEN} would get id {image_token_id}, but the language model's vocabulary is {vocab_size}"
-        )
-    return image_token_id
+    tokens = [IMAGE_TOKEN, VIDEO_TOKEN]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    for token, token_id in zip(tokens, ids):
+        if token_id >= vocab_size:
+            raise LlavaError(f"{token} would get id {token_id}, but the language model's vocabulary is {vocab_size}")
+    return dict(zip(("image_token_id", "video_token_id"), ids))
 
 
 def _group_images(images, texts: list[str]) -> list[list[Image.Image]]:

@@ -4,19 +4,19 @@ import numpy as np
 from transformers import Qwen2Tokenizer
 
 from llava.constants import SYSTEM_MESSAGE
-from llava.data.processor import add_image_token
+from llava.data.processor import add_visual_tokens
 from llava.demo.digit_pages import CAPTION, KINDS, ask, ask_arithmetic, draw_numbers, read_page
 
 VOCABULARY = 384  # 256 bytes, merges, and the special tokens; a multiple of 64
 
 
 def train_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE on the domain's text. Digits stay single tokens; <image> has an id inside VOCABULARY."""
+    """Byte-level BPE on the domain's text. Digits stay single tokens; <image> and <video> lie inside VOCABULARY."""
     tokenizer = Qwen2Tokenizer().train_new_from_iterator(
         _texts(), VOCABULARY - 8, new_special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     )
     tokenizer.pad_token, tokenizer.eos_token = "<|endoftext|>", "<|im_end|>"
-    add_image_token(tokenizer, VOCABULARY)
+    add_visual_tokens(tokenizer, VOCABULARY)
     return tokenizer
 
 

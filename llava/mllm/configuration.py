@@ -18,7 +18,8 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         text_config (`Qwen2Config` or `dict`): the language model.
         managers (`ManagerConfig` or `dict`, *optional*): the visual managers; `None` for a model without.
         tiling (`TilingConfig` or `dict`, *optional*): how images become crops and tokens; default one square crop.
-        image_token_id (`int`): id of the placeholder `<image>`; 151646 in Qwen2's vocabulary.
+        image_token_id, video_token_id (`int`): ids of the placeholders `<image>` and `<video>`; 151646 and 151647 in
+            Qwen2's vocabulary.
         turn_start_token_id, turn_end_token_id, newline_token_id (`int`): ids of `<|im_start|>`, `<|im_end|>` and a
             newline, by which adaptive managers find an image's question; defaults as in Qwen2's vocabulary.
 
@@ -39,6 +40,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
     managers: Any = None
     tiling: Any = None
     image_token_id: int = 151646
+    video_token_id: int = 151647
     turn_start_token_id: int = 151644
     turn_end_token_id: int = 151645
     newline_token_id: int = 198

@@ -21,7 +21,7 @@ from transformers import (
 )
 from transformers.utils import is_flash_attn_2_available
 
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
+from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -30,7 +30,7 @@ from llava.train.keys import read_yaml
 from llava.train.recipes import Recipe
 
 
-def model_config(recipe: Recipe, image_token_id: int | None = None) -> LlavaOVManagerConfig:
+def model_config(recipe: Recipe, visual_tokens: dict[str, int] | None = None) -> LlavaOVManagerConfig:
     """The configuration of the model to train: architecture from the start folders, managers and tiling as asked.
 
     Raises LlavaError when the start's managers are not those of the recipe, or when layers or pinpoints do not fit.
@@ -39,11 +39,12 @@ def model_config(recipe: Recipe, image_token_id: int | None = None) -> LlavaOVMa
         start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
         managers = manager_config(recipe, start.vision_config, start.text_config)
         check_managers_fit(recipe, start.managers, managers)
-        return _assembled(recipe, start.vision_config, start.text_config, managers, start.image_token_id)
+        visual_tokens = {"image_token_id": start.image_token_id, "video_token_id": start.video_token_id}
+        return _assembled(recipe, start.vision_config, start.text_config, managers, visual_tokens)
     vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
     text = Qwen2Config.from_pretrained(recipe.model.language_model)
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), image_token_id)
+    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), visual_tokens)
 
 
 def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
@@ -63,11 +64,12 @@ def _used_layers(recipe: Recipe, built: int) -> int:
     return used
 
 
-def _assembled(recipe, vision, text, managers, image_token_id=None) -> LlavaOVManagerConfig:
+def _assembled(recipe, vision, text, managers, visual_tokens=None) -> LlavaOVManagerConfig:
     vision.vision_use_head = False
-    known = {} if image_token_id is None else {"image_token_id": image_token_id}
     tiling = tiling_config(recipe, vision.image_size)
-    return LlavaOVManagerConfig(vision_config=vision, text_config=text, managers=managers, tiling=tiling, **known)
+    return LlavaOVManagerConfig(
+        vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(visual_tokens or {})
+    )
 
 
 def manager_config(recipe: Recipe, vision, text) -> ManagerConfig | None:
@@ -153,7 +155,7 @@ def _compose(recipe: Recipe):
     """From a vision tower and a language model; projector, managers and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
     vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
-    config = model_config(recipe, add_image_token(tokenizer, vocabulary))
+    config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary))
     model = AutoModelForImageTextToText.from_config(
         config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
     )

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 
 from llava.constants import SYSTEM_MESSAGE
 from llava.data.conversation import encode_conversation, encode_prompt
-from llava.data.processor import add_image_token
+from llava.data.processor import add_visual_tokens
 from llava.data.schema import Turn, parse_sample
 from llava.errors import LlavaError
 from tests.paths import GOLDEN_DIR
@@ -19,7 +19,7 @@ TRAINING = [("qwen_1_5", case) for case in GOLDEN["qwen"]] + [("plain", case) fo
 @pytest.fixture(scope="module")
 def tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN_DIR / "tokenizer")
-    add_image_token(tokenizer, vocab_size=512)
+    add_visual_tokens(tokenizer, vocab_size=512)
     return tokenizer
 
 

@@ -6,7 +6,7 @@ from transformers import AutoProcessor
 
 import llava.mllm  # noqa: F401  registers the Auto classes
 from llava.anyres import TilingConfig
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_image_token
+from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
 
@@ -152,4 +152,4 @@ def test_a_tokenizer_without_the_image_token_is_refused(tiny_tokenizer):
     with pytest.raises(LlavaError, match="does not know the token <image>"):
         LlavaOVManagerProcessor(LlavaOVManagerImageProcessor(56, 14, TilingConfig()), tokenizer)
     with pytest.raises(LlavaError, match="<image> would get id 503, but the language model's vocabulary is 503"):
-        add_image_token(tokenizer, vocab_size=503)
+        add_visual_tokens(tokenizer, vocab_size=503)
