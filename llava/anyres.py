@@ -131,6 +131,30 @@ class ImageLayout:
         return self.base_tokens + self.rows * (self.columns + self.row_newline) + self.one_crop_newline
 
 
+@dataclass(frozen=True)
+class VideoLayout:
+    """Where the visual tokens of one video come from: every frame is one crop, pooled, and one newline ends the video.
+
+    side: patches per side of a frame. pooled_side: tokens per side after 2x2 pooling; the last one of an odd side is
+    kept.
+    """
+
+    num_frames: int
+    side: int
+
+    @property
+    def pooled_side(self) -> int:
+        return (self.side + 1) // 2
+
+    @property
+    def num_crops(self) -> int:
+        return self.num_frames
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_frames * self.pooled_side**2 + 1
+
+
 @lru_cache(maxsize=65536)
 def image_layout(
     width: int, height: int, tiling: TilingConfig, *, tile: int, side: int, several_images: bool

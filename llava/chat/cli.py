@@ -11,10 +11,10 @@ from pathlib import Path
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from llava.chat.engine import Dialogue, Engine, check_model_folder, join_images
+from llava.chat.engine import Engine, check_model_folder, join_images
 from llava.constants import IMAGE_TOKEN
 from llava.data.images import open_image
-from llava.data.schema import Turn
+from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 
 HELP = """\

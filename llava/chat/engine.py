@@ -6,36 +6,21 @@ Dialogue ── prompt text, <image> placed ── processor ── generate ─
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
 import torch
-from PIL import Image
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 from transformers.utils import is_flash_attn_2_available
 
 from llava.constants import IMAGE_TOKEN
-from llava.data.conversation import END, encode_prompt
+from llava.data.conversation import END
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.data.schema import Turn
+from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class Dialogue:
-    """A conversation that waits for the model's next turn.
-
-    turns: ends with a human turn; a leading system turn replaces the default system message. images: in the order of
-    their places; `<image>` in a turn's text marks the place, and if no turn has one, all images are joined in front of
-    the first human turn.
-    """
-
-    turns: list[Turn]
-    images: list[Image.Image] = field(default_factory=list)
 
 
 def join_images(text: str, count: int) -> str:
@@ -118,10 +103,7 @@ class Engine:
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Length of the prompt with all visual tokens, without touching a pixel."""
-        several = len(dialogue.images) > 1
-        layouts = [self.processor.image_processor.layout(image.size, several) for image in dialogue.images]
-        text = encode_prompt(self.processor.tokenizer, _placed(dialogue), images=len(layouts))
-        return len(text) + sum(layout.num_tokens - 1 for layout in layouts)
+        return len(self.processor.prompt_ids(_placed(dialogue)))
 
     def generate(
         self,
@@ -177,22 +159,25 @@ class Engine:
             answer.result()
 
     def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
-        batch = self.processor.encode_prompts([(_placed(dialogue), dialogue.images) for dialogue in dialogues])
+        batch = self.processor.encode_prompts([_placed(dialogue) for dialogue in dialogues])
         length, limit = batch["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if length > limit:
             raise LlavaError(f"the prompt has {length} tokens, but the model reads at most {limit}")
         return batch.to(self.device)
 
 
-def _placed(dialogue: Dialogue) -> tuple[Turn, ...]:
-    """The turns with a place for each image; a wrong number of places is found when they are encoded."""
+def _placed(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with places for its images: if no turn has any, all are joined in front of the first human turn.
+
+    A wrong number of places is found when the turns are encoded.
+    """
     turns = list(dialogue.turns)
     if dialogue.images and not any(IMAGE_TOKEN in turn.text for turn in turns):
         for index, turn in enumerate(turns):
             if turn.role == "human":
                 turns[index] = Turn("human", join_images(turn.text, len(dialogue.images)))
                 break
-    return tuple(turns)
+    return dialogue._replace(turns=turns)
 
 
 def _device(name: str) -> torch.device:

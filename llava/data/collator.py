@@ -6,18 +6,25 @@ import torch
 
 from llava.constants import IGNORE_INDEX
 
+# What a sample has of each modality.
+VISUAL_KEYS = {
+    "images": ("pixel_values", "image_sizes"),
+    "videos": ("pixel_values_videos", "video_num_frames"),
+}
+
 
 @dataclass(frozen=True)
 class Collator:
-    """Pads text on the right and lays the crops of all images one after the other."""
+    """Pads text on the right and lays the crops of all images, and the frames of all videos, one after the other."""
 
     pad_token_id: int
 
     def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
         """items: see LlavaOVManagerProcessor.encode_sample.
 
-        Returns input_ids, attention_mask, labels (B, L) and, if any sample has images, pixel_values (crops, 3, S, S),
-        image_sizes (images, 2) and batch_num_images (B,).
+        Returns input_ids, attention_mask, labels (B, L); if any sample has images, pixel_values (crops, 3, S, S),
+        image_sizes (images, 2) and batch_num_images (B,); if any has videos, pixel_values_videos (frames, 3, S, S),
+        video_num_frames (videos,) and batch_num_videos (B,).
         """
         length = max(len(item["input_ids"]) for item in items)
         batch = {
@@ -25,11 +32,11 @@ class Collator:
             "attention_mask": _pad([[1] * len(item["input_ids"]) for item in items], length, 0),
             "labels": _pad([item["labels"] for item in items], length, IGNORE_INDEX),
         }
-        with_images = [item for item in items if item["num_images"]]
-        if with_images:
-            batch["pixel_values"] = torch.cat([item["pixel_values"] for item in with_images])
-            batch["image_sizes"] = torch.cat([item["image_sizes"] for item in with_images])
-            batch["batch_num_images"] = torch.tensor([item["num_images"] for item in items])
+        for modality, keys in VISUAL_KEYS.items():
+            counts = [item[f"num_{modality}"] for item in items]
+            if any(counts):
+                batch |= {key: torch.cat([item[key] for item in items if key in item]) for key in keys}
+                batch[f"batch_num_{modality}"] = torch.tensor(counts)
         return batch
 
 

@@ -1,37 +1,40 @@
 """The one processor: images and text in, model inputs out, for training, evaluation and chat."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.anyres import ImageLayout, TilingConfig, image_layout
+from llava.anyres import ImageLayout, TilingConfig, VideoLayout, image_layout
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.conversation import encode_conversation, encode_prompt
-from llava.data.images import crop_image, normalize
-from llava.data.schema import Sample, Turn
+from llava.data.images import RESAMPLING, crop_image, normalize
+from llava.data.schema import Dialogue, Sample
 from llava.errors import DataError, LlavaError
 
-OVER_LONG = ("error", "truncate")
-# Images of one turn are joined by spaces and followed by a newline, as in training.
+OVER_LONG = ("error", "truncate", "shrink_images")
+SHRINK_STEP = 0.9  # each try makes the sides of a sample's images so much shorter
+# Images and videos of one turn are joined by spaces and followed by a newline, as in training.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{{ '<|im_start|>system\\n" + SYSTEM_MESSAGE + "<|im_end|>\\n' }}{%- endif -%}"
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
     "{%- for part in message['content'] -%}"
-    "{%- if part['type'] == 'image' -%}"
-    "{{ '" + IMAGE_TOKEN + "' + (' ' if loop.nextitem is defined and loop.nextitem['type'] == 'image' else '\\n') }}"
+    "{%- if part['type'] in ['image', 'video'] -%}{{ '<' + part['type'] + '>' }}"
+    "{{ ' ' if loop.nextitem is defined and loop.nextitem['type'] in ['image', 'video'] else '\\n' }}"
     "{%- elif part['type'] == 'text' -%}{{ part['text'] }}"
-    "{%- else -%}{{ raise_exception('only text and images can be shown, not ' + part['type']) }}"
+    "{%- else -%}{{ raise_exception('only text, images and videos can be shown, not ' + part['type']) }}"
     "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
 )
 
 
 class LlavaOVManagerImageProcessor(BaseImageProcessor):
-    """Cuts images into crops and normalises them.
+    """Cuts images into crops, takes a video's frames as one crop each, and normalises them.
 
     Args:
         size: pixels per side of a crop. patch_size: pixels per side of a patch of the tower.
@@ -39,6 +42,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values", "image_sizes", "batch_num_images"]
+    video_input_names = ["pixel_values_videos", "video_num_frames", "batch_num_videos"]
 
     def __init__(
         self, size=384, patch_size=14, tiling=None, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), **kwargs
@@ -63,6 +67,10 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
             several_images=several_images,
         )
 
+    def video_layout(self, num_frames: int) -> VideoLayout:
+        """The layout of a video of which `num_frames` frames are shown."""
+        return VideoLayout(num_frames, self.size // self.patch_size)
+
     def crops(self, image: Image.Image, several_images: bool) -> np.ndarray:
         """Normalised crops of one image, float32 (crops, 3, size, size)."""
         image = image if image.mode == "RGB" else image.convert("RGB")
@@ -70,6 +78,26 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         pad_color = tuple(int(mean * 255) for mean in self.image_mean)
         crops = crop_image(image, layout, self.tiling, self.size, several_images, pad_color)
         return normalize(crops, self.image_mean, self.image_std)
+
+    def frames(self, video: Sequence) -> np.ndarray:
+        """Normalised frames of one video, resized to a crop each, float32 (frames, 3, size, size).
+
+        video: images, or uint8 (frames, height, width, 3).
+        """
+        images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in video]
+        resized = [np.asarray(image.convert("RGB").resize((self.size,) * 2, RESAMPLING)) for image in images]
+        return normalize(np.stack(resized).transpose(0, 3, 1, 2), self.image_mean, self.image_std)
+
+    def encode_videos(self, videos: list[list[Sequence]]) -> BatchFeature:
+        """videos: one list of videos per sample. Returns pixel_values_videos, video_num_frames, batch_num_videos."""
+        flat = [self.frames(video) for group in videos for video in group]
+        return BatchFeature(
+            {
+                "pixel_values_videos": torch.from_numpy(np.concatenate(flat)),
+                "video_num_frames": torch.tensor([len(frames) for frames in flat]),
+                "batch_num_videos": torch.tensor([len(group) for group in videos]),
+            }
+        )
 
     def __call__(self, images: list[list[Image.Image]], **kwargs) -> BatchFeature:
         """images: one list of images per sample. Returns tensors pixel_values, image_sizes, batch_num_images."""
@@ -84,19 +112,21 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
 
 
 class LlavaOVManagerProcessor(ProcessorMixin):
-    """Tokenizer and image processor. The tokenizer must know `<image>` as a special token (see add_visual_tokens)."""
+    """Tokenizer and image processor. The tokenizer must know `<image>` and `<video>` (see add_visual_tokens)."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
-        self.image_token = IMAGE_TOKEN
-        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        if self.image_token_id in (None, tokenizer.unk_token_id):
-            raise LlavaError(f"the tokenizer {tokenizer.name_or_path!r} does not know the token {IMAGE_TOKEN}")
+        self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])
+        for token, token_id in ((IMAGE_TOKEN, self.image_token_id), (VIDEO_TOKEN, self.video_token_id)):
+            if token_id in (None, tokenizer.unk_token_id):
+                raise LlavaError(f"the tokenizer {tokenizer.name_or_path!r} does not know the token {token}")
 
     def encode_sample(
         self,
         sample: Sample,
         images: list[Image.Image],
+        videos: Sequence[Sequence] = (),
         *,
         template: str,
         label_rule: str,
@@ -105,100 +135,175 @@ class LlavaOVManagerProcessor(ProcessorMixin):
     ) -> dict:
         """A training sample as model inputs.
 
-        Returns input_ids and labels (lists of equal length) and num_images; with images also pixel_values
-        (crops, 3, S, S) and image_sizes (images, 2) as (height, width).
-        Raises DataError, naming the sample, for placeholders that do not match the images and for more than max_length
-        tokens, unless on_over_long is `truncate` and the cut falls behind the last image and before the last answer.
+        videos: the frames of each. on_over_long: what happens to more than max_length tokens. `error`; `truncate` drops
+        the turns that show an image or video that does not fit, and what they show, then cuts text at the end;
+        `shrink_images` makes the images smaller until there are few enough tiles. No image is ever cut.
+        Returns input_ids and labels (lists of equal length), num_images and num_videos, and `shortened` (whether it was
+        too long); with images also pixel_values (crops, 3, S, S) and image_sizes (images, 2) as (height, width), with
+        videos pixel_values_videos (frames, 3, S, S) and video_num_frames (videos,).
+        Raises DataError, naming the sample, for placeholders that do not match, and when what is left has no answer.
         """
+        images, videos, turns = list(images), list(videos), sample.turns
         try:
-            ids, labels = encode_conversation(self.tokenizer, sample.turns, template, label_rule, images=len(images))
-            ids, labels = self._expand(ids, self._token_counts([image.size for image in images]), labels)
-            if all(label == IGNORE_INDEX for label in labels):
-                raise DataError("the conversation has no answer to learn from")
-            if len(ids) > max_length:
-                ids, labels = self._cut(ids, labels, max_length, on_over_long)
+            ids, labels = self._encode_turns(turns, images, videos, template, label_rule)
+            _check_answer(labels, "the conversation has no answer to learn from")
+            found = len(ids)
+            if found > max_length:
+                too_long = f"found {found} tokens but max_length is {max_length}"
+                if on_over_long == "error":
+                    raise DataError(too_long)
+                if on_over_long == "shrink_images":
+                    images = self._shrunk(images, found - max_length, too_long)
+                else:
+                    turns, images, videos = self._fitting(turns, images, videos, template, max_length, too_long)
+                ids, labels = self._encode_turns(turns, images, videos, template, label_rule)
+                ids, labels = ids[:max_length], labels[:max_length]
+                _check_answer(labels, f"{too_long}, and a cut there would leave no answer")
         except DataError as error:
             raise DataError(f"{sample}: {error}") from None
-        encoded = {"input_ids": ids, "labels": labels, "num_images": len(images)}
-        if images:
-            visual = self.image_processor([images])
-            encoded |= {"pixel_values": visual["pixel_values"], "image_sizes": visual["image_sizes"]}
-        return encoded
+        encoded = {"input_ids": ids, "labels": labels, "num_images": len(images), "num_videos": len(videos)}
+        encoded["shortened"] = found > max_length
+        visual = self._pixels([images], [videos])
+        return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 
-    def count_tokens(self, sample: Sample, image_sizes: list[tuple[int, int]], template: str) -> int:
-        """Length of encode_sample's input_ids, from the images' (width, height) alone."""
-        ids, _ = encode_conversation(self.tokenizer, sample.turns, template, "answers", images=len(image_sizes))
-        return len(self._expand(ids, self._token_counts(image_sizes))[0])
+    def count_tokens(
+        self, sample: Sample, image_sizes: list[tuple[int, int]], template: str, video_frames: Sequence[int] = ()
+    ) -> int:
+        """Length of encode_sample's input_ids, from the images' (width, height) and the videos' frames alone."""
+        ids, _ = encode_conversation(
+            self.tokenizer, sample.turns, template, "answers", images=len(image_sizes), videos=len(video_frames)
+        )
+        return len(self._expand(ids, self._token_counts(image_sizes, video_frames))[0])
 
-    def encode_prompts(
-        self, dialogues: list[tuple[tuple[Turn, ...], list[Image.Image]]], system: str = SYSTEM_MESSAGE
-    ) -> BatchFeature:
-        """A left-padded batch of prompts, each of turns and their images, that ends where the next answer begins.
+    def prompt_ids(self, dialogue: Dialogue, system: str = SYSTEM_MESSAGE) -> list[int]:
+        """Token ids of a prompt that ends where the next answer begins, placeholders expanded. Touches no pixel."""
+        turns, images, videos = dialogue
+        ids = encode_prompt(self.tokenizer, tuple(turns), system, images=len(images), videos=len(videos))
+        counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
+        return self._expand(ids, counts)[0]
 
-        Returns input_ids, attention_mask (B, L) and, if any dialogue has images, what the image processor returns.
+    def encode_prompts(self, dialogues: Sequence[Dialogue], system: str = SYSTEM_MESSAGE) -> BatchFeature:
+        """A left-padded batch of prompts.
+
+        dialogues: Dialogue, or tuples of its fields. Returns input_ids, attention_mask (B, L) and, if any dialogue has
+        images or videos, what the image processor returns for them.
         """
-        rows = []
-        for turns, images in dialogues:
-            ids = encode_prompt(self.tokenizer, tuple(turns), system, images=len(images))
-            rows.append(self._expand(ids, self._token_counts([image.size for image in images]))[0])
+        dialogues = [Dialogue(*fields) for fields in dialogues]
+        rows = [self.prompt_ids(dialogue, system) for dialogue in dialogues]
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
         batch = {
             "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         }
-        if any(images for _, images in dialogues):
-            batch |= self.image_processor([images for _, images in dialogues])
-        return BatchFeature(batch)
+        visual = self._pixels([dialogue.images for dialogue in dialogues], [dialogue.videos for dialogue in dialogues])
+        return BatchFeature(batch | visual)
 
-    def __call__(self, images=None, text=None, padding=True, return_tensors="pt", **kwargs) -> BatchFeature:
-        """transformers' convention: prompts as text with `<image>`, and images.
+    def __call__(
+        self, images=None, text=None, videos=None, padding=True, return_tensors="pt", **kwargs
+    ) -> BatchFeature:
+        """transformers' convention: prompts as text with `<image>` and `<video>`, images and videos.
 
-        text: a string or a list. images: one image, a list of images (shared out over the texts by their placeholders)
-        or one list per text. Other keywords go to the tokenizer.
+        text: a string or a list. images, videos: one, a list (shared out over the texts by their placeholders) or one
+        list per text. A video is a list of images or uint8 (frames, height, width, 3). Other keywords go to the
+        tokenizer.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        groups = _group_images(images, texts)
-        sizes = [[image.size for image in group] for group in groups]
+        image_groups = _group(images, texts, IMAGE_TOKEN, lambda given: isinstance(given, Image.Image))
+        video_groups = _group(videos, texts, VIDEO_TOKEN, _is_video)
         expanded = []
-        for prompt, sizes_of_text in zip(texts, sizes):
-            pieces = prompt.split(IMAGE_TOKEN)
-            counts = self._token_counts(sizes_of_text)
-            expanded.append("".join(p + IMAGE_TOKEN * c for p, c in zip(pieces, counts)) + pieces[-1])
+        for prompt, images_of_text, videos_of_text in zip(texts, image_groups, video_groups):
+            for token, counts in (
+                (IMAGE_TOKEN, self._image_tokens([image.size for image in images_of_text])),
+                (VIDEO_TOKEN, self._video_tokens([len(video) for video in videos_of_text])),
+            ):
+                pieces = prompt.split(token) if counts else [prompt]
+                prompt = "".join(p + token * count for p, count in zip(pieces, counts)) + pieces[-1]
+            expanded.append(prompt)
         batch = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors, **kwargs)
-        if any(groups):
-            batch.update(self.image_processor(groups))
-        return BatchFeature(dict(batch))
+        return BatchFeature(dict(batch) | self._pixels(image_groups, video_groups))
 
-    def _token_counts(self, sizes: list[tuple[int, int]]) -> list[int]:
+    @property
+    def model_input_names(self) -> list[str]:
+        names = [*self.image_processor.model_input_names, *self.image_processor.video_input_names]
+        return [*self.tokenizer.model_input_names, *names]
+
+    def _encode_turns(self, turns, images, videos, template: str, label_rule: str) -> tuple[list[int], list[int]]:
+        ids, labels = encode_conversation(
+            self.tokenizer, turns, template, label_rule, images=len(images), videos=len(videos)
+        )
+        counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
+        return self._expand(ids, counts, labels)
+
+    def _pixels(self, images: list[Sequence], videos: list[Sequence]) -> dict[str, torch.Tensor]:
+        """What the tower is given, from one list of images and one of videos per sample."""
+        batch = {}
+        if any(map(len, images)):
+            batch |= self.image_processor(images)
+        if any(map(len, videos)):
+            batch |= self.image_processor.encode_videos(videos)
+        return batch
+
+    def _image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
         return [self.image_processor.layout(size, len(sizes) > 1).num_tokens for size in sizes]
 
-    def _expand(self, ids: list[int], counts: list[int], labels: list[int] | None = None):
-        """Each placeholder repeated as often as its image has tokens; labels grow alike, ignored.
+    def _video_tokens(self, frames: Sequence[int]) -> list[int]:
+        return [self.image_processor.video_layout(count).num_tokens for count in frames]
+
+    def _token_counts(self, sizes: Sequence[tuple[int, int]], frames: Sequence[int]) -> dict[int, list[int]]:
+        """{placeholder id: tokens of each image or video}"""
+        return {self.image_token_id: self._image_tokens(sizes), self.video_token_id: self._video_tokens(frames)}
+
+    def _expand(self, ids: list[int], counts: dict[int, list[int]], labels: list[int] | None = None):
+        """Each placeholder repeated as often as its image or video has tokens; labels grow alike, ignored.
 
         The ids can hold fewer placeholders than the text: templates leave out some turns.
         """
-        found = ids.count(self.image_token_id)
-        if found != len(counts):
-            raise DataError(f"found {found} {IMAGE_TOKEN} placeholders in the prompt but {len(counts)} images")
-        pending = iter(counts)
+        for token_id, name in ((self.image_token_id, "image"), (self.video_token_id, "video")):
+            found, wanted = ids.count(token_id), len(counts[token_id])
+            if found != wanted:
+                raise DataError(f"found {found} <{name}> placeholders in the prompt but {wanted} {name}s")
+        pending = {token_id: iter(of_token) for token_id, of_token in counts.items()}
         expanded, expanded_labels = [], []
         for position, token in enumerate(ids):
-            times = next(pending) if token == self.image_token_id else 1
+            times = next(pending[token]) if token in pending else 1
             expanded += [token] * times
             if labels is not None:
-                expanded_labels += [labels[position] if times == 1 else IGNORE_INDEX] * times
+                expanded_labels += [IGNORE_INDEX if token in pending else labels[position]] * times
         return expanded, expanded_labels
 
-    def _cut(self, ids: list[int], labels: list[int], max_length: int, on_over_long: str):
-        found = f"found {len(ids)} tokens but max_length is {max_length}"
-        if on_over_long == "error":
-            raise DataError(found)
-        if self.image_token_id in ids[max_length:]:
-            raise DataError(f"{found}, and a cut there would fall before the end of an image")
-        if all(label == IGNORE_INDEX for label in labels[:max_length]):
-            raise DataError(f"{found}, and a cut there would leave no answer")
-        return ids[:max_length], labels[:max_length]
+    def _fitting(self, turns, images: list, videos: list, template: str, max_length: int, too_long: str):
+        """The turns before the first that shows something beyond max_length, and the images and videos of those."""
+        visual = (self.image_token_id, self.video_token_id)
+        while any(turn.role == "gpt" for turn in turns):
+            ids, _ = self._encode_turns(turns, images, videos, template, "answers")
+            if not any(token in visual for token in ids[max_length:]):
+                return turns, images, videos
+            shown = [(turn.text.count(IMAGE_TOKEN), turn.text.count(VIDEO_TOKEN)) for turn in turns]
+            last = max(number for number, counts in enumerate(shown) if any(counts))
+            turns = turns[:last]
+            images = images[: sum(count for count, _ in shown[:last])]
+            videos = videos[: sum(count for _, count in shown[:last])]
+        raise DataError(f"{too_long}, and a cut there would leave no answer behind a whole image or video")
+
+    def _shrunk(self, images: list[Image.Image], excess: int, too_long: str) -> list[Image.Image]:
+        """The images, all made smaller by the same factor until they have `excess` tokens less.
+
+        The factor is found from sizes alone. Raises DataError when the smallest images still have too many tokens.
+        """
+        allowed = sum(self._image_tokens([image.size for image in images])) - excess
+        scale, sizes = 1.0, [image.size for image in images]
+        while sum(self._image_tokens(sizes)) > allowed:
+            if all(size == (1, 1) for size in sizes):
+                raise DataError(f"{too_long}, and smaller images would not help")
+            scale *= SHRINK_STEP
+            sizes = [(max(int(w * scale), 1), max(int(h * scale), 1)) for w, h in (image.size for image in images)]
+        return [image.convert("RGB").resize(size, RESAMPLING) for image, size in zip(images, sizes)]
+
+
+def _check_answer(labels: Sequence, message: str) -> None:
+    if all(label == IGNORE_INDEX for label in labels):
+        raise DataError(message)
 
 
 def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
@@ -216,21 +321,25 @@ def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
     return dict(zip(("image_token_id", "video_token_id"), ids))
 
 
-def _group_images(images, texts: list[str]) -> list[list[Image.Image]]:
-    """One list of images per text; DataError when placeholders and images do not match."""
-    wanted = [text.count(IMAGE_TOKEN) for text in texts]
-    if images is None:
-        images = []
-    elif isinstance(images, Image.Image):
-        images = [images]
-    if images and isinstance(images[0], (list, tuple)):
-        groups = [list(group) for group in images]
-    elif sum(wanted) == len(images):
-        pending = iter(images)
+def _group(given, texts: list[str], token: str, is_one) -> list[list]:
+    """One list of images (or videos) per text; DataError when placeholders and images do not match."""
+    wanted = [text.count(token) for text in texts]
+    given = [] if given is None else [given] if is_one(given) else list(given)
+    if given and not is_one(given[0]):
+        groups = [list(group) for group in given]
+    elif sum(wanted) == len(given):
+        pending = iter(given)
         groups = [[next(pending) for _ in range(count)] for count in wanted]
     else:
-        groups = [list(images)] + [[] for _ in texts[1:]]
+        groups = [given] + [[] for _ in texts[1:]]
     found = [len(group) for group in groups]
     if found != wanted:
-        raise DataError(f"found {wanted} {IMAGE_TOKEN} placeholders in the texts but {found} images")
+        raise DataError(f"found {wanted} {token} placeholders in the texts but {found} {token.strip('<>')}s")
     return groups
+
+
+def _is_video(given) -> bool:
+    """Whether it is one video, not a list of videos."""
+    if isinstance(given, np.ndarray):
+        return given.ndim == 4
+    return len(given) > 0 and (isinstance(given[0], Image.Image) or getattr(given[0], "ndim", 0) == 3)

@@ -138,7 +138,7 @@ def text_batch(tokenizer, seed: list[int], size: int, chat_share: float) -> dict
     """A batch of conversations about pages and arithmetic, and of lists of places; see Collator."""
     rng = np.random.default_rng(seed)
     encoded = [_chat(tokenizer, rng) if rng.random() < chat_share else _list(tokenizer, rng) for _ in range(size)]
-    items = [{"input_ids": ids, "labels": labels, "num_images": 0} for ids, labels in encoded]
+    items = [{"input_ids": ids, "labels": labels, "num_images": 0, "num_videos": 0} for ids, labels in encoded]
     return Collator(tokenizer.pad_token_id)(items)
 
 

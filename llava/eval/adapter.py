@@ -8,7 +8,8 @@ from lmms_eval.api.model import lmms
 from lmms_eval.protocol import ChatMessages
 from tqdm import tqdm
 
-from llava.chat.engine import Dialogue, Engine
+from llava.chat.engine import Engine
+from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.eval.messages import Settings, dialogue_from, noise_like, settings_from
 
@@ -82,7 +83,8 @@ class LlavaOVManager(lmms):
         try:
             dialogue = dialogue_from(messages)
             if self.image_noise:
-                dialogue.images = [noise_like(image, doc_id, place) for place, image in enumerate(dialogue.images)]
+                noise = [noise_like(image, doc_id, place) for place, image in enumerate(dialogue.images)]
+                dialogue = dialogue._replace(images=noise)
             return dialogue, self.engine.count_tokens(dialogue)
         except LlavaError as error:
             raise LlavaError(f"{task} document {doc_id}: {error}") from error

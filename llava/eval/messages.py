@@ -6,10 +6,10 @@ import numpy as np
 from loguru import logger
 from PIL import Image
 
-from llava.chat.engine import Dialogue, join_images
+from llava.chat.engine import join_images
 from llava.constants import IMAGE_TOKEN
 from llava.data.images import open_image
-from llava.data.schema import Turn
+from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # for tasks that name no limit, as lmms-eval's LLaVA-OneVision model has it

@@ -1,13 +1,13 @@
 """LLaVA-OV-Manager.
 
-pixel_values (crops, 3, S, S)
+pixel_values (crops, 3, S, S)          of images, then frames of videos
     │ vision_tower                     states of the needed layers only
     ├── last state ── projector ───────────────┐
     └── managed layers ── projector ── managers│   one shared projector; K sums per crop
                               │                │
-                           packing          packing     tiles joined, unpadded, shrunk, newlines added
+                           packing          packing     tiles joined, unpadded, shrunk; frames pooled; newlines added
                               │                │
-input_ids ── embeddings ──────│── at <image> ──┘
+input_ids ── embeddings ──────│── at <image>, <video>
                               └── before every injection layer ──> language_model ──> lm_head ──> loss
 """
 
@@ -23,13 +23,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from llava.anyres import ImageLayout, image_layout
 from llava.constants import IGNORE_INDEX
 from llava.errors import LlavaError
 from llava.managers import AdaptiveManager, StaticManager, VisualManagers, draw_jitter
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
-from llava.mllm.packing import pack_image, pack_mask
+from llava.mllm.inputs import VisualInput, image_input, video_input
+from llava.mllm.packing import pack, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.questions import questions_of_batch
 from llava.mllm.vision import MultiLayerSiglip
@@ -37,10 +37,11 @@ from llava.mllm.vision import MultiLayerSiglip
 
 @dataclass
 class VisualFeatures(BaseModelOutputWithPooling):
-    """What the images become.
+    """What images (or videos) become.
 
     pooler_output: per image, its tokens in the sequence, (tokens, D).
-    deepstack_features: per manager and image, what is added at those tokens, (tokens, D); None without managers.
+    deepstack_features: per manager and image, what is added at those tokens, (tokens, D), or with adaptive managers the
+        first manager's sum and the maps that the others choose from; None without managers.
     Both are the layout that transformers' generate expands over beams and slices into chunks.
     """
 
@@ -50,7 +51,7 @@ class VisualFeatures(BaseModelOutputWithPooling):
 class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     config: LlavaOVManagerConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "video", "text")
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings", "VisualManagers"]
@@ -105,48 +106,40 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         as (height, width). batch_num_images: (samples,), how many images each sample holds; None: one each.
         Raises LlavaError when the number of crops is not what the sizes call for.
         """
-        counts = batch_num_images.tolist() if batch_num_images is not None else [1] * len(image_sizes)
-        layouts = self._layouts(image_sizes.tolist(), counts)
+        return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images))
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_num_frames: torch.Tensor,
+        batch_num_videos: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualFeatures:
+        """Encodes, manages and packs videos.
+
+        pixel_values_videos: (frames, 3, S, S), normalised, the frames of all videos in order. video_num_frames:
+        (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
+        Raises LlavaError when the numbers do not agree.
+        """
+        return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
+
+    def _features(self, given: VisualInput) -> VisualFeatures:
+        layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
-        if sum(num_crops) != pixel_values.shape[0]:
-            raise LlavaError(
-                f"found {pixel_values.shape[0]} crops, but {len(layouts)} images call for {sum(num_crops)}"
-            )
-        sample_of_image = [sample for sample, count in enumerate(counts) for _ in range(count)]
-        sample_of_crop = (
-            torch.tensor(sample_of_image).repeat_interleave(torch.tensor(num_crops)).to(pixel_values.device)
-        )
-        visual, sums = self._encode(pixel_values, sample_of_crop, len(counts))
+        sample_of_crop = torch.tensor(samples).repeat_interleave(torch.tensor(num_crops)).to(given.crops.device)
+        visual, sums = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
 
         merge = self.config.tiling.merge
         newline = self.image_newline()
-        features = [
-            pack_image(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)
-        ]
+        features = [pack(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)]
         # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
         # in the same order.
         features[0] = torch.cat([features[0], newline[None][:0]])
         deltas = [
-            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, sample_of_image)
+            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, samples)
             for crop_sums, newline_SD in sums
         ]
         return VisualFeatures(pooler_output=features, deepstack_features=deltas or None)
-
-    def _layouts(self, image_sizes: list[list[int]], counts: list[int]) -> list[ImageLayout]:
-        if sum(counts) != len(image_sizes):
-            raise LlavaError(f"found {len(image_sizes)} images, but batch_num_images adds up to {sum(counts)}")
-        several = [count > 1 for count in counts for _ in range(count)]
-        return [
-            image_layout(
-                width,
-                height,
-                self.config.tiling,
-                tile=self.config.vision_config.image_size,
-                side=self.config.patches_per_side,
-                several_images=several_images,
-            )
-            for (height, width), several_images in zip(image_sizes, several)
-        ]
 
     def _encode(self, pixel_values, sample_of_crop, num_samples):
         """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
@@ -163,12 +156,12 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         maps = [projected[layer] for layer in managed]
         return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
 
-    def _pack_deltas(self, sums_of_images, newline_SD, layouts, sample_of_image) -> list[torch.Tensor]:
+    def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples) -> list[torch.Tensor]:
         """What one manager adds at each image's tokens: zero outside its scope, jittered while training."""
         scope, jitter = self.config.managers.scope, self.config.managers.jitter
         deltas = []
-        for sums, layout, sample in zip(sums_of_images, layouts, sample_of_image):
-            delta = pack_image(sums, newline_SD[sample], layout, self.config.tiling.merge)
+        for sums, layout, sample in zip(sums_of_images, layouts, samples):
+            delta = pack(sums, newline_SD[sample], layout, self.config.tiling.merge)
             if scope != "all":
                 delta = delta * pack_mask(layout, scope, delta.device)
             if self.training and jitter == "paper":
@@ -190,29 +183,52 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         deltas = [[torch.cat([crop_sums[0][:0], newline_SD[:0]])] for crop_sums, newline_SD in sums]
         return VisualFeatures(pooler_output=[tokens], deepstack_features=deltas or None)
 
-    def _visual_positions(self, input_ids, inputs_embeds, num_features: int) -> torch.Tensor:
-        """Flat positions (V,) of the placeholders; LlavaError unless there is one for each feature."""
-        if input_ids is None:
-            placeholder = self.get_input_embeddings()(
-                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+    def _encode_inputs(
+        self, pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+    ) -> dict[str, VisualFeatures]:
+        """Features by modality of raw images, videos or both; both pass the tower together, so that it runs once."""
+        images = videos = None
+        if pixel_values is not None:
+            images = image_input(self.config, pixel_values, image_sizes, batch_num_images)
+        if pixel_values_videos is not None:
+            videos = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
+        if images is None or videos is None:
+            return {"image": self._features(images)} if videos is None else {"video": self._features(videos)}
+        both, count = self._features(images + videos), len(images.layouts)
+        managed = both.deepstack_features
+        return {
+            modality: VisualFeatures(
+                pooler_output=both.pooler_output[part],
+                deepstack_features=[features[part] for features in managed] if managed is not None else None,
             )
+            for modality, part in (("image", slice(count)), ("video", slice(count, None)))
+        }
+
+    def _visual_positions(self, input_ids, inputs_embeds, modality: str, num_features: int) -> torch.Tensor:
+        """Flat positions (V,) of a modality's placeholders; LlavaError unless there is one for each feature."""
+        token_id = getattr(self.config, f"{modality}_token_id")
+        if input_ids is None:
+            placeholder = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
             mask = (inputs_embeds == placeholder).all(-1)
         else:
-            mask = input_ids == self.config.image_token_id
+            mask = input_ids == token_id
         positions = mask.flatten().nonzero()[:, 0]
         if len(positions) != num_features:
-            raise LlavaError(f"found {len(positions)} image tokens but {num_features} features in this batch")
+            raise LlavaError(f"found {len(positions)} {modality} tokens but {num_features} features in this batch")
         return positions
 
-    def _visual_deltas(self, visual: VisualFeatures, input_ids, attention_mask, positions) -> dict:
+    def _visual_deltas(self, visuals: list[VisualFeatures], input_ids, attention_mask, positions) -> dict:
         """{injection layer: what is added there}: prepared sums, or functions of the hidden states."""
-        if visual.deepstack_features is None:
+        if self.managers is None:
             return {}
-        packed = [torch.cat(list(images)) for images in visual.deepstack_features]
+        packed = [
+            torch.cat([tokens for images in of_modalities for tokens in images])
+            for of_modalities in zip(*(visual.deepstack_features for visual in visuals))
+        ]
         layers = self.config.managers.injection_layers
         if self.config.managers.query is None:
             return dict(zip(layers, packed))
-        lengths = [len(tokens) for tokens in visual.pooler_output]
+        lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
         questions = questions_of_batch(input_ids, attention_mask, positions, lengths, self.config)
         maps_of_images = list(zip(*(map_VD.split(lengths) for map_VD in packed[1:])))
 
@@ -237,6 +253,9 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         batch_num_images: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        batch_num_videos: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -244,18 +263,26 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        visual = (mm_encoder_outputs or {}).get("image")
-        if pixel_values is not None:
-            visual = self.get_image_features(pixel_values.to(self.dtype), image_sizes, batch_num_images)
-        elif visual is None and self.training and torch.distributed.is_initialized():
-            visual = self._blank_features(inputs_embeds)
+        visuals = {modality: output for modality, output in (mm_encoder_outputs or {}).items() if output is not None}
+        if pixel_values is not None or pixel_values_videos is not None:
+            visuals = self._encode_inputs(
+                pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+            )
+        elif not visuals and self.training and torch.distributed.is_initialized():
+            visuals = {"image": self._blank_features(inputs_embeds)}
 
         positions, deltas = None, {}
-        if visual is not None:
-            features = torch.cat(list(visual.pooler_output)).to(inputs_embeds)
-            positions = self._visual_positions(input_ids, inputs_embeds, len(features))
-            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, features).view_as(inputs_embeds)
-            deltas = self._visual_deltas(visual, input_ids, attention_mask, positions)
+        if visuals:
+            features = {modality: torch.cat(list(visual.pooler_output)) for modality, visual in visuals.items()}
+            positions = torch.cat(
+                [
+                    self._visual_positions(input_ids, inputs_embeds, modality, len(tokens))
+                    for modality, tokens in features.items()
+                ]
+            )
+            tokens = torch.cat(list(features.values())).to(inputs_embeds)
+            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, tokens).view_as(inputs_embeds)
+            deltas = self._visual_deltas(list(visuals.values()), input_ids, attention_mask, positions)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -286,6 +313,12 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         """See LlavaOVManagerModel.get_image_features."""
         return self.model.get_image_features(pixel_values, image_sizes, batch_num_images, **kwargs)
 
+    def get_video_features(
+        self, pixel_values_videos, video_num_frames, batch_num_videos=None, **kwargs
+    ) -> VisualFeatures:
+        """See LlavaOVManagerModel.get_video_features."""
+        return self.model.get_video_features(pixel_values_videos, video_num_frames, batch_num_videos, **kwargs)
+
     @can_return_tuple
     def forward(
         self,
@@ -297,6 +330,9 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         pixel_values: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         batch_num_images: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | None = None,
+        batch_num_videos: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
         labels: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
@@ -306,8 +342,9 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     ) -> CausalLMOutputWithPast:
         """One pass over text and images.
 
-        input_ids: (B, L), each image as many placeholders as it has tokens. attention_mask: (B, L). pixel_values,
-        image_sizes, batch_num_images: see get_image_features; or mm_encoder_outputs={"image": its result}.
+        input_ids: (B, L), each image and video as many placeholders as it has tokens. attention_mask: (B, L).
+        pixel_values, image_sizes, batch_num_images: see get_image_features. pixel_values_videos, video_num_frames,
+        batch_num_videos: see get_video_features. Or mm_encoder_outputs={"image": ..., "video": ...}: their results.
         labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.
         logits_to_keep: positions to compute logits for, as in transformers; a boolean (B, L) mask gives logits (n, V)
         and the loss at those positions alone.
@@ -325,6 +362,9 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
             pixel_values=pixel_values,
             image_sizes=image_sizes,
             batch_num_images=batch_num_images,
+            pixel_values_videos=pixel_values_videos,
+            video_num_frames=video_num_frames,
+            batch_num_videos=batch_num_videos,
             mm_encoder_outputs=mm_encoder_outputs,
             use_cache=use_cache,
             **kwargs,

@@ -1,12 +1,29 @@
-"""From crops to a sequence: joins an image's tiles, removes padding, shrinks to the budget, adds newlines.
+"""From crops to a sequence: tiles joined, padding removed, maps shrunk to the budget, frames pooled, newlines added.
 
-Shapes: C crops of one image (crop 0 = the whole image, then tiles row by row), T tokens per crop, D width.
+Shapes: C crops of one image (crop 0 = the whole image, then tiles row by row) or frames of one video, T tokens per
+crop, D width.
 """
 
 import torch
 from torch.nn.functional import interpolate
 
-from llava.anyres import ImageLayout
+from llava.anyres import ImageLayout, VideoLayout
+
+
+def pack(
+    crops_CTD: torch.Tensor, newline_D: torch.Tensor, layout: ImageLayout | VideoLayout, merge: str
+) -> torch.Tensor:
+    """The visual tokens of one image or video, (layout.num_tokens, D). merge: see TilingConfig; videos have one way."""
+    if isinstance(layout, VideoLayout):
+        return pack_video(crops_CTD, newline_D, layout)
+    return pack_image(crops_CTD, newline_D, layout, merge)
+
+
+def pack_video(frames_CTD: torch.Tensor, newline_D: torch.Tensor, layout: VideoLayout) -> torch.Tensor:
+    """The visual tokens of one video, (layout.num_tokens, D): frames pooled 2x2 (bilinear), then one newline."""
+    maps_CDHW = frames_CTD.transpose(1, 2).unflatten(2, (layout.side, layout.side))
+    pooled = interpolate(maps_CDHW, size=(layout.pooled_side, layout.pooled_side), mode="bilinear")
+    return torch.cat([pooled.flatten(2).transpose(1, 2).flatten(0, 1), newline_D[None]])
 
 
 def pack_image(crops_CTD: torch.Tensor, newline_D: torch.Tensor, layout: ImageLayout, merge: str) -> torch.Tensor:
@@ -22,9 +39,14 @@ def pack_image(crops_CTD: torch.Tensor, newline_D: torch.Tensor, layout: ImageLa
     return torch.cat([base_TD, map_HWD.flatten(0, 1)])
 
 
-def pack_mask(layout: ImageLayout, scope: str, device: torch.device) -> torch.Tensor:
-    """(layout.num_tokens, 1) booleans: the tokens that a manager of this scope reaches."""
-    is_main = torch.arange(layout.num_tokens, device=device)[:, None] < layout.base_tokens
+def pack_mask(layout: ImageLayout | VideoLayout, scope: str, device: torch.device) -> torch.Tensor:
+    """(layout.num_tokens, 1) booleans: the tokens that a manager of scope `main` or `grid` reaches.
+
+    `grid` is what an image has behind its whole-image crop; a single crop and a video have none.
+    """
+    has_grid = isinstance(layout, ImageLayout) and layout.num_crops > 1
+    main_tokens = layout.base_tokens if has_grid else layout.num_tokens
+    is_main = torch.arange(layout.num_tokens, device=device)[:, None] < main_tokens
     return is_main if scope == "main" else ~is_main
 
 

@@ -17,52 +17,57 @@ class TurnMarks:
 
 
 def questions_of_batch(input_ids, attention_mask, positions, lengths: list[int], config) -> list[torch.Tensor]:
-    """For each image of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
+    """For each image and video of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
 
-    input_ids, attention_mask: (B, L). positions: (V,), flat, of all visual tokens. lengths: tokens of each image.
-    config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
+    input_ids, attention_mask: (B, L). positions: (V,), flat, of all visual tokens. lengths: tokens of each image or
+    video. config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
     """
     if input_ids is None:
         raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
     width = input_ids.shape[1]
     starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
-    images = [(start // width, start % width, length) for start, length in zip(starts, lengths)]
+    # Images come before videos; within a row the question rules want them as they stand.
+    visuals = sorted((start, length, number) for number, (start, length) in enumerate(zip(starts, lengths)))
     mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
     marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
-    found = []
+    placeholders = {config.image_token_id, config.video_token_id}
+    found = [positions] * len(starts)
     for row, (ids, kept) in enumerate(zip(input_ids.tolist(), mask.tolist())):
         padding = kept.index(1)
         ids = ids[padding : padding + sum(kept)]
-        of_row = [(start - padding, length) for image_row, start, length in images if image_row == row]
-        asked = question_positions(ids, of_row, config.managers.question, marks, config.image_token_id)
         offset = row * width + padding
-        found += [torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset for places in asked]
+        of_row = [visual for visual in visuals if visual[0] // width == row]
+        spans = [(start - offset, length) for start, length, _ in of_row]
+        asked = question_positions(ids, spans, config.managers.question, marks, placeholders)
+        for (_, _, number), places in zip(of_row, asked):
+            found[number] = torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset
     return found or [positions]  # a blank crop has no question, and no tokens that could ask
 
 
 def question_positions(
-    ids: list[int], images: list[tuple[int, int]], rule: str, marks: TurnMarks, image_token_id: int
+    ids: list[int], images: list[tuple[int, int]], rule: str, marks: TurnMarks, placeholders: set[int]
 ) -> list[list[int]]:
-    """For each image of one sequence, the positions of its question; empty where there is none.
+    """For each image (or video) of one sequence, the positions of its question; empty where there is none.
 
-    ids: the sequence without padding, placeholders expanded. images: (first position, number of tokens) of each.
+    ids: the sequence without padding, placeholders expanded. images: (first position, number of tokens) of each, in
+    order. placeholders: the ids that stand for visual tokens.
     rule: `turn` takes the text of the turn that holds the image. `released` repeats the released code's arithmetic, the
     same for all images: the text around them in the first user turn, whichever turn they are in.
     """
     if not images:
         return []
     if rule == "turn":
-        return [_turn_text(ids, first, marks, image_token_id) for first, _ in images]
+        return [_turn_text(ids, first, marks, placeholders) for first, _ in images]
     return [_released_span(ids, images, marks)] * len(images)
 
 
-def _turn_text(ids: list[int], image: int, marks: TurnMarks, image_token_id: int) -> list[int]:
+def _turn_text(ids: list[int], image: int, marks: TurnMarks, placeholders: set[int]) -> list[int]:
     starts = [position for position in range(image) if ids[position] == marks.start]
     if not starts:
         return []
     begin = ids.index(marks.newline, starts[-1]) + 1
     end = next((position for position in range(image, len(ids)) if ids[position] == marks.end), len(ids))
-    return [position for position in range(begin, end) if ids[position] != image_token_id]
+    return [position for position in range(begin, end) if ids[position] not in placeholders]
 
 
 def _released_span(ids: list[int], images: list[tuple[int, int]], marks: TurnMarks) -> list[int]:

@@ -11,9 +11,9 @@ import pexpect
 import pytest
 import torch
 
-from llava.chat.engine import Dialogue, Engine
+from llava.chat.engine import Engine
 from llava.cli import main
-from llava.data.schema import Turn
+from llava.data.schema import Dialogue, Turn
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
 COMMAND = [sys.executable, "-m", "llava.cli", "chat", "--device", "cpu", "--max_new_tokens", "8"]

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
-from llava.chat.engine import Dialogue, Engine, join_images
-from llava.data.schema import Turn
+from llava.chat.engine import Engine, join_images
+from llava.data.schema import Dialogue, Turn
 from llava.errors import DataError, LlavaError
 
 

@@ -101,13 +101,13 @@ TURNS = [START, 7, NEWLINE, 5, END, START, 7, NEWLINE, IMAGE, IMAGE, 6, 8, END]
 
 
 def test_the_question_is_the_text_of_the_images_turn():
-    assert question_positions(TURNS, [(8, 2)], "turn", MARKS, IMAGE) == [[10, 11]]
+    assert question_positions(TURNS, [(8, 2)], "turn", MARKS, {IMAGE}) == [[10, 11]]
 
 
 def test_without_turns_there_is_no_question():
-    assert question_positions([IMAGE, IMAGE, 5, 6], [(0, 2)], "turn", MARKS, IMAGE) == [[]]
+    assert question_positions([IMAGE, IMAGE, 5, 6], [(0, 2)], "turn", MARKS, {IMAGE}) == [[]]
 
 
 def test_each_image_has_the_question_of_its_own_turn():
     ids = [START, 7, NEWLINE, IMAGE, 5, END, START, 7, NEWLINE, IMAGE, 6, END]
-    assert question_positions(ids, [(3, 1), (9, 1)], "turn", MARKS, IMAGE) == [[4], [10]]
+    assert question_positions(ids, [(3, 1), (9, 1)], "turn", MARKS, {IMAGE}) == [[4], [10]]
