@@ -10,6 +10,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a machine with few cores
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -135,5 +136,24 @@ def make_image():
     def make(width: int = 100, height: int = 70, seed: int = 0) -> Image.Image:
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
+
+    return make
+
+
+@pytest.fixture
+def make_clip(tmp_path):
+    """A function: frames (uint8 arrays (H, W, 3), or the number of grey frames of level 20 + 5 * index) to a video."""
+
+    def make(frames=40, fps: int = 8, size: tuple[int, int] = (64, 48), name: str = "clip.mp4", **options) -> Path:
+        width, height = size
+        if isinstance(frames, int):
+            frames = [np.full((height, width, 3), 20 + 5 * index, np.uint8) for index in range(frames)]
+        with av.open(tmp_path / name, "w", options=options) as container:
+            stream = container.add_stream("h264", rate=fps)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode(None))
+        return tmp_path / name
 
     return make

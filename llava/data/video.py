@@ -1,0 +1,136 @@
+"""From a video file to the frames that the model sees. Needs decord (the extra `video`), imported when a video is read.
+
+Nothing is kept between calls and every reader decodes with one thread, so that data loader workers, forked or spawned,
+and the threads of `llava data check` may all read at once.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from llava.errors import DataError, LlavaError
+
+NO_SUBSTITUTES = 1e-9  # decord's fault_tol, a share of the frames: a single frame replaced by a neighbour is an error
+
+
+@dataclass(frozen=True)
+class VideoSampling:
+    """Which frames of a video are taken; the names are LLaVA's.
+
+    fps: frames per second of video that are taken (LLaVA's video_fps).
+    frames_upbound: more frames than this become this many, evenly spaced from first to last; 0 for no bound.
+    force_sample: take frames_upbound evenly spaced frames of every video, repeating frames of a shorter one.
+
+    Raises LlavaError for values that cannot be meant.
+    """
+
+    fps: float = 1.0
+    frames_upbound: int = 32
+    force_sample: bool = False
+
+    def __post_init__(self):
+        if not (self.fps > 0 and math.isfinite(self.fps)):
+            raise LlavaError(f"video fps must be a positive number, found {self.fps}")
+        if self.frames_upbound < 0:
+            raise LlavaError(f"video frames_upbound must be at least 0 (no bound), found {self.frames_upbound}")
+        if self.force_sample and self.frames_upbound == 0:
+            raise LlavaError("video force_sample takes frames_upbound frames, but frames_upbound is 0")
+
+
+@dataclass(frozen=True)
+class Video:
+    """The chosen frames (RGB, all of one size), the second at which each is shown, and the seconds the video lasts."""
+
+    frames: tuple[Image.Image, ...]
+    times: tuple[float, ...]
+    duration: float
+
+
+def choose_frames(num_frames: int, average_fps: float, sampling: VideoSampling) -> list[int]:
+    """Indices, ascending, of the frames taken from a video of `num_frames` frames.
+
+    Every round(average_fps / fps)-th frame, at least every one. Where these are too many, or under force_sample,
+    frames_upbound indices from 0 to num_frames - 1, evenly spaced and rounded down.
+    Raises DataError for a video without frames or frame rate.
+    """
+    if num_frames < 1 or not (average_fps > 0 and math.isfinite(average_fps)):
+        raise DataError(f"needs frames and a frame rate, found {num_frames} frames at {average_fps} per second")
+    stride = max(round(average_fps / sampling.fps), 1)
+    chosen = range(0, num_frames, stride)
+    bound = sampling.frames_upbound
+    if bound > 0 and (len(chosen) > bound or sampling.force_sample):
+        return np.linspace(0, num_frames - 1, bound, dtype=int).tolist()
+    return list(chosen)
+
+
+def read_video(path: str | os.PathLike, sampling: VideoSampling) -> Video:
+    """Decodes the chosen frames.
+
+    Raises DataError with one line that names the file when it is missing, a folder, no video, or cut off or damaged
+    where its container tells or a chosen frame needs the lost part. LlavaError when decord is not installed.
+    """
+    reader, chosen = _open(path, sampling)
+    try:
+        pixels = reader.get_batch(chosen).asnumpy()
+        begins = reader.get_frame_timestamp([0, *chosen])[:, 0].tolist()
+    except _decoding_errors() as error:
+        raise DataError(f"video {path} cannot be decoded: {_reason(error)}") from None
+    return Video(
+        frames=tuple(Image.fromarray(frame) for frame in pixels),
+        times=tuple(begin - begins[0] for begin in begins[1:]),
+        duration=len(reader) / reader.get_avg_fps(),
+    )
+
+
+def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> int:
+    """How many frames read_video would return. Reads the file's packets but decodes none; raises as read_video does."""
+    return len(_open(path, sampling)[1])
+
+
+def time_instruction(video: Video) -> str:
+    """A sentence that tells a language model when the frames were taken."""
+    times = ", ".join(f"{time:.2f}" for time in video.times)
+    return f"This is a video of {video.duration:.2f} seconds, seen as {len(video.frames)} frames at {times} seconds."
+
+
+def _open(path: str | os.PathLike, sampling: VideoSampling):
+    """decord's reader and the chosen indices."""
+    decord = _import_decord()
+    if not os.path.exists(path):
+        raise DataError(f"video {path} does not exist")
+    if os.path.isdir(path):
+        raise DataError(f"video {path} is a folder")
+    uri = os.path.abspath(path)  # a relative name with a colon would be read as a protocol
+    try:
+        reader = decord.VideoReader(uri, num_threads=1, fault_tol=NO_SUBSTITUTES)
+    except _decoding_errors() as error:
+        raise DataError(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
+    try:
+        return reader, choose_frames(len(reader), reader.get_avg_fps(), sampling)
+    except DataError as error:
+        raise DataError(f"video {path} {error}") from None
+
+
+def _import_decord():
+    try:
+        import decord
+    except ImportError:
+        raise LlavaError("videos need decord: pip install 'llava-ov-manager[video]'") from None
+    decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's warnings; what matters is raised
+    return decord
+
+
+def _decoding_errors() -> tuple[type[Exception], ...]:
+    """What decord raises on broken files; AssertionError stands for a video of 0 frames."""
+    from decord._ffi.base import DECORDError, DECORDLimitReachedError
+
+    return DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError
+
+
+def _reason(error: Exception) -> str:
+    """decord's message in one line of readable length, without the time and the place in its source."""
+    message = " ".join(str(error).split()).split(".cc:")[-1]
+    return message.split(": ", 1)[-1].strip(" .")[:160]
