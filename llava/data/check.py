@@ -4,9 +4,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.constants import IMAGE_TOKEN
+from llava.data.conversation import check_placeholders
 from llava.data.images import image_size
 from llava.data.schema import Sample
+from llava.data.video import EVERY_SECOND, VideoSampling, VideoTimes, probe_video
 from llava.errors import DataError
 
 SHOWN_FAULTS = 20
@@ -14,9 +15,14 @@ SHOWN_FAULTS = 20
 
 @dataclass(frozen=True)
 class Inspection:
-    """image_sizes: per sample, the (width, height) of its images. faults: one line for each sample that is unusable."""
+    """What is known of each sample without decoding it.
+
+    image_sizes: the (width, height) of its images. videos: what is known of its videos' frames. Both are empty where
+    the sample is unusable. faults: one line for each sample that is.
+    """
 
     image_sizes: list[list[tuple[int, int]]]
+    videos: list[list[VideoTimes]]
     faults: list[str]
 
     def raise_faults(self) -> None:
@@ -28,23 +34,31 @@ class Inspection:
             raise DataError(f"{len(self.faults)} of {len(self.image_sizes)} samples are unusable:\n{shown}{rest}")
 
 
-def inspect_samples(samples: list[Sample], image_folder: str | Path, workers: int = 16) -> Inspection:
-    """Reads every image's header and counts placeholders. Images cut off at their end are found without decoding.
+def inspect_samples(
+    samples: list[Sample],
+    image_folder: str | Path,
+    video_sampling: VideoSampling = EVERY_SECOND,
+    workers: int = 16,
+) -> Inspection:
+    """Reads the header of every image and video and counts placeholders. Files cut off at their end are found.
 
     The work is file access, so threads serve; the result does not depend on `workers`.
     """
     with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(lambda sample: _inspect(sample, Path(image_folder)), samples))
-    return Inspection([sizes for sizes, _ in results], [fault for _, fault in results if fault])
+        results = list(pool.map(lambda sample: _inspect(sample, Path(image_folder), video_sampling), samples))
+    return Inspection(
+        [sizes for sizes, _, _ in results],
+        [videos for _, videos, _ in results],
+        [fault for _, _, fault in results if fault],
+    )
 
 
-def _inspect(sample: Sample, image_folder: Path) -> tuple[list[tuple[int, int]], str | None]:
-    placeholders = sum(turn.text.count(IMAGE_TOKEN) for turn in sample.turns)
-    if sample.images and placeholders != len(sample.images):
-        return [], f"{sample}: found {placeholders} {IMAGE_TOKEN} placeholders but {len(sample.images)} images"
-    if not any(turn.role == "gpt" and turn.text.strip() for turn in sample.turns):
-        return [], f"{sample}: the conversation has no answer to learn from"
+def _inspect(sample: Sample, image_folder: Path, video_sampling: VideoSampling) -> tuple[list, list, str | None]:
     try:
-        return [image_size(image_folder / image) for image in sample.images], None
+        check_placeholders(sample.turns, len(sample.images), len(sample.videos))
+        if not any(turn.role == "gpt" and turn.text.strip() for turn in sample.turns):
+            raise DataError("the conversation has no answer to learn from")
+        sizes = [image_size(image_folder / image) for image in sample.images]
+        return sizes, [probe_video(image_folder / video, video_sampling) for video in sample.videos], None
     except DataError as error:
-        return [], f"{sample}: {error}"
+        return [], [], f"{sample}: {error}"

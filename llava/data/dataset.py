@@ -2,15 +2,19 @@
 
 import logging
 import multiprocessing
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
 from llava.data.check import Inspection
 from llava.data.images import open_image
 from llava.data.processor import OVER_LONG, LlavaOVManagerProcessor
-from llava.data.schema import Sample
+from llava.data.schema import Sample, Turn
+from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
 from llava.errors import DataError, LlavaError
 
 logger = logging.getLogger(__name__)
@@ -20,13 +24,15 @@ TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the syste
 
 
 class SupervisedDataset(Dataset):
-    """Opens a sample's images and encodes it.
+    """Opens a sample's images and videos and encodes it.
 
     Args:
-        samples, processor, image_folder: what to encode, with what, and where the images lie.
+        samples, processor, image_folder: what to encode, with what, and where images and videos lie.
         template, label_rule, max_length, on_over_long: see LlavaOVManagerProcessor.encode_sample.
         on_bad_sample: `error` raises DataError; `skip` logs it, counts it in `skipped` and yields a sample without any
             supervised token, so that batches keep their size and nothing is trained on in its place.
+        video_sampling: which frames of a video are taken.
+        time_instruction: tell the model, behind each video, when its frames were taken.
     """
 
     def __init__(
@@ -40,6 +46,8 @@ class SupervisedDataset(Dataset):
         max_length: int = 16384,
         on_over_long: str = "error",
         on_bad_sample: str = "error",
+        video_sampling: VideoSampling = EVERY_SECOND,
+        time_instruction: bool = False,
     ):
         if on_bad_sample not in ON_BAD_SAMPLE:
             raise LlavaError(f"unknown on_bad_sample {on_bad_sample!r}; choose one of {', '.join(ON_BAD_SAMPLE)}")
@@ -55,7 +63,10 @@ class SupervisedDataset(Dataset):
             "on_over_long": on_over_long,
         }
         self.on_bad_sample = on_bad_sample
+        self.video_sampling = video_sampling
+        self.time_instruction = time_instruction
         self._skipped = multiprocessing.Value("q", 0)
+        self._shortened = multiprocessing.Value("q", 0)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -65,30 +76,52 @@ class SupervisedDataset(Dataset):
         """Bad samples met so far, by all of this process's data loader workers."""
         return self._skipped.value
 
+    @property
+    def shortened(self) -> int:
+        """Over-long samples met so far that were truncated or had their images made smaller."""
+        return self._shortened.value
+
     def __getitem__(self, index: int) -> dict:
         """See LlavaOVManagerProcessor.encode_sample."""
         sample = self.samples[index]
         try:
-            return self.processor.encode_sample(sample, self._open_images(sample), **self.encoding)
+            images, videos = self._open(sample)
+            frames = [video.frames for video in videos]
+            encoded = self.processor.encode_sample(self._timed(sample, videos), images, frames, **self.encoding)
         except DataError as error:
             if self.on_bad_sample == "error":
                 raise
-            with self._skipped.get_lock():
-                self._skipped.value += 1
+            _count(self._skipped)
             logger.warning("skipped: %s", error)
             token = self.processor.tokenizer.pad_token_id
-            return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0}
+            return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0}
+        if encoded.pop("shortened"):
+            _count(self._shortened)
+        return encoded
 
-    def _open_images(self, sample: Sample) -> list:
+    def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:
-            return [open_image(self.image_folder / image) for image in sample.images]
+            images = [open_image(self.image_folder / image) for image in sample.images]
+            return images, [read_video(self.image_folder / video, self.video_sampling) for video in sample.videos]
         except DataError as error:
             raise DataError(f"{sample}: {error}") from None
 
+    def _timed(self, sample: Sample, videos: Sequence[VideoTimes]) -> Sample:
+        """The sample with its videos' times in the text, where they are asked for."""
+        if not self.time_instruction or sum(turn.text.count(VIDEO_TOKEN) for turn in sample.turns) != len(videos):
+            return sample  # a wrong number of placeholders is found when the turns are encoded
+        pending = iter(videos)
+
+        def instruct(placeholder: re.Match) -> str:
+            return f"{VIDEO_TOKEN}\n{time_instruction(next(pending))}\n"
+
+        turns = (Turn(turn.role, re.sub(f"{VIDEO_TOKEN}\n?", instruct, turn.text)) for turn in sample.turns)
+        return replace(sample, turns=tuple(turns))
+
     @property
     def is_multimodal(self) -> list[bool]:
-        """Whether each sample has images."""
-        return [bool(sample.images) for sample in self.samples]
+        """Whether each sample has images or videos."""
+        return [bool(sample.images or sample.videos) for sample in self.samples]
 
     def over_long(self, inspection: Inspection) -> list[str]:
         """One line for each sample that has more than max_length tokens.
@@ -96,25 +129,42 @@ class SupervisedDataset(Dataset):
         A token is at least one byte of text, so that only samples that could be too long are tokenized.
         """
         limit, faults = self.encoding["max_length"], []
-        for sample, sizes in zip(self.samples, inspection.image_sizes):
-            visual = self._visual_tokens(sample, sizes)
+        for stored, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
+            if (len(sizes), len(videos)) != (len(stored.images), len(stored.videos)):
+                continue  # unusable, and among the inspection's faults
+            sample = self._timed(stored, videos)
+            frames = [len(video.times) for video in videos]
             text = sum(len(turn.text.encode()) + TOKENS_PER_TURN for turn in sample.turns) + TOKENS_PER_TURN
-            if visual + text > limit and len(sizes) == len(sample.images):
-                found = self.processor.count_tokens(sample, sizes, self.encoding["template"])
+            if self._visual_tokens(sizes, frames) + text > limit:
+                found = self.processor.count_tokens(sample, sizes, self.encoding["template"], frames)
                 if found > limit:
                     faults.append(f"{sample}: found {found} tokens but max_length is {limit}")
         return faults
 
     def lengths(self, inspection: Inspection | None = None) -> list[int]:
-        """Tokens of each sample: visual tokens exact where `inspection` knows the image sizes, text estimated."""
-        return [
-            sum(len(turn.text.encode()) for turn in sample.turns) // BYTES_PER_TOKEN
-            + self._visual_tokens(sample, inspection.image_sizes[index] if inspection else None)
-            for index, sample in enumerate(self.samples)
-        ]
+        """Tokens of each sample: visual tokens exact where `inspection` knows sizes and frames, text estimated."""
+        crop, frames = self.processor.image_processor.size, self.video_sampling.frames_upbound
+        lengths = []
+        for index, sample in enumerate(self.samples):
+            text = sum(len(turn.text.encode()) for turn in sample.turns) // BYTES_PER_TOKEN
+            if inspection is not None:
+                visual = self._visual_tokens(
+                    inspection.image_sizes[index], [len(video.times) for video in inspection.videos[index]]
+                )
+            else:
+                visual = self._visual_tokens(
+                    [(2 * crop, 2 * crop)] * len(sample.images), [max(frames, 1)] * len(sample.videos)
+                )
+            lengths.append(text + visual)
+        return lengths
 
-    def _visual_tokens(self, sample: Sample, sizes: list[tuple[int, int]] | None) -> int:
-        crop = self.processor.image_processor.size
-        sizes = sizes if sizes is not None else [(2 * crop, 2 * crop)] * len(sample.images)
-        layouts = (self.processor.image_processor.layout(size, len(sizes) > 1) for size in sizes)
-        return sum(layout.num_tokens for layout in layouts)
+    def _visual_tokens(self, sizes: list[tuple[int, int]], frames: list[int]) -> int:
+        image_processor = self.processor.image_processor
+        images = [image_processor.layout(size, len(sizes) > 1) for size in sizes]
+        videos = [image_processor.video_layout(number) for number in frames]
+        return sum(layout.num_tokens for layout in images + videos)
+
+
+def _count(counter) -> None:
+    with counter.get_lock():
+        counter.value += 1

@@ -40,13 +40,22 @@ class VideoSampling:
             raise LlavaError("video force_sample takes frames_upbound frames, but frames_upbound is 0")
 
 
-@dataclass(frozen=True)
-class Video:
-    """The chosen frames (RGB, all of one size), the second at which each is shown, and the seconds the video lasts."""
+EVERY_SECOND = VideoSampling()
 
-    frames: tuple[Image.Image, ...]
+
+@dataclass(frozen=True)
+class VideoTimes:
+    """The second at which each of the chosen frames is shown, and how many seconds the video lasts."""
+
     times: tuple[float, ...]
     duration: float
+
+
+@dataclass(frozen=True)
+class Video(VideoTimes):
+    """The chosen frames, RGB and all of one size, and their times."""
+
+    frames: tuple[Image.Image, ...]
 
 
 def choose_frames(num_frames: int, average_fps: float, sampling: VideoSampling) -> list[int]:
@@ -75,25 +84,29 @@ def read_video(path: str | os.PathLike, sampling: VideoSampling) -> Video:
     reader, chosen = _open(path, sampling)
     try:
         pixels = reader.get_batch(chosen).asnumpy()
-        begins = reader.get_frame_timestamp([0, *chosen])[:, 0].tolist()
     except _decoding_errors() as error:
         raise DataError(f"video {path} cannot be decoded: {_reason(error)}") from None
-    return Video(
-        frames=tuple(Image.fromarray(frame) for frame in pixels),
-        times=tuple(begin - begins[0] for begin in begins[1:]),
-        duration=len(reader) / reader.get_avg_fps(),
-    )
+    known = _times(reader, chosen)
+    return Video(known.times, known.duration, tuple(Image.fromarray(frame) for frame in pixels))
 
 
-def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> int:
-    """How many frames read_video would return. Reads the file's packets but decodes none; raises as read_video does."""
-    return len(_open(path, sampling)[1])
+def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> VideoTimes:
+    """The times of the frames that read_video would return; reads the file's packets but decodes none.
+
+    Raises what read_video raises, save for frames that turn out damaged when they are decoded.
+    """
+    return _times(*_open(path, sampling))
 
 
-def time_instruction(video: Video) -> str:
+def _times(reader, chosen: list[int]) -> VideoTimes:
+    begins = reader.get_frame_timestamp([0, *chosen])[:, 0].tolist()
+    return VideoTimes(tuple(begin - begins[0] for begin in begins[1:]), len(reader) / reader.get_avg_fps())
+
+
+def time_instruction(video: VideoTimes) -> str:
     """A sentence that tells a language model when the frames were taken."""
     times = ", ".join(f"{time:.2f}" for time in video.times)
-    return f"This is a video of {video.duration:.2f} seconds, seen as {len(video.frames)} frames at {times} seconds."
+    return f"This is a video of {video.duration:.2f} seconds, seen as {len(video.times)} frames at {times} seconds."
 
 
 def _open(path: str | os.PathLike, sampling: VideoSampling):

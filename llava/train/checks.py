@@ -9,6 +9,7 @@ from pathlib import Path
 from llava.anyres import TilingConfig
 from llava.data.check import inspect_samples
 from llava.data.mixture import load_mixture, mixture_entries
+from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
@@ -28,7 +29,7 @@ def world_size() -> int:
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
     faults = _combinations(recipe) + _batches(recipe, world_size)
-    checks = [_check_sizes, _check_tiling, _check_deepspeed, _check_mixture]
+    checks = [_check_sizes, _check_tiling, video_sampling, _check_deepspeed, _check_mixture]
     if not dry_run:
         faults += _packages(recipe)
         checks += [check_start_folders, check_output_folder, _check_data_files]
@@ -41,10 +42,13 @@ def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Reads the mixture and every image's header; raises DataError with all faults unless bad samples are skipped."""
+    """Reads the mixture and the header of every image and video.
+
+    Raises DataError with all faults unless bad samples are skipped.
+    """
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
-        inspect_samples(samples, recipe.data.image_folder).raise_faults()
+        inspect_samples(samples, recipe.data.image_folder, video_sampling(recipe)).raise_faults()
 
 
 def _combinations(recipe: Recipe) -> list[str]:
@@ -122,6 +126,11 @@ def tiling_config(recipe: Recipe, tile: int) -> TilingConfig:
     tiling = recipe.tiling
     config = TilingConfig.from_llava(tiling.aspect_ratio, tiling.merge, tiling.pinpoints, tile)
     return replace(config, newline_after_one_crop=tiling.newline_after_one_crop)
+
+
+def video_sampling(recipe: Recipe) -> VideoSampling:
+    """Which frames of a video the recipe takes."""
+    return VideoSampling(recipe.data.video_fps, recipe.data.frames_upbound, recipe.data.force_sample)
 
 
 def _check_deepspeed(recipe: Recipe) -> None:

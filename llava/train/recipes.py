@@ -57,7 +57,7 @@ class TilingRecipe:
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """What is trained on, see SupervisedDataset.
+    """What is trained on, see SupervisedDataset; the keys from video_fps on are for videos, see VideoSampling.
 
     The `expected_*` keys serve a dry run's estimate while the data is not on disk. expected_image: (width, height) of a
     typical image. expected_text_tokens: its text, prompt included.
@@ -72,8 +72,12 @@ class DataRecipe:
     expected_text_tokens: int
     label_rule: Literal["answers", "released"] = "answers"
     on_bad_sample: Literal["error", "skip"] = "error"
-    on_over_long: Literal["error", "truncate"] = "error"
+    on_over_long: Literal["error", "truncate", "shrink_images"] = "error"
     workers: int = 4
+    video_fps: float = 1.0
+    frames_upbound: int = 32
+    force_sample: bool = False
+    time_instruction: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import datetime
 import os
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import distributed
@@ -19,6 +19,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError, LlavaError
 from llava.train.build import build, trains_in_bf16
 from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
+from llava.train.checks import video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.plan import Plan, describe, manifest
 from llava.train.recipes import Recipe
@@ -170,6 +171,8 @@ def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDa
         max_length=data.max_length,
         on_bad_sample=data.on_bad_sample,
         on_over_long=data.on_over_long,
+        video_sampling=video_sampling(recipe),
+        time_instruction=data.time_instruction,
     )
 
 
@@ -180,9 +183,9 @@ def inspect_once(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
     """
     found = [None]
     if rank() == 0:
-        inspection = inspect_samples(dataset.samples, recipe.data.image_folder)
+        inspection = inspect_samples(dataset.samples, recipe.data.image_folder, dataset.video_sampling)
         too_long = dataset.over_long(inspection) if recipe.data.on_over_long == "error" else []
-        found[0] = Inspection(inspection.image_sizes, inspection.faults + too_long)
+        found[0] = replace(inspection, faults=inspection.faults + too_long)
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
     if found[0].faults and recipe.data.on_bad_sample == "error":
@@ -205,8 +208,9 @@ def save(stage: Stage, **results) -> None:
     """Gathers the weights on every rank and writes the checkpoint on the first, with `results` in its manifest."""
     trainer, recipe = stage.trainer, stage.recipe
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    skipped = torch.tensor(trainer.train_dataset.skipped, device=trainer.args.device)
-    skipped = int(trainer.accelerator.reduce(skipped))
+    dataset = trainer.train_dataset
+    counted = torch.tensor([dataset.skipped, dataset.shortened], device=trainer.args.device)
+    skipped, shortened = trainer.accelerator.reduce(counted).tolist()
     if rank() == 0:
         for name in trainer.model.all_tied_weights_keys:
             weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
@@ -219,9 +223,12 @@ def save(stage: Stage, **results) -> None:
             attention=trainer.model.config._attn_implementation,
             steps=trainer.state.global_step,
             skipped=skipped,
+            shortened=shortened,
             tokens_seen=int(trainer.state.num_input_tokens_seen),
             **results,
         )
         write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir)
-        print(f"saved {recipe.run.output_dir}" + f"; {skipped} bad samples were skipped" * (skipped > 0), flush=True)
+        notes = f"; {skipped} bad samples were skipped" * (skipped > 0)
+        notes += f"; {shortened} samples were too long and were shortened" * (shortened > 0)
+        print(f"saved {recipe.run.output_dir}{notes}", flush=True)
     trainer.accelerator.wait_for_everyone()

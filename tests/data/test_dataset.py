@@ -6,7 +6,8 @@ from llava.data.check import inspect_samples
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.sampler import LengthGroupedSampler
-from llava.data.schema import Sample, Turn
+from llava.data.schema import Sample, Turn, parse_sample
+from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
 
 
@@ -123,3 +124,61 @@ def test_full_steps_hold_one_modality_and_balanced_ranks():
         for lengths in ranges:
             sums = [sum(lengths[rank * 2 : rank * 2 + 2]) for rank in range(4)]
             assert max(sums) - min(sums) <= max(lengths) - min(lengths)
+
+
+@pytest.fixture
+def video_samples(make_clip, make_image, tmp_path):
+    make_clip(24, fps=8)
+    make_image(100, 70).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat happens?"}, {"from": "gpt", "value": "It grows brighter."}]
+    mixed = [{"from": "human", "value": "<image> <video>\nWhat?"}, turns[1]]
+    return [
+        parse_sample({"id": "clip", "video": "clip.mp4", "conversations": turns}, "d.json row 1"),
+        parse_sample({"id": "both", "video": "clip.mp4", "image": "a.png", "conversations": mixed}, "d.json row 2"),
+        parse_sample({"id": "image", "image": "a.png", "conversations": turns}, "d.json row 3"),
+        parse_sample({"id": "lost", "video": "gone.mp4", "conversations": turns}, "d.json row 4"),
+        parse_sample({"id": "two", "video": ["clip.mp4"] * 2, "conversations": turns}, "d.json row 5"),
+    ]
+
+
+def test_a_batch_of_videos_and_images(video_samples, make_processor, make_model, tmp_path):
+    processor = make_processor()
+    dataset = SupervisedDataset(video_samples, processor, image_folder=tmp_path)
+    batch = Collator(pad_token_id=7)([dataset[index] for index in range(3)])
+    assert batch["batch_num_images"].tolist() == [0, 1, 1]
+    assert batch["batch_num_videos"].tolist() == [1, 1, 0]
+    assert batch["video_num_frames"].tolist() == [3, 3]  # one a second
+    assert batch["pixel_values_videos"].shape == (6, 3, 56, 56)
+    levels = batch["pixel_values_videos"][:3].mean((1, 2, 3)) * 127.5 + 127.5
+    assert levels.tolist() == pytest.approx([20, 60, 100], abs=3)  # frames 0, 8 and 16
+    assert torch.isfinite(make_model()(**batch).loss)
+    assert dataset.is_multimodal == [True] * 5
+
+
+def test_videos_are_inspected_before_training(video_samples, make_processor, tmp_path):
+    processor = make_processor()
+    inspection = inspect_samples(video_samples, tmp_path)
+    assert [[len(video.times) for video in videos] for videos in inspection.videos] == [[3], [3], [], [], []]
+    assert len(inspection.faults) == 2
+    assert "sample 'lost' (d.json row 4): video" in inspection.faults[0]
+    assert "found 1 <video> placeholders but 2 videos" in inspection.faults[1]
+    timed = SupervisedDataset(video_samples, processor, image_folder=tmp_path, time_instruction=True)
+    for dataset in (timed, SupervisedDataset(video_samples, processor, image_folder=tmp_path)):
+        lengths = [len(dataset[index]["input_ids"]) for index in range(3)]
+        dataset.encoding["max_length"] = min(lengths) - 1
+        expected = [f"found {length} tokens but max_length is {min(lengths) - 1}" for length in lengths]
+        assert [fault.partition(": ")[2] for fault in dataset.over_long(inspection)] == expected
+    assert dataset.lengths(inspection)[0] == 3 * 4 + 1 + (len("<video>\nWhat happens?It grows brighter.")) // 4
+
+
+def test_the_time_instruction_stands_behind_the_video_and_leaves_the_sample_alone(
+    video_samples, make_processor, tmp_path
+):
+    processor = make_processor()
+    sampling = VideoSampling(frames_upbound=2)
+    settings = {"image_folder": tmp_path, "video_sampling": sampling, "time_instruction": True}
+    dataset = SupervisedDataset(video_samples, processor, **settings)
+    text = processor.tokenizer.decode(dataset[0]["input_ids"])
+    times = "This is a video of 3.00 seconds, seen as 2 frames at 0.00, 2.88 seconds."
+    assert f"user\n{'<video>' * 9}\n{times}\nWhat happens?" in text
+    assert video_samples[0].turns[0].text == "<video>\nWhat happens?"

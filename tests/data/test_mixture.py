@@ -98,7 +98,8 @@ def test_faults_of_a_mixture_are_named(tmp_path, content, message):
         ({"conversations": [{"from": "human"}]}, "turn 1: a turn needs the texts"),
         ({"image": 3, "conversations": [{"from": "human", "value": "a"}]}, "'image' must be a path"),
         ({"images": ["a.png"], "conversations": [{"from": "human", "value": "a"}]}, "'images' is not supported"),
-        ({"video": "a.mp4", "conversations": [{"from": "human", "value": "a"}]}, "'video' is not supported"),
+        ({"videos": ["a.mp4"], "conversations": [{"from": "human", "value": "a"}]}, "'videos' is not supported"),
+        ({"video": {}, "conversations": [{"from": "human", "value": "a"}]}, "'video' must be a path"),
     ],
 )
 def test_faults_of_a_record_are_named(record, message):

@@ -1,7 +1,9 @@
 import random
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 import llava.mllm  # noqa: F401  registers the Auto classes
@@ -72,8 +74,8 @@ def test_the_chat_template_renders_the_same_prompt(make_processor, make_image):
     rendered = processor.apply_chat_template(messages, add_generation_prompt=True)
     expected = processor.encode_prompts([(turns, images)])
     assert torch.equal(processor(text=rendered, images=images)["input_ids"], expected["input_ids"])
-    with pytest.raises(Exception, match="only text and images can be shown, not video"):
-        processor.apply_chat_template([{"role": "user", "content": [{"type": "video"}]}])
+    with pytest.raises(Exception, match="only text, images and videos can be shown, not audio"):
+        processor.apply_chat_template([{"role": "user", "content": [{"type": "audio"}]}])
 
 
 def test_it_is_saved_and_loaded_whole(make_processor, make_image, tmp_path):
@@ -107,11 +109,99 @@ def test_truncation_keeps_images_whole_and_some_answer(make_processor, make_imag
     cut = {**ENCODING, "on_over_long": "truncate"}
     found = processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": length - 4})
     assert found["input_ids"] == whole["input_ids"][:-4]
-    with pytest.raises(DataError, match="before the end of an image"):
+    with pytest.raises(DataError, match=r"found .* but max_length is 60, and .* no answer behind a whole image"):
         processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": 60})
     last_image = length - whole["input_ids"][::-1].index(processor.image_token_id)
     with pytest.raises(DataError, match="leave no answer"):
         processor.encode_sample(make_sample(), [make_image()], **{**cut, "max_length": last_image + 1})
+
+
+def test_truncation_drops_the_turns_whose_image_does_not_fit(make_processor, make_image):
+    """A cut before or inside the third image leaves what a sample without that turn is."""
+    processor, images = make_processor(), [make_image(), make_image(90, 90, 1), make_image(40, 30, 2)]
+    first = (Turn("human", "<image> <image>\nWhat?"), Turn("gpt", "A red car."))
+    second = (Turn("human", "<image>\nAnd here?"), Turn("gpt", "0123456789"))
+    alone = processor.encode_sample(Sample("one", first, ("a.png", "b.png"), ""), images[:2], **ENCODING)
+    both = Sample("two", first + second, ("a.png", "b.png", "c.png"), "data.json row 3")
+    ids = processor.encode_sample(both, images, **ENCODING)["input_ids"]
+    inside = len(ids) - ids[::-1].index(processor.image_token_id) - 3
+    for limit in (inside, len(alone["input_ids"]), len(alone["input_ids"]) - 2):
+        found = processor.encode_sample(both, images, **{**ENCODING, "on_over_long": "truncate", "max_length": limit})
+        assert found["shortened"]
+        assert found["input_ids"] == alone["input_ids"][:limit]
+        assert found["labels"] == alone["labels"][:limit]
+        assert torch.equal(found["pixel_values"], alone["pixel_values"])
+        assert found["num_images"] == 2
+    assert not alone["shortened"]
+
+
+def test_truncation_refuses_a_last_image_that_would_be_tiled_anew(make_processor, make_image):
+    """Two images are one crop each; the first alone is tiled, and has more tokens than both had."""
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A."), Turn("human", "<image>\nAnd?"), Turn("gpt", "B."))
+    sample = Sample("two", turns, ("a.png", "b.png"), "data.json row 3")
+    settings = {**ENCODING, "on_over_long": "truncate", "max_length": 60}
+    with pytest.raises(DataError, match=r"sample 'two' .* but max_length is 60, .* no answer behind a whole image"):
+        make_processor().encode_sample(sample, [make_image(), make_image(90, 90)], **settings)
+
+
+def test_images_can_be_made_smaller_until_they_fit(make_processor, make_model, make_image):
+    processor = make_processor()
+    shrink = {**ENCODING, "on_over_long": "shrink_images"}
+    large = make_image(700, 500)
+    whole = processor.encode_sample(make_sample(), [large], **ENCODING)
+    for limit in (len(whole["input_ids"]) - 1, 100):
+        found = processor.encode_sample(make_sample(), [large], **{**shrink, "max_length": limit})
+        assert found["shortened"]
+        assert len(found["input_ids"]) <= limit
+        assert found["labels"][-5:] == whole["labels"][-5:]
+        features = make_model().get_image_features(found["pixel_values"], found["image_sizes"]).pooler_output[0]
+        assert found["input_ids"].count(processor.image_token_id) == len(features)
+    height, width = found["image_sizes"][0].tolist()
+    expected = processor.image_processor.crops(large.resize((width, height), Image.Resampling.BICUBIC), False)
+    assert torch.equal(found["pixel_values"], torch.from_numpy(expected))
+    with pytest.raises(DataError, match="max_length is 40, and smaller images would not help"):
+        processor.encode_sample(make_sample(), [large], **{**shrink, "max_length": 40})
+
+
+def test_a_video_has_as_many_placeholders_as_features(make_processor, make_model, make_image):
+    processor, model = make_processor(), make_model()
+    frames = [make_image(90, 40, seed) for seed in range(3)]
+    arrays = np.stack([np.asarray(frame) for frame in frames])
+    sample = make_sample("What?\n<video>", images=())
+    found = processor.encode_sample(sample, [], [frames], **ENCODING)
+    expected = torch.stack([torch.from_numpy(processor.image_processor.crops(frame, False)[0]) for frame in frames])
+    assert torch.equal(found["pixel_values_videos"], expected)  # a frame is resized like a base crop
+    assert torch.equal(processor.encode_sample(sample, [], [arrays], **ENCODING)["pixel_values_videos"], expected)
+    features = model.get_video_features(found["pixel_values_videos"], found["video_num_frames"]).pooler_output[0]
+    assert found["input_ids"].count(processor.video_token_id) == len(features) == 3 * 4 + 1
+    assert found["num_videos"] == 1
+    prompt = processor.tokenizer.decode([token for token in found["input_ids"] if token != processor.video_token_id])
+    assert "user\n\nWhat?" in prompt  # the placeholder moved to the front
+    with pytest.raises(DataError, match=r"found 1 <video> placeholders but 2 videos"):
+        processor.encode_sample(sample, [], [frames, frames], **ENCODING)
+
+
+def test_videos_in_transformers_convention_equal_prompt_encoding(make_processor, make_image):
+    processor = make_processor()
+    clip, other = [make_image(60, 60, seed) for seed in range(2)], np.zeros((3, 40, 50, 3), np.uint8)
+    content = [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "What?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    both = (Turn("human", "<video> <image>\nWhat?"),)
+    plain = (Turn("human", "<video>\nWhat?"),)
+    other_text = processor.apply_chat_template(
+        [{"role": "user", "content": [content[0], content[2]]}], add_generation_prompt=True
+    )
+    expected = processor.encode_prompts([(both, [make_image()], [clip]), (plain, [], [other])])
+    for videos in ([clip, other], [[clip], [other]]):
+        found = processor(text=[text, other_text], images=[make_image()], videos=videos, padding_side="left")
+        assert set(found) == set(expected)
+        for key, value in expected.items():
+            assert torch.equal(found[key], value), key
+    assert set(expected) <= set(processor.model_input_names)
+    alone = processor(text=other_text, videos=other)
+    assert torch.equal(
+        alone["pixel_values_videos"], processor.encode_prompts([(plain, [], [other])])["pixel_values_videos"]
+    )
 
 
 def test_placeholders_and_images_must_match(make_processor, make_image):

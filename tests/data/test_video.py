@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from llava.data.video import Video, VideoSampling, choose_frames, probe_video, read_video, time_instruction
+from llava.data.video import Video, VideoSampling, VideoTimes, choose_frames, probe_video, read_video, time_instruction
 from llava.errors import DataError, LlavaError
 
 
@@ -42,7 +42,7 @@ def test_the_frames_that_are_chosen_are_the_frames_that_are_seen(make_clip, fram
     clip = make_clip(frames, fps)
     video = read_video(clip, sampling)
     assert seen_indices(video) == expected
-    assert probe_video(clip, sampling) == len(expected)
+    assert probe_video(clip, sampling) == VideoTimes(video.times, video.duration)
     assert video.duration == pytest.approx(frames / fps)
     assert video.times == pytest.approx([index / fps for index in expected])
 
