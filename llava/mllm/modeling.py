@@ -217,7 +217,9 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             raise LlavaError(f"found {len(positions)} {modality} tokens but {num_features} features in this batch")
         return positions
 
-    def _visual_deltas(self, visuals: list[VisualFeatures], input_ids, attention_mask, positions) -> dict:
+    def _visual_deltas(
+        self, visuals: list[VisualFeatures], positions, input_ids, attention_mask, past_key_values
+    ) -> dict:
         """{injection layer: what is added there}: prepared sums, or functions of the hidden states."""
         if self.managers is None:
             return {}
@@ -229,7 +231,8 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         if self.config.managers.query is None:
             return dict(zip(layers, packed))
         lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
-        questions = questions_of_batch(input_ids, attention_mask, positions, lengths, self.config)
+        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+        questions = questions_of_batch(input_ids, attention_mask, seen, positions, lengths, self.config)
         maps_of_images = list(zip(*(map_VD.split(lengths) for map_VD in packed[1:])))
 
         def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -282,7 +285,7 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             )
             tokens = torch.cat(list(features.values())).to(inputs_embeds)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, tokens).view_as(inputs_embeds)
-            deltas = self._visual_deltas(list(visuals.values()), input_ids, attention_mask, positions)
+            deltas = self._visual_deltas(list(visuals.values()), positions, input_ids, attention_mask, past_key_values)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -318,6 +321,16 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     ) -> VisualFeatures:
         """See LlavaOVManagerModel.get_video_features."""
         return self.model.get_video_features(pixel_values_videos, video_num_frames, batch_num_videos, **kwargs)
+
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        """Called by generate. A question may lie in another chunk of the prompt than the image that is asked about."""
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        asks = self.config.managers is not None and self.config.managers.query not in (None, "self")
+        if asks and generation_config.prefill_chunk_size is not None:
+            raise LlavaError(
+                f"managers that ask with a question (query {self.config.managers.query!r}) need the whole prompt at "
+                f"once: prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
+            )
 
     @can_return_tuple
     def forward(

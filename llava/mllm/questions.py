@@ -16,11 +16,13 @@ class TurnMarks:
     newline: int
 
 
-def questions_of_batch(input_ids, attention_mask, positions, lengths: list[int], config) -> list[torch.Tensor]:
+def questions_of_batch(
+    input_ids, attention_mask, seen: int, positions, lengths: list[int], config
+) -> list[torch.Tensor]:
     """For each image and video of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
 
-    input_ids, attention_mask: (B, L). positions: (V,), flat, of all visual tokens. lengths: tokens of each image or
-    video. config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
+    input_ids: (B, L). attention_mask, seen: see not_padding. positions: (V,), flat, of all visual tokens. lengths:
+    tokens of each image or video. config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
     """
     if input_ids is None:
         raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
@@ -28,12 +30,11 @@ def questions_of_batch(input_ids, attention_mask, positions, lengths: list[int],
     starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
     # Images come before videos; within a row the question rules want them as they stand.
     visuals = sorted((start, length, number) for number, (start, length) in enumerate(zip(starts, lengths)))
-    mask = attention_mask if attention_mask is not None else torch.ones_like(input_ids)
     marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
     placeholders = {config.image_token_id, config.video_token_id}
     found = [positions] * len(starts)
-    for row, (ids, kept) in enumerate(zip(input_ids.tolist(), mask.tolist())):
-        padding = kept.index(1)
+    for row, (ids, kept) in enumerate(zip(input_ids.tolist(), not_padding(input_ids, attention_mask, seen).tolist())):
+        padding = kept.index(True)
         ids = ids[padding : padding + sum(kept)]
         offset = row * width + padding
         of_row = [visual for visual in visuals if visual[0] // width == row]
@@ -42,6 +43,22 @@ def questions_of_batch(input_ids, attention_mask, positions, lengths: list[int],
         for (_, _, number), places in zip(of_row, asked):
             found[number] = torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset
     return found or [positions]  # a blank crop has no question, and no tokens that could ask
+
+
+def not_padding(input_ids: torch.Tensor, attention_mask, seen: int) -> torch.Tensor:
+    """(B, L) booleans: which of input_ids (B, L) are no padding. seen: how many tokens the cache holds before these.
+
+    attention_mask: (B, seen + L), None, or what generate prepares for a static cache, {"full_attention": mask}: one of
+    the former, or (B, 1, L, keys) of booleans or of zeros and large negative numbers.
+    """
+    if isinstance(attention_mask, dict):
+        attention_mask = attention_mask["full_attention"]
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.dim() == 4:  # the last query sees every key that is no padding
+        last = attention_mask[:, 0, -1]
+        attention_mask = last if last.dtype == torch.bool else last == 0
+    return attention_mask[:, seen : seen + input_ids.shape[1]].bool()
 
 
 def question_positions(

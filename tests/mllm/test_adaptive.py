@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
+from llava.errors import LlavaError
 from llava.managers import QUERIES, AdaptiveManager, ManagerConfig
 from llava.mllm.questions import TurnMarks, question_positions
 
@@ -63,6 +64,48 @@ def test_beams_equal_those_of_each_sample(make_adaptive, make_processor, dialogu
     for row, dialogue in enumerate(chosen):
         alone = model.generate(**processor.encode_prompts([dialogue]), **settings)[0, -4:]
         assert torch.equal(together[row], alone)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_static_cache_gives_the_same_tokens_for_a_left_padded_batch(
+    make_adaptive, make_processor, dialogues, query, attention
+):
+    """Its masks are prepared by generate, (B, 1, L, keys)."""
+    model, inputs = make_adaptive(query), make_processor().encode_prompts(dialogues)
+    model.set_attn_implementation(attention)
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, "disable_compile": True}
+    expected = model.generate(**inputs, **settings)
+    assert torch.equal(model.generate(**inputs, **settings, cache_implementation="static"), expected)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_prompt_in_chunks_is_refused_where_the_question_may_be_in_another(
+    make_adaptive, make_processor, dialogues, query
+):
+    model, inputs = make_adaptive(query), make_processor().encode_prompts(dialogues[:1])
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    if query == "self":
+        chunked = model.generate(**inputs, **settings, prefill_chunk_size=7)
+        assert torch.equal(chunked, model.generate(**inputs, **settings))
+        return
+    with pytest.raises(LlavaError, match=rf"query '{query}'\) need the whole prompt .* found 7"):
+        model.generate(**inputs, **settings, prefill_chunk_size=7)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_a_turn_behind_a_cached_one_equals_the_whole(make_adaptive, make_processor, make_image, query):
+    model, processor = make_adaptive(query), make_processor()
+    turns = (Turn("human", "Hi"), Turn("gpt", "Yes?"), Turn("human", "<image>\nA car?"))
+    whole = processor.encode_prompts([(turns, [make_image(56, 56, 1)])])
+    begin = processor.encode_prompts([(turns[:1], [])])
+    seen = begin["input_ids"].shape[1]
+    assert torch.equal(begin["input_ids"], whole["input_ids"][:, :seen])
+    with torch.no_grad():
+        expected = model(**whole).logits[:, seen:]
+        cache = model(**begin, use_cache=True).past_key_values
+        rest = {**whole, "input_ids": whole["input_ids"][:, seen:]}
+        torch.testing.assert_close(model(**rest, past_key_values=cache).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("query", QUERIES)
