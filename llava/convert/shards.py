@@ -1,0 +1,175 @@
+"""Weights as a stream: tensor by tensor out of a checkpoint, shard by shard into a folder of safetensors.
+
+Nothing here holds more than one shard in memory, so that a 72B model needs room for its files on disk and little else.
+Names, shapes and dtypes pass through as they are; renaming is the caller's part.
+"""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from llava.errors import LlavaError
+
+MAX_SHARD_BYTES = 5 * 10**9
+INDEX = "model.safetensors.index.json"
+# What a folder may hold, in the order in which transformers looks: (single file, index of several).
+_LAYOUTS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The files that hold a checkpoint's weights: of a folder, or the one .safetensors or .bin file `path` itself.
+
+    Raises LlavaError when there is none, when an index cannot be read, and when it names a file that does not exist.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise LlavaError(f"{path}: no such file or folder")
+    for single, index in _LAYOUTS:
+        if (path / single).is_file():
+            return [path / single]
+        if (path / index).is_file():
+            return _indexed_files(path / index)
+    names = ", ".join(name for layout in _LAYOUTS for name in layout)
+    raise LlavaError(f"{path}: no weights, found none of {names}")
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise LlavaError(f"{index}: not readable as an index of weights ({error!r})") from None
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise LlavaError(f"{index}: names {outside[0]!r}, which is not a file of the same folder")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise LlavaError(f"{index}: {len(missing)} of {len(names)} files do not exist, first {missing[0]}")
+    return [index.parent / name for name in names]
+
+
+def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor) of every weight of a folder or file, on the CPU, one at a time, backed by the file itself.
+
+    Raises LlavaError, also in the middle, for a file that is cut off or holds anything but tensors, for a name that
+    two files hold, and for an index that names a tensor which its files do not hold.
+    """
+    files, seen = weight_files(path), {}
+    for file in files:
+        for name, tensor in _read_file(file):
+            if name in seen:
+                raise LlavaError(f"{file}: holds {name}, which {seen[name]} holds too")
+            seen[name] = file.name
+            yield name, tensor
+    promised = _indexed_names(Path(path)) if len(files) > 1 else set()
+    if absent := sorted(promised - set(seen)):
+        raise LlavaError(f"{path}: the index names {len(absent)} tensors that no file holds, first {absent[0]}")
+
+
+def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a checkpoint's weights, from the headers of its files; raises as read_tensors does."""
+    shapes = {}
+    for file in weight_files(path):
+        if file.suffix == ".safetensors":
+            with _opened(file) as opened:
+                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+        else:
+            shapes |= {name: tuple(tensor.shape) for name, tensor in _read_file(file)}
+    return shapes
+
+
+def _read_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    if file.suffix == ".safetensors":
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (not a dict)
+                yield name, opened.get_tensor(name)
+        return
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped.
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise LlavaError(f"{file}: not readable as weights ({str(error).splitlines()[0]})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise LlavaError(f"{file}: holds more than named tensors")
+    yield from content.items()
+
+
+def _opened(file: Path):
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise LlavaError(f"{file}: not readable as weights ({error})") from None
+
+
+def _indexed_names(folder: Path) -> set[str]:
+    index = next(folder / index for single, index in _LAYOUTS if (folder / index).is_file())
+    return set(json.loads(index.read_text())["weight_map"])
+
+
+def write_shards(
+    folder: str | Path, tensors: Iterable[tuple[str, torch.Tensor]], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> dict:
+    """Writes (name, tensor) pairs as they come: model.safetensors, or numbered shards with their index.
+
+    A shard is written when the next tensor would take it over max_shard_bytes; a larger tensor has a shard of its own.
+    Tensors that share memory, as tied ones do, are written each in full. Returns the index as transformers has it:
+    {"metadata": {"total_parameters", "total_size"}, "weight_map": {name: file}}. Raises LlavaError for a name that
+    comes twice and when nothing comes.
+    """
+    folder = Path(folder)
+    shards: list[list[str]] = []  # the names in each
+    seen: set[str] = set()
+    pending, pending_bytes = {}, 0
+    parameters = size = 0
+
+    def flush():
+        save_file(_apart(pending), folder / _part(len(shards)), metadata={"format": "pt"})
+        shards.append(list(pending))
+        pending.clear()
+
+    for name, tensor in tensors:
+        if name in seen:
+            raise LlavaError(f"{folder}: the tensor {name} comes twice")
+        seen.add(name)
+        if pending and pending_bytes + tensor.nbytes > max_shard_bytes:
+            flush()
+            pending_bytes = 0
+        pending[name] = tensor.detach().cpu().contiguous()
+        pending_bytes += tensor.nbytes
+        parameters, size = parameters + tensor.numel(), size + tensor.nbytes
+    if not pending:
+        raise LlavaError(f"{folder}: no tensors to write")
+    flush()
+    weight_map = {}
+    for number, names in enumerate(shards):
+        shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        (folder / _part(number)).rename(folder / shard)
+        weight_map |= dict.fromkeys(names, shard)
+    index = {
+        "metadata": {"total_parameters": parameters, "total_size": size},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    if len(shards) > 1:
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return index
+
+
+def _part(number: int) -> str:
+    return f"part-{number:05}.unfinished"  # how many there will be is known at the end only
+
+
+def _apart(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same with a copy of every tensor whose storage an earlier one has: safetensors stores no aliases."""
+    apart, storages = {}, set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in storages else tensor
+        storages.add(storage)
+    return apart
