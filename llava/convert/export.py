@@ -1,0 +1,138 @@
+"""`llava convert export`: a checkpoint of this package becomes a folder that transformers loads without it."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
+
+from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
+from llava.convert.output import check_free, new_folder
+from llava.convert.remote_code import auto_map, write_code
+from llava.convert.shards import read_tensors, tensor_shapes, write_shards
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+
+FORMATS = ("llava_onevision", "remote_code")
+# Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """MODEL, --out, --format and --accept_differences."""
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder of this package")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=FORMATS,
+        help="llava_onevision: transformers' own model, for models without managers; "
+        "remote_code: any model, with its modeling files, for trust_remote_code=True",
+    )
+    parser.add_argument(
+        "--accept_differences",
+        action="store_true",
+        help="llava_onevision: export also a model that it computes otherwise for some kinds of input, and tell which",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
+    source, out = Path(arguments.model), Path(arguments.out)
+    check_free(out)
+    check_folder("MODEL", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
+    config = LlavaOVManagerConfig.from_pretrained(source)
+    if arguments.format == "llava_onevision":
+        notes = _export_onevision(source, out, config, arguments.accept_differences)
+    else:
+        notes = _export_remote_code(source, out, config)
+    for note in notes:
+        print(f"note: {note}")
+    files = [path for path in out.iterdir() if path.suffix == ".safetensors"]
+    size = sum(path.stat().st_size for path in files)
+    print(f"{out}: {arguments.format}, {size / 1e9:.2f} GB of weights in {len(files)} file{'s' * (len(files) > 1)}")
+    return 0
+
+
+def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, accept_differences: bool) -> list[str]:
+    differences, notes = check_expressible(config)
+    if differences and not accept_differences:
+        raise LlavaError(
+            f"in llava_onevision the model would compute something else in these cases: {'; '.join(differences)}. "
+            "Pass --accept_differences to export it all the same, or --format remote_code for an equal one"
+        )
+    target = onevision_config(config)
+    _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
+    processor = onevision_processor(config, _read_json(source / "processor_config.json")["image_processor"])
+    with new_folder(out) as folder:
+        target.save_pretrained(folder)
+        _write_json(folder / "processor_config.json", processor)
+        _carry(source, folder)
+        tokenizer = _read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
+        _write_json(folder / "tokenizer_config.json", tokenizer)
+        write_shards(folder, ((onevision_name(name), tensor) for name, tensor in read_tensors(source)))
+    return [f"different from this model: {difference}" for difference in differences] + notes
+
+
+def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
+    _check_names(source, LlavaOVManagerForConditionalGeneration, config)
+    processor = _read_json(source / "processor_config.json")
+    processor["auto_map"] = auto_map("AutoProcessor")
+    processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
+    model = _read_json(source / "config.json")
+    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
+    with new_folder(out) as folder:
+        _write_json(folder / "config.json", model)
+        _write_json(folder / "processor_config.json", processor)
+        _carry(source, folder)
+        write_code(folder)
+        write_shards(folder, read_tensors(source))
+    return []
+
+
+def _check_names(
+    source: Path, kind: type[PreTrainedModel], config, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """LlavaError unless the weights, renamed, are those of a model of this kind, in name and shape; reads headers."""
+    with torch.device("meta"):
+        model = kind(config)
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {rename(name): shape for name, shape in tensor_shapes(source).items()}
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    for problem, names in (
+        ("missing", needed.keys() - found.keys() - tied),
+        ("unexpected", found.keys() - needed.keys()),
+        ("of another shape", {name for name in needed.keys() & found.keys() if needed[name] != found[name]}),
+    ):
+        if names:
+            raise LlavaError(f"{source}: {len(names)} weights are {problem}, first {min(names)}")
+
+
+def _carry(source: Path, folder: Path) -> None:
+    for name in _CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{path}: not readable as JSON ({error})") from None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
