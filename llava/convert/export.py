@@ -12,7 +12,7 @@ from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
 from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
 from llava.convert.output import check_free, new_folder
 from llava.convert.remote_code import auto_map, write_code
-from llava.convert.shards import read_tensors, tensor_shapes, write_shards
+from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
@@ -83,7 +83,8 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
         _carry(source, folder)
         tokenizer = _read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
         _write_json(folder / "tokenizer_config.json", tokenizer)
-        write_shards(folder, ((onevision_name(name), tensor) for name, tensor in read_tensors(source)))
+        renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
+        write_shards(folder, renamed, MAX_SHARD_BYTES)
     return [f"different from this model: {difference}" for difference in differences] + notes
 
 
@@ -99,7 +100,7 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -
         _write_json(folder / "processor_config.json", processor)
         _carry(source, folder)
         write_code(folder)
-        write_shards(folder, read_tensors(source))
+        write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
     return []
 
 
