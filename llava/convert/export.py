@@ -71,8 +71,8 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
     differences, notes = check_expressible(config)
     if differences and not accept_differences:
         raise LlavaError(
-            f"in llava_onevision the model would compute something else in these cases: {'; '.join(differences)}. "
-            "Pass --accept_differences to export it all the same, or --format remote_code for an equal one"
+            f"llava_onevision computes something else for {'; '.join(differences)}. "
+            "Pass --accept_differences to export it all the same, or --format remote_code for an equal model"
         )
     target = onevision_config(config)
     _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
@@ -85,7 +85,7 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
         _write_json(folder / "tokenizer_config.json", tokenizer)
         renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
         write_shards(folder, renamed, MAX_SHARD_BYTES)
-    return [f"different from this model: {difference}" for difference in differences] + notes
+    return [f"different from this model for {difference}" for difference in differences] + notes
 
 
 def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:

@@ -68,15 +68,13 @@ def assert_equal(model, processor, peer, images):
 
 
 @pytest.mark.parametrize("name", TILINGS)
-def test_plain_transformers_computes_the_same(
-    name, tmp_path, save_model, make_processor, make_image, export, capsys, tiny_tokenizer
-):
+def test_plain_transformers_computes_the_same(name, tmp_path, save_model, make_processor, make_image, export, capsys):
     tiling = TILINGS[name]
     model = save_model(tmp_path / "model", tiling)
     accept = ["--accept_differences"] if name == "as released" else []
     assert export(tmp_path / "model", "--out", tmp_path / "out", "--format", "llava_onevision", *accept) == 0
     printed = capsys.readouterr().out
-    assert ("note: different from this model: of several images" in printed) == (name == "as released")
+    assert ("note: different from this model for prompts of several images" in printed) == (name == "as released")
     assert ("1 in 70,000 image sizes" in printed) == (name == "as released")
     peer, processor = Peer(tmp_path / "out"), make_processor(tiling)
     sizes = random.Random(name)
@@ -85,6 +83,7 @@ def test_plain_transformers_computes_the_same(
         ours, theirs = assert_equal(model, processor, peer, [image])
     answers = [m.generate(**i, max_new_tokens=6) for m, i in ((model, ours), (peer.model, theirs))]
     assert torch.equal(*answers)
+    assert peer.tokenizer.chat_template == processor.chat_template
     several = [make_image(90, 60, 1), make_image(30, 200, 2), make_image(56, 56, 3)]
     if tiling.newline_after_one_crop:
         assert_equal(model, processor, peer, several)
@@ -160,6 +159,6 @@ def test_managers_and_differences_are_refused(tmp_path, save_model, export):
     with pytest.raises(LlavaError, match=r"has 3 static managers before language-model layers 0, 2, 4; .* remote_code"):
         export(tmp_path / "managers", *arguments, "--accept_differences")
     save_model(tmp_path / "model", GRID)
-    with pytest.raises(LlavaError, match=r"of several images, each gets a newline .* --accept_differences"):
+    with pytest.raises(LlavaError, match=r"something else for prompts of several images: .* --accept_differences"):
         export(tmp_path / "model", *arguments)
     assert not (tmp_path / "out").exists()
