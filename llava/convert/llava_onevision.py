@@ -30,9 +30,7 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
         )
     differences, notes = [], []
     if not tiling.newline_after_one_crop:
-        differences.append(
-            "prompts of several images, where each image gets a newline at its end that this model does not have"
-        )
+        differences.append("prompts of several images: it adds a newline at the end of each, this model does not")
     if tiling.unpad_rounding != "round":
         notes.append(
             "for about 1 in 70,000 image sizes transformers keeps one row or column of patches more or less than this "

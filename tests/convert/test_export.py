@@ -37,7 +37,7 @@ CASES = {
     "adaptive square": (SQUARE, ADAPTIVE["adaptive cross"]),
 }
 THOROUGH = "adaptive cross"
-# One image, which is tiled; and three, of which none is.
+# One image, which is tiled; three, of which none is; an image and a video.
 DIALOGUES = [
     [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is in the picture?"}]}],
     [
@@ -45,8 +45,9 @@ DIALOGUES = [
         {"role": "assistant", "content": "A car."},
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "And now?"}]},
     ],
+    [{"role": "user", "content": [{"type": "video"}, {"type": "image"}, {"type": "text", "text": "A red car?"}]}],
 ]
-# Runs in a Python that cannot import llava: for each folder, what its own code makes of the saved images and dialogues.
+# Runs in a Python that cannot import llava: what each folder's own code makes of the dialogues and what they show.
 ELSEWHERE = """
 import json, sys
 
@@ -62,7 +63,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelFor
 torch.set_num_threads(1)
 folders, inputs, output = sys.argv[1:4]
 inputs = torch.load(inputs, weights_only=False)
-images, dialogues = inputs["images"], inputs["dialogues"]
+shown, dialogues = inputs["shown"], inputs["dialogues"]
 results = {}
 for name, folder in json.loads(folders).items():
     remote = {"trust_remote_code": True}
@@ -73,15 +74,15 @@ for name, folder in json.loads(folders).items():
     processor = AutoProcessor.from_pretrained(folder, **remote)
     assert type(AutoImageProcessor.from_pretrained(folder, **remote)) is type(processor.image_processor)
     results[name] = []
-    for dialogue, its_images in zip(dialogues, images):
+    for dialogue, visual in zip(dialogues, shown):
         prompt = processor.apply_chat_template(dialogue, add_generation_prompt=True)
-        batch = processor(images=its_images, text=prompt)
+        batch = processor(text=prompt, **visual)
         with torch.no_grad():
             outputs = model(**batch).logits, model.generate(**batch, max_new_tokens=5)
         results[name].append((dict(batch), *outputs))
     if name == inputs["thorough"]:
         pipe = pipeline("image-text-to-text", model=folder, **remote)
-        image = {"type": "image", "image": images[0][0]}
+        image = {"type": "image", "image": shown[0]["images"][0]}
         asked = [{"role": "user", "content": [image, {"type": "text", "text": "What is in the picture?"}]}]
         results["pipeline"] = pipe(text=asked, max_new_tokens=5, return_full_text=False)[0]["generated_text"]
         model.save_pretrained(inputs["resaved"])
@@ -89,15 +90,22 @@ for name, folder in json.loads(folders).items():
         again = AutoModelForImageTextToText.from_pretrained(inputs["resaved"], **remote)
         processor = AutoProcessor.from_pretrained(inputs["resaved"], **remote)
         with torch.no_grad():
-            results["resaved"] = again(**processor(images=its_images, text=prompt)).logits
+            results["resaved"] = again(**processor(text=prompt, **visual)).logits
         results["foreign"] = [m for m in ("llava", "decord", "lmms_eval", "peft") if m in sys.modules]
 torch.save(results, output)
 """
 
 
 @pytest.fixture(scope="module")
-def images(make_image):
-    return [[make_image(150, 97)], [make_image(40, 220, 1), make_image(60, 61, 2), make_image(150, 97)]]
+def shown(make_image):
+    """Images and videos of DIALOGUES, as the processor takes them."""
+    image = make_image(150, 97)
+    video = [make_image(80, 60, seed) for seed in range(3)]
+    return [
+        {"images": [image]},
+        {"images": [make_image(40, 220, 1), image, image]},
+        {"images": [image], "videos": [video]},
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +119,10 @@ def exported(tmp_path_factory, save_model, export):
 
 
 @pytest.fixture(scope="module")
-def elsewhere(exported, images, tmp_path_factory):
+def elsewhere(exported, shown, tmp_path_factory):
     """What a Python without this package computes."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    inputs = {"images": images, "dialogues": DIALOGUES, "thorough": THOROUGH, "resaved": str(folder / "resaved")}
+    inputs = {"shown": shown, "dialogues": DIALOGUES, "thorough": THOROUGH, "resaved": str(folder / "resaved")}
     torch.save(inputs, folder / "inputs.pt")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
     folders = json.dumps({name: str(path) for name, path in exported.items()})
@@ -130,7 +138,7 @@ def elsewhere(exported, images, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal_without_this_package_and_with_it(name, elsewhere, exported, images):
+def test_equal_without_this_package_and_with_it(name, elsewhere, exported, shown):
     original = exported[name].parents[1] / "model" / name
     model = LlavaOVManagerForConditionalGeneration.from_pretrained(original)
     processor = LlavaOVManagerProcessor.from_pretrained(original)
@@ -139,9 +147,9 @@ def test_equal_without_this_package_and_with_it(name, elsewhere, exported, image
     assert not any(loading.values())
     assert type(AutoProcessor.from_pretrained(exported[name])) is LlavaOVManagerProcessor
     assert len(elsewhere[name]) == len(DIALOGUES)
-    for dialogue, its_images, (its_batch, its_logits, its_ids) in zip(DIALOGUES, images, elsewhere[name]):
+    for dialogue, visual, (its_batch, its_logits, its_ids) in zip(DIALOGUES, shown, elsewhere[name]):
         prompt = processor.apply_chat_template(dialogue, add_generation_prompt=True)
-        batch = processor(images=its_images, text=prompt)
+        batch = processor(text=prompt, **visual)
         assert its_batch.keys() == batch.keys()
         assert all(torch.equal(its_batch[key], batch[key]) for key in batch)
         with torch.no_grad():
@@ -160,7 +168,7 @@ def test_pipeline_and_saving_again_without_this_package(elsewhere, exported):
     answer = generated[0, batch["input_ids"].shape[1] :]
     processor = LlavaOVManagerProcessor.from_pretrained(exported[THOROUGH])
     assert elsewhere["pipeline"] == processor.decode(answer, skip_special_tokens=True)
-    assert torch.equal(elsewhere["resaved"], elsewhere[THOROUGH][1][1])
+    assert torch.equal(elsewhere["resaved"], elsewhere[THOROUGH][-1][1])
     assert elsewhere["foreign"] == []
 
 

@@ -29,7 +29,7 @@ TILINGS = {
     "small budget": replace(SAME, max_tiles=2),
     "few pinpoints, wide first": replace(SAME, pinpoints=((3 * TILE, TILE), (TILE, 2 * TILE), (2 * TILE, 2 * TILE))),
 }
-PROMPT = "<|im_start|>user\n{images}\nWhat is in the picture?<|im_end|>\n<|im_start|>assistant\n"
+PROMPT = "<|im_start|>user\n{visual}\nWhat is in the picture?<|im_end|>\n<|im_start|>assistant\n"
 
 
 class Peer:
@@ -53,18 +53,21 @@ class Peer:
         """One sample of one or several images."""
         visual = self.image_processor([images], return_tensors="pt")
         tokens = [self.processor.replace_image_token(visual, index) for index in range(len(images))]
-        text = PROMPT.format(images=" ".join(tokens))
+        text = PROMPT.format(visual=" ".join(tokens))
         return {**self.tokenizer(text, return_tensors="pt"), **visual}
 
+    def video_inputs(self, frames):
+        """One video, of frames that are resized already (the video processor needs torchvision)."""
+        visual = {"pixel_values_videos": frames[None]}
+        tokens = self.processor.replace_video_token(visual, 0)
+        return {**self.tokenizer(PROMPT.format(visual=tokens), return_tensors="pt"), **visual}
 
-def assert_equal(model, processor, peer, images):
-    ours = processor(images=[images], text=PROMPT.format(images=" ".join(["<image>"] * len(images))))
-    theirs = peer.inputs(images)
+
+def assert_equal(model, peer, ours, theirs):
     assert torch.equal(ours["input_ids"], theirs["input_ids"])
     with torch.no_grad():
         expected, found = model(**ours).logits, peer.model(**theirs).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    return ours, theirs
 
 
 @pytest.mark.parametrize("name", TILINGS)
@@ -77,20 +80,26 @@ def test_plain_transformers_computes_the_same(name, tmp_path, save_model, make_p
     assert ("note: different from this model for prompts of several images" in printed) == (name == "as released")
     assert ("1 in 70,000 image sizes" in printed) == (name == "as released")
     peer, processor = Peer(tmp_path / "out"), make_processor(tiling)
+    assert peer.tokenizer.chat_template == processor.chat_template
     sizes = random.Random(name)
     for seed in range(12):
         image = make_image(sizes.randint(20, 500), sizes.randint(20, 500), seed)
-        ours, theirs = assert_equal(model, processor, peer, [image])
+        ours, theirs = processor(images=image, text=PROMPT.format(visual="<image>")), peer.inputs([image])
+        assert_equal(model, peer, ours, theirs)
     answers = [m.generate(**i, max_new_tokens=6) for m, i in ((model, ours), (peer.model, theirs))]
     assert torch.equal(*answers)
-    assert peer.tokenizer.chat_template == processor.chat_template
-    several = [make_image(90, 60, 1), make_image(30, 200, 2), make_image(56, 56, 3)]
+
+    video = [make_image(80, 60, seed) for seed in range(3)]
+    ours = processor(videos=[video], text=PROMPT.format(visual="<video>"))
+    assert_equal(model, peer, ours, peer.video_inputs(ours["pixel_values_videos"]))
+
+    images = [make_image(90, 60, 1), make_image(30, 200, 2), make_image(56, 56, 3)]
+    ours = processor(images=images, text=PROMPT.format(visual="<image> <image> <image>"))
+    theirs = peer.inputs(images)
     if tiling.newline_after_one_crop:
-        assert_equal(model, processor, peer, several)
+        assert_equal(model, peer, ours, theirs)
     else:  # what the note says
-        text = PROMPT.format(images=" ".join(["<image>"] * 3))
-        longer = peer.inputs(several)["input_ids"].shape[1] - processor(images=several, text=text)["input_ids"].shape[1]
-        assert longer == len(several)
+        assert theirs["input_ids"].shape[1] - ours["input_ids"].shape[1] == len(images)
 
 
 @pytest.mark.parametrize(("tied", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
