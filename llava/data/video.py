@@ -138,9 +138,8 @@ def _import_decord():
 
 def _decoding_errors() -> tuple[type[Exception], ...]:
     """What decord raises on broken files; AssertionError stands for a video of 0 frames."""
-    from decord._ffi.base import DECORDError, DECORDLimitReachedError
-
-    return DECORDError, DECORDLimitReachedError, RuntimeError, AssertionError
+    decord = _import_decord()
+    return decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError
 
 
 def _reason(error: Exception) -> str:

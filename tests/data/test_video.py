@@ -115,6 +115,13 @@ def audio_only(path):
         container.mux(stream.encode(None))
 
 
+def zero_frames(path):
+    with av.open(path, "w", format="matroska") as container:
+        stream = container.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.start_encoding()
+
+
 def cut_in_half(path, make_clip, **options):
     whole = make_clip(name="whole.mp4", **options).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -129,10 +136,11 @@ def cut_in_half(path, make_clip, **options):
         (lambda path, _: path.write_text("no pixels here"), "bad.mp4 is not a whole video"),
         (lambda path, _: path.write_bytes(b""), "bad.mp4 is not a whole video"),
         (lambda path, _: audio_only(path), "bad.mp4 is not a whole video .*cannot find video stream"),
+        (lambda path, _: zero_frames(path), "bad.mp4 is not a whole video"),
         (cut_in_half, "bad.mp4 is not a whole video"),
         (lambda path, clip: cut_in_half(path, clip, movflags="+faststart"), "bad.mp4 is not a whole video"),
     ],
-    ids=["missing", "folder", "text", "empty", "audio", "cut", "cut behind its index"],
+    ids=["missing", "folder", "text", "empty", "audio", "zero frames", "cut", "cut behind its index"],
 )
 def test_files_that_are_no_video_are_named_in_one_line(tmp_path, make_clip, reader, spoil, message):
     path = tmp_path / "bad.mp4"
