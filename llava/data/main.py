@@ -26,8 +26,12 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("--out", metavar="PNG", help="also draw it, crops included, to this file")
     preview.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")
     preview.add_argument("--label_rule", default="answers", choices=LABEL_RULES, help="(default answers)")
+    preview.add_argument("--video_fps", type=float, default=1.0, help="frames taken per second of video (default 1)")
+    preview.add_argument("--frames_upbound", type=int, default=32, help="most frames of a video; 0: all (default 32)")
+    preview.add_argument("--force_sample", action="store_true", help="always take frames_upbound frames")
+    preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
     for command in (check, preview):
-        command.add_argument("--image_folder", default=".", help="folder that image paths are relative to")
+        command.add_argument("--image_folder", default=".", help="folder that image and video paths are relative to")
         command.add_argument("--seed", type=int, default=0, help="of `random` sampling strategies")
     return parser
 
@@ -47,16 +51,20 @@ def _check(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace) -> int:
     from llava.data.preview import load_processor, preview_sample, read_sample, render_text
+    from llava.data.video import VideoSampling
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
         raise LlavaError(f"--out {arguments.out}: the picture is a PNG; give a name that ends in .png")
     sample = read_sample(arguments.data, arguments.index, arguments.seed)
+    sampling = VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)
     preview = preview_sample(
         sample,
         load_processor(arguments.model),
         image_folder=arguments.image_folder,
         template=arguments.template,
         label_rule=arguments.label_rule,
+        video_sampling=sampling,
+        time_instruction=arguments.time_instruction,
     )
     print(render_text(preview, color=sys.stdout.isatty()))
     if arguments.out:

@@ -123,12 +123,12 @@ def read_sample(data: str | Path, index: int, seed: int) -> Sample:
     return rows[index] if is_mixture else parse_sample(rows[index], f"{data} row {index + 1}")
 
 
-def preview_sample(
-    sample: Sample, processor: LlavaOVManagerProcessor, *, image_folder: str | Path, template: str, label_rule: str
-) -> Preview:
-    """Encodes the sample as training does, without a limit of its length. Raises DataError that names the sample."""
-    encoding = {"template": template, "label_rule": label_rule, "max_length": sys.maxsize}
-    encoded = SupervisedDataset([sample], processor, image_folder=image_folder, **encoding)[0]
+def preview_sample(sample: Sample, processor: LlavaOVManagerProcessor, **options) -> Preview:
+    """Encodes the sample as training does, whatever its length. Raises DataError that names the sample.
+
+    options: SupervisedDataset's, on images, template, labels and videos.
+    """
+    encoded = SupervisedDataset([sample], processor, max_length=sys.maxsize, **options)[0]
     return preview_encoded(sample, encoded, processor)
 
 

@@ -23,8 +23,8 @@ _COLORS = {  # of the text and behind it
     FAINT: ((110, 110, 110), None),
 }
 LEGEND = (
-    f"green: supervised, newlines there written {NEWLINE_MARK}; red: padding that is removed; on a crop: its number and "
-    "patches kept (pooled in a video). Characters outside ASCII, which Pillow's own font lacks, are escaped."
+    f"green: supervised, newlines there written {NEWLINE_MARK}; red: padding that is removed; on a crop: its number "
+    "and patches kept (pooled in a video). Characters outside ASCII, which Pillow's own font lacks, are escaped."
 )
 
 

@@ -308,6 +308,26 @@ def test_data_files_and_mixtures(run, capsys, data, index):
     assert IMAGE_LINES in out
 
 
+def test_a_video_of_a_data_file(run, folder, make_clip, capsys):
+    """40 grey frames in 5 seconds: every eighth, or three from first to last, whose times the question then tells."""
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Ho"}]
+    (folder / "video.json").write_text(json.dumps([{"video": make_clip().name, "conversations": turns}]))
+    assert run("video.json", "--index", 0, "--out", folder / "video.png") == 0
+    out = capsys.readouterr().out
+    assert "video 1: clip.mp4, 5 frames x 2 rows x 2 columns + 1 newline = 21 tokens" in out
+    assert "user\n<video x21>\nWhat?<|im_end|>" in out
+    pixels = np.asarray(Image.open(folder / "video.png"))
+    for level in (20, 60, 100, 140, 180):
+        grey = (np.abs(pixels.astype(int) - level) < 3).all(-1)
+        assert grey.sum() > 40 * 56, level
+    timed = ["--time_instruction", "--frames_upbound", 3, "--force_sample"]
+    assert run("video.json", "--index", 0, *timed) == 0
+    out = capsys.readouterr().out
+    assert "<video x13>\nThis is a video of 5.00 seconds, seen as 3 frames at 0.00, 2.38, 4.88 seconds.\nWhat?" in out
+    assert run("video.json", "--index", 0, "--video_fps", 4) == 0
+    assert "<video x81>" in capsys.readouterr().out
+
+
 def test_a_sample_without_images(run, folder, capsys):
     assert run("data.json", "--index", 0, "--out", folder / "text.png") == 0
     out = capsys.readouterr().out
