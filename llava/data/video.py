@@ -99,8 +99,9 @@ def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> VideoTimes:
 
 
 def _times(reader, chosen: list[int]) -> VideoTimes:
-    begins = reader.get_frame_timestamp([0, *chosen])[:, 0].tolist()
-    return VideoTimes(tuple(begin - begins[0] for begin in begins[1:]), len(reader) / reader.get_avg_fps())
+    """From the container, counted from the first frame; the video lasts until its last frame goes."""
+    *spans, last = reader.get_frame_timestamp([*chosen, len(reader) - 1]).tolist()
+    return VideoTimes(tuple(begin for begin, _ in spans), last[1])
 
 
 def time_instruction(video: VideoTimes) -> str:

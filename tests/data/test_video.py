@@ -85,6 +85,7 @@ def test_times_are_those_of_the_container(tmp_path):
         container.mux(stream.encode(None))
     video = read_video(path, VideoSampling(frames_upbound=4, force_sample=True))
     assert video.times == pytest.approx([0, 0.1, 0.6, 3.0], abs=1e-3)
+    assert video.duration == pytest.approx(3.0, abs=2e-3)
 
 
 def test_the_time_instruction_tells_duration_number_and_times(make_clip):
