@@ -280,20 +280,23 @@ def test_crops_of_real_size_are_scaled_to_the_picture(tiny_tokenizer, make_image
     assert 900 < picture.height < 1500
 
 
-def test_several_images_and_a_video(make_processor, make_image):
+def test_several_images_and_videos(make_processor, make_image):
     """Images follow each other without text between; each keeps its own count. A frame of 4 x 4 patches gives 2 x 2."""
     processor = make_processor()
     images = [make_image(90, 30, seed=1), make_image(60, 60, seed=2)]
-    video = [make_image(56, 56, seed=seed) for seed in (3, 4, 5)]
-    sample = sample_of("a.png", "b.png", question="<image><image><video>\nWhat?", videos=["c.mp4"])
-    preview = preview_encoded(sample, encode(processor, sample, images, [video]), processor)
+    frames = [make_image(56, 56, seed=seed) for seed in (3, 4, 5)]
+    sample = sample_of("a.png", "b.png", question="<image><image><video><video>\nWhat?", videos=["c.mp4", "d.mp4"])
+    encoded = encode(processor, sample, images, [frames[:2], frames[2:]])
+    preview = preview_encoded(sample, encoded, processor)
     text = render_text(preview, color=False)
-    assert "<image x16><image x16><video x13>\nWhat?" in text
+    assert "<image x16><image x16><video x9><video x5>\nWhat?" in text
     assert "image 2: b.png, 60 x 60 pixels, 16 tokens\n  crop 1, the whole image: 16\n" in text
-    assert "video 1: c.mp4, 3 frames x 2 rows x 2 columns + 1 newline = 13 tokens" in text
-    assert "45 visual; 5 crops" in text
+    assert "video 1: c.mp4, 2 frames x 2 rows x 2 columns + 1 newline = 9 tokens" in text
+    assert "video 2: d.mp4, 1 frames x 2 rows x 2 columns + 1 newline = 5 tokens" in text
+    assert "46 visual; 5 crops" in text
+    assert [len(video.frames) for video in preview.videos] == [2, 1]
     picture = draw_preview(preview)
-    corners = [places(picture, np.asarray(frame)[20:, :]) for frame in video]
+    corners = [places(picture, np.asarray(frame)[20:, :]) for frame in frames]
     assert [len(found) for found in corners] == [1, 1, 1]
     xs, ys = zip(*(found[0] for found in corners))
     assert xs[1] - xs[0] == xs[2] - xs[1] > 56
