@@ -6,7 +6,6 @@ initialisation out of ZeRO-3's hands: new managers are zero whatever the strateg
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -15,13 +14,13 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     Qwen2Config,
-    Qwen2ForCausalLM,
     SiglipVisionConfig,
-    SiglipVisionModel,
 )
 from transformers.utils import is_flash_attn_2_available
 
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
+from llava.convert.parts import load_parts, make_processor
+from llava.convert.source import pixel_statistics
+from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -159,42 +158,7 @@ def _compose(recipe: Recipe):
     model = AutoModelForImageTextToText.from_config(
         config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
     )
-    tower = SiglipVisionModel.from_pretrained(recipe.model.vision_tower, dtype=torch.float32)
-    _load_tower(model.model.vision_tower, tower.state_dict(), recipe.model.vision_tower)
-    language_model = Qwen2ForCausalLM.from_pretrained(recipe.model.language_model, dtype=torch.float32)
-    model.model.language_model.load_state_dict(language_model.model.state_dict())
-    model.lm_head.load_state_dict(language_model.lm_head.state_dict())
-    model.tie_weights()
+    load_parts(model, Path(recipe.model.vision_tower), Path(recipe.model.language_model))
     # The language model's own generation settings (Qwen2-Instruct: sampling, repetition_penalty 1.1) are not ours.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
-    image_processor = LlavaOVManagerImageProcessor(
-        size=config.vision_config.image_size,
-        patch_size=config.vision_config.patch_size,
-        tiling=config.tiling,
-        **_pixel_statistics(recipe.model.vision_tower),
-    )
-    return model, LlavaOVManagerProcessor(image_processor=image_processor, tokenizer=tokenizer)
-
-
-def _load_tower(tower, weights: dict, folder: str) -> None:
-    """Loads what the tower has; the layers dropped from its end and the pooling head are left over."""
-    missing, left_over = tower.load_state_dict(weights, strict=False)
-    used = len(tower.encoder.layers)
-    odd = [
-        key
-        for key in left_over
-        if not key.startswith("head.") and not (key.startswith("encoder.layers.") and int(key.split(".")[2]) >= used)
-    ]
-    if missing or odd:
-        raise LlavaError(
-            f"model.vision_tower {folder}: its weights do not fit; {len(missing)} missing, {len(odd)} unknown"
-        )
-
-
-def _pixel_statistics(folder: str) -> dict:
-    """Mean and deviation per channel that the tower was trained with; SigLIP's 0.5 when the folder does not say."""
-    path = Path(folder) / "preprocessor_config.json"
-    if not path.is_file():
-        return {}
-    statistics = json.loads(path.read_text())
-    return {key: statistics[key] for key in ("image_mean", "image_std") if key in statistics}
+    return model, make_processor(config, tokenizer, pixel_statistics((Path(recipe.model.vision_tower),)))

@@ -1,0 +1,149 @@
+"""From a described source to a checkpoint folder: configuration, processor, weights and a record of the conversion."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
+
+import llava
+from llava.convert.keys import EMBEDDINGS, KeyMatch, check_tied_head, match_keys
+from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
+from llava.convert.source import Source, pixel_statistics
+from llava.convert.writer import Entry, plan_shards, write_shards
+from llava.data.processor import add_visual_tokens
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.train.checkpoint import publish, start_working_folder, working_folder
+
+RECORD = "conversion.json"
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+OTHER_BYTES = 100 * 2**20  # tokenizer, processor
+
+
+def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_bytes: int, seed: int) -> None:
+    """Writes `source` as a checkpoint of this model to `out`, printing what became of every key.
+
+    Raises LlavaError, before anything is written, for a key that does not fit; `out` then stays as it was.
+    """
+    tokenizer = load_tokenizer(source, tokenizer_folder)
+    config = model_config(source, tokenizer)
+    with torch.device("meta"):
+        model = LlavaOVManagerForConditionalGeneration(config)
+    match = match_keys(source.parts, expected_shapes(model), source.may_be_new)
+    print(f"{source.name}: {source.kind}\n{match.table()}")
+    match.check(source.name)
+    check_tied_head(match, source.parts, source.name)
+    config.dtype = _dtype(match, EMBEDDINGS)
+    torch.manual_seed(seed)
+    new = new_parameters(model, match, config.dtype)
+    shards = plan_shards(_entries(source, match, new), max_shard_bytes)
+    _check_disk(shards, out)
+
+    folder = start_working_folder(str(out))
+    try:
+        config.save_pretrained(folder)
+        generation_config(source.folders, tokenizer).save_pretrained(folder)
+        make_processor(config, tokenizer, pixel_statistics(source.folders)).save_pretrained(folder)
+        write_shards(shards, folder, lambda: _release(source))
+        (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
+        publish(str(out))
+    except BaseException as error:
+        shutil.rmtree(working_folder(str(out)), ignore_errors=True)
+        if isinstance(error, OSError):
+            raise LlavaError(f"--out {out}: could not be written ({error})") from error
+        raise
+    newline = "with" if config.tiling.newline_after_one_crop else "without"
+    print(f"{out}: {_name(config.dtype)}, {len(shards)} weight file(s), one-crop images {newline} newline")
+
+
+def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder`, or of the first of the source's folders that has one."""
+    folders = [folder] if folder is not None else source.folders
+    for candidate in folders:
+        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+            # The configuration is given, because config.json may be of a type that transformers does not know.
+            return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
+    raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); give its folder: --tokenizer DIR")
+
+
+def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVManagerConfig:
+    """The source's configuration in ours; the tokenizer gains `<image>` and `<video>` where it lacks them."""
+    visual_tokens = add_visual_tokens(tokenizer, source.text.vocab_size)
+    for field, stated in source.visual_token_ids.items():
+        if visual_tokens[field] != stated:
+            raise LlavaError(
+                f"{source.name}: {field} is {stated} in config.json, {visual_tokens[field]} in the tokenizer"
+            )
+    config = LlavaOVManagerConfig(
+        vision_config=source.vision,
+        text_config=source.text,
+        managers=source.managers,
+        tiling=source.tiling,
+        **visual_tokens,
+        **_turn_marks(source, tokenizer),
+    )
+    config.architectures = [LlavaOVManagerForConditionalGeneration.__name__]
+    return config
+
+
+def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids by which adaptive managers find a question; other models do without."""
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    start, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>"))
+    if len(newline) == 1 and None not in (start, end) and tokenizer.unk_token_id not in (start, end):
+        return {"turn_start_token_id": start, "turn_end_token_id": end, "newline_token_id": newline[0]}
+    if source.managers is not None and source.managers.query is not None:
+        raise LlavaError(
+            f"{source.name}: the tokenizer has no <|im_start|>, <|im_end|> and newline, which mark a question"
+        )
+    return {}
+
+
+def _dtype(match: KeyMatch, name: str) -> torch.dtype:
+    part, name_there = match.mapped[name]
+    return part.weights.infos[name_there].dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _entries(source: Source, match: KeyMatch, new: dict[str, torch.Tensor]) -> list[Entry]:
+    """What is written, in the order in which the sources' files hold it, so that each file is opened once."""
+    entries = [
+        Entry(name, tensor.numel() * tensor.dtype.itemsize, lambda tensor=tensor: tensor)
+        for name, tensor in new.items()
+    ]
+    for part in source.parts:
+        ours = {name_there: name for name, (owner, name_there) in match.mapped.items() if owner is part}
+        entries += [
+            Entry(ours[name], info.num_bytes, lambda part=part, name=name: part.read(name))
+            for name, info in part.weights.infos.items()
+            if name in ours
+        ]
+    return entries
+
+
+def _check_disk(shards: list[list[Entry]], out: Path) -> None:
+    needed = sum(entry.num_bytes for shard in shards for entry in shard) + OTHER_BYTES
+    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
+    if free < needed:
+        raise LlavaError(f"--out {out}: the checkpoint needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+
+
+def _release(source: Source) -> None:
+    for part in source.parts:
+        part.weights.release()
+
+
+def _record(source: Source, match: KeyMatch, config: LlavaOVManagerConfig) -> dict:
+    return {
+        "source": source.name,
+        "kind": source.kind,
+        "weights": [part.label for part in source.parts],
+        "keys": match.counts(),
+        "dtype": _name(config.dtype),
+        "llava": llava.__version__,
+    }

@@ -1,0 +1,54 @@
+"""What every kind of source boils down to before anything is written."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import Qwen2Config, SiglipVisionConfig
+
+from llava.anyres import TilingConfig
+from llava.convert.keys import Part
+from llava.convert.weights import read_json
+from llava.managers import ManagerConfig
+
+# Parameters of one that the weights need not have, because no state that the model uses passes through them.
+POST_LAYERNORM = "model.vision_tower.post_layernorm."
+PROJECTOR, NEWLINE, MANAGERS = "model.multi_modal_projector.", "model.image_newline.", "model.managers."
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint to import, described in this model's terms.
+
+    name: as the user gave it. kind: for the table and the record. parts: where the weights come from.
+    folders: where tokenizer, generation settings and pixel statistics are looked for, in this order.
+    may_be_new: prefixes of parameters that start afresh where the parts lack them.
+    visual_token_ids: ids of `<image>` and `<video>` that the source's configuration states.
+    """
+
+    name: str
+    kind: str
+    parts: tuple[Part, ...]
+    vision: SiglipVisionConfig
+    text: Qwen2Config
+    managers: ManagerConfig | None
+    tiling: TilingConfig
+    folders: tuple[Path, ...]
+    may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
+    visual_token_ids: dict[str, int] = field(default_factory=dict)
+
+
+def newline_if_unused(tiling: TilingConfig) -> tuple[str, ...]:
+    """The newline as a part that may be new, where this tiling never puts one into an image."""
+    return () if tiling.merge == "spatial_unpad" or tiling.newline_after_one_crop else (NEWLINE,)
+
+
+def pixel_statistics(folders: tuple[Path, ...]) -> dict:
+    """Mean and deviation per channel from the first folder that states them; {} where none does."""
+    for folder in folders:
+        for name, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
+            if (folder / name).is_file():
+                settings = read_json(folder / name)
+                settings = settings.get(section, {}) if section else settings
+                if "image_mean" in settings and "image_std" in settings:
+                    return {key: settings[key] for key in ("image_mean", "image_std")}
+    return {}
