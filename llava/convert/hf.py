@@ -6,7 +6,7 @@ from transformers import LlavaOnevisionConfig
 
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part, Rules
-from llava.convert.source import Source
+from llava.convert.source import Source, read_config
 from llava.convert.weights import WeightFiles
 from llava.errors import LlavaError
 
@@ -42,7 +42,7 @@ SUPPORTED = {
 
 def onevision_source(name: str, folder: Path, newline_after_one_crop: bool | None) -> Source:
     """A whole llava_onevision checkpoint. newline_after_one_crop: None is as transformers does, true."""
-    config = LlavaOnevisionConfig.from_pretrained(folder)
+    config = read_config(LlavaOnevisionConfig, folder)
     check_supported(config, folder)
     vision = config.vision_config
     vision.num_hidden_layers = _used_layers(config, folder)

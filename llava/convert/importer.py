@@ -58,12 +58,19 @@ def open_source(arguments: argparse.Namespace):
     """The source, recognised by its files and its config.json, never by its name."""
     from llava.convert.hf import MODEL_TYPE, onevision_source
     from llava.convert.parts import parts_source
-    from llava.convert.reference import MODEL_TYPES, PROJECTOR_FILE, projector_source, read_config, reference_source
+    from llava.convert.reference import (
+        MODEL_TYPES,
+        PROJECTOR_FILE,
+        projector_source,
+        read_reference_config,
+        reference_source,
+    )
     from llava.convert.weights import has_weights, read_json
+    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES
 
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
-    tower = _part_folder(arguments, "vision_tower", ("siglip", "siglip_vision_model"))
-    language_model = _part_folder(arguments, "language_model", ("qwen2",))
+    tower = _part_folder(arguments, "vision_tower", TOWER_TYPES)
+    language_model = _part_folder(arguments, "language_model", LANGUAGE_MODEL_TYPES)
     if name is None:
         _require(tower, language_model, "without a SOURCE")
         return parts_source(tower, language_model)
@@ -78,14 +85,16 @@ def open_source(arguments: argparse.Namespace):
     if model_type == MODEL_TYPE:
         return onevision_source(name, path, newline)
     if model_type in MODEL_TYPES:
-        return reference_source(name, path, read_config(path / "config.json"), tower, newline)
+        return reference_source(name, path, read_reference_config(path / "config.json"), tower, newline)
     raise LlavaError(f"SOURCE {name}: {_why_not(model_type, (*MODEL_TYPES, MODEL_TYPE))}")
 
 
 def _why_not(model_type: str | None, known: tuple[str, ...]) -> str:
-    if model_type == "llava_ov_manager":
+    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, MODEL_TYPE, TOWER_TYPES
+
+    if model_type == MODEL_TYPE:
         return "is a checkpoint of this model already and needs no conversion"
-    if model_type in ("qwen2", "siglip", "siglip_vision_model"):
+    if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
     return f"unknown model_type {model_type!r}; known: {', '.join(known)}"
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, SiglipV
 
 from llava.anyres import TilingConfig
 from llava.convert.keys import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys
-from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source
+from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config
 from llava.convert.weights import WeightFiles, read_json
 from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor
 
@@ -43,14 +43,14 @@ def language_model_part(folder: Path) -> Part:
 
 def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
     """A baseline of one square crop: projector and newline are new."""
-    vision = SiglipVisionConfig.from_pretrained(tower_folder)
+    vision = read_config(SiglipVisionConfig, tower_folder)
     vision.num_hidden_layers -= LAYERS_DROPPED
     return Source(
         name=f"{tower_folder} + {language_model_folder}",
         kind="vision tower + language model",
         parts=(tower_part(tower_folder), language_model_part(language_model_folder)),
         vision=vision,
-        text=Qwen2Config.from_pretrained(language_model_folder),
+        text=read_config(Qwen2Config, language_model_folder),
         managers=None,
         tiling=TilingConfig(),
         folders=(language_model_folder, tower_folder),

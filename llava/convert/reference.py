@@ -12,10 +12,11 @@ from transformers import Qwen2Config, SiglipVisionConfig
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part, Rules
 from llava.convert.parts import LAYERS_DROPPED, language_model_part, tower_part
-from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused
+from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config
 from llava.convert.weights import WeightFiles, read_json
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
+from llava.train.checkpoint import TOWER_TYPES
 
 MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 PROJECTOR_FILE = "mm_projector.bin"
@@ -175,10 +176,10 @@ def projector_source(
     A config.json beside it tells managers and tiling; without one there are none, and one square crop.
     """
     described = file.parent / "config.json"
-    config = read_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
+    config = read_reference_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
     check_supported(config, file.parent)
     tower, language_model = tower_part(tower_folder), language_model_part(language_model_folder)
-    vision = SiglipVisionConfig.from_pretrained(tower_folder)
+    vision = read_config(SiglipVisionConfig, tower_folder)
     vision.num_hidden_layers -= LAYERS_DROPPED
     if newline_after_one_crop is None:
         newline_after_one_crop = config.get("model_type") == "llava"
@@ -187,7 +188,7 @@ def projector_source(
         kind="stage-1 projector",
         parts=(Part(name, WeightFiles([file]), ADAPTER_RULES, convert_tensor), tower, language_model),
         vision=vision,
-        text=Qwen2Config.from_pretrained(language_model_folder),
+        text=read_config(Qwen2Config, language_model_folder),
         managers=managers_from_reference(config),
         tiling=tiling_from_reference(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
@@ -195,7 +196,7 @@ def projector_source(
     )
 
 
-def read_config(path: Path) -> dict:
+def read_reference_config(path: Path) -> dict:
     """A released config.json; LlavaError for another model's."""
     config = read_json(path)
     architectures = config.get("architectures") or ["LlavaQwen"]
@@ -218,19 +219,20 @@ def _text_config(config: dict, folder: Path) -> Qwen2Config:
     missing = [field for field in NEEDED_TEXT_FIELDS if field not in config]
     if missing:
         raise LlavaError(f"{folder / 'config.json'}: has no {', '.join(missing)}")
-    return Qwen2Config(**{field: config[field] for field in TEXT_FIELDS if config.get(field) is not None})
+    fields = {field: config[field] for field in TEXT_FIELDS if config.get(field) is not None}
+    return read_config(Qwen2Config, folder, fields)
 
 
 def _named_folder(config: dict) -> Path | None:
     """The tower's folder where the configuration names one that is there."""
-    named = config.get("mm_vision_tower")
-    return Path(named) if named and (Path(named) / "config.json").is_file() else None
+    path = Path(config.get("mm_vision_tower") or "") / "config.json"
+    return path.parent if path.is_file() and read_json(path).get("model_type") in TOWER_TYPES else None
 
 
 def _tower_config(config: dict, folder: Path, tower_folder: Path | None) -> SiglipVisionConfig:
     """The tower as it is built, before its last layer is removed."""
     if tower_folder is not None:
-        return SiglipVisionConfig.from_pretrained(tower_folder)
+        return read_config(SiglipVisionConfig, tower_folder)
     named = config.get("mm_vision_tower")
     sizes = TOWERS.get(Path(named or "").name)
     if sizes is None:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import Qwen2Config, SiglipVisionConfig
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part
 from llava.convert.weights import read_json
+from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 
 # Parameters of one that the weights need not have, because no state that the model uses passes through them.
@@ -35,6 +37,17 @@ class Source:
     folders: tuple[Path, ...]
     may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
     visual_token_ids: dict[str, int] = field(default_factory=dict)
+
+
+def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None = None) -> PreTrainedConfig:
+    """The configuration of one of transformers' models, from a folder's config.json or from given fields of it.
+
+    Raises LlavaError for values that its class does not take.
+    """
+    try:
+        return kind.from_pretrained(folder) if fields is None else kind(**fields)
+    except (OSError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise LlavaError(f"{folder / 'config.json'}: no {kind.__name__} ({' '.join(str(error).split())})") from error
 
 
 def newline_if_unused(tiling: TilingConfig) -> tuple[str, ...]:

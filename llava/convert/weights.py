@@ -58,7 +58,9 @@ class WeightFiles:
         """The weights of a model folder; LlavaError when it has none or a shard lacks what the index promises."""
         for index, whole in LAYOUTS:
             if (folder / index).is_file():
-                weight_map = read_json(folder / index)["weight_map"]
+                weight_map = read_json(folder / index).get("weight_map")
+                if not isinstance(weight_map, dict):
+                    raise LlavaError(f"{folder / index}: has no weight_map")
                 weights = cls([folder / name for name in sorted(set(weight_map.values()))])
                 absent = sorted(weight_map.keys() - weights.infos.keys())
                 if absent:

@@ -113,6 +113,7 @@ def refused(tmp_path, capsys):
     """A function: arguments of `llava convert import` to its one error line; asserts that nothing is left behind."""
 
     def run(*arguments, out: str = "converted") -> str:
+        capsys.readouterr()
         before = sorted(tmp_path.rglob("*"))
         assert main(["convert", "import", *map(str, arguments), "--out", str(tmp_path / out)]) == 2
         error = capsys.readouterr().err
