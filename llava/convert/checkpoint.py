@@ -2,20 +2,21 @@
 
 import json
 import shutil
+from itertools import chain
 from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import llava
-from llava.convert.keys import EMBEDDINGS, KeyMatch, check_tied_head, match_keys
+from llava.convert.keys import EMBEDDINGS, KeyMatch, check_tied_head, match_keys, read_matched
+from llava.convert.output import new_folder
 from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
+from llava.convert.shards import write_shards
 from llava.convert.source import Source, pixel_statistics
-from llava.convert.writer import Entry, plan_shards, write_shards
 from llava.data.processor import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.train.checkpoint import publish, start_working_folder, working_folder
 
 RECORD = "conversion.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -38,24 +39,16 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
     config.dtype = _dtype(match, EMBEDDINGS)
     torch.manual_seed(seed)
     new = new_parameters(model, match, config.dtype)
-    shards = plan_shards(_entries(source, match, new), max_shard_bytes)
-    _check_disk(shards, out)
-
-    folder = start_working_folder(str(out))
-    try:
+    _check_disk(source, match, out)
+    with new_folder(out) as folder:
         config.save_pretrained(folder)
         generation_config(source.folders, tokenizer).save_pretrained(folder)
         make_processor(config, tokenizer, pixel_statistics(source.folders)).save_pretrained(folder)
-        write_shards(shards, folder, lambda: _release(source))
+        index = write_shards(folder, chain(new.items(), read_matched(match, source.parts)), max_shard_bytes)
         (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
-        publish(str(out))
-    except BaseException as error:
-        shutil.rmtree(working_folder(str(out)), ignore_errors=True)
-        if isinstance(error, OSError):
-            raise LlavaError(f"--out {out}: could not be written ({error})") from error
-        raise
+    files = len(set(index["weight_map"].values()))
     newline = "with" if config.tiling.newline_after_one_crop else "without"
-    print(f"{out}: {_name(config.dtype)}, {len(shards)} weight file(s), one-crop images {newline} newline")
+    print(f"{out}: {_name(config.dtype)}, {files} weight file(s), one-crop images {newline} newline")
 
 
 def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBase:
@@ -103,46 +96,26 @@ def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str,
 
 def _dtype(match: KeyMatch, name: str) -> torch.dtype:
     part, name_there = match.mapped[name]
-    return part.weights.infos[name_there].dtype
+    return part.infos[name_there].dtype
 
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _entries(source: Source, match: KeyMatch, new: dict[str, torch.Tensor]) -> list[Entry]:
-    """What is written, in the order in which the sources' files hold it, so that each file is opened once."""
-    entries = [
-        Entry(name, tensor.numel() * tensor.dtype.itemsize, lambda tensor=tensor: tensor)
-        for name, tensor in new.items()
-    ]
-    for part in source.parts:
-        ours = {name_there: name for name, (owner, name_there) in match.mapped.items() if owner is part}
-        entries += [
-            Entry(ours[name], info.num_bytes, lambda part=part, name=name: part.read(name))
-            for name, info in part.weights.infos.items()
-            if name in ours
-        ]
-    return entries
-
-
-def _check_disk(shards: list[list[Entry]], out: Path) -> None:
-    needed = sum(entry.num_bytes for shard in shards for entry in shard) + OTHER_BYTES
+def _check_disk(source: Source, match: KeyMatch, out: Path) -> None:
+    infos = [owner.infos[name] for owner, name in match.mapped.values()]
+    needed = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos) + OTHER_BYTES
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
     if free < needed:
-        raise LlavaError(f"--out {out}: the checkpoint needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-
-
-def _release(source: Source) -> None:
-    for part in source.parts:
-        part.weights.release()
+        raise LlavaError(f"--out {out}: {source.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
 def _record(source: Source, match: KeyMatch, config: LlavaOVManagerConfig) -> dict:
     return {
         "source": source.name,
         "kind": source.kind,
-        "weights": [part.label for part in source.parts],
+        "weights": [str(part.path) for part in source.parts],
         "keys": match.counts(),
         "dtype": _name(config.dtype),
         "llava": llava.__version__,

@@ -7,7 +7,6 @@ from transformers import LlavaOnevisionConfig
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part, Rules
 from llava.convert.source import Source, read_config
-from llava.convert.weights import WeightFiles
 from llava.errors import LlavaError
 
 MODEL_TYPE = "llava_onevision"
@@ -49,7 +48,7 @@ def onevision_source(name: str, folder: Path, newline_after_one_crop: bool | Non
     return Source(
         name=name,
         kind="transformers llava_onevision",
-        parts=(Part(name, WeightFiles.of_folder(folder), RULES),),
+        parts=(Part.open(folder, RULES),),
         vision=vision,
         text=config.text_config,
         managers=None,

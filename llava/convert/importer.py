@@ -44,9 +44,10 @@ def parse_size(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Converts, printing what became of every key. Raises LlavaError, with nothing left at --out, when it cannot."""
     out = Path(arguments.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise LlavaError(f"--out {out} exists already; choose another folder")
     from llava.convert.checkpoint import convert
+    from llava.convert.output import check_free
+
+    check_free(out)
 
     source = open_source(arguments)
     tokenizer_folder = local_path(arguments.tokenizer, "--tokenizer") if arguments.tokenizer else None
@@ -65,7 +66,8 @@ def open_source(arguments: argparse.Namespace):
         read_reference_config,
         reference_source,
     )
-    from llava.convert.weights import has_weights, read_json
+    from llava.convert.shards import has_weights
+    from llava.convert.source import read_json
     from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES
 
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
@@ -100,7 +102,7 @@ def _why_not(model_type: str | None, known: tuple[str, ...]) -> str:
 
 
 def _part_folder(arguments: argparse.Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:
-    from llava.convert.weights import read_json
+    from llava.convert.source import read_json
 
     name = getattr(arguments, option)
     if name is None:

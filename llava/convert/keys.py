@@ -1,12 +1,13 @@
 """Which parameter of a source becomes which parameter of the model, and what is left over on either side."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
-from llava.convert.weights import WeightFiles
+from llava.convert.shards import TensorInfo, read_tensors, tensor_infos
 from llava.errors import LlavaError
 from llava.train.components import PREFIXES
 
@@ -43,22 +44,33 @@ def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Part:
-    """Weights of one origin and how to read them. convert: (its name, tensor) to the tensor in our shape."""
+    """Weights of one folder or file and how to read them.
 
-    label: str
-    weights: WeightFiles
+    infos: {its name: shape and dtype}. convert: (its name, tensor) to the tensor in our shape.
+    """
+
+    path: Path
     rules: Rules
+    infos: dict[str, TensorInfo]
     convert: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
 
-    def read(self, name: str) -> torch.Tensor:
-        return self.convert(name, self.weights.read(name))
+    @classmethod
+    def open(cls, path: Path, rules: Rules, convert: Callable = unchanged) -> "Part":
+        """Reads the headers; raises LlavaError for weights that are not whole."""
+        return cls(path, rules, tensor_infos(path), convert)
+
+    def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(our name, tensor) of those in names, {its name: our name}, one at a time in the order of the files."""
+        for name, tensor in read_tensors(self.path):
+            if name in names:
+                yield names[name], self.convert(name, tensor)
 
     def converted_shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.convert(name, torch.empty(self.weights.infos[name].shape, device="meta")).shape)
+        return tuple(self.convert(name, torch.empty(self.infos[name].shape, device="meta")).shape)
 
     def num_vision_layers(self) -> int:
         """How many layers of the tower the weights hold, counted from the first."""
-        names = [self.rules.rename(name) for name in self.weights.infos]
+        names = [self.rules.rename(name) for name in self.infos]
         return 1 + max((int(found[1]) for name in names if name and (found := LAYER.fullmatch(name))), default=-1)
 
 
@@ -111,7 +123,7 @@ class KeyMatch:
 
 
 def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be_new: tuple[str, ...]) -> KeyMatch:
-    """Matches the parts' parameters with the model's.
+    """Matches the parts' parameters with the model's. Raises LlavaError for quantised ones.
 
     expected: {our name: shape}, without lm_head.weight where it is tied to the embeddings.
     may_be_new: prefixes of our parameters that the parts need not have.
@@ -119,7 +131,7 @@ def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be
     match = KeyMatch()
     used_layers = len({found[1] for name in expected if (found := LAYER.fullmatch(name))})
     for part in parts:
-        for name in part.weights.infos:
+        for name, info in part.infos.items():
             reason = part.rules.reason_to_ignore(name)
             ours = part.rules.rename(name)
             layer = LAYER.fullmatch(ours or "")
@@ -131,6 +143,8 @@ def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be
                 match.ignored.setdefault(reason, []).append(name)
             elif ours not in expected or ours in match.mapped:
                 match.unexpected.append(name)
+            elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
+                raise LlavaError(f"{part.path}: {name} is {info.dtype}; quantised weights cannot be converted")
             else:
                 match.mapped[ours] = (part, name)
                 found = part.converted_shape(name)
@@ -143,11 +157,17 @@ def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be
     return match
 
 
+def read_matched(match: KeyMatch, parts: Sequence[Part]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(our name, tensor) of everything that was mapped, part by part."""
+    for part in parts:
+        yield from part.read({name: ours for ours, (owner, name) in match.mapped.items() if owner is part})
+
+
 def check_tied_head(match: KeyMatch, parts: Sequence[Part], source: str) -> None:
     """Raises LlavaError when a head that is to be tied to the embeddings differs from them."""
+    owner, embeddings = match.mapped[EMBEDDINGS]
     for part in parts:
-        for name in set(match.ignored.get(TIED, [])) & part.weights.infos.keys():
-            owner, embeddings = match.mapped[EMBEDDINGS]
-            if not torch.equal(part.read(name), owner.read(embeddings)):
-                raise LlavaError(f"{source}: tie_word_embeddings is true, but {name} differs from {embeddings}")
-            part.weights.release()
+        for head in set(match.ignored.get(TIED, [])) & part.infos.keys():
+            (found,), (expected,) = part.read({head: HEAD}), owner.read({embeddings: EMBEDDINGS})
+            if not torch.equal(found[1], expected[1]):
+                raise LlavaError(f"{source}: tie_word_embeddings is true, but {head} differs from {embeddings}")

@@ -5,6 +5,7 @@ from importlib import import_module
 
 # A command's module exposes add_arguments(parser) and run(arguments) -> exit status.
 COMMANDS = {
+    "export": ("llava.convert.export", "hand a checkpoint of this model out in a format that transformers loads"),
     "import": ("llava.convert.importer", "make a checkpoint of this model from another format's"),
 }
 

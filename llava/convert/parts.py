@@ -10,9 +10,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.convert.keys import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys
-from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config
-from llava.convert.weights import WeightFiles, read_json
+from llava.convert.keys import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys, read_matched
+from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config, read_json
 from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
@@ -34,11 +33,11 @@ LANGUAGE_MODEL_RULES = Rules(
 
 
 def tower_part(folder: Path) -> Part:
-    return Part(str(folder), WeightFiles.of_folder(folder), TOWER_RULES)
+    return Part.open(folder, TOWER_RULES)
 
 
 def language_model_part(folder: Path) -> Part:
-    return Part(str(folder), WeightFiles.of_folder(folder), LANGUAGE_MODEL_RULES)
+    return Part.open(folder, LANGUAGE_MODEL_RULES)
 
 
 def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
@@ -76,8 +75,8 @@ def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder
     check_tied_head(match, parts, name)
     weights = model.state_dict()
     with torch.no_grad():
-        for name, (part, name_there) in match.mapped.items():
-            weights[name].copy_(part.read(name_there))
+        for ours, tensor in read_matched(match, parts):
+            weights[ours].copy_(tensor)
     model.tie_weights()
 
 

@@ -12,8 +12,7 @@ from transformers import Qwen2Config, SiglipVisionConfig
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part, Rules
 from llava.convert.parts import LAYERS_DROPPED, language_model_part, tower_part
-from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config
-from llava.convert.weights import WeightFiles, read_json
+from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config, read_json
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 from llava.train.checkpoint import TOWER_TYPES
@@ -146,7 +145,7 @@ def reference_source(
     newline_after_one_crop: None decides by model_type: only the original code, `llava`, appends one.
     """
     check_supported(config, folder)
-    part = Part(name, WeightFiles.of_folder(folder), RULES, convert_tensor)
+    part = Part.open(folder, RULES, convert_tensor)
     tower_folder = tower_folder or _named_folder(config)
     vision = _tower_config(config, folder, tower_folder)
     present, used = part.num_vision_layers(), vision.num_hidden_layers - LAYERS_DROPPED
@@ -186,7 +185,7 @@ def projector_source(
     return Source(
         name=name,
         kind="stage-1 projector",
-        parts=(Part(name, WeightFiles([file]), ADAPTER_RULES, convert_tensor), tower, language_model),
+        parts=(Part.open(file, ADAPTER_RULES, convert_tensor), tower, language_model),
         vision=vision,
         text=read_config(Qwen2Config, language_model_folder),
         managers=managers_from_reference(config),

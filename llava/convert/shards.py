@@ -7,7 +7,8 @@ Names, shapes and dtypes pass through as they are; renaming is the caller's part
 import json
 import pickle
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from llava.errors import LlavaError
 
 MAX_SHARD_BYTES = 5 * 10**9
+MAPPED_BYTES = 2**28  # a file is mapped anew after so much of it, so that what was read does not stay in memory
 INDEX = "model.safetensors.index.json"
 # What a folder may hold, in the order in which transformers looks: (single file, index of several).
 _LAYOUTS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
@@ -39,6 +41,11 @@ def weight_files(path: str | Path) -> list[Path]:
             return _indexed_files(path / index)
     names = ", ".join(name for layout in _LAYOUTS for name in layout)
     raise LlavaError(f"{path}: no weights, found none of {names}")
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds a model's weights in one of the known layouts."""
+    return any((folder / name).is_file() for layout in _LAYOUTS for name in layout)
 
 
 def _indexed_files(index: Path) -> list[Path]:
@@ -73,39 +80,54 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
         raise LlavaError(f"{path}: the index names {len(absent)} tensors that no file holds, first {absent[0]}")
 
 
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor without its data."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def tensor_infos(path: str | Path) -> dict[str, TensorInfo]:
+    """Names, shapes and dtypes of a checkpoint's weights; no data is read. Raises as read_tensors does."""
+    return {name: TensorInfo(tuple(tensor.shape), tensor.dtype) for name, tensor in read_tensors(path)}
+
+
 def tensor_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a checkpoint's weights, from the headers of its files; raises as read_tensors does."""
-    shapes = {}
-    for file in weight_files(path):
-        if file.suffix == ".safetensors":
-            with _opened(file) as opened:
-                shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-        else:
-            shapes |= {name: tuple(tensor.shape) for name, tensor in _read_file(file)}
-    return shapes
+    """Names and shapes of a checkpoint's weights; no data is read. Raises as read_tensors does."""
+    return {name: info.shape for name, info in tensor_infos(path).items()}
 
 
 def _read_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    names, get = _mapped(file)
+    taken = 0
+    for name in names:
+        if taken > MAPPED_BYTES:
+            get, taken = None, 0  # drops the old mapping before the new one is made
+            _, get = _mapped(file)
+        tensor = get(name)
+        taken += tensor.nbytes
+        yield name, tensor
+
+
+def _mapped(file: Path) -> tuple[list[str], Callable[[str], torch.Tensor]]:
+    """(names, how to get a tensor): the file's pages are read when a tensor's data is used."""
     if file.suffix == ".safetensors":
-        with _opened(file) as opened:
-            for name in opened.keys():  # noqa: SIM118 (not a dict)
-                yield name, opened.get_tensor(name)
-        return
+        try:
+            opened = safe_open(file, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise LlavaError(f"{file}: not readable as weights ({error})") from None
+        return list(opened.keys()), opened.get_tensor
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError:
+        raise LlavaError(f"{file}: not readable as weights: it holds more than tensors and might run code") from None
+    except (OSError, RuntimeError, EOFError) as error:
         raise LlavaError(f"{file}: not readable as weights ({str(error).splitlines()[0]})") from None
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise LlavaError(f"{file}: holds more than named tensors")
-    yield from content.items()
-
-
-def _opened(file: Path):
-    try:
-        return safe_open(file, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise LlavaError(f"{file}: not readable as weights ({error})") from None
+    return list(content), content.__getitem__
 
 
 def _indexed_names(folder: Path) -> set[str]:

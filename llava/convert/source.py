@@ -1,5 +1,6 @@
 """What every kind of source boils down to before anything is written."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,7 +9,6 @@ from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part
-from llava.convert.weights import read_json
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 
@@ -37,6 +37,17 @@ class Source:
     folders: tuple[Path, ...]
     may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
     visual_token_ids: dict[str, int] = field(default_factory=dict)
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; LlavaError when it is missing, broken or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise LlavaError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None = None) -> PreTrainedConfig:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llava.cli import main
-from tests.convert.conftest import released_state, save_state
+from tests.convert.conftest import released_state
 
 
 def test_help_imports_neither_torch_nor_transformers():
@@ -61,14 +61,12 @@ def test_a_wrong_shape_names_both(name, shape, message, make_released, tower_con
 
 
 def test_two_names_of_one_parameter(make_released, tower_config, refused):
-    state = released_state("base")
-    folder = make_released(state=state)
-    save_state(state, folder, "safetensors_sharded")
+    folder = make_released(layout="safetensors_sharded")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     doubled = folder / index["weight_map"]["model.norm.weight"]
     other = next(name for name in sorted(set(index["weight_map"].values())) if name != doubled.name)
     save_file(load_file(folder / other) | {"model.norm.weight": torch.ones(32)}, folder / other)
-    assert "model.norm.weight is also in" in refused(folder, "--vision_tower", tower_config)
+    assert "holds model.norm.weight, which model-0000" in refused(folder, "--vision_tower", tower_config)
 
 
 def test_a_head_that_differs_although_tied(make_released, tower_config, refused):
@@ -78,20 +76,18 @@ def test_a_head_that_differs_although_tied(make_released, tower_config, refused)
     assert "tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight" in error
 
 
-@pytest.mark.parametrize(("layout", "message"), [("safetensors", "cut off"), ("bin", "cut off")])
-def test_a_truncated_file(layout, message, make_released, tower_config, refused):
+@pytest.mark.parametrize("layout", ["safetensors", "bin"])
+def test_a_truncated_file(layout, make_released, tower_config, refused):
     folder = make_released(layout=layout)
     file = next(file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin"))
     file.write_bytes(file.read_bytes()[:-1000])
-    error = refused(folder, "--vision_tower", tower_config)
-    assert file.name in error
-    assert message in error
+    assert f"{file.name}: not readable as weights" in refused(folder, "--vision_tower", tower_config)
 
 
 def test_a_shard_that_is_not_there(make_released, tower_config, refused):
     folder = make_released(layout="safetensors_sharded")
     (folder / "model-00002-of-00003.safetensors").unlink()
-    assert "model-00002-of-00003.safetensors: missing or cut off" in refused(folder, "--vision_tower", tower_config)
+    assert "1 of 3 files do not exist, first model-00002-of-00003" in refused(folder, "--vision_tower", tower_config)
 
 
 def test_an_index_that_promises_too_much(make_released, tower_config, refused):
@@ -100,7 +96,7 @@ def test_an_index_that_promises_too_much(make_released, tower_config, refused):
     content = json.loads(index.read_text())
     content["weight_map"]["model.extra"] = content["weight_map"]["model.norm.weight"]
     index.write_text(json.dumps(content))
-    assert "model.extra is not in pytorch_model-0000" in refused(folder, "--vision_tower", tower_config)
+    assert "names 1 tensors that no file holds, first model.extra" in refused(folder, "--vision_tower", tower_config)
 
 
 class Exploit:
@@ -112,22 +108,28 @@ def test_a_pickle_with_code_is_not_run(make_released, tower_config, refused, cap
     folder = make_released(layout="bin")
     torch.save(released_state("base") | {"model.norm.weight": Exploit()}, folder / "pytorch_model.bin")
     error = refused(folder, "--vision_tower", tower_config)
-    assert "pytorch_model.bin: holds more than tensors; it could run code and is not read" in error
+    assert "pytorch_model.bin: not readable as weights: it holds more than tensors and might run code" in error
     assert "code ran" not in error + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "expected named tensors, found list"),
-        ({"a": 1}, "a is int, not a tensor"),
-        ({"model.norm.weight": torch.ones(3, dtype=torch.int8)}, "torch.int8; quantised weights cannot be converted"),
+        ([1, 2], "holds more than named tensors"),
+        ({"a": 1}, "holds more than named tensors"),
     ],
 )
 def test_a_bin_file_of_something_else(content, message, make_released, tower_config, refused):
     folder = make_released(layout="bin")
     torch.save(content, folder / "pytorch_model.bin")
     assert message in refused(folder, "--vision_tower", tower_config)
+
+
+def test_quantised_weights(make_released, tower_config, refused):
+    state = released_state("base")
+    state["model.layers.0.mlp.up_proj.weight"] = torch.ones(64, 32, dtype=torch.int8)
+    error = refused(make_released(state=state), "--vision_tower", tower_config)
+    assert "model.layers.0.mlp.up_proj.weight is torch.int8; quantised weights cannot be converted" in error
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -137,7 +139,7 @@ def test_out_that_exists(kind, make_released, tower_config, tmp_path, refused):
         out.mkdir()
         out = out / "kept.txt"
     out.write_text("keep me")
-    assert "exists already" in refused(make_released(), "--vision_tower", tower_config, out="taken")
+    assert "exists and is not an empty folder" in refused(make_released(), "--vision_tower", tower_config, out="taken")
     assert out.read_text() == "keep me"
 
 
@@ -153,7 +155,7 @@ def test_a_failure_while_writing_leaves_nothing(make_released, tower_config, tmp
         raise OSError("No space left on device")
 
     monkeypatch.setattr("llava.convert.checkpoint.write_shards", full_disk)
-    assert "could not be written (No space left on device)" in refused(make_released(), "--vision_tower", tower_config)
+    assert "could not be written: No space left on device" in refused(make_released(), "--vision_tower", tower_config)
 
 
 @pytest.mark.parametrize("out", ["converted/", "new/deeper/converted"])
@@ -199,7 +201,9 @@ def test_configurations_that_are_not_understood(fields, message, make_released, 
 def test_an_index_without_its_map(make_released, tower_config, refused):
     folder = make_released(layout="safetensors_sharded")
     (folder / "model.safetensors.index.json").write_text("{}")
-    assert "model.safetensors.index.json: has no weight_map" in refused(folder, "--vision_tower", tower_config)
+    assert "model.safetensors.index.json: not readable as an index of weights" in refused(
+        folder, "--vision_tower", tower_config
+    )
 
 
 def test_a_config_of_wrong_values(make_released, tower_config, refused):
@@ -250,7 +254,7 @@ def test_a_source_without_tokenizer(make_released, tower_config, tmp_path, refus
 def test_a_source_without_weights(make_released, tower_config, refused):
     folder = make_released()
     (folder / "model.safetensors").unlink()
-    assert "no weights; expected one of model.safetensors.index.json" in refused(folder, "--vision_tower", tower_config)
+    assert "no weights, found none of model.safetensors" in refused(folder, "--vision_tower", tower_config)
 
 
 def test_a_hub_id_offline_is_one_clear_line(refused):
