@@ -47,6 +47,8 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
         index = write_shards(folder, chain(new.items(), read_matched(match, source.parts)), max_shard_bytes)
         (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
     files = len(set(index["weight_map"].values()))
+    for note in source.notes:
+        print(f"note: {note}")
     newline = "with" if config.tiling.newline_after_one_crop else "without"
     print(f"{out}: {_name(config.dtype)}, {files} weight file(s), one-crop images {newline} newline")
 

@@ -82,7 +82,9 @@ def open_source(arguments: argparse.Namespace):
         _require(tower, language_model, f"for the projector {projector}")
         return projector_source(name, projector, tower, language_model, newline)
     if not (path / "config.json").is_file():
-        raise LlavaError(f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}")
+        inside = sorted(found.parent.name for found in path.glob("*/config.json"))
+        hint = f"; name one of the folders in it: {', '.join(inside)}" if inside else ""
+        raise LlavaError(f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{hint}")
     model_type = read_json(path / "config.json").get("model_type")
     if model_type == MODEL_TYPE:
         return onevision_source(name, path, newline)
@@ -120,19 +122,37 @@ def _require(tower: Path | None, language_model: Path | None, when: str) -> None
 
 
 def local_path(name: str, option: str) -> Path:
-    """A local file or folder, or the hub repository of that name, fetched; LlavaError when there is neither."""
+    """A local file or folder, or the hub's, fetched: `owner/name`, or `owner/name/folder` of a repository of several.
+
+    Raises LlavaError when there is neither.
+    """
     if Path(name).exists():
         return Path(name)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+?))?/?", name)
+    if found is None:
         raise LlavaError(f"{option} {name}: no such file or folder")
-    from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*HUB_PATTERNS, "*.safetensors"]))
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*HUB_PATTERNS, "*.bin"]))
+        return _fetched(found[1], found[2] or "")
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LlavaError(f"{option} {name}: no local folder, and not to be had from the hub ({reason})") from error
+
+
+def _fetched(repository: str, inside: str) -> Path:
+    """The local copy of a folder of a hub repository: what is small, and, if it is a checkpoint, its weights.
+
+    The .bin weights are fetched only where there are no .safetensors, and never those of folders below.
+    """
+    import huggingface_hub
+
+    prefix = f"{inside}/" if inside else ""
+    folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_PATTERNS))) / inside
+    if (folder / "config.json").is_file():
+        below = [f"{prefix}*/*"]
+        for kind in ("*.safetensors", "*.bin"):
+            huggingface_hub.snapshot_download(repository, allow_patterns=[prefix + kind], ignore_patterns=below)
+            if any(folder.glob(kind)):
+                break
     return folder

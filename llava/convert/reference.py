@@ -68,10 +68,14 @@ NEEDED_TEXT_FIELDS = TEXT_FIELDS[:6]
 SUPPORTED = {
     "mm_projector_type": ("mlp2x_gelu",),
     "mm_resampler_type": (None,),
+    "mm_use_im_start_end": (None, False),
+}
+# Settings of videos alone: the model is the same for images, whatever they say, so that others are noted, not refused.
+# (`grid`, the training script's default, is written into checkpoints that never saw a video.)
+VIDEO_SETTINGS = {
     "mm_newline_position": (None, "one_token"),
     "mm_spatial_pool_mode": (None, "bilinear"),
-    "mm_use_im_start_end": (None, False),
-    "mm_manager_residual": (None, True),
+    "mm_spatial_pool_stride": (None, 2),
 }
 # mm_manager_type: the query of its adaptive managers.
 _MANAGER_QUERIES = {
@@ -112,10 +116,12 @@ def tiling_from_reference(config: dict, tile: int, newline_after_one_crop: bool 
 def managers_from_reference(config: dict) -> ManagerConfig | None:
     """Managers from the fields of a released config.json; None for a model without."""
     kind = config.get("mm_manager_type")
-    if kind is None:
+    if not kind:
         return None
     if kind not in _MANAGER_QUERIES:
         raise LlavaError(f"unknown mm_manager_type {kind!r}; known: {', '.join(_MANAGER_QUERIES)}")
+    if config.get("mm_manager_residual") is False:
+        raise LlavaError("mm_manager_residual false is not supported, only true")
     return ManagerConfig(
         vision_layers=_layers(config, "mm_manager_select_layer_index_list", "mm_manager_vision_select_layers"),
         injection_layers=_layers(config, "mm_manager_index_list", "mm_manager_injection"),
@@ -164,6 +170,7 @@ def reference_source(
         tiling=tiling,
         folders=(folder, *([tower_folder] if tower_folder else [])),
         may_be_new=(POST_LAYERNORM, *newline_if_unused(tiling)),
+        notes=video_notes(config),
     )
 
 
@@ -192,6 +199,7 @@ def projector_source(
         tiling=tiling_from_reference(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
         may_be_new=(POST_LAYERNORM, NEWLINE),  # the newline is made when stage 1 is over
+        notes=video_notes(config),
     )
 
 
@@ -214,6 +222,15 @@ def check_supported(config: dict, folder: Path) -> None:
             raise LlavaError(f"{folder / 'config.json'}: {key} {config.get(key)!r} is not supported, only {known}")
 
 
+def video_notes(config: dict) -> tuple[str, ...]:
+    """What of the source's handling of videos this model does otherwise, in words."""
+    return tuple(
+        f"{key} is {config[key]!r}; this model takes a video as with {values[-1]!r}; images are the same"
+        for key, values in VIDEO_SETTINGS.items()
+        if config.get(key) not in values
+    )
+
+
 def _text_config(config: dict, folder: Path) -> Qwen2Config:
     missing = [field for field in NEEDED_TEXT_FIELDS if field not in config]
     if missing:
@@ -233,7 +250,7 @@ def _tower_config(config: dict, folder: Path, tower_folder: Path | None) -> Sigl
     if tower_folder is not None:
         return read_config(SiglipVisionConfig, tower_folder)
     named = config.get("mm_vision_tower")
-    sizes = TOWERS.get(Path(named or "").name)
+    sizes = next((sizes for name, sizes in TOWERS.items() if name in (named or "")), None)
     if sizes is None:
         raise LlavaError(
             f"{folder / 'config.json'}: the sizes of its mm_vision_tower {named!r} are not known; "

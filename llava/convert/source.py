@@ -25,6 +25,7 @@ class Source:
     folders: where tokenizer, generation settings and pixel statistics are looked for, in this order.
     may_be_new: prefixes of parameters that start afresh where the parts lack them.
     visual_token_ids: ids of `<image>` and `<video>` that the source's configuration states.
+    notes: what the user should know about this source.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Source:
     folders: tuple[Path, ...]
     may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
     visual_token_ids: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_json(path: Path) -> dict:

@@ -1,8 +1,11 @@
 """The command: what it refuses, in one line and with nothing left behind, and what it costs to run."""
 
 import json
+import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,7 +192,8 @@ def test_ways_to_write_out(out, make_released, tower_config, tmp_path):
         ({"model_type": "qwen2"}, "is a qwen2 model alone; give both parts"),
         ({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]}, "of architecture LlavaLlamaForCausalLM"),
         ({"mm_projector_type": "linear"}, "mm_projector_type 'linear' is not supported, only 'mlp2x_gelu'"),
-        ({"mm_newline_position": "grid"}, "mm_newline_position 'grid' is not supported, only 'one_token'"),
+        ({"mm_resampler_type": "qformer"}, "mm_resampler_type 'qformer' is not supported, only none"),
+        ({"mm_manager_type": "static_zerouni", "mm_manager_residual": False}, "mm_manager_residual false is not"),
         ({"mm_manager_type": "dynamic"}, "unknown mm_manager_type 'dynamic'"),
         ({"image_aspect_ratio": "highres"}, "unknown image_aspect_ratio 'highres'"),
     ],
@@ -260,6 +264,49 @@ def test_a_source_without_weights(make_released, tower_config, refused):
 def test_a_hub_id_offline_is_one_clear_line(refused):
     error = refused("lmms-lab/llava-onevision-qwen2-0.5b-ov")
     assert "SOURCE lmms-lab/llava-onevision-qwen2-0.5b-ov: no local folder, and not to be had from the hub" in error
+
+
+@pytest.fixture
+def hub(make_released, tmp_path, monkeypatch):
+    """A repository of two folders, one of .bin weights, as the hub would hand it out; which patterns were asked for."""
+    repository, asked = tmp_path / "repository", []
+    released = make_released()
+    for name in ("Baseline", "Baseline+Grid"):
+        shutil.copytree(released, repository / name)
+    weights = load_file(repository / "Baseline+Grid" / "model.safetensors")
+    torch.save(weights, repository / "Baseline+Grid" / "pytorch_model.bin")
+    (repository / "Baseline+Grid" / "model.safetensors").unlink()
+
+    def snapshot_download(name, allow_patterns, ignore_patterns=()):
+        assert name == "owner/several"
+        local = tmp_path / "cache"
+        asked.append((allow_patterns, list(ignore_patterns)))
+        for file in filter(Path.is_file, repository.rglob("*")):
+            path = str(file.relative_to(repository))
+            wanted = any(fnmatch(path, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch(path, pattern) for pattern in ignore_patterns):
+                (local / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, local / path)
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"), [("Baseline", "model.safetensors"), ("Baseline+Grid", "pytorch_model.bin")]
+)
+def test_one_of_several_checkpoints_in_a_hub_repository(name, weights, hub, tower_config, convert):
+    folder, _ = convert(f"owner/several/{name}", "--vision_tower", tower_config)
+    assert (folder / "model.safetensors").is_file()
+    fetched = [path for path in hub.rglob("*") if path.suffix in (".safetensors", ".bin")]
+    assert fetched == [hub / name / weights]
+
+
+def test_a_hub_repository_of_several_checkpoints_names_them(hub, tower_config, capsys, tmp_path):
+    assert main(["convert", "import", "owner/several", "--out", str(tmp_path / "out")]) == 2
+    assert "name one of the folders in it: Baseline, Baseline+Grid" in capsys.readouterr().err
+    assert not list(hub.rglob("*.safetensors"))
 
 
 def test_sizes_of_shards(capsys):

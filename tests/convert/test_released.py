@@ -92,7 +92,7 @@ def test_the_folder_is_complete(make_released, tower_config, convert):
     assert (processor.image_processor.size, processor.image_processor.patch_size) == (56, 14)
     assert not model.config.tiling.newline_after_one_crop
     assert model.config.tiling.unpad_rounding == "truncate"
-    assert model.config.managers.question == "released"
+    assert (model.config.managers.question, model.config.managers.jitter) == ("released", "released")
     assert (model.config.turn_start_token_id, model.config.turn_end_token_id) == (501, 502)
     assert model.config.newline_token_id == 198
     settings = json.loads((folder / "generation_config.json").read_text())
@@ -163,6 +163,18 @@ def test_the_original_code_appends_a_newline_to_one_crop(make_released, tower_co
     assert (tiling.max_tiles, tiling.unpad_rounding) == (9, "truncate")
     folder, _ = convert(source, "--vision_tower", tower_config, "--newline_after_one_crop", "false", out="without")
     assert not load_strictly(folder).config.tiling.newline_after_one_crop
+
+
+def test_settings_of_videos_are_noted_and_change_nothing_else(make_released, tower_config, convert):
+    spec, tensors, fields = read_case("c_base_anyres_landscape")
+    folder, printed = convert(
+        make_released(**fields, mm_newline_position="grid", mm_spatial_pool_mode="average"),
+        "--vision_tower",
+        tower_config,
+    )
+    assert "note: mm_newline_position is 'grid'; this model takes a video as with 'one_token'" in printed
+    assert "note: mm_spatial_pool_mode is 'average'" in printed
+    check_case(load_strictly(folder), spec, tensors)
 
 
 def test_shards_have_an_index_and_the_size_that_was_asked_for(make_released, tower_config, convert):
