@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
+from llava.cli import main
 from llava.convert.hf import tiling_from_onevision
 from tests.conftest import TILE
 from tests.convert.conftest import load_strictly
@@ -87,6 +88,19 @@ def test_several_images_and_an_untied_head(onevision, convert):
     assert not torch.equal(ours.lm_head.weight, ours.get_input_embeddings().weight)
     expected, found = both_logits(theirs, ours, (70, 100), several=3)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_in_and_out_again_is_the_same_checkpoint(onevision, convert, tmp_path):
+    folder, _ = onevision(tie=False)
+    imported, _ = convert(folder)
+    exported = tmp_path / "exported"
+    assert main(["convert", "export", str(imported), "--format", "llava_onevision", "--out", str(exported)]) == 0
+    model, loading = LlavaOnevisionForConditionalGeneration.from_pretrained(exported, output_loading_info=True)
+    assert not any(loading.values()), loading
+    original = LlavaOnevisionForConditionalGeneration.from_pretrained(folder)
+    assert model.config.image_grid_pinpoints == original.config.image_grid_pinpoints == PINPOINTS_HW
+    for name, weight in original.state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight), name
 
 
 @pytest.mark.parametrize("layer", [-2, 3, [-2]])

@@ -165,6 +165,12 @@ def test_the_original_code_appends_a_newline_to_one_crop(make_released, tower_co
     assert not load_strictly(folder).config.tiling.newline_after_one_crop
 
 
+def test_a_tower_that_the_config_names_by_its_folder(make_released, tower_config, convert):
+    spec, tensors, fields = read_case("a1_base_square_list")
+    folder, _ = convert(make_released(**fields, mm_vision_tower=str(tower_config)))
+    check_case(load_strictly(folder), spec, tensors)
+
+
 def test_settings_of_videos_are_noted_and_change_nothing_else(make_released, tower_config, convert):
     spec, tensors, fields = read_case("c_base_anyres_landscape")
     folder, printed = convert(
