@@ -61,7 +61,7 @@ class ManagerConfig:
             layers = getattr(self, field)
             if not layers or len(set(layers)) != len(layers):
                 raise LlavaError(f"manager {field} must name at least one layer and none twice, found {list(layers)}")
-        if self.num_maps(0) < 1:
+        if any(self.num_maps(layer) < 1 for layer in self.injection_layers):
             raise LlavaError("first_omits_last_map needs at least 2 vision_layers, found 1")
 
     @classmethod
@@ -78,7 +78,8 @@ class ManagerConfig:
     @classmethod
     def _top_half(cls, num_vision_layers, num_text_layers, interval, shift, **fields):
         top_half = range(num_vision_layers // 2 + 1 - shift, num_vision_layers + 1 - shift)
-        return cls(tuple(top_half), tuple(range(0, num_text_layers, interval)), **fields)
+        injection = layer_range("injection", num_text_layers, 0, num_text_layers, interval)
+        return cls(tuple(top_half), injection, **fields)
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> "ManagerConfig":
         """The same with every layer index counted from the start; LlavaError if one does not exist."""
@@ -96,11 +97,37 @@ class ManagerConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
+def layer_range(kind: str, count: int, start: int, end: int, interval: int = 1) -> tuple[int, ...]:
+    """Every `interval`-th of `count` layers, from `start` to before `end`; negative numbers count from the end.
+
+    kind: `vision` or `injection`. Raises LlavaError for an end of the range that does not exist, for an interval below
+    1 and for a range without layers.
+    """
+    if interval < 1:
+        raise LlavaError(f"manager {kind} interval must be at least 1, found {interval}")
+    if not -count <= start < count:
+        raise LlavaError(f"manager {kind}_start {start} does not exist: the model has {count}, from 0 to {count - 1}")
+    if not -count <= end <= count:
+        raise LlavaError(f"manager {kind}_end {end} is out of reach: the model has {count}, the last end is {count}")
+    first, behind = (bound + count if bound < 0 else bound for bound in (start, end))
+    if first >= behind:
+        raise LlavaError(
+            f"manager {kind}_start {start} and {kind}_end {end} leave none of {count} layers: {first} >= {behind}"
+        )
+    return tuple(range(first, behind, interval))
+
+
 def _resolve_layers(field: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Layers counted from the start. They must ascend: the first manager is the static one, the last map is omitted."""
     outside = [layer for layer in layers if not -count <= layer < count]
     if outside:
         raise LlavaError(f"manager {field} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
-    return tuple(layer % count for layer in layers)
+    resolved = tuple(layer % count for layer in layers)
+    if len(set(resolved)) != len(resolved):
+        raise LlavaError(f"manager {field} {list(layers)} must name none twice: of {count} they are {list(resolved)}")
+    if list(resolved) != sorted(resolved):
+        raise LlavaError(f"manager {field} {list(layers)} must ascend: of {count} they are {list(resolved)}")
+    return resolved
 
 
 def draw_jitter(jitter: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:

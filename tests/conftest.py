@@ -23,6 +23,7 @@ from llava.anyres import TilingConfig
 from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
 from llava.managers import ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.questions import turn_token_ids
 from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
@@ -99,6 +100,7 @@ def make_config(tiny_tokenizer):
             tiling=tiling,
             image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
             video_token_id=tiny_tokenizer.convert_tokens_to_ids("<video>"),
+            **turn_token_ids(tiny_tokenizer),
         )
 
     return make

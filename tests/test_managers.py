@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig, VisualManagers, draw_jitter
+from llava.managers import ManagerConfig, VisualManagers, draw_jitter, layer_range
 
 CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2
 SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
@@ -109,9 +109,9 @@ def test_the_two_layer_sets():
 
 
 def test_negative_layers_count_from_the_end():
-    config = ManagerConfig(vision_layers=(-1, 3), injection_layers=(-6, 0)).resolved(26, 24)
-    assert config.vision_layers == (26, 3)
-    assert config.injection_layers == (18, 0)
+    config = ManagerConfig(vision_layers=(3, -1), injection_layers=(0, -6)).resolved(26, 24)
+    assert config.vision_layers == (3, 26)
+    assert config.injection_layers == (0, 18)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,57 @@ def test_negative_layers_count_from_the_end():
         ({"vision_layers": (27,)}, r"vision_layers \[27\] do not exist: the model has 27, from 0 to 26"),
         ({"injection_layers": (-25,)}, r"injection_layers \[-25\] do not exist: the model has 24"),
         ({"vision_layers": ()}, "at least one layer"),
-        ({"vision_layers": (26, -1)}, "none twice"),
+        ({"injection_layers": (3, 3)}, r"none twice, found \[3, 3\]"),
+        ({"vision_layers": (26, -1)}, r"vision_layers \[26, -1\] must name none twice: of 27 they are \[26, 26\]"),
+        ({"injection_layers": (-6, 0)}, r"injection_layers \[-6, 0\] must ascend: of 24 they are \[18, 0\]"),
         ({"scope": "tiles"}, "unknown manager scope 'tiles'"),
         ({"jitter": "gauss"}, "unknown manager jitter 'gauss'"),
         ({"vision_layers": (3,), "first_omits_last_map": True}, "needs at least 2 vision_layers"),
+        (
+            {"vision_layers": (3,), "injection_layers": (-24,), "first_omits_last_map": True},
+            "needs at least 2 vision_layers",
+        ),
     ],
 )
 def test_wrong_settings_are_named(fields, message):
     with pytest.raises(LlavaError, match=message):
         ManagerConfig(**{"vision_layers": (1, 2), "injection_layers": (0,), **fields}).resolved(26, 24)
+
+
+def test_the_first_manager_omits_a_map_only_at_layer_0():
+    config = ManagerConfig(vision_layers=(3,), injection_layers=(2, 4), first_omits_last_map=True)
+    assert [config.num_maps(layer) for layer in config.injection_layers] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((0, 24, 4), (0, 4, 8, 12, 16, 20)),
+        ((-12, 24, 5), (12, 17, 22)),
+        ((20, -1, 1), (20, 21, 22)),
+        ((-1, 24, 1), (23,)),
+        ((0, 1, 24), (0,)),
+    ],
+)
+def test_a_range_of_layers(bounds, expected):
+    assert layer_range("injection", 24, *bounds) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "message"),
+    [
+        ((0, 24, 0), "manager injection interval must be at least 1, found 0"),
+        ((24, 24, 1), "manager injection_start 24 does not exist: the model has 24, from 0 to 23"),
+        ((-25, 24, 1), "manager injection_start -25 does not exist"),
+        ((0, 25, 1), "manager injection_end 25 is out of reach: the model has 24, the last end is 24"),
+        ((12, -12, 1), "injection_start 12 and injection_end -12 leave none of 24 layers: 12 >= 12"),
+    ],
+)
+def test_a_wrong_range_names_its_ends(bounds, message):
+    with pytest.raises(LlavaError, match=message):
+        layer_range("injection", 24, *bounds)
+
+
+def test_a_preset_without_interval_is_refused():
+    with pytest.raises(LlavaError, match="interval must be at least 1, found 0"):
+        ManagerConfig.paper(26, 24, interval=0)

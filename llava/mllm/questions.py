@@ -16,6 +16,20 @@ class TurnMarks:
     newline: int
 
 
+def turn_token_ids(tokenizer) -> dict[str, int]:
+    """The fields of LlavaOVManagerConfig that TurnMarks are made of: turn_start_token_id and so on.
+
+    Raises LlavaError when <|im_start|>, <|im_end|> or the newline is no token of its own.
+    """
+    ids = {}
+    for name, text in (("turn_start", "<|im_start|>"), ("turn_end", "<|im_end|>"), ("newline", "\n")):
+        encoded = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(encoded) != 1:
+            raise LlavaError(f"the tokenizer {tokenizer.name_or_path!r} makes {len(encoded)} tokens of {text!r}, not 1")
+        ids[f"{name}_token_id"] = encoded[0]
+    return ids
+
+
 def questions_of_batch(
     input_ids, attention_mask, seen: int, positions, lengths: list[int], config
 ) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ initialisation out of ZeRO-3's hands: new managers are zero whatever the strateg
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,28 +23,33 @@ from llava.convert.parts import load_parts, make_processor
 from llava.convert.source import pixel_statistics
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
+from llava.managers import ManagerConfig, layer_range
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.questions import turn_token_ids
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
 from llava.train.recipes import Recipe
 
+TOKEN_IDS = ("image_token_id", "video_token_id", "turn_start_token_id", "turn_end_token_id", "newline_token_id")
 
-def model_config(recipe: Recipe, visual_tokens: dict[str, int] | None = None) -> LlavaOVManagerConfig:
+
+def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> LlavaOVManagerConfig:
     """The configuration of the model to train: architecture from the start folders, managers and tiling as asked.
 
+    token_ids: of placeholders and turns, by the names of LlavaOVManagerConfig; what is left out is as in the checkpoint
+    to start from, or as in Qwen2's vocabulary.
     Raises LlavaError when the start's managers are not those of the recipe, or when layers or pinpoints do not fit.
     """
     if recipe.model.start_from is not None:
         start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
         managers = manager_config(recipe, start.vision_config, start.text_config)
         check_managers_fit(recipe, start.managers, managers)
-        visual_tokens = {"image_token_id": start.image_token_id, "video_token_id": start.video_token_id}
-        return _assembled(recipe, start.vision_config, start.text_config, managers, visual_tokens)
+        token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
+        return _assembled(recipe, start.vision_config, start.text_config, managers, token_ids)
     vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
     text = Qwen2Config.from_pretrained(recipe.model.language_model)
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), visual_tokens)
+    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), token_ids)
 
 
 def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
@@ -63,11 +69,11 @@ def _used_layers(recipe: Recipe, built: int) -> int:
     return used
 
 
-def _assembled(recipe, vision, text, managers, visual_tokens=None) -> LlavaOVManagerConfig:
+def _assembled(recipe, vision, text, managers, token_ids=None) -> LlavaOVManagerConfig:
     vision.vision_use_head = False
     tiling = tiling_config(recipe, vision.image_size)
     return LlavaOVManagerConfig(
-        vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(visual_tokens or {})
+        vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(token_ids or {})
     )
 
 
@@ -77,23 +83,46 @@ def manager_config(recipe: Recipe, vision, text) -> ManagerConfig | None:
     if asked.layer_set == "none":
         return None
     preset = ManagerConfig.paper if asked.layer_set == "paper" else ManagerConfig.released
-    config = preset(vision.num_hidden_layers, text.num_hidden_layers, interval=asked.interval, scope=asked.scope)
+    num_layers = vision.num_hidden_layers, text.num_hidden_layers
+    config = preset(*num_layers, interval=asked.interval, scope=asked.scope, question=asked.question)
     changes = {
-        name: tuple(layers) for name in ("vision_layers", "injection_layers") if (layers := getattr(asked, name))
+        "query": None if asked.query == "none" else asked.query,
+        "vision_layers": _vision_layers(recipe, config, vision.num_hidden_layers + 1),
+        "injection_layers": _injection_layers(recipe, text.num_hidden_layers),
     }
     if asked.jitter != "as_layer_set":
         changes["jitter"] = asked.jitter
-    return dataclasses.replace(config, **changes).resolved(vision.num_hidden_layers, text.num_hidden_layers)
+    return dataclasses.replace(config, **changes).resolved(*num_layers)
+
+
+def _vision_layers(recipe: Recipe, preset: ManagerConfig, num_states: int) -> Sequence[int]:
+    asked = recipe.managers
+    if asked.vision_layers is not None:
+        return asked.vision_layers
+    start = asked.vision_start if asked.vision_start is not None else preset.vision_layers[0]
+    end = asked.vision_end if asked.vision_end is not None else preset.vision_layers[-1] + 1
+    return layer_range("vision", num_states, start, end, asked.vision_interval)
+
+
+def _injection_layers(recipe: Recipe, num_layers: int) -> Sequence[int]:
+    asked = recipe.managers
+    if asked.injection_layers is not None:
+        return asked.injection_layers
+    end = asked.injection_end if asked.injection_end is not None else num_layers
+    return layer_range("injection", num_layers, asked.injection_start or 0, end, asked.interval)
 
 
 def check_managers_fit(recipe: Recipe, start: ManagerConfig | None, asked: ManagerConfig | None) -> None:
-    """Raises LlavaError unless the start has no managers or exactly the layers of those that are asked for."""
+    """Raises LlavaError unless the start has no managers or those asked for: the same layers, asking the same."""
     if start is None:
         return
     folder = recipe.model.start_from
     if asked is None:
         raise LlavaError(f"model.start_from {folder} has managers, arm {recipe.arm} has none")
-    for field in ("vision_layers", "injection_layers", "first_omits_last_map"):
+    fields = ["vision_layers", "injection_layers", "first_omits_last_map", "query"]
+    if start.query not in (None, "self"):
+        fields.append("question")
+    for field in fields:
         found, wanted = getattr(start, field), getattr(asked, field)
         if found != wanted:
             raise LlavaError(f"model.start_from {folder} has managers of {field} {found}, the recipe asks for {wanted}")
@@ -130,9 +159,10 @@ def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, Llava
 def _continue(recipe: Recipe):
     """From the checkpoint of the stage before; only managers may be new."""
     folder = recipe.model.start_from
+    processor = LlavaOVManagerProcessor.from_pretrained(folder)
     model, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(
         folder,
-        config=model_config(recipe),
+        config=model_config(recipe, turn_token_ids(processor.tokenizer)),
         dtype=torch.float32,
         attn_implementation=attention_implementation(recipe),
         output_loading_info=True,
@@ -145,7 +175,6 @@ def _continue(recipe: Recipe):
             f"model.start_from {folder}: its weights do not fit; {len(missing)} missing, {len(unexpected)} unexpected, "
             f"{len(mismatched)} of another shape"
         )
-    processor = LlavaOVManagerProcessor.from_pretrained(folder)
     processor.image_processor.tiling = model.config.tiling
     return model, processor
 
@@ -154,7 +183,7 @@ def _compose(recipe: Recipe):
     """From a vision tower and a language model; projector, managers and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
     vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
-    config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary))
+    config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary) | turn_token_ids(tokenizer))
     model = AutoModelForImageTextToText.from_config(
         config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
     )

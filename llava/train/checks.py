@@ -13,7 +13,7 @@ from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
-from llava.train.recipes import Recipe, raise_faults
+from llava.train.recipes import ManagersRecipe, Recipe, raise_faults
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -59,8 +59,7 @@ def _combinations(recipe: Recipe) -> list[str]:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    if managers.layer_set == "none" and (managers.vision_layers or managers.injection_layers):
-        faults.append("managers.vision_layers and managers.injection_layers need a managers.layer_set other than none")
+    faults += _manager_keys(managers)
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
@@ -78,10 +77,29 @@ def _combinations(recipe: Recipe) -> list[str]:
         ("data.max_length", recipe.data.max_length, 1, float("inf")),
         ("data.workers", recipe.data.workers, 0, float("inf")),
         ("managers.interval", managers.interval, 1, float("inf")),
+        ("managers.vision_interval", managers.vision_interval, 1, float("inf")),
         ("run.logging_steps", recipe.run.logging_steps, 1, float("inf")),
     ):
         if not low <= value <= high:
             faults.append(f"{key} must lie between {low} and {high}; found {value}")
+    return faults
+
+
+def _manager_keys(managers: ManagersRecipe) -> list[str]:
+    """Keys that have no effect beside others; a layer that does not exist is found when the model is known."""
+    defaults = ManagersRecipe(managers.layer_set)
+    given = [field.name for field in fields(managers) if getattr(managers, field.name) != getattr(defaults, field.name)]
+    if managers.layer_set == "none":
+        keys = [name for name in given if name.startswith(("vision_", "injection_"))]
+        return [f"managers.{name} needs a managers.layer_set other than none" for name in keys]
+    faults = [
+        f"managers.{kind}_layers and managers.{name} exclude each other"
+        for kind in ("vision", "injection")
+        for name in given
+        if f"{kind}_layers" in given and name in (f"{kind}_start", f"{kind}_end", f"{kind}_interval")
+    ]
+    if managers.question != defaults.question and managers.query in ("none", "self"):
+        faults.append(f"managers.question {managers.question} is for no manager: managers.query is {managers.query}")
     return faults
 
 

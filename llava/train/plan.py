@@ -9,6 +9,7 @@ from pathlib import Path
 
 from llava.anyres import image_layout
 from llava.data.mixture import load_mixture
+from llava.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.build import attention_implementation, build_on_meta, config_from_sizes, model_config
 from llava.train.checkpoint import check_start_folders
@@ -71,11 +72,13 @@ def dry_run(recipe: Recipe) -> str:
     notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
     if missing:
         notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
-    text = describe(recipe, Plan.of(recipe, config, samples), components, attention_implementation(recipe))
+    text = describe(recipe, Plan.of(recipe, config, samples), components, config, attention_implementation(recipe))
     return "\n".join([text, "", *notes])
 
 
-def describe(recipe: Recipe, plan: Plan, components: list[Component], attention: str) -> str:
+def describe(
+    recipe: Recipe, plan: Plan, components: list[Component], config: LlavaOVManagerConfig, attention: str
+) -> str:
     """The resolved recipe, the plan and the table of what trains, as text."""
     optim, width, height = recipe.optim, *recipe.data.expected_image
     keys = flatten(recipe.to_dict())
@@ -89,11 +92,24 @@ def describe(recipe: Recipe, plan: Plan, components: list[Component], attention:
             f"steps       {plan.steps:,}",
             f"tokens      about {plan.tokens:,} (a {width}x{height} image and {recipe.data.expected_text_tokens} text "
             "tokens a sample)",
+            *([f"managers    {describe_managers(config.managers)}"] if config.managers is not None else []),
             f"attention   {attention}",
             "",
             component_table(components),
         ]
     )
+
+
+def describe_managers(managers: ManagerConfig) -> str:
+    """The layers, counted from the start, and what adaptive managers ask with."""
+    states, layers = (", ".join(map(str, layers)) for layers in (managers.vision_layers, managers.injection_layers))
+    if managers.query is None:
+        kind = "static"
+    elif managers.query == "self":
+        kind = "adaptive behind the first, each token asks for itself"
+    else:
+        kind = f"adaptive behind the first, query {managers.query} of the question, rule {managers.question}"
+    return f"vision states {states} before layers {layers}; {kind}"
 
 
 def manifest(recipe: Recipe, plan: Plan, components: list[Component], **results) -> dict:

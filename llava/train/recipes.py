@@ -32,17 +32,31 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class ManagersRecipe:
-    """The visual managers. Lists of layers and a jitter replace those of `layer_set`.
+    """The visual managers. Every layer that is named replaces those of `layer_set`; negative ones count from the end.
 
-    interval: inject before every `interval`-th layer of the language model, from the first.
+    vision_start, vision_end, vision_interval: every `vision_interval`-th state of the tower (0 = the embeddings'
+        output) from the first to before the second, as in Figure 10; None keeps that end of `layer_set`'s range.
+    injection_start, injection_end, interval: the same for layers of the language model, as in Figure 11; None is the
+        first, and behind the last.
+    vision_layers, injection_layers: lists instead of ranges.
+    query: `none` trains static managers. Else all but the first are adaptive (AAUM) and ask with the visual token's
+        state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention over it.
+    question: the text of the `turn` that holds the image, or what the `released` code takes for it.
     """
 
     layer_set: Literal["none", "paper", "released"]
     interval: int = 4
     scope: Literal["all", "main", "grid"] = "all"
+    vision_start: int | None = None
+    vision_end: int | None = None
+    vision_interval: int = 1
     vision_layers: list[int] | None = None
+    injection_start: int | None = None
+    injection_end: int | None = None
     injection_layers: list[int] | None = None
     jitter: Literal["as_layer_set", "paper", "released", "none"] = "as_layer_set"
+    query: Literal["none", "self", "last", "average", "cross"] = "none"
+    question: Literal["turn", "released"] = "turn"
 
 
 @dataclass(frozen=True)

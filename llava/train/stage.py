@@ -61,7 +61,8 @@ def prepare(recipe: Recipe) -> Stage:
     check_disk(recipe.run.output_dir, components)
     if rank() == 0:
         start_working_folder(recipe.run.output_dir)
-        print(describe(recipe, plan, components, model.config._attn_implementation), mixture, sep="\n\n", flush=True)
+        described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
+        print(described, mixture, sep="\n\n", flush=True)
 
     start_process_group(recipe)
     arguments = training_arguments(recipe, plan)

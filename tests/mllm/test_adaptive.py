@@ -17,14 +17,11 @@ def adaptive(query: str) -> ManagerConfig:
 
 
 @pytest.fixture
-def make_adaptive(make_model, tiny_tokenizer):
-    """A function: query to a model with random gates and the tiny tokenizer's ids."""
+def make_adaptive(make_model):
+    """A function: query to a model with random gates."""
 
     def make(query: str, gates: bool = True):
         model = make_model(managers=adaptive(query))
-        model.config.turn_start_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
-        model.config.turn_end_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
-        model.config.newline_token_id = tiny_tokenizer("\n")["input_ids"][0]
         generator = torch.Generator().manual_seed(1)
         for manager in model.model.managers.managers[1:]:
             manager.gate.data = torch.randn(manager.gate.shape, generator=generator) if gates else manager.gate * 0

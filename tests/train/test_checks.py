@@ -35,8 +35,28 @@ def test_the_tiny_stage_1_is_without_fault(tiny_recipe):
         ({"model.start_from": "x"}, "model.start_from and model.vision_tower exclude each other"),
         ({"model.language_model": "none"}, "the model needs model.start_from, or model.vision_tower and"),
         ({"model.sizes": "absent.yaml"}, "absent.yaml: cannot be read"),
-        ({"managers.layer_set": "none", "managers.vision_layers": [1]}, "need a managers.layer_set other than none"),
+        (
+            {"managers.layer_set": "none", "managers.vision_layers": [1]},
+            "managers.vision_layers needs a managers.layer_set other than none",
+        ),
+        (
+            {"managers.layer_set": "none", "managers.injection_end": 4},
+            "managers.injection_end needs a managers.layer_set other than none",
+        ),
+        (
+            {"managers.vision_layers": [1], "managers.vision_start": 1},
+            "managers.vision_layers and managers.vision_start exclude each other",
+        ),
+        (
+            {"managers.injection_layers": [1], "managers.injection_start": 0},
+            "managers.injection_layers and managers.injection_start exclude each other",
+        ),
+        (
+            {"managers.question": "released", "managers.query": "self"},
+            "managers.question released is for no manager: managers.query is self",
+        ),
         ({"managers.interval": 0}, "managers.interval must lie between 1 and inf; found 0"),
+        ({"managers.vision_interval": 0}, "managers.vision_interval must lie between 1 and inf; found 0"),
         ({"components.projector.trained": False, "components.managers.trained": False}, "nothing trains"),
         ({"components.projector.trained": False, "managers.layer_set": "none"}, "nothing trains"),
         ({"optim.lr": 10}, "optim.lr must be above 0 and at most 1; found 10.0"),
