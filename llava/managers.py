@@ -175,13 +175,15 @@ class AdaptiveManager(nn.Module):
             self.query_proj = nn.Linear(width, width)
             self.key_proj = nn.Linear(width, width)
 
-    def forward(self, visual_VD, question_QD, maps, jitter_NVD=None):
-        """What is added at one image's V tokens, (V, D).
+    def forward(self, visual_VD, lengths, questions, maps, jitter_NVD=None):
+        """What is added at the V tokens of all images of a batch, (V, D).
 
-        visual_VD: their hidden states. question_QD: those of its question; without any, the image asks itself.
-        maps: N tensors (V, D), packed. jitter_NVD: factors on the weights, or None for none.
+        visual_VD: their hidden states. lengths: tokens of each image. questions: per image (Q, D), the hidden states of
+        its question; without any, the image asks itself. maps: N tensors (V, D), packed. jitter_NVD: factors on the
+        weights, or None for none.
+        Every weight is used once, however many images there are: ZeRO-3 gathers it each time, on all ranks alike.
         """
-        scores_VN = self.controller(self._query_states(visual_VD, question_QD if len(question_QD) else visual_VD))
+        scores_VN = self.controller(self._query_states(visual_VD, lengths, questions))
         delta_VD = torch.zeros_like(visual_VD)
         for index, map_VD in enumerate(maps):
             weights_VD = scores_VN[:, index, None] * self.gate[index]
@@ -190,17 +192,25 @@ class AdaptiveManager(nn.Module):
             delta_VD = torch.addcmul(delta_VD, weights_VD, map_VD)
         return delta_VD
 
-    def _query_states(self, visual_VD, question_QD):
+    def _query_states(self, visual_VD, lengths, questions):
         if self.query == "self":
             return visual_VD
+        images = visual_VD.split(lengths)
+        questions = [question if len(question) else image for question, image in zip(questions, images)]
         if self.query == "last":
-            asked_VD = question_QD[-1:].expand_as(visual_VD)
+            asked = [question[-1:].expand_as(image) for question, image in zip(questions, images)]
         elif self.query == "average":
-            asked_VD = question_QD.mean(0).expand_as(visual_VD)
+            asked = [question.mean(0).expand_as(image) for question, image in zip(questions, images)]
         else:
-            similarity_VQ = self.query_proj(visual_VD) @ self.key_proj(question_QD).T / visual_VD.shape[-1] ** 0.5
-            asked_VD = similarity_VQ.softmax(-1) @ question_QD
-        return torch.cat([asked_VD, visual_VD], dim=-1)
+            asked = self._attended(visual_VD, lengths, questions)
+        return torch.cat([torch.cat(asked), visual_VD], dim=-1)
+
+    def _attended(self, visual_VD, lengths, questions) -> list[torch.Tensor]:
+        """Per image (V, D): every token's softmax over the question, of its states as they are."""
+        queries = self.query_proj(visual_VD).split(lengths)
+        keys = self.key_proj(torch.cat(questions)).split([len(question) for question in questions])
+        scale = visual_VD.shape[-1] ** -0.5
+        return [(q @ k.T * scale).softmax(-1) @ question for q, k, question in zip(queries, keys, questions)]
 
 
 class VisualManagers(nn.Module):
@@ -236,10 +246,10 @@ class VisualManagers(nn.Module):
             outputs += [(map_CTD + self.layer_embedding[index], newline_SD) for index, map_CTD in enumerate(maps)]
         return outputs
 
-    def adapt(self, index: int, visual_VD, question_QD, maps):
-        """Runs adaptive manager `index` on one image, see AdaptiveManager.forward."""
+    def adapt(self, index: int, visual_VD, lengths, questions, maps):
+        """Runs adaptive manager `index` on all images of a batch, see AdaptiveManager.forward."""
         jitter_NVD = self._score_jitter((len(maps), *visual_VD.shape), visual_VD.device)
-        return self.managers[index](visual_VD, question_QD, maps, jitter_NVD)
+        return self.managers[index](visual_VD, lengths, questions, maps, jitter_NVD)
 
     def _score_jitter(self, shape: tuple[int, ...], device: torch.device):
         noisy = self.training and self.config.jitter == "released"

@@ -233,13 +233,10 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
         seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         questions = questions_of_batch(input_ids, attention_mask, seen, positions, lengths, self.config)
-        maps_of_images = list(zip(*(map_VD.split(lengths) for map_VD in packed[1:])))
 
         def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
-            images = zip(hidden_states[positions].split(lengths), questions, maps_of_images)
-            return torch.cat(
-                [self.managers.adapt(index, states, hidden_states[asked], maps) for states, asked, maps in images]
-            )
+            asked = [hidden_states[question] for question in questions]
+            return self.managers.adapt(index, hidden_states[positions], lengths, asked, packed[1:])
 
         return {layers[0]: packed[0]} | {
             layer: partial(adapted, index) for index, layer in enumerate(layers) if index > 0

@@ -133,7 +133,21 @@ def test_one_manager_equals_a_slow_loop(query):
         for index in range(3):
             score = manager.controller.weight[index] @ states
             expected[token] += score * manager.gate[index] * maps[index, token]
-    torch.testing.assert_close(manager(visual, question, list(maps)), expected)
+    torch.testing.assert_close(manager(visual, [5], [question], list(maps)), expected)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_images_do_not_hear_each_others_questions(query):
+    torch.manual_seed(0)
+    manager = AdaptiveManager(num_maps=3, width=4, query=query)
+    torch.nn.init.normal_(manager.gate)
+    lengths, questions = [2, 3, 1], [torch.randn(2, 4), torch.randn(0, 4), torch.randn(3, 4)]
+    visual, maps = torch.randn(6, 4), torch.randn(3, 6, 4)
+    together = manager(visual, lengths, questions, list(maps))
+    for found, states, question, own in zip(
+        together.split(lengths), visual.split(lengths), questions, maps.split(lengths, 1)
+    ):
+        torch.testing.assert_close(found, manager(states, [len(states)], [question], list(own)))
 
 
 #        0      1   2        3  4    5      6   7        8      9      10 11  12

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.managers import ManagerConfig
+
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60
 STRATEGIES = {"zero3": 3, "zero2": 2, "ddp": None}
@@ -72,6 +74,22 @@ def test_two_processes_equal_one(stage_2_keys, one, tmp_path, strategy):
     assert two["engine"] == ("DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine")
     assert two["zero_stage"] == STRATEGIES[strategy]
     assert one["groups"] == two["groups"] == [[name, rate] for name, rate in RATES.items()]
+    compare(one, two)
+
+
+@pytest.mark.slow
+def test_adaptive_managers_under_zero3(tiny_keys, tmp_path, make_model, make_processor):
+    """Ranks hold different numbers of images, and must still gather the managers' weights equally often."""
+    model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, query="cross"))
+    for manager in model.model.managers.managers[1:]:
+        torch.nn.init.normal_(manager.gate)
+    model.save_pretrained(tmp_path / "start")
+    make_processor().save_pretrained(tmp_path / "start")
+    keys = tiny_keys("2", **{"model.start_from": f"{tmp_path}/start", "managers.query": "cross", **UNCLIPPED})
+    one = run_worker("2", "grid_manager", keys, tmp_path / "one", processes=1)
+    keys |= {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}
+    two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
+    assert two["zero_stage"] == 3
     compare(one, two)
 
 
