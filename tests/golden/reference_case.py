@@ -28,6 +28,7 @@ class Case:
 
     images: which of the case's images have a placeholder (the others are dummies of text-only samples).
     crops_of_images: the number of crops of each of those.
+    attended: (B, L) booleans, the expected tensors' positions that are not padding.
     """
 
     name: str
@@ -38,8 +39,30 @@ class Case:
     images: list[int]
     crops_of_images: list[int]
 
+    def __post_init__(self):
+        self.attended = self._attended()
+        kept, ours = self.attended.sum(1), self.inputs["attention_mask"].bool()
+        longest = self.spec["config"].get("tokenizer_model_max_length") or ours.shape[1]
+        assert torch.equal(kept, ours.sum(1).clamp(max=longest)), (
+            f"{self.name}: rows of {kept.tolist()} tokens expected"
+        )
+        self._columns = torch.zeros(self.attended.shape, dtype=torch.int64)
+        for row, positions in enumerate(ours):
+            self._columns[row, self.attended[row]] = positions.nonzero()[: kept[row], 0]
+
     def __getitem__(self, key: str) -> torch.Tensor:
         return self.tensors[key]
+
+    def aligned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """(B, our length, ...) as (B, L, ...): rows that the reference truncated end early, wherever the padding is."""
+        return tensor[torch.arange(len(tensor))[:, None], self._columns]
+
+    def _attended(self) -> torch.Tensor:
+        if "out.attention_mask" in self.tensors:
+            return self.tensors["out.attention_mask"].bool()
+        ours = self.inputs["attention_mask"].bool()  # the reference gives a mask back only where it was given one
+        width = self.tensors["out.final_norm"].shape[1] if "out.final_norm" in self.tensors else ours.shape[1]
+        return ours[:, :width]
 
 
 def reference_name(name: str) -> str:
@@ -96,7 +119,7 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
         turn_start_token_id=501,
         turn_end_token_id=502,
     )
-    config._attn_implementation = spec["config"]["attn_implementation"]
+    config._attn_implementation = spec["config"].get("attn_implementation", described["attn"])
     model = LlavaOVManagerForConditionalGeneration(config).eval()
     state = load_file(golden_dir / "weights" / "base.safetensors")
     state.update(load_file(weights.with_suffix(".safetensors")))
@@ -111,7 +134,8 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
 def make_inputs(golden_dir: Path, spec: dict, tensors: dict, config: LlavaOVManagerConfig):
     """(inputs, images, crops_of_images): the batch with each placeholder expanded, padded as the case is."""
     crops = read_crops(golden_dir, spec["pixel_values"])
-    sizes = [(height, width) for width, height in spec["image_sizes_wh"]]
+    tile = config.vision_config.image_size
+    sizes = [(height, width) for width, height in spec["image_sizes_wh"] or [(tile, tile)] * len(crops)]
     counts = [row.count(REFERENCE_PLACEHOLDER) for row in spec["input_ids"]]
     owners = [row for row, count in enumerate(counts) for _ in range(max(count, 1))]
     images = [index for index, row in enumerate(owners) if counts[row]]
@@ -127,7 +151,7 @@ def make_inputs(golden_dir: Path, spec: dict, tensors: dict, config: LlavaOVMana
             elif masks is None or masks[number, position]:
                 row.append((token, label))
         rows.append(row)
-    inputs = _padded(rows, left=spec["config"]["tokenizer_padding_side"] == "left")
+    inputs = _padded(rows, left=spec["config"].get("tokenizer_padding_side") == "left")
     if labels is None:
         del inputs["labels"]
     if images:
@@ -145,7 +169,7 @@ def _num_tokens(size: tuple[int, int], config: LlavaOVManagerConfig, several_ima
 
 
 def read_crops(golden_dir: Path, keys: list[str]) -> list[torch.Tensor]:
-    """One (crops, 3, S, S) float32 tensor per image; uint8 entries are normalised as the file format says."""
+    """One (crops, 3, S, S) float32 tensor per key; uint8 entries are normalised as the file format says."""
     pixels = load_file(golden_dir / "pixels.safetensors")
     crops = []
     for key in keys:
