@@ -108,14 +108,16 @@ def run(case: Case, with_gradients: bool = False) -> dict:
         ]
     with torch.set_grad_enabled(with_gradients):
         logits = case.aligned(case.model(**case.inputs).logits)
-        loss = case.model.loss_function(logits, labels(case), vocab_size=logits.shape[-1])
+        if "labels" in case.inputs:
+            loss = case.model.loss_function(logits, labels(case), vocab_size=logits.shape[-1])
+            found["loss"] = loss.item()
         if "pixel_values" in case.inputs and not with_gradients:
             found |= visual_features(case)
     if with_gradients:
         loss.backward()
     for hook in hooks:
         hook.remove()
-    return found | {"logits": logits.detach(), "loss": loss.item()}
+    return found | {"logits": logits.detach()}
 
 
 def compare(case: Case, found: dict) -> dict[str, float]:
