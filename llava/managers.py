@@ -246,10 +246,20 @@ class VisualManagers(nn.Module):
             outputs += [(map_CTD + self.layer_embedding[index], newline_SD) for index, map_CTD in enumerate(maps)]
         return outputs
 
+    def is_output(self, index: int) -> bool:
+        """Whether what forward returns at `index` is added as it is: a static manager's sums, not a map."""
+        return index == 0 or self.config.query is None
+
     def adapt(self, index: int, visual_VD, lengths, questions, maps):
         """Runs adaptive manager `index` on all images of a batch, see AdaptiveManager.forward."""
         jitter_NVD = self._score_jitter((len(maps), *visual_VD.shape), visual_VD.device)
-        return self.managers[index](visual_VD, lengths, questions, maps, jitter_NVD)
+        return self.jittered(self.managers[index](visual_VD, lengths, questions, maps, jitter_NVD))
+
+    def jittered(self, output: torch.Tensor) -> torch.Tensor:
+        """A manager's output, while training with the jitter `paper` multiplied by its noise (Equation 12)."""
+        if not self.training or self.config.jitter != "paper":
+            return output
+        return (output * draw_jitter("paper", output.shape, output.device)).to(output)
 
     def _score_jitter(self, shape: tuple[int, ...], device: torch.device):
         noisy = self.training and self.config.jitter == "released"

@@ -25,7 +25,7 @@ from transformers.utils.generic import can_return_tuple
 
 from llava.constants import IGNORE_INDEX
 from llava.errors import LlavaError
-from llava.managers import AdaptiveManager, StaticManager, VisualManagers, draw_jitter
+from llava.managers import AdaptiveManager, StaticManager, VisualManagers
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.inputs import VisualInput, image_input, video_input
@@ -136,8 +136,8 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         # in the same order.
         features[0] = torch.cat([features[0], newline[None][:0]])
         deltas = [
-            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, samples)
-            for crop_sums, newline_SD in sums
+            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, samples, self.managers.is_output(index))
+            for index, (crop_sums, newline_SD) in enumerate(sums)
         ]
         return VisualFeatures(pooler_output=features, deepstack_features=deltas or None)
 
@@ -156,17 +156,15 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
         maps = [projected[layer] for layer in managed]
         return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
 
-    def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples) -> list[torch.Tensor]:
-        """What one manager adds at each image's tokens: zero outside its scope, jittered while training."""
-        scope, jitter = self.config.managers.scope, self.config.managers.jitter
+    def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
+        """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""
+        scope = self.config.managers.scope
         deltas = []
         for sums, layout, sample in zip(sums_of_images, layouts, samples):
             delta = pack(sums, newline_SD[sample], layout, self.config.tiling.merge)
             if scope != "all":
                 delta = delta * pack_mask(layout, scope, delta.device)
-            if self.training and jitter == "paper":
-                delta = (delta * draw_jitter(jitter, delta.shape, delta.device)).to(delta)
-            deltas.append(delta)
+            deltas.append(self.managers.jittered(delta) if is_output else delta)
         deltas[0] = torch.cat([deltas[0], newline_SD[:0]])  # takes part even where no image has a newline, as above
         return deltas
 

@@ -214,6 +214,8 @@ def given_jitter(case: Case):
         if not noise:
             return factors
         for sample, drawn in zip(drew, [next(pending)[0] for _ in drew]):
+            if not counts[sample]:
+                continue
             if drawn.shape[1] == 1:  # factors are (samples, maps, width)
                 factors[sample, : len(drawn)] = drawn[:, 0]
             else:  # factors are (maps, visual tokens of all samples, width); those outside the scope act on zeros

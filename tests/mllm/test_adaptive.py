@@ -150,6 +150,24 @@ def test_images_do_not_hear_each_others_questions(query):
         torch.testing.assert_close(found, manager(states, [len(states)], [question], list(own)))
 
 
+@pytest.mark.parametrize("query", QUERIES)
+def test_paper_jitter_multiplies_the_output_of_each_manager(make_adaptive, make_processor, dialogues, query):
+    model = make_adaptive(query)
+    visual, maps = torch.randn(5, 24), [torch.randn(5, 24) for _ in range(2)]
+    given = visual, [3, 2], [torch.randn(2, 24), torch.randn(1, 24)], maps
+    managers = model.model.managers
+    plain = [managers.adapt(index, *given) for index in (1, 2)]
+    inputs = make_processor().encode_prompts(dialogues[:1])
+    del inputs["input_ids"], inputs["attention_mask"]
+    maps = model.get_image_features(**inputs).deepstack_features[1:]
+    model.train()
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(maps, model.get_image_features(**inputs).deepstack_features[1:]))
+    ratios = torch.stack([managers.adapt(index, *given) / output for index, output in zip((1, 2), plain)])
+    assert ((ratios > 0.9799) & (ratios < 1.0201)).all()
+    assert (ratios[0] - ratios[1]).abs().mean() > 0.005
+    assert ratios.std(1).min() > 1e-3
+
+
 #        0      1   2        3  4    5      6   7        8      9      10 11  12
 TURNS = [START, 7, NEWLINE, 5, END, START, 7, NEWLINE, IMAGE, IMAGE, 6, 8, END]
 
