@@ -96,7 +96,8 @@ def _turn_text(ids: list[int], image: int, marks: TurnMarks, placeholders: set[i
     starts = [position for position in range(image) if ids[position] == marks.start]
     if not starts:
         return []
-    begin = ids.index(marks.newline, starts[-1]) + 1
+    # Text that begins with a newline can share a token with the newline behind its role, a single token in Qwen2.
+    begin = next((p + 1 for p in range(starts[-1], image) if ids[p] == marks.newline), starts[-1] + 2)
     end = next((position for position in range(image, len(ids)) if ids[position] == marks.end), len(ids))
     return [position for position in range(begin, end) if ids[position] not in placeholders]
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.golden import test_cases as runner
-from tests.golden.reference_case import IMAGE_TOKEN_ID, Case, load_model, make_inputs
+from tests.golden.reference_case import IMAGE_TOKEN_ID, Case, load_case, load_model, make_inputs
 from tests.paths import GOLDEN_DIR
 
 LISTS = ("mm_manager_select_layer_index_list", "mm_manager_index_list")
@@ -153,3 +153,24 @@ def test_noise_of_a_batch_with_a_text_only_sample(check, monkeypatch, source, te
     tensors["noise.2"] = tensors["noise.2"] + 0.01
     with pytest.raises(AssertionError):
         check(spec, tensors)
+
+
+def test_the_left_padding_fault_is_in_the_data_and_not_in_the_model():
+    """Quirk 22: the reference asked with tokens shifted by the padding; where it did not pad, it agrees with us."""
+    case = load_case(GOLDEN_DIR, "g_adaptive_last_left_anyres3")
+    assert runner.has_shifted_question(case)
+    logits = runner.run(case)["logits"]
+    rows, positions = case["out.logits_pos"].T
+    difference = (logits[rows, positions] - case["out.logits_at_pos"]).abs().amax(-1)
+    padded = ~case.attended[:, 0]
+    has_image = case.inputs["batch_num_images"] > 0
+    for row in range(3):
+        largest = difference[rows == row].max()
+        assert (largest > 1e-2) if padded[row] and has_image[row] else (largest < runner.TOLERANCE), row
+    assert (padded & has_image).any()
+    # The same samples padded on the right, where the reference is not at fault, are what ours equal.
+    right = load_case(GOLDEN_DIR, "g_adaptive_last_right_anyres3")
+    for row in range(3):
+        own = right["out.logits_pos"][:, 0] == row
+        expected = right["out.logits_at_pos"][own]
+        torch.testing.assert_close(logits[row, case.attended[row]][-len(expected) :], expected, atol=1e-4, rtol=0)

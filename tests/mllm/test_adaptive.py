@@ -6,10 +6,6 @@ import torch
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.managers import QUERIES, AdaptiveManager, ManagerConfig
-from llava.mllm.questions import TurnMarks, question_positions
-
-START, END, NEWLINE, IMAGE = 1, 2, 3, 9
-MARKS = TurnMarks(START, END, NEWLINE)
 
 
 def adaptive(query: str) -> ManagerConfig:
@@ -166,20 +162,3 @@ def test_paper_jitter_multiplies_the_output_of_each_manager(make_adaptive, make_
     assert ((ratios > 0.9799) & (ratios < 1.0201)).all()
     assert (ratios[0] - ratios[1]).abs().mean() > 0.005
     assert ratios.std(1).min() > 1e-3
-
-
-#        0      1   2        3  4    5      6   7        8      9      10 11  12
-TURNS = [START, 7, NEWLINE, 5, END, START, 7, NEWLINE, IMAGE, IMAGE, 6, 8, END]
-
-
-def test_the_question_is_the_text_of_the_images_turn():
-    assert question_positions(TURNS, [(8, 2)], "turn", MARKS, {IMAGE}) == [[10, 11]]
-
-
-def test_without_turns_there_is_no_question():
-    assert question_positions([IMAGE, IMAGE, 5, 6], [(0, 2)], "turn", MARKS, {IMAGE}) == [[]]
-
-
-def test_each_image_has_the_question_of_its_own_turn():
-    ids = [START, 7, NEWLINE, IMAGE, 5, END, START, 7, NEWLINE, IMAGE, 6, END]
-    assert question_positions(ids, [(3, 1), (9, 1)], "turn", MARKS, {IMAGE}) == [[4], [10]]
