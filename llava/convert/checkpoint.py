@@ -17,6 +17,7 @@ from llava.convert.source import Source, pixel_statistics
 from llava.data.processor import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.questions import turn_token_ids
 
 RECORD = "conversion.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -85,15 +86,12 @@ def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVM
 
 def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Ids by which adaptive managers find a question; other models do without."""
-    newline = tokenizer.encode("\n", add_special_tokens=False)
-    start, end = (tokenizer.convert_tokens_to_ids(mark) for mark in ("<|im_start|>", "<|im_end|>"))
-    if len(newline) == 1 and None not in (start, end) and tokenizer.unk_token_id not in (start, end):
-        return {"turn_start_token_id": start, "turn_end_token_id": end, "newline_token_id": newline[0]}
-    if source.managers is not None and source.managers.query is not None:
-        raise LlavaError(
-            f"{source.name}: the tokenizer has no <|im_start|>, <|im_end|> and newline, which mark a question"
-        )
-    return {}
+    try:
+        return turn_token_ids(tokenizer)
+    except LlavaError:
+        if source.managers is not None and source.managers.query is not None:
+            raise
+        return {}
 
 
 def _dtype(match: KeyMatch, name: str) -> torch.dtype:

@@ -40,14 +40,11 @@ def save_state(state: dict[str, torch.Tensor], folder: Path, layout: str = "safe
 
 
 @pytest.fixture(scope="session")
-def save_model(make_model, make_processor, tiny_tokenizer):
+def save_model(make_model, make_processor):
     """A function: folder, and what make_model takes, to the model saved there, every weight random."""
 
     def save(folder, tiling=GRID, managers=None, dtype=torch.float32, **text):
         model = make_model(tiling, managers, **text).to(dtype)
-        model.config.turn_start_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_start|>")
-        model.config.turn_end_token_id = tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
-        model.config.newline_token_id = tiny_tokenizer("\n")["input_ids"][0]
         for manager in model.model.managers.managers if model.model.managers is not None else ():
             for parameter in manager.parameters():
                 torch.nn.init.normal_(parameter, std=0.3)
