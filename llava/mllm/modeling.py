@@ -59,6 +59,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_attention_backend = True
+    _can_compile_fullgraph = True  # a decoding step; prefill with images runs uncompiled, as generate does it
 
     @torch.no_grad()
     def _init_weights(self, module):
