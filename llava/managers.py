@@ -88,6 +88,11 @@ class ManagerConfig:
         injection = _resolve_layers("injection_layers", self.injection_layers, num_text_layers)
         return replace(self, vision_layers=vision, injection_layers=injection)
 
+    @property
+    def asks(self) -> bool:
+        """Whether some manager needs to know the question about an image."""
+        return self.query not in (None, "self")
+
     def num_maps(self, injection_layer: int) -> int:
         """How many maps the manager before `injection_layer` sums."""
         return len(self.vision_layers) - (self.first_omits_last_map and injection_layer == 0)

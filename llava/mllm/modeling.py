@@ -203,14 +203,21 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             for modality, part in (("image", slice(count)), ("video", slice(count, None)))
         }
 
-    def _visual_positions(self, input_ids, inputs_embeds, modality: str, num_features: int) -> torch.Tensor:
+    def _recognised_ids(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Ids (B, L) of placeholders and turn marks, recognised by their embeddings; -1 for other tokens."""
+        config = self.config
+        token_ids = [config.video_token_id, config.image_token_id]  # untrained, so maybe alike: the image wins
+        if config.managers is not None and config.managers.asks:
+            token_ids += [config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id]
+        found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        for token_id in token_ids:
+            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            found[(inputs_embeds == embedding).all(-1)] = token_id
+        return found
+
+    def _visual_positions(self, input_ids, modality: str, num_features: int) -> torch.Tensor:
         """Flat positions (V,) of a modality's placeholders; LlavaError unless there is one for each feature."""
-        token_id = getattr(self.config, f"{modality}_token_id")
-        if input_ids is None:
-            placeholder = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-            mask = (inputs_embeds == placeholder).all(-1)
-        else:
-            mask = input_ids == token_id
+        mask = input_ids == getattr(self.config, f"{modality}_token_id")
         positions = mask.flatten().nonzero()[:, 0]
         if len(positions) != num_features:
             raise LlavaError(f"found {len(positions)} {modality} tokens but {num_features} features in this batch")
@@ -231,7 +238,9 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
             return dict(zip(layers, packed))
         lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
         seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
-        questions = questions_of_batch(input_ids, attention_mask, seen, positions, lengths, self.config)
+        questions = [positions[:0]] * len(lengths)
+        if self.config.managers.asks:
+            questions = questions_of_batch(input_ids, attention_mask, seen, positions, lengths, self.config)
 
         def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
             asked = [hidden_states[question] for question in questions]
@@ -272,12 +281,10 @@ class LlavaOVManagerModel(LlavaOVManagerPreTrainedModel):
 
         positions, deltas = None, {}
         if visuals:
+            input_ids = self._recognised_ids(inputs_embeds) if input_ids is None else input_ids
             features = {modality: torch.cat(list(visual.pooler_output)) for modality, visual in visuals.items()}
             positions = torch.cat(
-                [
-                    self._visual_positions(input_ids, inputs_embeds, modality, len(tokens))
-                    for modality, tokens in features.items()
-                ]
+                [self._visual_positions(input_ids, modality, len(tokens)) for modality, tokens in features.items()]
             )
             tokens = torch.cat(list(features.values())).to(inputs_embeds)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, tokens).view_as(inputs_embeds)
@@ -321,7 +328,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         """Called by generate. A question may lie in another chunk of the prompt than the image that is asked about."""
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        asks = self.config.managers is not None and self.config.managers.query not in (None, "self")
+        asks = self.config.managers is not None and self.config.managers.asks
         if asks and generation_config.prefill_chunk_size is not None:
             raise LlavaError(
                 f"managers that ask with a question (query {self.config.managers.query!r}) need the whole prompt at "

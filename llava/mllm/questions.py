@@ -36,10 +36,8 @@ def questions_of_batch(
     """For each image and video of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
 
     input_ids: (B, L). attention_mask, seen: see not_padding. positions: (V,), flat, of all visual tokens. lengths:
-    tokens of each image or video. config: LlavaOVManagerConfig. Raises LlavaError without input_ids.
+    tokens of each image or video. config: LlavaOVManagerConfig.
     """
-    if input_ids is None:
-        raise LlavaError("adaptive managers find the question in input_ids; inputs_embeds alone will not do")
     width = input_ids.shape[1]
     starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
     # Images come before videos; within a row the question rules want them as they stand.
