@@ -116,6 +116,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        tokenizer.padding_side = "left"  # generate goes on at the end; training batches are padded by the collator
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
         self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([IMAGE_TOKEN, VIDEO_TOKEN])
         for token, token_id in ((IMAGE_TOKEN, self.image_token_id), (VIDEO_TOKEN, self.video_token_id)):
