@@ -258,6 +258,8 @@ class VisualManagers(nn.Module):
     def adapt(self, index: int, visual_VD, lengths, questions, maps):
         """Runs adaptive manager `index` on all images of a batch, see AdaptiveManager.forward."""
         jitter_NVD = self._score_jitter((len(maps), *visual_VD.shape), visual_VD.device)
+        # The language model's states are float16 where the maps, as all that comes of the projector, are float32.
+        visual_VD, questions = visual_VD.to(maps[0]), [question.to(maps[0]) for question in questions]
         return self.jittered(self.managers[index](visual_VD, lengths, questions, maps, jitter_NVD))
 
     def jittered(self, output: torch.Tensor) -> torch.Tensor:

@@ -305,6 +305,10 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     """The whole model: images and text in, next tokens out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # the embeddings that it may be tied to are sharded
+    # Neither rounded to float16 nor quantised by bitsandbytes, which leaves alone what is named here: a 500th of the
+    # weights at 0.5B, through which all that is seen must pass.
+    _keep_in_fp32_modules = ["model.multi_modal_projector", "model.image_newline", "model.managers"]
 
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
