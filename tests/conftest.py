@@ -33,6 +33,11 @@ GRID = TilingConfig.from_llava("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)
 
 def pytest_addoption(parser):
     parser.addoption("--golden-dir", type=Path, default=GOLDEN_DIR, help="folder in the layout of tests/golden/data")
+    parser.addoption(
+        "--transformers-tests",
+        default=os.environ.get("TRANSFORMERS_TESTS"),
+        help="source checkout of transformers, whose generation tests are then run on our model",
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
