@@ -15,7 +15,8 @@ class MultiModalProjector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., vision_width) to (..., text_width)."""
-        features = features.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
+        if not torch.is_autocast_enabled(features.device.type):
+            features = features.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
         return self.linear_2(self.act(self.linear_1(features)))
 
 
