@@ -10,7 +10,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve a machine with few cores
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -20,10 +19,12 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor, add_visual_tokens
+from llava.data.image_processor import LlavaOVManagerImageProcessor
+from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.managers import ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids
+from tests.clips import write_clip
 from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
@@ -149,18 +150,9 @@ def make_image():
 
 @pytest.fixture
 def make_clip(tmp_path):
-    """A function: frames (uint8 arrays (H, W, 3), or the number of grey frames of level 20 + 5 * index) to a video."""
+    """A function: as write_clip, with a name in place of the path."""
 
     def make(frames=40, fps: int = 8, size: tuple[int, int] = (64, 48), name: str = "clip.mp4", **options) -> Path:
-        width, height = size
-        if isinstance(frames, int):
-            frames = [np.full((height, width, 3), 20 + 5 * index, np.uint8) for index in range(frames)]
-        with av.open(tmp_path / name, "w", options=options) as container:
-            stream = container.add_stream("h264", rate=fps)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            container.mux(stream.encode(None))
-        return tmp_path / name
+        return write_clip(tmp_path / name, frames, fps, size, **options)
 
     return make

@@ -13,6 +13,7 @@ from llava.convert.llava_onevision import check_expressible, onevision_config, o
 from llava.convert.output import check_free, new_folder
 from llava.convert.remote_code import auto_map, write_code
 from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
+from llava.convert.source import read_json
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
@@ -76,12 +77,12 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
         )
     target = onevision_config(config)
     _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
-    processor = onevision_processor(config, _read_json(source / "processor_config.json")["image_processor"])
+    processor = onevision_processor(config, read_json(source / "processor_config.json")["image_processor"])
     with new_folder(out) as folder:
         target.save_pretrained(folder)
         _write_json(folder / "processor_config.json", processor)
         _carry(source, folder)
-        tokenizer = _read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
+        tokenizer = read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
         _write_json(folder / "tokenizer_config.json", tokenizer)
         renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
         write_shards(folder, renamed, MAX_SHARD_BYTES)
@@ -90,10 +91,10 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
 
 def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
     _check_names(source, LlavaOVManagerForConditionalGeneration, config)
-    processor = _read_json(source / "processor_config.json")
+    processor = read_json(source / "processor_config.json")
     processor["auto_map"] = auto_map("AutoProcessor")
     processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
-    model = _read_json(source / "config.json")
+    model = read_json(source / "config.json")
     model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
     with new_folder(out) as folder:
         _write_json(folder / "config.json", model)
@@ -126,13 +127,6 @@ def _carry(source: Path, folder: Path) -> None:
     for name in _CARRIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LlavaError(f"{path}: not readable as JSON ({error})") from None
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -18,7 +18,7 @@ AUTO_CLASSES = {
     "AutoConfig": ("llava.mllm.configuration", "LlavaOVManagerConfig"),
     "AutoModel": ("llava.mllm.modeling", "LlavaOVManagerModel"),
     "AutoModelForImageTextToText": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
-    "AutoImageProcessor": ("llava.data.processor", "LlavaOVManagerImageProcessor"),
+    "AutoImageProcessor": ("llava.data.image_processor", "LlavaOVManagerImageProcessor"),
     "AutoProcessor": ("llava.data.processor", "LlavaOVManagerProcessor"),
 }
 _SOURCES = Path(llava.__file__).parent

@@ -2,7 +2,8 @@
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor
+from llava.data.image_processor import LlavaOVManagerImageProcessor
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration, LlavaOVManagerModel
 

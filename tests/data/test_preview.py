@@ -12,10 +12,11 @@ from transformers import AutoProcessor
 
 from llava.anyres import TilingConfig
 from llava.cli import main
+from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.images import RESAMPLING
 from llava.data.preview import load_processor, preview_encoded, preview_sample, render_text
 from llava.data.preview_picture import BADGE, BORDER, MARGIN, PAPER, WIDTH, draw_preview
-from llava.data.processor import LlavaOVManagerImageProcessor, LlavaOVManagerProcessor
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Sample, Turn
 from tests.conftest import GRID
 

@@ -10,9 +10,12 @@ from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from llava.train.recipes import load_recipe
+from tests.clips import write_clip
 
 IMAGE_SIZES = [(56, 56), (100, 70), (60, 130), (112, 112), (200, 90)]
 TEXT_ONLY = {1, 4, 7, 9, 12, 15}  # in global batches of 4 this leaves one where one rank of two sees no image
+VIDEO = {6}  # alone with its rank, or beside images
+IMAGE_AND_VIDEO = {11}
 SEVERAL_IMAGES = {0, 3, 5, 10, 13}  # one crop each: a rank of these alone packs no newline, the other one does
 
 
@@ -32,8 +35,9 @@ def start_folders(tmp_path_factory, make_config, tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory):
-    """16 records: one image, several images, text alone; captions.json for stage 1, turns.json after it."""
+    """16 records: one image, several, videos, text alone; captions.json for stage 1, turns.json after it."""
     folder = tmp_path_factory.mktemp("data")
+    write_clip(folder / "clip.mp4", frames=24, fps=8)
     random = np.random.default_rng(0)
     captions, turns = [], []
     for index in range(16):
@@ -45,6 +49,11 @@ def data_folder(tmp_path_factory):
             turns.append(_record(index, "What is 01 and 2?", answer))
         elif index in SEVERAL_IMAGES:
             turns.append(_record(index, "<image> <image>\nWhat is in the picture?", answer, [f"{index}.png", "0.png"]))
+        elif index in VIDEO:
+            turns.append(_record(index, "<image>\nWhat is in the picture?", answer, video="clip.mp4"))
+        elif index in IMAGE_AND_VIDEO:
+            question = "<video> <image>\nWhat is in the picture?"
+            turns.append(_record(index, question, answer, f"{index}.png", video="clip.mp4"))
         else:
             turns.append(_record(index, "<image>\nWhat is in the picture?", answer, f"{index}.png"))
     for name, records in (("captions", captions), ("turns", turns)):
@@ -54,9 +63,9 @@ def data_folder(tmp_path_factory):
     return folder
 
 
-def _record(index: int, question: str, answer: str, image=None) -> dict:
+def _record(index: int, question: str, answer: str, image=None, video=None) -> dict:
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return {"id": f"sample-{index}", "conversations": turns} | ({"image": image} if image is not None else {})
+    return {"id": f"sample-{index}", "conversations": turns, "image": image, "video": video}
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,138 @@
+"""From crops to what the decoder receives: tower, projector, managers and packing, run together.
+
+Shapes: C crops, T tokens per crop, D width of the language model, S samples.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from llava.mllm.inputs import VisualInput, image_input, video_input
+from llava.mllm.packing import pack, pack_mask
+
+
+@dataclass
+class VisualFeatures(BaseModelOutputWithPooling):
+    """What images (or videos) become.
+
+    pooler_output: per image, its tokens in the sequence, (tokens, D).
+    deepstack_features: per manager and image, what is added at those tokens, (tokens, D), or with adaptive managers the
+        first manager's sum and the maps that the others choose from; None without managers.
+    Both are the layout that transformers' generate expands over beams and slices into chunks.
+    """
+
+    deepstack_features: list[list[torch.Tensor]] | None = None
+
+
+class VisualFeaturesMixin:
+    """LlavaOVManagerModel's way from pixels to features, through its tower, projector, newline and managers."""
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor,
+        batch_num_images: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualFeatures:
+        """Encodes, manages and packs images.
+
+        pixel_values: (crops, 3, S, S), normalised, the crops of all images in order. image_sizes: (images, 2), pixels
+        as (height, width). batch_num_images: (samples,), how many images each sample holds; None: one each.
+        Raises LlavaError when the number of crops is not what the sizes call for.
+        """
+        return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images))
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_num_frames: torch.Tensor,
+        batch_num_videos: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualFeatures:
+        """Encodes, manages and packs videos.
+
+        pixel_values_videos: (frames, 3, S, S), normalised, the frames of all videos in order. video_num_frames:
+        (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
+        Raises LlavaError when the numbers do not agree.
+        """
+        return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
+
+    def _features(self, given: VisualInput) -> VisualFeatures:
+        layouts, samples = given.layouts, given.samples
+        num_crops = [layout.num_crops for layout in layouts]
+        sample_of_crop = torch.tensor(samples).repeat_interleave(torch.tensor(num_crops)).to(given.crops.device)
+        visual, sums = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
+
+        merge = self.config.tiling.merge
+        newline = self.image_newline()
+        features = [pack(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)]
+        # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
+        # in the same order.
+        features[0] = torch.cat([features[0], newline[None][:0]])
+        deltas = [
+            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, samples, self.managers.is_output(index))
+            for index, (crop_sums, newline_SD) in enumerate(sums)
+        ]
+        return VisualFeatures(pooler_output=features, deepstack_features=deltas or None)
+
+    def _encode(self, pixel_values, sample_of_crop, num_samples):
+        """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
+        last = self.config.vision_config.num_hidden_layers
+        managed = self.config.managers.vision_layers if self.managers is not None else ()
+        others = [layer for layer in managed if layer != last]
+        visual_input, *states = self.vision_tower(pixel_values, [last, *others])
+        # The visual input is projected alone, so that it has the same bits with and without managers.
+        projected = {last: self.multi_modal_projector(visual_input)}
+        if others:
+            projected.update(zip(others, self.multi_modal_projector(torch.stack(states))))
+        if self.managers is None:
+            return projected[last], []
+        maps = [projected[layer] for layer in managed]
+        return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+
+    def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
+        """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""
+        scope = self.config.managers.scope
+        deltas = []
+        for sums, layout, sample in zip(sums_of_images, layouts, samples):
+            delta = pack(sums, newline_SD[sample], layout, self.config.tiling.merge)
+            if scope != "all":
+                delta = delta * pack_mask(layout, scope, delta.device)
+            deltas.append(self.managers.jittered(delta) if is_output else delta)
+        deltas[0] = torch.cat([deltas[0], newline_SD[:0]])  # takes part even where no image has a newline, as above
+        return deltas
+
+    def _blank_features(self, like: torch.Tensor) -> VisualFeatures:
+        """No visual tokens at all, computed from one blank crop.
+
+        Ranks of one job must run and reduce the same parameters. Where a micro-batch holds no image, its rank runs
+        tower, projector, newline and managers on one crop and keeps none of the result: every gradient is exactly zero.
+        """
+        side = self.config.vision_config.image_size
+        pixel_values = torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device)
+        visual, sums = self._encode(pixel_values, torch.zeros(1, dtype=torch.int64, device=like.device), 1)
+        tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
+        deltas = [[torch.cat([crop_sums[0][:0], newline_SD[:0]])] for crop_sums, newline_SD in sums]
+        return VisualFeatures(pooler_output=[tokens], deepstack_features=deltas or None)
+
+    def _encode_inputs(
+        self, pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+    ) -> dict[str, VisualFeatures]:
+        """Features by modality of raw images, videos or both; both pass the tower together, so that it runs once."""
+        images = videos = None
+        if pixel_values is not None:
+            images = image_input(self.config, pixel_values, image_sizes, batch_num_images)
+        if pixel_values_videos is not None:
+            videos = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
+        if images is None or videos is None:
+            return {"image": self._features(images)} if videos is None else {"video": self._features(videos)}
+        both, count = self._features(images + videos), len(images.layouts)
+        managed = both.deepstack_features
+        return {
+            modality: VisualFeatures(
+                pooler_output=both.pooler_output[part],
+                deepstack_features=[features[part] for features in managed] if managed is not None else None,
+            )
+            for modality, part in (("image", slice(count)), ("video", slice(count, None)))
+        }
