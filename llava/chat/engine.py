@@ -11,7 +11,6 @@ from threading import Event
 
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
-from transformers.utils import is_flash_attn_2_available
 
 from llava.constants import IMAGE_TOKEN
 from llava.data.conversation import END
@@ -19,6 +18,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.attention import best_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -75,8 +75,7 @@ class Engine:
             raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
         kind = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if place.type == "cuda" else torch.float32)
         if attn_implementation is None:
-            flash = place.type == "cuda" and kind != torch.float32 and is_flash_attn_2_available()
-            attn_implementation = "flash_attention_2" if flash else "sdpa"
+            attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
         try:
             processor = LlavaOVManagerProcessor.from_pretrained(path)
             model, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(

@@ -59,8 +59,12 @@ def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBa
     folders = [folder] if folder is not None else source.folders
     for candidate in folders:
         if any((candidate / name).is_file() for name in TOKENIZER_FILES):
-            # The configuration is given, because config.json may be of a type that transformers does not know.
-            return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
+            try:
+                # The configuration is given, because config.json may be of a type that transformers does not know.
+                return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
+            except Exception as error:  # transformers and tokenizers each raise their own kinds
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                raise LlavaError(f"{candidate}: its tokenizer cannot be loaded: {reason}") from error
     raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); give its folder: --tokenizer DIR")
 
 

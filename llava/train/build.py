@@ -17,7 +17,6 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
-from transformers.utils import is_flash_attn_2_available
 
 from llava.convert.parts import load_parts, make_processor
 from llava.convert.source import pixel_statistics
@@ -25,6 +24,7 @@ from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig, layer_range
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.attention import best_attention
 from llava.mllm.questions import turn_token_ids
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
@@ -139,8 +139,7 @@ def attention_implementation(recipe: Recipe) -> str:
     """flash_attention_2 when it is installed and bfloat16 runs on a GPU, else sdpa, unless the recipe names one."""
     if recipe.model.attention != "auto":
         return recipe.model.attention
-    usable = torch.cuda.is_available() and trains_in_bf16(recipe) and is_flash_attn_2_available()
-    return "flash_attention_2" if usable else "sdpa"
+    return best_attention(torch.cuda.is_available(), trains_in_bf16(recipe))
 
 
 def build_on_meta(config: LlavaOVManagerConfig) -> LlavaOVManagerForConditionalGeneration:

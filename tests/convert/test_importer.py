@@ -246,6 +246,12 @@ def test_folders_that_hold_no_checkpoint(make_released, tmp_path, refused):
     assert "config.json: not readable as JSON" in refused(folder)
 
 
+def test_a_source_with_a_broken_tokenizer(make_released, tower_config, refused):
+    folder = make_released()
+    (folder / "tokenizer.json").write_text("{")
+    assert f"{folder}: its tokenizer cannot be loaded" in refused(folder, "--vision_tower", tower_config)
+
+
 def test_a_source_without_tokenizer(make_released, tower_config, tmp_path, refused, convert):
     folder = make_released()
     for name in ("tokenizer.json", "tokenizer_config.json"):
