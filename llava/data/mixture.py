@@ -1,19 +1,54 @@
 """A mixture file: which data sets, and how much of each."""
 
-import json
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
+from llava.data.records import iter_records
 from llava.data.schema import Sample, parse_sample
 from llava.errors import DataError
 
+KEYS = ("json_path", "sampling_strategy", "expected_rows", "hub")
+HUB_KEYS = ("repo", "config")
+ROUNDED = 0.02  # how far a count may lie from an expected one that is only "about" right
 _STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
+_EXPECTED = re.compile(r"(about )?(\d+)")
+
+
+class ExpectedRows(NamedTuple):
+    """How many rows a data file should have. rounded: the number is known to within 2% only ("about N")."""
+
+    rows: int
+    rounded: bool
+
+    def __str__(self) -> str:
+        return f"{'about ' * self.rounded}{self.rows:,}"
+
+    def fits(self, found: int) -> bool:
+        return abs(found - self.rows) <= (ROUNDED * self.rows if self.rounded else 0)
+
+
+class HubSource(NamedTuple):
+    """Where a data file comes from: a data set repository on the hub and, where it holds several sets, the folder."""
+
+    repo: str
+    config: str | None
+
+
+class MixtureEntry(NamedTuple):
+    """One data file of a mixture: how much of it is taken, how much it should hold and where it comes from."""
+
+    file: Path
+    sampling_strategy: str
+    expected_rows: ExpectedRows | None = None
+    hub: HubSource | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +75,10 @@ class Mixture:
         return "\n".join([*lines, f"{len(self.samples):>9,} samples"])
 
 
-def mixture_entries(path: str | Path) -> list[tuple[Path, str]]:
-    """(data file, sampling strategy) of each entry; relative paths count from the mixture file, braces are expanded.
+def mixture_entries(path: str | Path) -> list[MixtureEntry]:
+    """The mixture's data files; relative paths count from the mixture file, braces are expanded.
 
-    Raises DataError for a file that is missing, empty or not `datasets: [{json_path, sampling_strategy}]`.
+    Raises DataError for a file that is missing or empty, and for an entry with anything but KEYS.
     """
     path = Path(path)
     try:
@@ -57,23 +92,53 @@ def mixture_entries(path: str | Path) -> list[tuple[Path, str]]:
     datasets = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(datasets, list) or not datasets:
         raise DataError(f"mixture {path} has no entries; it needs 'datasets: [{{json_path, sampling_strategy}}]'")
-    entries = []
-    for number, entry in enumerate(datasets, start=1):
-        unknown = set(entry) - {"json_path", "sampling_strategy"} if isinstance(entry, dict) else {"not an object"}
-        if unknown or not isinstance(entry.get("json_path"), str):
-            raise DataError(f"mixture {path} entry {number} must have json_path and sampling_strategy, found {entry!r}")
-        strategy = str(entry.get("sampling_strategy", "all"))
-        _parse_strategy(strategy, f"mixture {path} entry {number}")
-        entries += [(path.parent / file, strategy) for file in expand_braces(entry["json_path"])]
-    return entries
+    return [
+        entry
+        for number, fields in enumerate(datasets, start=1)
+        for entry in _parse_entry(fields, path.parent, f"mixture {path} entry {number}")
+    ]
+
+
+def _parse_entry(fields, folder: Path, where: str) -> list[MixtureEntry]:
+    unknown = set(fields) - set(KEYS) if isinstance(fields, dict) else {"not an object"}
+    if unknown or not isinstance(fields.get("json_path"), str):
+        raise DataError(
+            f"{where} must have json_path and sampling_strategy, and may have expected_rows and hub; found {fields!r}"
+        )
+    strategy = str(fields.get("sampling_strategy", "all"))
+    _parse_strategy(strategy, where)
+    expected = _parse_expected(fields.get("expected_rows"), where)
+    hub = _parse_hub(fields.get("hub"), where)
+    files = expand_braces(fields["json_path"])
+    if expected is not None and len(files) > 1:
+        raise DataError(f"{where}: expected_rows is for one file, but json_path names {len(files)}")
+    return [MixtureEntry(folder / file, strategy, expected, hub) for file in files]
+
+
+def _parse_expected(value, where: str) -> ExpectedRows | None:
+    if value is None:
+        return None
+    matched = _EXPECTED.fullmatch(str(value))
+    if matched is None or isinstance(value, bool):
+        raise DataError(f"{where}: expected_rows must be a number or 'about N', found {value!r}")
+    return ExpectedRows(int(matched[2]), bool(matched[1]))
+
+
+def _parse_hub(value, where: str) -> HubSource | None:
+    if value is None:
+        return None
+    known = isinstance(value, dict) and not set(value) - set(HUB_KEYS)
+    if not known or not all(isinstance(text, str) for text in value.values()) or "/" not in value.get("repo", ""):
+        raise DataError(f"{where}: hub must be {{repo: OWNER/NAME, config: FOLDER}}, config optional; found {value!r}")
+    return HubSource(value["repo"], value.get("config"))
 
 
 def load_mixture(path: str | Path, seed: int) -> Mixture:
     """Reads every data file of the mixture. `random` draws from (seed, file name) and so is the same on every rank."""
     samples, table = [], []
-    for file, strategy in mixture_entries(path):
+    for file, strategy, *_ in mixture_entries(path):
         records = read_records(file)
-        taken = _choose(len(records), strategy, f"{seed}/{file.name}", str(path))
+        taken = choose_rows(len(records), strategy, f"{seed}/{file.name}", str(path))
         samples += [parse_sample(records[row], f"{file} row {row + 1}") for row in taken]
         table.append(MixtureRow(str(file), strategy, len(records), len(taken)))
     if not samples:
@@ -82,26 +147,8 @@ def load_mixture(path: str | Path, seed: int) -> Mixture:
 
 
 def read_records(file: Path) -> list:
-    """The rows of a JSON list or a JSONL file; DataError names the file and line."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"data file {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise DataError(f"data file {file} is not UTF-8 text") from None
-    lines = enumerate(text.split("\n"), start=1) if file.suffix == ".jsonl" else [(1, text)]
-    records = []
-    for number, line in lines:
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            line_number = number + error.lineno - 1
-            raise DataError(f"data file {file} line {line_number} is not JSON: {error.msg}") from None
-    if file.suffix != ".jsonl":
-        records = records[0] if records else []
-    if not isinstance(records, list):
-        raise DataError(f"data file {file} must hold a list of records, found {type(records).__name__}")
-    return records
+    """All rows of a JSON list or a JSONL file; DataError names the file and line."""
+    return list(iter_records(file))
 
 
 def expand_braces(pattern: str) -> list[str]:
@@ -122,16 +169,22 @@ def _parse_strategy(strategy: str, where: str) -> tuple[str, float, bool]:
     return matched[1], float(matched[2]), bool(matched[3])
 
 
-def _choose(rows: int, strategy: str, seed: str, where: str) -> list[int]:
-    """The rows that a strategy takes; a percentage is rounded up. end:0 takes none."""
+def count_taken(rows: int, strategy: str, where: str) -> int:
+    """How many of so many rows a strategy takes; a percentage is rounded up. DataError when there are fewer."""
     kind, amount, percent = _parse_strategy(strategy, where)
     if kind == "all":
-        return list(range(rows))
+        return rows
     count = math.ceil(rows * amount / 100) if percent else int(amount)
     if count > rows:
         raise DataError(f"{where}: sampling_strategy {strategy!r} asks for {count} rows, but there are {rows}")
-    if kind == "first":
-        return list(range(count))
+    return count
+
+
+def choose_rows(rows: int, strategy: str, seed: str, where: str) -> Sequence[int]:
+    """The rows that a strategy takes, ascending. end:0 takes none."""
+    kind, count = strategy.partition(":")[0], count_taken(rows, strategy, where)
+    if kind in ("all", "first"):
+        return range(count)
     if kind == "end":
-        return list(range(rows - count, rows))
+        return range(rows - count, rows)
     return sorted(random.Random(seed).sample(range(rows), count))

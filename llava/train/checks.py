@@ -183,4 +183,4 @@ def _check_data_files(recipe: Recipe) -> None:
 
 def missing_data_files(recipe: Recipe) -> list[Path]:
     """The files that the mixture names and that do not exist."""
-    return [file for file, _ in mixture_entries(recipe.data.mixture) if not file.is_file()]
+    return [entry.file for entry in mixture_entries(recipe.data.mixture) if not entry.file.is_file()]

@@ -4,7 +4,14 @@ import pytest
 
 from llava.cli import main
 from llava.data.check import inspect_samples
-from llava.data.mixture import expand_braces, load_mixture
+from llava.data.mixture import (
+    ExpectedRows,
+    HubSource,
+    MixtureEntry,
+    expand_braces,
+    load_mixture,
+    mixture_entries,
+)
 from llava.data.schema import Turn, parse_sample
 from llava.errors import DataError
 
@@ -78,6 +85,13 @@ def test_brace_lists_are_expanded(tmp_path):
         ("datasets: [", "is not YAML"),
         ("datasets: [{json_path: 5}]", "entry 1 must have json_path"),
         ("datasets: [{json_path: latin.json}]", "latin.json is not UTF-8 text"),
+        ("datasets: [{json_path: a.json, rows: 10}]", "may have expected_rows and hub; found .*'rows': 10"),
+        ("datasets: [{json_path: a.json, expected_rows: many}]", "must be a number or 'about N', found 'many'"),
+        ("datasets: [{json_path: a.json, expected_rows: true}]", "must be a number or 'about N', found True"),
+        ("datasets: [{json_path: 'a{1,2}.json', expected_rows: 3}]", "is for one file, but json_path names 2"),
+        ("datasets: [{json_path: a.json, hub: name}]", "hub must be {repo: OWNER/NAME, config: FOLDER}"),
+        ("datasets: [{json_path: a.json, hub: {repo: a/b, folder: c}}]", "hub must be .*'folder': 'c'"),
+        ("datasets: [{json_path: a.json, hub: {config: c}}]", "hub must be .*'config': 'c'"),
     ],
 )
 def test_faults_of_a_mixture_are_named(tmp_path, content, message):
@@ -88,6 +102,24 @@ def test_faults_of_a_mixture_are_named(tmp_path, content, message):
     (tmp_path / "mixture.yaml").write_text(content)
     with pytest.raises(DataError, match=message):
         load_mixture(tmp_path / "mixture.yaml", 0)
+
+
+def test_where_a_set_comes_from_and_how_many_rows_it_should_have(tmp_path):
+    (tmp_path / "mixture.yaml").write_text(
+        "datasets:\n"
+        "- {json_path: a.json, expected_rows: 5290, hub: {repo: owner/name, config: 'a(b,c)'}}\n"
+        "- {json_path: b.json, sampling_strategy: 'first:5%', expected_rows: about 1000, hub: {repo: owner/name}}\n"
+        "- {json_path: c.json}\n"
+    )
+    exact, rounded, unknown = mixture_entries(tmp_path / "mixture.yaml")
+    assert exact == MixtureEntry(
+        tmp_path / "a.json", "all", ExpectedRows(5290, False), HubSource("owner/name", "a(b,c)")
+    )
+    assert (rounded.sampling_strategy, rounded.hub) == ("first:5%", HubSource("owner/name", None))
+    assert unknown == MixtureEntry(tmp_path / "c.json", "all", None, None)
+    assert [exact.expected_rows.fits(n) for n in (5289, 5290, 5291)] == [False, True, False]
+    assert [rounded.expected_rows.fits(n) for n in (979, 980, 1020, 1021)] == [False, True, True, False]
+    assert [str(entry.expected_rows) for entry in (exact, rounded)] == ["5,290", "about 1,000"]
 
 
 @pytest.mark.parametrize(
