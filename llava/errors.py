@@ -7,3 +7,11 @@ class LlavaError(ValueError):
 
 class DataError(LlavaError):
     """A record, an image or a mixture that cannot be used as it stands."""
+
+
+class MissingFileError(DataError):
+    """An image or video that does not exist."""
+
+
+class OversizedImageError(DataError):
+    """An image of so many pixels that decoding it could exhaust the memory (a decompression bomb)."""

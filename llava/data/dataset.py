@@ -124,22 +124,27 @@ class SupervisedDataset(Dataset):
         return [bool(sample.images or sample.videos) for sample in self.samples]
 
     def over_long(self, inspection: Inspection) -> list[str]:
-        """One line for each sample that has more than max_length tokens.
+        """One line for each sample that has more than max_length tokens."""
+        faults = []
+        for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
+            fault = self.too_long(sample, sizes, videos)
+            faults += [f"{sample}: {fault}"] if fault else []
+        return faults
+
+    def too_long(self, stored: Sample, sizes: list[tuple[int, int]], videos: list[VideoTimes]) -> str | None:
+        """What is wrong with a sample of more than max_length tokens; None for others, and for an unusable one.
 
         A token is at least one byte of text, so that only samples that could be too long are tokenized.
         """
-        limit, faults = self.encoding["max_length"], []
-        for stored, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
-            if (len(sizes), len(videos)) != (len(stored.images), len(stored.videos)):
-                continue  # unusable, and among the inspection's faults
-            sample = self._timed(stored, videos)
-            frames = [len(video.times) for video in videos]
-            text = sum(len(turn.text.encode()) + TOKENS_PER_TURN for turn in sample.turns) + TOKENS_PER_TURN
-            if self._visual_tokens(sizes, frames) + text > limit:
-                found = self.processor.count_tokens(sample, sizes, self.encoding["template"], frames)
-                if found > limit:
-                    faults.append(f"{sample}: found {found} tokens but max_length is {limit}")
-        return faults
+        limit = self.encoding["max_length"]
+        if (len(sizes), len(videos)) != (len(stored.images), len(stored.videos)):
+            return None
+        sample, frames = self._timed(stored, videos), [len(video.times) for video in videos]
+        text = sum(len(turn.text.encode()) + TOKENS_PER_TURN for turn in sample.turns) + TOKENS_PER_TURN
+        if self._visual_tokens(sizes, frames) + text <= limit:
+            return None
+        found = self.processor.count_tokens(sample, sizes, self.encoding["template"], frames)
+        return f"found {found} tokens but max_length is {limit}" if found > limit else None
 
     def lengths(self, inspection: Inspection | None = None) -> list[int]:
         """Tokens of each sample: visual tokens exact where `inspection` knows sizes and frames, text estimated."""

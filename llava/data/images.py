@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
-from llava.errors import DataError
+from llava.errors import DataError, MissingFileError, OversizedImageError
 
 RESAMPLING = Image.Resampling.BICUBIC
 
@@ -24,13 +24,13 @@ def open_image(source, name: str | None = None) -> Image.Image:
         with Image.open(source) as image:
             return image.convert("RGB")
     except FileNotFoundError:
-        raise DataError(f"image {name} does not exist") from None
+        raise MissingFileError(f"image {name} does not exist") from None
     except IsADirectoryError:
         raise DataError(f"image {name} is a folder") from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is not an image that Pillow can read") from None
     except Image.DecompressionBombError as error:
-        raise DataError(f"image {name} is refused: {error}") from None
+        raise OversizedImageError(f"image {name} is refused: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
         raise DataError(f"image {name} cannot be decoded: {error}") from None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from llava.errors import DataError, LlavaError
+from llava.errors import DataError, LlavaError, MissingFileError
 
 NO_SUBSTITUTES = 1e-9  # decord's fault_tol, a share of the frames: a single frame replaced by a neighbour is an error
 
@@ -114,7 +114,7 @@ def _open(path: str | os.PathLike, sampling: VideoSampling):
     """decord's reader and the chosen indices."""
     decord = _import_decord()
     if not os.path.exists(path):
-        raise DataError(f"video {path} does not exist")
+        raise MissingFileError(f"video {path} does not exist")
     if os.path.isdir(path):
         raise DataError(f"video {path} is a folder")
     uri = os.path.abspath(path)  # a relative name with a colon would be read as a protocol
