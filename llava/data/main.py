@@ -1,4 +1,4 @@
-"""`llava data check`: what is wrong with a mixture, before training finds out. `llava data preview`: one sample."""
+"""`llava data`: download, prepare and check the data of a mixture, and preview one sample."""
 
 import argparse
 import sys
@@ -11,59 +11,82 @@ from llava.errors import LlavaError
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 when `check` finds a fault; raises LlavaError for wrong arguments."""
     arguments = _parser().parse_args(argv)
-    return _check(arguments) if arguments.command == "check" else _preview(arguments)
+    return {"check": _check, "preview": _preview}[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llava data")
     commands = parser.add_subparsers(dest="command", required=True)
-    check = commands.add_parser("check", help="read a mixture's records and image headers")
+    check = commands.add_parser("check", help="find what is wrong with a mixture's records, images and videos")
     check.add_argument("mixture", help="mixture YAML")
+    check.add_argument("--out", metavar="DIR", help="report folder; a check that was killed goes on from there")
+    check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
+    check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
+    check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
+    check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     preview = commands.add_parser("preview", help="show what a model sees of one sample: crops, tokens, supervision")
     preview.add_argument("--model", required=True, metavar="DIR", help="model folder; only its processor is read")
     preview.add_argument("--data", required=True, metavar="FILE", help="mixture YAML, or JSON or JSONL of samples")
     preview.add_argument("--index", required=True, type=int, metavar="N", help="which sample, counted from 0")
     preview.add_argument("--out", metavar="PNG", help="also draw it, crops included, to this file")
-    preview.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")
     preview.add_argument("--label_rule", default="answers", choices=LABEL_RULES, help="(default answers)")
-    preview.add_argument("--video_fps", type=float, default=1.0, help="frames taken per second of video (default 1)")
-    preview.add_argument("--frames_upbound", type=int, default=32, help="most frames of a video; 0: all (default 32)")
-    preview.add_argument("--force_sample", action="store_true", help="always take frames_upbound frames")
     preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
     for command in (check, preview):
+        command.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")
+        command.add_argument("--video_fps", type=float, default=1.0, help="frames per second of video (default 1)")
+        command.add_argument("--frames_upbound", type=int, default=32, help="most frames; 0: all (default 32)")
+        command.add_argument("--force_sample", action="store_true", help="always take frames_upbound frames")
         command.add_argument("--image_folder", default=".", help="folder that image and video paths are relative to")
         command.add_argument("--seed", type=int, default=0, help="of `random` sampling strategies")
     return parser
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from llava.data.check import inspect_samples
-    from llava.data.mixture import load_mixture
+    from llava.data.check_report import BadRowFile, BadRowPrinter, render_table
+    from llava.data.mixture_check import CheckOptions, check_mixture
 
-    mixture = load_mixture(arguments.mixture, arguments.seed)
-    print(mixture)
-    faults = inspect_samples(mixture.samples, arguments.image_folder).faults
-    for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
-    print(f"{len(faults)} of {len(mixture.samples)} samples are unusable")
-    return 1 if faults else 0
+    if arguments.workers is not None and arguments.workers < 1:
+        raise LlavaError(f"--workers must be at least 1, found {arguments.workers}")
+    options = CheckOptions(
+        image_folder=arguments.image_folder,
+        seed=arguments.seed,
+        decode=arguments.decode,
+        model=arguments.model,
+        max_length=arguments.max_length,
+        template=arguments.template,
+        video_sampling=_video_sampling(arguments),
+    )
+    out = Path(arguments.out) if arguments.out else None
+    bad_rows = BadRowFile(out) if out else BadRowPrinter(sys.stderr)
+    reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", arguments.workers)
+    print(render_table(reports))
+    for report in reports:
+        if report.warning:
+            print(f"warning: {report.warning}", file=sys.stderr)
+    bad_rows.finish(reports)
+    print(f"{sum(report.bad for report in reports)} of {sum(report.taken for report in reports)} samples are unusable")
+    return 1 if bad_rows.count else 0
+
+
+def _video_sampling(arguments: argparse.Namespace):
+    from llava.data.video import VideoSampling
+
+    return VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)
 
 
 def _preview(arguments: argparse.Namespace) -> int:
     from llava.data.preview import load_processor, preview_sample, read_sample, render_text
-    from llava.data.video import VideoSampling
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
         raise LlavaError(f"--out {arguments.out}: the picture is a PNG; give a name that ends in .png")
     sample = read_sample(arguments.data, arguments.index, arguments.seed)
-    sampling = VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)
     preview = preview_sample(
         sample,
         load_processor(arguments.model),
         image_folder=arguments.image_folder,
         template=arguments.template,
         label_rule=arguments.label_rule,
-        video_sampling=sampling,
+        video_sampling=_video_sampling(arguments),
         time_instruction=arguments.time_instruction,
     )
     print(render_text(preview, color=sys.stdout.isatty()))
