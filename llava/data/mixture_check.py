@@ -176,7 +176,7 @@ class RowInspector:
         sizes, videos, faults = inspect_sample(
             sample, Path(options.image_folder), options.video_sampling, decode=options.decode, confined=True
         )
-        if not faults and self.token_counter:
+        if not faults and self.token_counter is not None:
             try:
                 too_long = self.token_counter.too_long(sample, sizes, videos)
                 faults = [Fault("over_long", too_long)] if too_long else []
