@@ -11,7 +11,7 @@ from llava.errors import LlavaError
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 when `check` finds a fault; raises LlavaError for wrong arguments."""
     arguments = _parser().parse_args(argv)
-    return {"check": _check, "preview": _preview}[arguments.command](arguments)
+    return {"check": _check, "prepare": _prepare, "preview": _preview}[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +24,12 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
     check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    prepare = commands.add_parser("prepare", help="turn a local snapshot of a hub data set into JSON and images")
+    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON or JSONL with images")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="image folder; writes DIR/REPOSITORY/SET.json")
+    prepare.add_argument("--set", action="append", metavar="NAME", help="only this set; can be given again")
+    prepare.add_argument("--drop_missing", action="store_true", help="drop rows whose image is not in the snapshot")
+    prepare.add_argument("--workers", type=int, default=1, metavar="N", help="processes for parquet files (default 1)")
     preview = commands.add_parser("preview", help="show what a model sees of one sample: crops, tokens, supervision")
     preview.add_argument("--model", required=True, metavar="DIR", help="model folder; only its processor is read")
     preview.add_argument("--data", required=True, metavar="FILE", help="mixture YAML, or JSON or JSONL of samples")
@@ -45,8 +51,7 @@ def _check(arguments: argparse.Namespace) -> int:
     from llava.data.check_report import BadRowFile, BadRowPrinter, render_table
     from llava.data.mixture_check import CheckOptions, check_mixture
 
-    if arguments.workers is not None and arguments.workers < 1:
-        raise LlavaError(f"--workers must be at least 1, found {arguments.workers}")
+    workers = _workers(arguments)
     options = CheckOptions(
         image_folder=arguments.image_folder,
         seed=arguments.seed,
@@ -58,7 +63,7 @@ def _check(arguments: argparse.Namespace) -> int:
     )
     out = Path(arguments.out) if arguments.out else None
     bad_rows = BadRowFile(out) if out else BadRowPrinter(sys.stderr)
-    reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", arguments.workers)
+    reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", workers)
     print(render_table(reports))
     for report in reports:
         if report.warning:
@@ -66,6 +71,25 @@ def _check(arguments: argparse.Namespace) -> int:
     bad_rows.finish(reports)
     print(f"{sum(report.bad for report in reports)} of {sum(report.taken for report in reports)} samples are unusable")
     return 1 if bad_rows.count else 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    from llava.data.prepare import prepare
+    from llava.data.snapshot import find_sets
+
+    for file in find_sets(Path(arguments.source))[1]:
+        print(f"left: {file} holds no conversations")
+    for prepared in prepare(
+        arguments.source, arguments.out, arguments.set, arguments.drop_missing, _workers(arguments)
+    ):
+        print(prepared, flush=True)
+    return 0
+
+
+def _workers(arguments: argparse.Namespace) -> int | None:
+    if arguments.workers is not None and arguments.workers < 1:
+        raise LlavaError(f"--workers must be at least 1, found {arguments.workers}")
+    return arguments.workers
 
 
 def _video_sampling(arguments: argparse.Namespace):

@@ -1,0 +1,124 @@
+"""What the hub's data sets need before LLaVA can be trained on them, as a table of named rules.
+
+The facts are the authors' data scripts and the discussions of lmms-lab/LLaVA-OneVision-Data on the hub.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from llava.constants import IMAGE_TOKEN
+
+RECAP_PROMPT = "Please generate detailed descriptions of the given image."
+RAVEN_SIDE = 500  # pixels
+MATHV360K = "MathV360K"
+MATHV360K_FILE = "train_samples_all_tuning"  # all of MathV360K in one file; a row's subset is its image's first folder
+MATHV360K_MISSING = ("TQA", "PlotQA", "VQA-AS", "VQA-RAD")
+DROPPED = {  # rows of any set that cannot be used
+    "no_conversation": "rows without turns that have 'from' and 'value' are dropped",
+    "unreadable_image": "rows with an image that Pillow cannot read, or of suspiciously many pixels, are dropped",
+    "unsafe_path": "rows whose path leaves the snapshot are dropped",
+    "missing_file": "rows whose image or video is in no archive and no folder are dropped",
+}
+
+
+class Row(NamedTuple):
+    """A row on its way. record: LLaVA's. image_sizes: gives the (width, height) of its images, read when asked for."""
+
+    record: dict
+    image_sizes: Callable[[], list[tuple[int, int]]]
+
+    @property
+    def images(self) -> list[str]:
+        images = self.record.get("image")
+        return [] if images is None else [images] if isinstance(images, str) else images
+
+
+class Rule(NamedTuple):
+    """A repair.
+
+    sets: which REPOSITORY/SET it is for. apply: returns the row's record, another one, or None to drop it; a record
+    that is returned as it came counts as untouched. selects: it chooses rows by their record alone, so that images of
+    other rows need not be unpacked.
+    """
+
+    name: str
+    sets: str
+    summary: str
+    apply: Callable[[Row], dict | None]
+    selects: bool = False
+
+    def concerns(self, repository: str, name: str) -> bool:
+        return re.fullmatch(self.sets, f"{repository}/{name}") is not None
+
+
+def _with_placeholder(row: Row) -> dict:
+    """One `<image>` per image at the start of the first human turn, where no turn has any."""
+    turns = row.record["conversations"]
+    if not row.images or any(IMAGE_TOKEN in turn["value"] for turn in turns):
+        return row.record
+    return _with_first_question(row.record, lambda text: f"{IMAGE_TOKEN}\n" * len(row.images) + text)
+
+
+def _with_recap_prompt(row: Row) -> dict:
+    return _with_first_question(
+        row.record, lambda text: text if RECAP_PROMPT in text else f"{text.rstrip()}\n{RECAP_PROMPT}"
+    )
+
+
+def _with_first_question(record: dict, change: Callable[[str], str]) -> dict:
+    turns = record["conversations"]
+    for number, turn in enumerate(turns):
+        if turn["from"] in ("human", "user"):
+            changed = change(turn["value"])
+            if changed == turn["value"]:
+                return record
+            return record | {"conversations": [*turns[:number], turn | {"value": changed}, *turns[number + 1 :]]}
+    return record
+
+
+def _of_whole_sequence(row: Row) -> dict | None:
+    whole = all(min(size) >= RAVEN_SIDE for size in row.image_sizes())
+    return row.record if whole else None
+
+
+def _of_subset(subset: str) -> Callable[[Row], dict | None]:
+    return lambda row: row.record if row.images and row.images[0].split("/")[0] == subset else None
+
+
+RULES = (
+    *(
+        Rule(
+            "mathv360k_missing",
+            re.escape(f"{MATHV360K}/{subset}({MATHV360K})"),
+            f"other subsets than {subset} are dropped: lmms-lab/LLaVA-OneVision-Data lacks "
+            f"{', '.join(MATHV360K_MISSING)}, and holds the others",
+            _of_subset(subset),
+            selects=True,
+        )
+        for subset in MATHV360K_MISSING
+    ),
+    Rule(
+        "raven_small",
+        r"LLaVA-OneVision-Data/raven\(cauldron\)",
+        f"images of less than {RAVEN_SIDE} px are dropped: their question is about a second image, which the hub lacks",
+        _of_whole_sequence,
+    ),
+    Rule(
+        "image_placeholder",
+        ".*",
+        f"rows with an image and no {IMAGE_TOKEN} get one at the start of their first question",
+        _with_placeholder,
+    ),
+    Rule(
+        "recap_prompt",
+        "LLaVA-ReCap-.*",
+        f'the question becomes "{IMAGE_TOKEN}", a new line and "{RECAP_PROMPT}"',
+        _with_recap_prompt,
+    ),
+)
+
+
+def rules_of(repository: str, name: str) -> list[Rule]:
+    """The rules for a set, in the order in which they are applied."""
+    return [rule for rule in RULES if rule.concerns(repository, name)]
