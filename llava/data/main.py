@@ -1,6 +1,7 @@
 """`llava data`: download, prepare and check the data of a mixture, and preview one sample."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from llava.errors import LlavaError
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 when `check` finds a fault; raises LlavaError for wrong arguments."""
     arguments = _parser().parse_args(argv)
-    return {"check": _check, "prepare": _prepare, "preview": _preview}[arguments.command](arguments)
+    return COMMANDS[arguments.command](arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -24,6 +25,10 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
     check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    download = commands.add_parser("download", help="print or run the hub commands that fetch a mixture's data sets")
+    download.add_argument("mixture", help="mixture YAML, whose entries tell the hub's repository and folder")
+    download.add_argument("--to", default="playground/snapshots", metavar="DIR", help="(default playground/snapshots)")
+    download.add_argument("--run", action="store_true", help="run the commands instead of printing them")
     prepare = commands.add_parser("prepare", help="turn a local snapshot of a hub data set into JSON and images")
     prepare.add_argument("source", help="folder of one repository: parquet files, or JSON or JSONL with images")
     prepare.add_argument("--out", required=True, metavar="DIR", help="image folder; writes DIR/REPOSITORY/SET.json")
@@ -71,6 +76,20 @@ def _check(arguments: argparse.Namespace) -> int:
     bad_rows.finish(reports)
     print(f"{sum(report.bad for report in reports)} of {sum(report.taken for report in reports)} samples are unusable")
     return 1 if bad_rows.count else 0
+
+
+def _download(arguments: argparse.Namespace) -> int:
+    from llava.data.download import download_commands, prepare_commands, run_commands
+    from llava.data.mixture import mixture_entries
+
+    entries = mixture_entries(arguments.mixture)
+    commands = download_commands(entries, arguments.to)
+    if arguments.run:
+        run_commands(commands)
+    else:
+        print("\n".join(map(shlex.join, commands)))
+    print("\n# then", *prepare_commands(entries, arguments.to), sep="\n")
+    return 0
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -123,3 +142,6 @@ def _preview(arguments: argparse.Namespace) -> int:
             raise LlavaError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
         print(f"picture: {arguments.out}")
     return 0
+
+
+COMMANDS = {"download": _download, "prepare": _prepare, "check": _check, "preview": _preview}

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llava.anyres import image_layout
+from llava.data.expected import expected_table
 from llava.data.mixture import load_mixture
 from llava.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig
@@ -73,7 +74,8 @@ def dry_run(recipe: Recipe) -> str:
     if missing:
         notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
     text = describe(recipe, Plan.of(recipe, config, samples), components, config, attention_implementation(recipe))
-    return "\n".join([text, "", *notes])
+    expected = expected_table(recipe.data.mixture)
+    return "\n".join([text, "", *([expected, ""] if expected else []), *notes])
 
 
 def describe(

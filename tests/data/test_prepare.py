@@ -403,7 +403,7 @@ def test_what_is_no_snapshot_is_told_in_one_line(tmp_path, capsys, files, messag
 def test_other_columns_are_named(tmp_path):
     (tmp_path / "own").mkdir()
     parquet.write_table(pyarrow.table({"text": ["a"]}), tmp_path / "own/a.parquet")
-    with pytest.raises(DataError, match="a.parquet has no column 'conversations'; found text"):
+    with pytest.raises(DataError, match=r"a.parquet has no column 'conversations'; found text"):
         list(prepare(tmp_path / "own", tmp_path / "data"))
 
 
