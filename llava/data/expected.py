@@ -38,7 +38,7 @@ def expected_table(mixture: str | Path) -> str:
         return ""
     rows = [(name, expected.samples, _sets(expected)) for name, expected in found.items()]
     if len(rows) > 1:
-        rows.append(("total", sum(samples for _, samples, _ in rows), ""))
+        rows.append(("all stages", sum(samples for _, samples, _ in rows), ""))
     width = max(len(name) for name, _, _ in rows)
     lines = [f"  {name:<{width}}  {samples:>10,}  {note}".rstrip() for name, samples, note in rows]
     return "\n".join(["samples that the mixtures expect", *lines])

@@ -23,7 +23,7 @@ def test_the_total_of_the_three_stages_is_about_8_4_million():
         "  stage1.yaml       558,128  1 set",
         "  stage1_5.yaml   3,976,688  7 sets",
         "  stage2.yaml     3,906,992  90 sets, without raven(cauldron): unknown",
-        "  total           8,441,808",
+        "  all stages      8,441,808",
     ]
     assert sum(expected_samples(MIXTURES / name).samples for name in PAPER) == 8_441_808
 
