@@ -62,7 +62,7 @@ def check_mixture(
     entries = mixture_entries(mixture)
     if not Path(options.image_folder).is_dir():
         raise LlavaError(f"--image_folder {options.image_folder} is not a folder")
-    workers = workers or len(os.sched_getaffinity(0))
+    workers = workers or os.cpu_count() or 1
     reports = []
     with _Inspectors(options, workers) as inspectors, tqdm(unit="row", desc="checked", disable=None) as bar:
         for number, entry in enumerate(entries):

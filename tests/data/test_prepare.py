@@ -360,8 +360,12 @@ def test_a_list_that_was_being_written_is_not_taken_for_a_whole_one(tmp_path, on
     content = whole.file.read_bytes()
     os.utime(onevision / "mathqa/train-00000-of-00001.parquet")
 
+    replace = os.replace
+
     def full(source, target):
-        raise OSError(28, "No space left on device", str(source))
+        if target == whole.file:
+            raise OSError(28, "No space left on device", str(source))
+        replace(source, target)
 
     monkeypatch.setattr(prepare_module.os, "replace", full)
     with pytest.raises(LlavaError, match="cannot be written: No space left on device"):
