@@ -217,12 +217,12 @@ class _Inspectors:
     def __init__(self, options: CheckOptions, workers: int):
         self.options, self.workers = options, workers
         self.ahead = 0 if workers == 1 else 4 * workers
-        self.pool, self.inline = None, None
+        self.pool = None
+        self.inline = RowInspector(options)  # here, so that a wrong model folder is told before any process starts
 
     def start(self, file: Path, batch: list) -> Callable[[], list]:
         """A function that returns the batch's faults, and waits for them if need be."""
         if self.pool is None and (self.workers == 1 or len(batch) < BATCH):
-            self.inline = self.inline or RowInspector(self.options)
             faults = self.inline(file, batch)
             return lambda: faults
         if self.pool is None:
