@@ -26,7 +26,10 @@ class BadRow(NamedTuple):
 
 @dataclass
 class FileReport:
-    """What was found in one data file. rows: it holds. taken: the strategy takes. bad: rows with a fault."""
+    """What was found in one data file.
+
+    rows: it holds. taken: the strategy takes. bad: rows with a fault. complete: the file could be read to its end.
+    """
 
     file: str
     sampling_strategy: str
@@ -66,7 +69,8 @@ class BadRowPrinter:
     def __call__(self, row: BadRow) -> None:
         self.count += 1
         if self.count <= SHOWN_ROWS:
-            print(f"fault: {row.file} row {row.row} (id {row.id}) {row.kind}: {row.message}", file=self.stream)
+            where = f"{row.file} row {row.row} (id {row.id}) {row.kind}: " if row.row else ""
+            print(f"fault: {where}{row.message}", file=self.stream)
 
     def finish(self, reports: list[FileReport]) -> None:
         if self.count > SHOWN_ROWS:

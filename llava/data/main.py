@@ -74,6 +74,9 @@ def _check(arguments: argparse.Namespace) -> int:
         if report.warning:
             print(f"warning: {report.warning}", file=sys.stderr)
     bad_rows.finish(reports)
+    unread = sum(not report.complete for report in reports)
+    if unread:
+        print(f"{unread} of {len(reports)} data files cannot be read")
     print(f"{sum(report.bad for report in reports)} of {sum(report.taken for report in reports)} samples are unusable")
     return 1 if bad_rows.count else 0
 

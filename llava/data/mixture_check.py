@@ -72,7 +72,7 @@ def check_mixture(
             reports.append(report)
             for row in bad:
                 on_bad_row(row)
-    if not any(report.taken or report.bad for report in reports):
+    if not any(report.taken or not report.complete for report in reports):
         raise DataError(f"mixture {mixture} is empty: its {len(reports)} data files give 0 samples")
     if progress_folder:
         shutil.rmtree(progress_folder)
@@ -99,7 +99,7 @@ def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspec
         bad.append(BadRow(report.file, 0, None, "record", str(error)))
     bad.sort(key=lambda row: row.row)
     report.counts.update(row.kind for row in bad)
-    report.bad = len({row.row for row in bad})
+    report.bad = len({row.row for row in bad if row.row})
     return report, bad
 
 

@@ -226,7 +226,8 @@ def test_a_file_that_cannot_be_read_does_not_hide_the_others(tmp_path, images, c
     (tmp_path / "a.json").write_text('[{"id": "a"},\n{"id": ')
     assert main(["data", "check", mixture, "--image_folder", str(images)]) == 1
     captured = capsys.readouterr()
-    assert "a.json line 2 is not JSON" in captured.err
+    assert f"fault: data file {tmp_path / 'a.json'} line 2 is not JSON" in captured.err
+    assert "1 of 2 data files cannot be read\n1 of 1 samples are unusable" in captured.out
     assert "b.json row 1 (id b) missing" in captured.err
 
 
