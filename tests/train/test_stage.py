@@ -35,10 +35,9 @@ def test_three_stages(tiny_recipe, make_image, arm, capsys):
     assert [path.name for path in sorted(folders[0].parent.iterdir())] == ["stage1", "stage1_5", "stage2"]
 
     weights = [load_file(folder / "model.safetensors") for folder in folders]
-    idle = ("post_layernorm",) if "grid" in arm else ("post_layernorm", "image_newline")
-    for before, after in pairwise(weights):
+    for before, after in pairwise(weights):  # also the newline: square images have none, but a video ends with one
         moved = {name for name in before if not torch.equal(before[name], after[name])}
-        assert moved == {name for name in before if not any(part in name for part in idle)}
+        assert moved == {name for name in before if "post_layernorm" not in name}
     assert any("managers" in name for name in weights[-1]) == ("manager" in arm)
 
     for number, folder in enumerate(folders):
