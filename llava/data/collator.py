@@ -19,12 +19,13 @@ class Collator:
 
     pad_token_id: int
 
-    def __call__(self, items: list[dict]) -> dict[str, torch.Tensor]:
-        """items: see LlavaOVManagerProcessor.encode_sample.
+    def __call__(self, items: list[dict]) -> dict:
+        """items: see LlavaOVManagerProcessor.encode_sample, or SupervisedDataset, which adds each sample's name.
 
         Returns input_ids, attention_mask, labels (B, L); if any sample has images, pixel_values (crops, 3, S, S),
         image_sizes (images, 2) and batch_num_images (B,); if any has videos, pixel_values_videos (frames, 3, S, S),
-        video_num_frames (videos,) and batch_num_videos (B,).
+        video_num_frames (videos,) and batch_num_videos (B,). Where the items are named, samples has the B names, for
+        messages; the model does not take it.
         """
         length = max(len(item["input_ids"]) for item in items)
         batch = {
@@ -37,6 +38,8 @@ class Collator:
             if any(counts):
                 batch |= {key: torch.cat([item[key] for item in items if key in item]) for key in keys}
                 batch[f"batch_num_{modality}"] = torch.tensor(counts)
+        if all("sample" in item for item in items):
+            batch["samples"] = [item["sample"] for item in items]
         return batch
 
 

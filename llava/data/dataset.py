@@ -81,8 +81,12 @@ class SupervisedDataset(Dataset):
         """Over-long samples met so far that were truncated or had their images made smaller."""
         return self._shortened.value
 
+    def count_from(self, skipped: int, shortened: int) -> None:
+        """Continues the counts of a run that goes on. What was loaded ahead when it stopped counts twice."""
+        self._skipped.value, self._shortened.value = skipped, shortened
+
     def __getitem__(self, index: int) -> dict:
-        """See LlavaOVManagerProcessor.encode_sample."""
+        """See LlavaOVManagerProcessor.encode_sample; `sample` is added, the sample's name and origin."""
         sample = self.samples[index]
         try:
             images, videos = self._open(sample)
@@ -94,10 +98,11 @@ class SupervisedDataset(Dataset):
             _count(self._skipped)
             logger.warning("skipped: %s", error)
             token = self.processor.tokenizer.pad_token_id
-            return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0}
+            ignored = {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0}
+            return {**ignored, "sample": str(sample)}
         if encoded.pop("shortened"):
             _count(self._shortened)
-        return encoded
+        return {**encoded, "sample": str(sample)}
 
     def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:

@@ -112,14 +112,20 @@ def working_folder(output_dir: str) -> Path:
     return Path(f"{output_dir}.unfinished")
 
 
-def start_working_folder(output_dir: str) -> Path:
-    """An empty working folder; puts a checkpoint back in place whose replacement was interrupted."""
+def start_working_folder(output_dir: str, goes_on: bool = False) -> Path:
+    """An empty working folder; puts a checkpoint back in place whose replacement was interrupted.
+
+    goes_on: the run continues an unfinished one, whose logs stay.
+    """
     output, replaced = Path(output_dir), _replaced(output_dir)
     if replaced.exists() and not output.exists():
         replaced.rename(output)
     folder = working_folder(output_dir)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    logs = folder / "runs"
+    for path in folder.glob("*"):
+        if path != logs or not goes_on:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -137,6 +143,12 @@ def _replaced(output_dir: str) -> Path:
     return Path(f"{output_dir}.replaced")
 
 
+def write_model(model, processor, state_dict: dict, folder: Path) -> None:
+    """Writes what a stage can start from: configuration, weights, processor and tokenizer."""
+    model.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+
+
 def write_checkpoint(model, processor, state_dict: dict, trainer_state, manifest: dict, output_dir: str) -> None:
     """Writes the self-contained folder and puts it in place; called by one rank, with the gathered `state_dict`.
 
@@ -144,8 +156,7 @@ def write_checkpoint(model, processor, state_dict: dict, trainer_state, manifest
     """
     folder = working_folder(output_dir)
     try:
-        model.save_pretrained(folder, state_dict=state_dict)
-        processor.save_pretrained(folder)
+        write_model(model, processor, state_dict, folder)
         trainer_state.save_to_json(str(folder / "trainer_state.json"))
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         publish(output_dir)

@@ -14,6 +14,7 @@ from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
 from llava.train.recipes import ManagersRecipe, Recipe, raise_faults
+from llava.train.resume import check_resume
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -33,6 +34,7 @@ def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     if not dry_run:
         faults += _packages(recipe)
         checks += [check_start_folders, check_output_folder, _check_data_files]
+        checks += [lambda recipe: check_resume(recipe, world_size)]
     for check in checks:
         try:
             check(recipe)
@@ -73,14 +75,17 @@ def _combinations(recipe: Recipe) -> list[str]:
     for key, value, low, high in (
         ("optim.warmup", optim.warmup, 0, 1),
         ("optim.epochs", optim.epochs, 0, float("inf")),
-        ("optim.max_steps", optim.max_steps if optim.max_steps is not None else 1, 1, float("inf")),
+        ("optim.max_steps", optim.max_steps, 1, float("inf")),
         ("data.max_length", recipe.data.max_length, 1, float("inf")),
         ("data.workers", recipe.data.workers, 0, float("inf")),
         ("managers.interval", managers.interval, 1, float("inf")),
         ("managers.vision_interval", managers.vision_interval, 1, float("inf")),
         ("run.logging_steps", recipe.run.logging_steps, 1, float("inf")),
+        ("run.save_steps", recipe.run.save_steps, 1, float("inf")),
+        ("run.save_minutes", recipe.run.save_minutes, 0, float("inf")),
+        ("run.keep_last", recipe.run.keep_last, 1, float("inf")),
     ):
-        if not low <= value <= high:
+        if value is not None and not low <= value <= high:
             faults.append(f"{key} must lie between {low} and {high}; found {value}")
     return faults
 

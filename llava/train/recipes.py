@@ -140,6 +140,10 @@ class RunRecipe:
     overwrite: replace a finished checkpoint in `output_dir`. precision: `auto` is bf16 on a GPU that has it, else fp32.
     deepspeed: a DeepSpeed JSON file, None for plain data parallelism. collective_timeout: seconds until a silent rank
     counts as dead.
+
+    While a stage trains it writes checkpoints to `output_dir`.checkpoints, every `save_steps` optimizer steps and every
+    `save_minutes`, whichever comes first (None for never), and keeps the last `keep_last`. resume: go on from the last
+    one when the same stage is started again; false deletes them and starts anew.
     """
 
     output_dir: str
@@ -151,6 +155,10 @@ class RunRecipe:
     logging_steps: int = 1
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     collective_timeout: int = 1800
+    save_steps: int | None = 500
+    save_minutes: float | None = 30
+    keep_last: int = 2
+    resume: bool = True
 
 
 @dataclass(frozen=True)

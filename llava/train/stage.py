@@ -2,9 +2,13 @@
 
 import datetime
 import os
+import shutil
+import signal
+import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import distributed
@@ -21,8 +25,18 @@ from llava.train.build import build, trains_in_bf16
 from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
 from llava.train.checks import video_sampling
 from llava.train.components import freeze, split_components
+from llava.train.guard import NonFiniteError
 from llava.train.plan import Plan, describe, manifest
 from llava.train.recipes import Recipe
+from llava.train.resume import (
+    check_data_unchanged,
+    checkpoints_folder,
+    data_digest,
+    last_checkpoint,
+    read_mark,
+    resume_facts,
+)
+from llava.train.stop import die_with_launcher
 from llava.train.trainer import LlavaTrainer
 
 
@@ -44,14 +58,33 @@ def run_stage(recipe: Recipe) -> None:
     """
     started = time.time()
     stage = prepare(recipe)
-    outcome = train(stage.trainer)
+    try:
+        outcome = train(stage.trainer)
+    except NonFiniteError:
+        leave_process_group()
+        if rank() > 0:
+            raise SystemExit(2) from None  # rank 0 tells
+        raise
+    if stage.trainer.stopped_by:
+        leave_process_group()
+        exit_stopped(stage.trainer)
     save(stage, train_loss=outcome.training_loss, seconds=round(time.time() - started, 1))
     leave_process_group()
+
+
+def exit_stopped(trainer: LlavaTrainer) -> None:
+    """Ends this process with the status of the signal that stopped training; rank 0 says how to go on."""
+    if rank() == 0:
+        state, name = trainer.state, signal.Signals(trainer.stopped_by).name
+        kept = f"the same command goes on from {trainer.last_saved}" if trainer.last_saved else "nothing was saved"
+        print(f"stopped by {name} after step {state.global_step} of {state.max_steps}; {kept}", file=sys.stderr)
+    raise SystemExit(128 + trainer.stopped_by)
 
 
 def prepare(recipe: Recipe) -> Stage:
     """Loads model and data, joins the ranks and builds the Trainer; rank 0 prints what will happen."""
     quiet()
+    die_with_launcher()
     set_seed(recipe.run.seed)
     model, processor = build(recipe)
     components = split_components(model, recipe)
@@ -59,14 +92,18 @@ def prepare(recipe: Recipe) -> Stage:
     mixture = load_mixture(recipe.data.mixture, recipe.run.seed)
     plan = Plan.of(recipe, model.config, len(mixture.samples))
     check_disk(recipe.run.output_dir, components)
+    checkpoint = last_checkpoint(recipe)
     if rank() == 0:
-        start_working_folder(recipe.run.output_dir)
+        start_working_folder(recipe.run.output_dir, goes_on=checkpoint is not None)
+        if checkpoint is None:
+            shutil.rmtree(checkpoints_folder(recipe.run.output_dir), ignore_errors=True)
         described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
         print(described, mixture, sep="\n\n", flush=True)
 
     start_process_group(recipe)
     arguments = training_arguments(recipe, plan)
     dataset = supervised_dataset(recipe, mixture.samples, processor)
+    lengths = dataset.lengths(inspect_once(recipe, dataset))
     trainer = LlavaTrainer(
         model=model,
         args=arguments,
@@ -74,8 +111,11 @@ def prepare(recipe: Recipe) -> Stage:
         data_collator=Collator(processor.tokenizer.pad_token_id),
         components=components,
         lr_groups=recipe.lr_groups,
-        lengths=dataset.lengths(inspect_once(recipe, dataset)),
+        lengths=lengths,
+        run=recipe.run,
+        processor=processor,
     )
+    go_on_from(checkpoint, recipe, trainer)
     set_seed(recipe.run.seed + rank())  # the managers' jitter is each rank's own
     return Stage(recipe, plan, mixture, processor, trainer)
 
@@ -197,10 +237,44 @@ def inspect_once(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
     return found[0]
 
 
+def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> None:
+    """Readies the trainer to go on from `checkpoint`, or to start anew, as the first rank decides.
+
+    Raises LlavaError when the data is not what the checkpoint was trained on.
+    """
+    dataset = trainer.train_dataset
+    decided = [None]
+    if rank() == 0:
+        digest = data_digest(dataset.samples, trainer.lengths)
+        try:
+            if checkpoint is not None:
+                check_data_unchanged(checkpoint, digest)
+            decided[0] = checkpoint, digest
+        except LlavaError as error:
+            decided[0] = error
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(decided)
+    if isinstance(decided[0], LlavaError):
+        leave_process_group()
+        if rank() > 0:
+            raise SystemExit(2)  # rank 0 tells
+        raise decided[0]
+    trainer.last_saved, digest = decided[0]
+    trainer.facts = resume_facts(recipe, trainer.args.world_size, digest)
+    if trainer.last_saved is not None and rank() == 0:
+        mark = read_mark(trainer.last_saved)
+        dataset.count_from(mark["skipped"], mark["shortened"])
+        print(f"\ngoes on after step {mark['step']}, from {trainer.last_saved}", flush=True)
+
+
 def train(trainer: LlavaTrainer):
-    """Trains; a bad sample met by a data loader's worker is reported as what it is, without the worker's traceback."""
+    """Trains, from where an unfinished run was.
+
+    A bad sample met by a data loader's worker is reported as what it is, without the worker's traceback.
+    """
     try:
-        return trainer.train()
+        with trainer.stop_request:
+            return trainer.train(resume_from_checkpoint=trainer.last_saved and str(trainer.last_saved))
     except DataError as error:
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
@@ -208,13 +282,11 @@ def train(trainer: LlavaTrainer):
 def save(stage: Stage, **results) -> None:
     """Gathers the weights on every rank and writes the checkpoint on the first, with `results` in its manifest."""
     trainer, recipe = stage.trainer, stage.recipe
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights = trainer.gather_weights()
     dataset = trainer.train_dataset
     counted = torch.tensor([dataset.skipped, dataset.shortened], device=trainer.args.device)
     skipped, shortened = trainer.accelerator.reduce(counted).tolist()
     if rank() == 0:
-        for name in trainer.model.all_tied_weights_keys:
-            weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
         check_disk(recipe.run.output_dir, trainer.components)
         record = manifest(
             recipe,
@@ -229,6 +301,7 @@ def save(stage: Stage, **results) -> None:
             **results,
         )
         write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir)
+        shutil.rmtree(checkpoints_folder(recipe.run.output_dir), ignore_errors=True)
         notes = f"; {skipped} bad samples were skipped" * (skipped > 0)
         notes += f"; {shortened} samples were too long and were shortened" * (shortened > 0)
         print(f"saved {recipe.run.output_dir}{notes}", flush=True)

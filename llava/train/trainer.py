@@ -4,22 +4,23 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn.functional import pad
-from transformers import ProgressCallback, Trainer
+from transformers import ProgressCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
 from llava.train.components import Component
 from llava.train.optimizer import create_adamw
+from llava.train.resumable import ResumableTrainer
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(ResumableTrainer):
     """Trains `components` of the model.
 
     Args:
         components: what trains at which rate; see split_components.
         lr_groups: `components` or `single`.
         lengths: tokens of each sample, for grouping.
-        *args, **kwargs: the Trainer's.
+        *args, **kwargs: the ResumableTrainer's.
     """
 
     def __init__(self, *args, components: list[Component], lr_groups: str, lengths: list[int], **kwargs):
@@ -37,7 +38,7 @@ class LlavaTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
-        return LengthGroupedSampler(
+        self.train_sampler = LengthGroupedSampler(
             self.lengths,
             self.train_dataset.is_multimodal,
             batch_size=self.args.per_device_train_batch_size,
@@ -45,6 +46,7 @@ class LlavaTrainer(Trainer):
             accumulation=self.args.gradient_accumulation_steps,
             seed=self.args.seed,
         )
+        return self.train_sampler
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""

@@ -1,0 +1,87 @@
+"""Stops a run at the first loss or gradient that is not finite, on all ranks, and keeps what caused it."""
+
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from llava.errors import LlavaError
+
+SHOWN_SAMPLES = 20
+
+
+class NonFiniteError(LlavaError):
+    """A loss or gradient that is infinite or not a number. Raised on every rank, with the same message."""
+
+
+class Guard:
+    """Remembers a step's micro-batches and losses, and judges them once per step.
+
+    folder: where the batches of a step that is stopped are saved. device: of the losses.
+    """
+
+    def __init__(self, folder: Path, device: torch.device):
+        self.folder = folder
+        self.device = device
+
+    def begin(self, batches: list[dict]) -> None:
+        """Takes a step's micro-batches and, off each of them, the names of its samples."""
+        self.batches = batches
+        self.samples = [batch.pop("samples") for batch in batches]
+        self.losses: list[torch.Tensor] = []
+
+    def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[float]:
+        """Every rank's largest value of each request; one exchange between ranks and one wait for the device a step.
+
+        grad_norm: of the step, the same on all ranks; DeepSpeed gives -1 for one that is not finite.
+        Raises NonFiniteError when any rank's loss, or the norm, is not finite.
+        """
+        finite = torch.stack([loss.float() for loss in self.losses]).isfinite()
+        norm = torch.as_tensor(grad_norm, device=self.device).float()
+        faults = torch.stack([~finite.all(), ~norm.isfinite() | (norm < 0)])
+        flags = torch.cat([faults.float(), torch.tensor(requests, device=self.device)])
+        if distributed.is_initialized():
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        bad_loss, bad_norm, *agreed = flags.tolist()
+        if bad_loss or bad_norm:
+            self._stop(step, finite.tolist(), norm.item(), bool(bad_loss))
+        return agreed
+
+    def _stop(self, step: int, finite: list[bool], norm: float, bad_loss: bool) -> None:
+        """Saves what is to blame on this rank, and raises with what every rank found.
+
+        A loss points at one micro-batch; a gradient whose losses are all finite may come from any of the step.
+        """
+        blamed = [index for index, good in enumerate(finite) if not good][:1] if bad_loss else range(len(finite))
+        found = [self._save(step, blamed, norm)] if blamed else []
+        if distributed.is_initialized():
+            gathered = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, found)
+            found = [line for lines in gathered for line in lines]
+        what = "loss" if bad_loss else "gradient"
+        raise NonFiniteError("\n".join([f"step {step}: a {what} is not finite; nothing was saved after it", *found]))
+
+    def _save(self, step: int, blamed: list[int] | range, norm: float) -> str:
+        """Writes the micro-batches `blamed`, each with its samples and loss, and returns a line about them."""
+        rank = distributed.get_rank() if distributed.is_initialized() else 0
+        path = self.folder / f"step-{step}-rank-{rank}.pt"
+        batches = [
+            {
+                "samples": self.samples[index],
+                "loss": self.losses[index].item(),
+                "inputs": {key: value.cpu() for key, value in self.batches[index].items()},
+            }
+            for index in blamed
+        ]
+        samples = [sample for batch in batches for sample in batch["samples"]]
+        shown = ", ".join(samples[:SHOWN_SAMPLES]) + f" and {len(samples) - SHOWN_SAMPLES} more" * (
+            len(samples) > SHOWN_SAMPLES
+        )
+        losses = ", ".join(f"{batch['loss']:g}" for batch in batches)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save({"step": step, "rank": rank, "grad_norm": norm, "batches": batches}, path)
+            saved = f"saved in {path}"
+        except (OSError, RuntimeError) as error:  # torch.save raises both; the names matter more than the file
+            saved = f"could not be saved in {path}: {error}"
+        return f"  rank {rank}: loss {losses}, gradient norm {norm:g}, from {shown}; its batch {saved}"

@@ -1,0 +1,50 @@
+"""Ctrl-C and SIGTERM while training: note it, save at the next step, exit. And no rank outlives its launcher."""
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+class StopRequest:
+    """A context in which SIGINT and SIGTERM are noted instead of ending the process.
+
+    signal: the signal's number once one came, else 0. A second Ctrl-C ends the process at once, inside a collective
+    too; a second SIGTERM does not, for a scheduler may send it to torchrun and to the ranks.
+    """
+
+    def __init__(self):
+        self.signal = 0
+
+    def __enter__(self) -> "StopRequest":
+        self.process = os.getpid()
+        self.replaced = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.replaced.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _) -> None:
+        if os.getpid() != self.process:
+            return  # a process forked from this one, such as a data loader's worker
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if int(os.environ.get("RANK", 0)) == 0:
+            name = signal.Signals(number).name
+            # print() is not safe in a handler
+            os.write(2, f"\n{name}: saves a checkpoint after this step and exits; Ctrl-C stops at once\n".encode())
+
+
+def ignore_signals() -> None:
+    """For a data loader's worker: torchrun and terminals signal whole process groups, and its parent needs it still."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def die_with_launcher() -> None:
+    """On Linux, ends this rank when torchrun ends: an orphan would train on, beside the run that is started next."""
+    if sys.platform == "linux" and "RANK" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
