@@ -64,6 +64,7 @@ def run_stage(recipe: Recipe) -> None:
         leave_process_group()
         if rank() > 0:
             raise SystemExit(2) from None  # rank 0 tells
+        print(file=sys.stderr)  # the progress bar's line is open
         raise
     if stage.trainer.stopped_by:
         leave_process_group()

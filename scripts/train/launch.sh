@@ -22,6 +22,7 @@ case " $* " in
 esac
 
 python -m llava.cli train "${arguments[@]}" --check  # a mistake costs a second and one line
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # seconds to save after Ctrl-C, SIGTERM
 if [ "$NNODES" = 1 ]; then
     meeting=(--standalone)
 else

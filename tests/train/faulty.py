@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import importlib
 import os
 import resource
 import shutil
@@ -10,6 +11,7 @@ import socket
 import sys
 import time
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -19,9 +21,16 @@ from llava.errors import LlavaError
 from llava.train import stage
 from llava.train.checks import check_recipe
 
+# What DeepSpeed's engine imports late, 5 s a process.
+SLOW_IMPORTS = ("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
 
-def start(recipe, log: Path, fault=None, ranks: int = 1, faulty_rank: int = 0) -> list[int]:
-    """Starts the stage; returns the ranks' process ids. fault: called in the faulty rank before it trains."""
+
+def start(recipe, log: Path, fault=None, ranks: int = 1) -> list[int]:
+    """Starts the stage; returns the ranks' process ids. fault: called in the last rank before it trains."""
+    if recipe.run.deepspeed is not None:
+        with warnings.catch_warnings(action="ignore"):
+            for module in SLOW_IMPORTS:
+                importlib.import_module(module)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -33,7 +42,7 @@ def start(recipe, log: Path, fault=None, ranks: int = 1, faulty_rank: int = 0) -
             if ranks > 1:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(ranks)}
-            _child(recipe, log, fault if rank == faulty_rank else None, ranks)
+            _child(recipe, log, fault if rank == ranks - 1 else None, ranks)
         processes.append(process)
     return processes
 
