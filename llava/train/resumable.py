@@ -16,7 +16,7 @@ from llava.train.components import full_shape
 from llava.train.guard import Guard
 from llava.train.recipes import RunRecipe
 from llava.train.resume import checkpoints_folder, complete_checkpoints, finish_checkpoint, read_mark, start_checkpoint
-from llava.train.stop import StopRequest, ignore_signals
+from llava.train.stop import StopRequest, heed_parent_alone
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
 STATE_BYTES = 12  # of a trained parameter: its float32 copy and AdamW's two moments
@@ -206,5 +206,5 @@ class SaveAndStop(TrainerCallback):
 
 
 def _init_worker(init: Callable[[int], None], worker: int) -> None:
-    ignore_signals()
+    heed_parent_alone()
     init(worker)

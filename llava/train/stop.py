@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from threading import Thread
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -38,10 +39,17 @@ class StopRequest:
             os.write(2, f"\n{name}: saves a checkpoint after this step and exits; Ctrl-C stops at once\n".encode())
 
 
-def ignore_signals() -> None:
-    """For a data loader's worker: torchrun and terminals signal whole process groups, and its parent needs it still."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def heed_parent_alone() -> None:
+    """For a data loader's worker: torchrun, terminals and schedulers signal it too, and its parent needs it still."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def die_with_launcher() -> None:
