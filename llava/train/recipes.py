@@ -143,7 +143,8 @@ class RunRecipe:
 
     While a stage trains it writes checkpoints to `output_dir`.checkpoints, every `save_steps` optimizer steps and every
     `save_minutes`, whichever comes first (None for never), and keeps the last `keep_last`. resume: go on from the last
-    one when the same stage is started again; false deletes them and starts anew.
+    one when the same stage is started again; false deletes them and starts anew. reshape: go on with another number of
+    processes than the checkpoint's, which draw other noise.
     """
 
     output_dir: str
@@ -159,6 +160,7 @@ class RunRecipe:
     save_minutes: float | None = 30
     keep_last: int = 2
     resume: bool = True
+    reshape: bool = False
 
 
 @dataclass(frozen=True)

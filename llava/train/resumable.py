@@ -15,6 +15,7 @@ from llava.train.checkpoint import write_model
 from llava.train.components import full_shape
 from llava.train.guard import Guard
 from llava.train.recipes import RunRecipe
+from llava.train.reshape import set_states
 from llava.train.resume import checkpoints_folder, complete_checkpoints, finish_checkpoint, read_mark, start_checkpoint
 from llava.train.stop import StopRequest, heed_parent_alone
 
@@ -39,6 +40,7 @@ class ResumableTrainer(Trainer):
         self.processor = processor
         self.facts: dict = {}  # see resume_facts; set before training
         self.last_saved: Path | None = None  # known on the first rank
+        self.joined_states: Path | None = None  # where another number of processes left its optimizer's
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), self.args.device)
         self.stop_request = StopRequest()
         self.stopped_by = 0  # the signal that ended training early
@@ -75,6 +77,17 @@ class ResumableTrainer(Trainer):
         # accelerate's loader that skips what was seen does not hand the epoch to the sampler on several processes
         self.train_sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.joined_states is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        set_states(self.model, self.deepspeed.optimizer, self.state.global_step, self.joined_states)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)  # DeepSpeed's part is done; this is the scheduler
+        for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+            group["lr"] = rate
+        return prepared
 
     def gather_weights(self) -> dict[str, torch.Tensor]:
         """The model's weights, whole on the first rank; every rank calls it. Tied weights are there once."""

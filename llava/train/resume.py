@@ -38,6 +38,7 @@ FREE_KEYS = (
     "run.save_minutes",
     "run.keep_last",
     "run.resume",
+    "run.reshape",
 )
 
 
@@ -118,12 +119,10 @@ def check_resume(recipe: Recipe, processes: int) -> None:
             f"{checkpoint}: the unfinished run had another recipe: {listed}. Give the recipe it had, "
             "or pass --run.resume false to delete its checkpoints and start anew"
         )
-    # A checkpoint of plain data parallelism holds whole states; DeepSpeed's are cut into one piece per process.
-    if recipe.run.deepspeed is not None and mark["processes"] != processes:
+    if mark["processes"] != processes and not recipe.run.reshape:
         raise LlavaError(
-            f"{checkpoint}: was written by {mark['processes']} processes and DeepSpeed cannot load it into {processes}."
-            f" Start {mark['processes']} processes, or convert it first: llava train ... --reshape (see README), or"
-            f" start the stage anew from its weights: --model.start_from {checkpoint} and another --run.output_dir"
+            f"{checkpoint}: was written by {mark['processes']} processes and {processes} are to go on. Start "
+            f"{mark['processes']}, or pass --run.reshape true: the same order of samples, other draws of noise"
         )
 
 

@@ -28,6 +28,7 @@ from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
 from llava.train.plan import Plan, describe, manifest
 from llava.train.recipes import Recipe
+from llava.train.reshape import join_states
 from llava.train.resume import (
     check_data_unchanged,
     checkpoints_folder,
@@ -243,14 +244,10 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
 
     Raises LlavaError when the data is not what the checkpoint was trained on.
     """
-    dataset = trainer.train_dataset
     decided = [None]
     if rank() == 0:
-        digest = data_digest(dataset.samples, trainer.lengths)
         try:
-            if checkpoint is not None:
-                check_data_unchanged(checkpoint, digest)
-            decided[0] = checkpoint, digest
+            decided[0] = _decide(checkpoint, recipe, trainer)
         except LlavaError as error:
             decided[0] = error
     if distributed.is_initialized():
@@ -260,12 +257,24 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
         if rank() > 0:
             raise SystemExit(2)  # rank 0 tells
         raise decided[0]
-    trainer.last_saved, digest = decided[0]
-    trainer.facts = resume_facts(recipe, trainer.args.world_size, digest)
-    if trainer.last_saved is not None and rank() == 0:
-        mark = read_mark(trainer.last_saved)
+    trainer.last_saved, trainer.joined_states, trainer.facts = decided[0]
+
+
+def _decide(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> tuple[Path | None, Path | None, dict]:
+    """The first rank's part: where to go on from, where joined states are, and what new checkpoints note."""
+    dataset, processes = trainer.train_dataset, trainer.args.world_size
+    digest = data_digest(dataset.samples, trainer.lengths)
+    facts, joined = resume_facts(recipe, processes, digest), None
+    if checkpoint is not None:
+        check_data_unchanged(checkpoint, digest)
+        mark = read_mark(checkpoint)
+        if mark["processes"] != processes and recipe.run.deepspeed is not None:
+            joined = checkpoints_folder(recipe.run.output_dir) / "joined"
+            shutil.rmtree(joined, ignore_errors=True)
+            join_states(checkpoint, mark["step"], joined)
         dataset.count_from(mark["skipped"], mark["shortened"])
-        print(f"\ngoes on after step {mark['step']}, from {trainer.last_saved}", flush=True)
+        print(f"\ngoes on after step {mark['step']}, from {checkpoint}", flush=True)
+    return checkpoint, joined, facts
 
 
 def train(trainer: LlavaTrainer):

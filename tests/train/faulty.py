@@ -39,7 +39,7 @@ def start(recipe, log: Path, fault=None, ranks: int = 1) -> list[int]:
     for rank in range(ranks):
         process = os.fork()
         if process == 0:
-            if ranks > 1:
+            if ranks > 1 or recipe.run.deepspeed is not None:
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": str(ranks)}
             _child(recipe, log, fault if rank == ranks - 1 else None, ranks)

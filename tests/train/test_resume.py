@@ -334,6 +334,42 @@ TWO = {
 }
 
 
+@pytest.fixture(scope="module")
+def without_noise(tmp_path_factory, tiny_keys):
+    """Stage 1 in one go by one process."""
+    folder = tmp_path_factory.mktemp("without_noise")
+    keys = {"optim.epochs": 4, "managers.jitter": "none", "run.output_dir": f"{folder}/out"}
+    made = load_recipe("scripts/train/recipes/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
+    assert faulty.run(made, folder / "log") == [0], (folder / "log").read_text()
+    return outcome(folder / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["zero3", "zero2", None])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_another_number_of_processes(recipe, without_noise, tmp_path, strategy, before, after):
+    keys = {"run.deepspeed": strategy and f"scripts/train/deepspeed/{strategy}.json", "managers.jitter": "none"}
+    made, log = recipe(**keys), tmp_path / "log"
+    processes = faulty.start(made, log, faulty.signal_after_step(8, signal.SIGKILL), ranks=before)
+    faulty.wait(processes[-1:])
+    faulty.kill_all(processes[:-1])
+    faulty.wait(processes[:-1])
+    assert last_step(made) == 6, log.read_text()
+    assert faulty.run(made, log, ranks=after) == [2] * after
+    assert f"was written by {before} processes and {after} are to go on" in log.read_text()
+    made = recipe(**keys, **{"run.reshape": True})
+    assert faulty.run(made, log, ranks=after) == [0] * after, log.read_text()
+    assert log.read_text().count("goes on after step 6, from") == 1
+    check_close(outcome(Path(made.run.output_dir)), without_noise)
+
+
+def check_close(found: dict, expected: dict) -> None:
+    for step, wanted in zip(found["steps"], expected["steps"]):
+        assert step == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+    for name, weight in expected["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", TWO)
 def test_two_processes(recipe, two_uninterrupted, tmp_path, case):
@@ -349,8 +385,4 @@ def test_two_processes(recipe, two_uninterrupted, tmp_path, case):
     log.unlink()
     assert faulty.run(made, log, ranks=2) == [0, 0], log.read_text()
     assert log.read_text().count(f"goes on after step {goes_on_from}, from") == 1
-    found = outcome(Path(made.run.output_dir))
-    for step, expected in zip(found["steps"], two_uninterrupted["steps"]):
-        assert step == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    for name, weight in two_uninterrupted["weights"].items():
-        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-5)
+    check_close(outcome(Path(made.run.output_dir)), two_uninterrupted)
