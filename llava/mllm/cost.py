@@ -1,0 +1,97 @@
+"""What a sample costs, in floating-point operations, from the model's sizes alone.
+
+A multiplication and an addition count as two. Embeddings, norms and activation functions are left out (well under 1%),
+and so are the questions of adaptive managers (about 1%) and whatever gradient checkpointing computes twice.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from llava.mllm.configuration import LlavaOVManagerConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations per unit of work.
+
+    crop: tower, projector (every map that is needed) and managers. token: the language model's matrices. token_pair:
+    its attention, per squared token of a sequence; the causal half alone is counted. supervised: the head.
+    """
+
+    crop: int
+    token: int
+    token_pair: int
+    supervised: int
+
+    def __call__(self, crops, tokens, supervised, token_pairs=None):
+        """Operations of one sample, given numbers; of each of many, given arrays.
+
+        token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences.
+        """
+        pairs = tokens**2 if token_pairs is None else token_pairs
+        return self.crop * crops + self.token * tokens + self.token_pair * pairs + self.supervised * supervised
+
+
+def forward_cost(config: LlavaOVManagerConfig) -> Cost:
+    """Operations of a forward pass."""
+    return training_cost(config, ())
+
+
+def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cost:
+    """Operations of a forward and a backward pass.
+
+    trained: names of the components that train, see llava.train.components. A product of weights and activations costs
+    one more in the backward pass where the weights train, and one where something in front of it does.
+    """
+    tower, projector, text = (name in trained for name in ("vision_tower", "projector", "language_model"))
+    anything = bool(trained)
+    patches, layers = _tower(config)
+    first, second = _projector(config)
+    return Cost(
+        crop=patches * (1 + tower)
+        + layers * (1 + 2 * tower)
+        + first * (1 + projector + tower)
+        + second * (1 + projector + (projector or tower))
+        + _managers(config) * (1 + 2 * anything),
+        token=_text_layers(config) * (1 + text + anything),
+        token_pair=_text_attention(config) * (1 + 2 * anything),
+        supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
+    )
+
+
+def _tower(config: LlavaOVManagerConfig) -> tuple[int, int]:
+    """Of one crop: the embedding of patches, and all layers (four attention and two MLP matrices, attention itself)."""
+    vision, patches = config.vision_config, config.patches_per_side**2
+    width = vision.hidden_size
+    embedding = 2 * vision.num_channels * vision.patch_size**2 * width
+    matrices = 2 * (4 * width**2 + 2 * width * vision.intermediate_size)
+    return patches * embedding, patches * vision.num_hidden_layers * (matrices + 4 * patches * width)
+
+
+def _projector(config: LlavaOVManagerConfig) -> tuple[int, int]:
+    """Of one crop: the first and the second matrix, over the visual input and every managed layer."""
+    visual_input = config.vision_config.num_hidden_layers
+    managed = config.managers.vision_layers if config.managers is not None else ()
+    tokens = len({visual_input, *managed}) * config.patches_per_side**2
+    width = config.text_config.hidden_size
+    return 2 * tokens * config.vision_config.hidden_size * width, 2 * tokens * width**2
+
+
+def _managers(config: LlavaOVManagerConfig) -> int:
+    """Of one crop: every manager's sum over its maps."""
+    if config.managers is None:
+        return 0
+    maps = sum(config.managers.num_maps(layer) for layer in config.managers.injection_layers)
+    return 2 * maps * config.text_config.hidden_size * config.patches_per_side**2
+
+
+def _text_layers(config: LlavaOVManagerConfig) -> int:
+    """Of one token: query, key, value and output matrices and three of the MLP, in every layer."""
+    text = config.text_config
+    width, key_width = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+    return 2 * text.num_hidden_layers * width * (2 * width + 2 * key_width + 3 * text.intermediate_size)
+
+
+def _text_attention(config: LlavaOVManagerConfig) -> int:
+    """Of one token pair: scores and weighted values, 4 operations a channel, of which causality leaves half."""
+    return 2 * config.text_config.num_hidden_layers * config.text_config.hidden_size

@@ -1,0 +1,87 @@
+"""The cost model against torch's own count of what a model really computes, and against the real sizes."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava.anyres import image_layout
+from llava.mllm.cost import forward_cost, training_cost
+from llava.train.build import config_from_sizes
+from llava.train.components import PREFIXES
+from llava.train.recipes import load_recipe
+from llava.train.trainer import supervised_only
+from tests.conftest import TILE
+
+# By managers: their sums are no matrix products, and torch does not count them.
+TOLERANCES = {"paper": 0.002, "released": 0.002, None: 1e-9}
+FROZEN_TOWER = tuple(name for name in PREFIXES if name != "vision_tower")
+
+
+def counted(model, text_tokens: int, supervised: int, size=(200, 90), backward: bool = False) -> tuple[int, tuple]:
+    """torch's count for one sample (eager attention is plain matrix products), and its crops, tokens and supervised."""
+    config = model.config
+    layout = image_layout(*size, config.tiling, tile=TILE, side=config.patches_per_side, several_images=False)
+    ids = [5] * (text_tokens - supervised) + [config.image_token_id] * layout.num_tokens + [6] * supervised
+    labels = [-100] * (len(ids) - supervised) + [6] * supervised
+    batch = supervised_only({"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels])})
+    pixels = torch.randn(layout.num_crops, 3, TILE, TILE)
+    with FlopCounterMode(display=False) as counter:
+        loss = model(**batch, pixel_values=pixels, image_sizes=torch.tensor([size[::-1]])).loss
+        if backward:
+            loss.backward()
+    return counter.get_total_flops(), (layout.num_crops, len(ids), supervised)
+
+
+@pytest.fixture
+def eager_model(make_model):
+    """A function: as make_model, with eager attention, in training mode."""
+
+    def make(**fields):
+        model = make_model(**fields)
+        model.set_attn_implementation("eager")
+        return model.train()
+
+    return make
+
+
+@pytest.mark.parametrize("managers", TOLERANCES)
+@pytest.mark.parametrize(("text", "supervised", "size"), [(300, 5, (200, 90)), (40, 30, (56, 56))])
+def test_the_forward_pass(eager_model, managers, text, supervised, size):
+    model = eager_model(managers=managers)
+    with torch.no_grad():
+        found, units = counted(model, text, supervised, size)
+    cost = forward_cost(model.config)
+    # Eager attention computes the masked half as well.
+    assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES[managers])
+
+
+TRAINED = [tuple(PREFIXES), ("projector", "managers"), FROZEN_TOWER, ("vision_tower",), ("language_model",)]
+
+
+@pytest.mark.parametrize("managers", ["paper", None])
+@pytest.mark.parametrize("trained", TRAINED, ids="+".join)
+def test_forward_and_backward(eager_model, trained, managers):
+    model = eager_model(managers=managers)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(prefix for part in trained for prefix in PREFIXES[part])))
+    found, units = counted(model, 60, 20, backward=True)
+    cost = training_cost(model.config, trained)
+    assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES[managers])
+
+
+def test_nothing_trains(make_config):
+    config = make_config()
+    assert training_cost(config, ()) == forward_cost(config)
+
+
+def test_the_real_sizes():
+    """GFLOP of a crop in the tower and in the projector, MFLOP of a token, as they follow from the published sizes."""
+    config = config_from_sizes(load_recipe("scripts/train/recipes/stage2.yaml", "grid"))
+    cost = forward_cost(config)
+    managed = forward_cost(config_from_sizes(load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager")))
+    assert cost.crop / 1e9 == pytest.approx(642 + 2.68, abs=0.5)
+    assert (managed.crop - cost.crop) / 1e9 == pytest.approx(12 * 2.68 + 729 * 78 * 896 * 2 / 1e9, abs=0.1)
+    assert cost.token / 1e6 == pytest.approx(716, abs=0.5)
+    assert cost.supervised / 1e6 == pytest.approx(272, abs=0.5)
+    for tokens, language_model in ((789, 0.59e12), (2989, 2.5e12), (7471, 7.7e12)):
+        assert cost(0, tokens, 0) == pytest.approx(language_model, rel=0.02)
