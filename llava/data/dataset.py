@@ -4,11 +4,13 @@ import logging
 import multiprocessing
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import Dataset
 
+from llava.anyres import ImageLayout, VideoLayout
 from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
 from llava.data.check import Inspection
 from llava.data.images import open_image
@@ -21,6 +23,15 @@ logger = logging.getLogger(__name__)
 ON_BAD_SAMPLE = ("error", "skip")
 BYTES_PER_TOKEN = 4  # of English in Qwen2's tokenizer, to estimate lengths without tokenizing everything
 TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the system message included
+
+
+@dataclass(frozen=True)
+class SampleSizes:
+    """What makes samples costly, one value per sample: crops (frames too), tokens, and supervised tokens among them."""
+
+    crops: np.ndarray
+    tokens: np.ndarray
+    supervised: np.ndarray
 
 
 class SupervisedDataset(Dataset):
@@ -151,28 +162,24 @@ class SupervisedDataset(Dataset):
         found = self.processor.count_tokens(sample, sizes, self.encoding["template"], frames)
         return f"found {found} tokens but max_length is {limit}" if found > limit else None
 
-    def lengths(self, inspection: Inspection | None = None) -> list[int]:
-        """Tokens of each sample: visual tokens exact where `inspection` knows sizes and frames, text estimated."""
-        crop, frames = self.processor.image_processor.size, self.video_sampling.frames_upbound
-        lengths = []
-        for index, sample in enumerate(self.samples):
+    def sizes(self, inspection: Inspection) -> SampleSizes:
+        """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
+        rows = []
+        for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
+            layouts = self._layouts(sizes, [len(video.times) for video in videos])
             text = sum(len(turn.text.encode()) for turn in sample.turns) // BYTES_PER_TOKEN
-            if inspection is not None:
-                visual = self._visual_tokens(
-                    inspection.image_sizes[index], [len(video.times) for video in inspection.videos[index]]
-                )
-            else:
-                visual = self._visual_tokens(
-                    [(2 * crop, 2 * crop)] * len(sample.images), [max(frames, 1)] * len(sample.videos)
-                )
-            lengths.append(text + visual)
-        return lengths
+            answers = sum(len(turn.text.encode()) for turn in sample.turns if turn.role == "gpt") // BYTES_PER_TOKEN
+            crops = sum(layout.num_crops for layout in layouts)
+            rows.append((crops, sum(layout.num_tokens for layout in layouts) + text, answers))
+        return SampleSizes(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
 
     def _visual_tokens(self, sizes: list[tuple[int, int]], frames: list[int]) -> int:
+        return sum(layout.num_tokens for layout in self._layouts(sizes, frames))
+
+    def _layouts(self, sizes: list[tuple[int, int]], frames: list[int]) -> list[ImageLayout | VideoLayout]:
         image_processor = self.processor.image_processor
         images = [image_processor.layout(size, len(sizes) > 1) for size in sizes]
-        videos = [image_processor.video_layout(number) for number in frames]
-        return sum(layout.num_tokens for layout in images + videos)
+        return images + [image_processor.video_layout(number) for number in frames]
 
 
 def _count(counter) -> None:

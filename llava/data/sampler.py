@@ -1,32 +1,33 @@
-"""The order of training: batches of one modality and similar length, balanced over ranks."""
+"""The order of training: batches of one modality and similar cost, balanced over ranks."""
 
-import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 from torch.utils.data import Sampler
 
 
 class LengthGroupedSampler(Sampler[int]):
     """Indices of one epoch, for all ranks, in the order batch by batch: rank 0's first, then rank 1's, and so on.
 
-    Text-only and multimodal samples are shuffled apart and cut into megabatches of one optimizer step
-    (world_size * accumulation * batch_size). Within one, samples are sorted by length and dealt out so that the ranks'
-    batches of a micro-step hold samples of similar length and about equal sums. Megabatches are shuffled; what does not
-    fill one comes last. The order depends on (seed, epoch) alone.
+    Args:
+        costs: what each sample costs, in any unit; see llava.mllm.cost.
+        is_multimodal: whether each sample has images or videos.
+        batch_size, world_size, accumulation: samples a rank takes at once, ranks, micro-steps of an optimizer step.
+        seed: with the epoch (set_epoch), all that the order depends on; see epoch_order.
     """
 
     def __init__(
         self,
-        lengths: list[int],
-        is_multimodal: list[bool],
+        costs: Sequence[float],
+        is_multimodal: Sequence[bool],
         *,
         batch_size: int,
         world_size: int = 1,
         accumulation: int = 1,
         seed: int = 0,
     ):
-        self.lengths = lengths
-        self.is_multimodal = is_multimodal
+        self.costs = np.asarray(costs)
+        self.is_multimodal = np.asarray(is_multimodal, dtype=bool)
         self.batch_size = batch_size
         self.world_size = world_size
         self.accumulation = accumulation
@@ -37,38 +38,69 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.costs)
 
     def __iter__(self) -> Iterator[int]:
-        generator = random.Random(f"{self.seed}/{self.epoch}")
-        size = self.batch_size * self.world_size * self.accumulation
-        full, rest = [], []
-        for modality in (True, False):
-            indices = [index for index, multimodal in enumerate(self.is_multimodal) if multimodal == modality]
-            generator.shuffle(indices)
-            complete = len(indices) // size * size
-            full += [indices[begin : begin + size] for begin in range(0, complete, size)]
-            rest += indices[complete:]
-        generator.shuffle(full)
-        for megabatch in full:
-            yield from self._arrange(megabatch, generator)
-        yield from rest
+        order = epoch_order(
+            self.costs,
+            self.is_multimodal,
+            batch_size=self.batch_size,
+            world_size=self.world_size,
+            accumulation=self.accumulation,
+            seed=self.seed,
+            epoch=self.epoch,
+        )
+        return iter(order)
 
-    def _arrange(self, megabatch: list[int], generator: random.Random) -> list[int]:
-        """Micro-steps of similar length in random order; within each, ranks with about equal sums."""
-        ordered = sorted(megabatch, key=lambda index: self.lengths[index], reverse=True)
-        step = self.batch_size * self.world_size
-        micro_steps = [ordered[begin : begin + step] for begin in range(0, len(ordered), step)]
-        generator.shuffle(micro_steps)
-        return [index for indices in micro_steps for rank in self._balance(indices) for index in rank]
 
-    def _balance(self, indices: list[int]) -> list[list[int]]:
-        """Longest first, each to the rank with the smallest sum that still has room."""
-        ranks: list[list[int]] = [[] for _ in range(self.world_size)]
-        sums = [0] * self.world_size
-        for index in indices:
-            open_ranks = [rank for rank in range(self.world_size) if len(ranks[rank]) < self.batch_size]
-            rank = min(open_ranks, key=lambda rank: (sums[rank], rank))
-            ranks[rank].append(index)
-            sums[rank] += self.lengths[index]
-        return ranks
+def epoch_order(
+    costs: np.ndarray,
+    is_multimodal: np.ndarray,
+    *,
+    batch_size: int,
+    world_size: int,
+    accumulation: int,
+    seed: int,
+    epoch: int,
+) -> list[int]:
+    """A permutation of all indices, a pure function of its arguments (4 million in about two seconds).
+
+    Text-only and multimodal samples are shuffled apart and cut into megabatches of one optimizer step (world_size *
+    accumulation * batch_size). Within one, samples are sorted by cost and cut into micro-steps, whose ranks so have
+    about equal costs: every micro-step ends in a collective and lasts as long as its slowest rank. Micro-steps and
+    megabatches are shuffled; what does not fill a megabatch comes last. Which samples share an optimizer step depends
+    on its size alone, not on how it is cut into ranks and micro-steps.
+    """
+    # Bits and a stable sort are the same in every version of numpy; its own shuffles are not.
+    bits = np.random.PCG64([seed, epoch])
+    size = batch_size * world_size * accumulation
+    full, rest = [], []
+    for modality in (True, False):
+        indices = np.flatnonzero(is_multimodal == modality)
+        indices = indices[_shuffle(bits, len(indices))]
+        complete = len(indices) // size * size
+        full.append(indices[:complete].reshape(-1, size))
+        rest.append(indices[complete:])
+    megabatches = np.concatenate(full)
+    megabatches = megabatches[_shuffle(bits, len(megabatches))]
+    by_cost = np.argsort(-costs[megabatches], axis=1, kind="stable")
+    ordered = np.take_along_axis(megabatches, by_cost, axis=1)
+    micro_steps = _deal(ordered.reshape(-1, accumulation, batch_size, world_size))
+    shuffled = _shuffle(bits, *micro_steps.shape[:2])
+    micro_steps = np.take_along_axis(micro_steps, shuffled[:, :, None, None], axis=1)
+    return np.concatenate([micro_steps.reshape(-1), *rest]).tolist()
+
+
+def _deal(sorted_MABW: np.ndarray) -> np.ndarray:
+    """Samples of micro-steps, costliest first, to ranks: round after round, every other one backwards.
+
+    sorted_MABW: megabatch, micro-step, round, place in the round. Returns megabatch, micro-step, rank, sample.
+    """
+    dealt = sorted_MABW.copy()
+    dealt[:, :, 1::2] = sorted_MABW[:, :, 1::2, ::-1]
+    return dealt.swapaxes(2, 3)
+
+
+def _shuffle(bits: np.random.PCG64, *shape: int) -> np.ndarray:
+    """Random permutations of the last axis."""
+    return np.argsort(bits.random_raw(shape), axis=-1, kind="stable")

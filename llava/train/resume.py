@@ -141,11 +141,11 @@ def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
     return {"recipe": _comparable(recipe), "processes": processes, "data": data}
 
 
-def data_digest(samples: Sequence[Sample], lengths: Sequence[int]) -> str:
-    """A hash of the samples' content and order, and of the lengths that decide the order of training."""
+def data_digest(samples: Sequence[Sample], costs: Sequence[int]) -> str:
+    """A hash of the samples' content and order, and of the costs that decide the order of training."""
     digest = hashlib.sha256()
-    for sample, length in zip(samples, lengths, strict=True):
-        digest.update(repr((sample.id, sample.turns, sample.images, sample.videos, length)).encode())
+    for sample, cost in zip(samples, costs, strict=True):
+        digest.update(repr((sample.id, sample.turns, sample.images, sample.videos, cost)).encode())
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from llava.data.dataset import SupervisedDataset
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError, LlavaError
+from llava.mllm.cost import training_cost
 from llava.train.build import build, trains_in_bf16
 from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
 from llava.train.checks import video_sampling
@@ -105,7 +106,8 @@ def prepare(recipe: Recipe) -> Stage:
     start_process_group(recipe)
     arguments = training_arguments(recipe, plan)
     dataset = supervised_dataset(recipe, mixture.samples, processor)
-    lengths = dataset.lengths(inspect_once(recipe, dataset))
+    sizes = dataset.sizes(inspect_once(recipe, dataset))
+    cost = training_cost(model.config, [component.name for component in components if component.trained])
     trainer = LlavaTrainer(
         model=model,
         args=arguments,
@@ -113,7 +115,7 @@ def prepare(recipe: Recipe) -> Stage:
         data_collator=Collator(processor.tokenizer.pad_token_id),
         components=components,
         lr_groups=recipe.lr_groups,
-        lengths=lengths,
+        costs=cost(sizes.crops, sizes.tokens, sizes.supervised),
         run=recipe.run,
         processor=processor,
     )
@@ -263,7 +265,7 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
 def _decide(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> tuple[Path | None, Path | None, dict]:
     """The first rank's part: where to go on from, where joined states are, and what new checkpoints note."""
     dataset, processes = trainer.train_dataset, trainer.args.world_size
-    digest = data_digest(dataset.samples, trainer.lengths)
+    digest = data_digest(dataset.samples, trainer.costs.tolist())
     facts, joined = resume_facts(recipe, processes, digest), None
     if checkpoint is not None:
         check_data_unchanged(checkpoint, digest)

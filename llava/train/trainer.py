@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch.nn.functional import pad
 from transformers import ProgressCallback
@@ -19,18 +20,18 @@ class LlavaTrainer(ResumableTrainer):
     Args:
         components: what trains at which rate; see split_components.
         lr_groups: `components` or `single`.
-        lengths: tokens of each sample, for grouping.
+        costs: what each sample costs, for grouping; see llava.mllm.cost.
         *args, **kwargs: the ResumableTrainer's.
     """
 
-    def __init__(self, *args, components: list[Component], lr_groups: str, lengths: list[int], **kwargs):
+    def __init__(self, *args, components: list[Component], lr_groups: str, costs: np.ndarray, **kwargs):
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(CompactProgress)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
         self.components = components
         self.lr_groups = lr_groups
-        self.lengths = lengths
+        self.costs = costs
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -39,7 +40,7 @@ class LlavaTrainer(ResumableTrainer):
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
         self.train_sampler = LengthGroupedSampler(
-            self.lengths,
+            self.costs,
             self.train_dataset.is_multimodal,
             batch_size=self.args.per_device_train_batch_size,
             world_size=self.args.world_size,

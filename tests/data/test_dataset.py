@@ -5,7 +5,6 @@ from torch.utils.data import DataLoader
 from llava.data.check import inspect_samples
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
-from llava.data.sampler import LengthGroupedSampler
 from llava.data.schema import Sample, Turn, parse_sample
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
@@ -59,13 +58,16 @@ def test_a_skipped_sample_is_counted_and_trains_nothing(samples, make_processor,
         SupervisedDataset(samples, make_processor(), on_bad_sample="replace")
 
 
-def test_lengths_hold_the_exact_number_of_visual_tokens(samples, make_processor, tmp_path):
+def test_sizes_hold_the_exact_number_of_crops_and_visual_tokens(samples, make_processor, tmp_path):
     dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
-    lengths = dataset.lengths(inspect_samples(samples, tmp_path))
+    sizes = dataset.sizes(inspect_samples(samples, tmp_path))
     for index in range(3):
         item = dataset[index]
         text = sum(len(turn.text) for turn in samples[index].turns) // 4
-        assert lengths[index] - text == item["input_ids"].count(dataset.processor.image_token_id)
+        assert sizes.tokens[index] - text == item["input_ids"].count(dataset.processor.image_token_id)
+        assert sizes.crops[index] == len(item.get("pixel_values", ()))
+        assert sizes.supervised[index] == len(samples[index].turns[-1].text) // 4
+    assert sizes.crops[3] == 0  # its image is gone
     assert dataset.is_multimodal == [True, True, False, True]
 
 
@@ -85,45 +87,6 @@ def test_skipped_samples_are_counted_across_workers(samples, make_processor, tmp
     dataset = SupervisedDataset(samples[3:] * 4, make_processor(), image_folder=tmp_path, on_bad_sample="skip")
     assert len(list(DataLoader(dataset, batch_size=None, num_workers=2))) == 4
     assert dataset.skipped == 4
-
-
-def make_sampler(seed=0, **fields) -> LengthGroupedSampler:
-    lengths = [(37 * index) % 101 + 1 for index in range(100)]
-    return LengthGroupedSampler(
-        lengths,
-        [index % 3 != 0 for index in range(100)],
-        batch_size=2,
-        world_size=4,
-        accumulation=2,
-        seed=seed,
-        **fields,
-    )
-
-
-def test_every_sample_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
-    sampler = make_sampler()
-    first = list(sampler)
-    assert sorted(first) == list(range(100))
-    assert first == list(make_sampler())
-    assert first != list(make_sampler(seed=1))
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-
-
-def test_full_steps_hold_one_modality_and_balanced_ranks():
-    sampler = make_sampler()
-    order = list(sampler)
-    steps = [order[begin : begin + 16] for begin in range(0, 96, 16)][:5]
-    assert len(steps) == 5
-    for step in steps:
-        assert len({sampler.is_multimodal[index] for index in step}) == 1
-        micro_steps = [step[:8], step[8:]]
-        ranges = [[sampler.lengths[index] for index in micro] for micro in micro_steps]
-        # The two micro-steps split the megabatch by length.
-        assert max(min(ranges, key=max)) <= min(max(ranges, key=max))
-        for lengths in ranges:
-            sums = [sum(lengths[rank * 2 : rank * 2 + 2]) for rank in range(4)]
-            assert max(sums) - min(sums) <= max(lengths) - min(lengths)
 
 
 @pytest.fixture
@@ -168,7 +131,9 @@ def test_videos_are_inspected_before_training(video_samples, make_processor, tmp
         dataset.encoding["max_length"] = min(lengths) - 1
         expected = [f"found {length} tokens but max_length is {min(lengths) - 1}" for length in lengths]
         assert [fault.partition(": ")[2] for fault in dataset.over_long(inspection)] == expected
-    assert dataset.lengths(inspection)[0] == 3 * 4 + 1 + (len("<video>\nWhat happens?It grows brighter.")) // 4
+    sizes = dataset.sizes(inspection)
+    assert sizes.tokens[0] == 3 * 4 + 1 + (len("<video>\nWhat happens?It grows brighter.")) // 4
+    assert sizes.crops[0] == 3
 
 
 def test_the_time_instruction_stands_behind_the_video_and_leaves_the_sample_alone(

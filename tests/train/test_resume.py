@@ -302,7 +302,7 @@ def test_a_million_rows_are_skipped_in_seconds(tiny_recipe):
             return {"input_ids": [1, 2], "labels": [1, 2], "num_images": 0, "num_videos": 0, "sample": str(index)}
 
     chance = random.Random(0)
-    trainer.train_dataset, trainer.lengths = Rows(), [chance.randint(50, 8000) for _ in range(rows)]
+    trainer.train_dataset, trainer.costs = Rows(), [chance.randint(50, 8000) for _ in range(rows)]
     started = time.process_time()  # the machine may be busy with others
     batches = rows // 16 - 10
     loader = skip_first_batches(trainer.get_train_dataloader(), batches)
