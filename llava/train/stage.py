@@ -115,6 +115,7 @@ def prepare(recipe: Recipe) -> Stage:
         data_collator=Collator(processor.tokenizer.pad_token_id),
         components=components,
         lr_groups=recipe.lr_groups,
+        cost=cost,
         costs=cost(sizes.crops, sizes.tokens, sizes.supervised),
         run=recipe.run,
         processor=processor,

@@ -9,9 +9,11 @@ from transformers import ProgressCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
+from llava.mllm.cost import Cost
 from llava.train.components import Component
 from llava.train.optimizer import create_adamw
 from llava.train.resumable import ResumableTrainer
+from llava.train.step_log import StepLog, trained_peak_tflops
 
 
 class LlavaTrainer(ResumableTrainer):
@@ -20,11 +22,11 @@ class LlavaTrainer(ResumableTrainer):
     Args:
         components: what trains at which rate; see split_components.
         lr_groups: `components` or `single`.
-        costs: what each sample costs, for grouping; see llava.mllm.cost.
+        cost: of training this model with these components; costs: of each sample, for grouping.
         *args, **kwargs: the ResumableTrainer's.
     """
 
-    def __init__(self, *args, components: list[Component], lr_groups: str, costs: np.ndarray, **kwargs):
+    def __init__(self, *args, components: list[Component], lr_groups: str, cost: Cost, costs: np.ndarray, **kwargs):
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(CompactProgress)
@@ -32,6 +34,7 @@ class LlavaTrainer(ResumableTrainer):
         self.components = components
         self.lr_groups = lr_groups
         self.costs = costs
+        self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(self.args))
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -51,7 +54,8 @@ class LlavaTrainer(ResumableTrainer):
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""
-        batches, supervised = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counted = self.step_log.counted(epoch_iterator)
+        batches, supervised = super().get_batch_samples(counted, num_batches, device)
         # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
         return batches, supervised if supervised is None else supervised.clamp(min=1)
 
@@ -60,12 +64,13 @@ class LlavaTrainer(ResumableTrainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the learning rate of each group and the samples seen; the Trainer adds tokens and their rate."""
+        """Adds the learning rate of each group, the samples seen and what StepLog tells; the Trainer adds tokens."""
         if "learning_rate" in logs:
             groups = self.optimizer.param_groups
             progress = logs.pop("learning_rate") / groups[0]["initial_lr"]
             logs |= {f"lr/{group['component']}": group["initial_lr"] * progress for group in groups}
             logs["samples"] = self.state.global_step * self.get_total_train_batch_size(self.args)
+            logs |= self.step_log.read()
         super().log(logs, start_time)
 
 
@@ -80,10 +85,10 @@ class CompactProgress(ProgressCallback):
 def progress_line(logs: dict[str, float]) -> str:
     """E.g. `loss 1.2345  grad 0.678  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 1.0e-03`."""
     rates = [f"{key.removeprefix('lr/')} {rate:.1e}" for key, rate in logs.items() if key.startswith("lr/")]
-    tokens, speed = logs["num_input_tokens_seen"], logs["train_tokens_per_second"]
+    speed = f"{logs['tokens_per_second']:,.0f}/s" + (f", mfu {logs['mfu']:.0%}" if "mfu" in logs else "")
     return (
         f"loss {logs['loss']:.4f}  grad {logs['grad_norm']:.3f}  samples {logs['samples']:,}  "
-        f"tokens {tokens:,} ({speed:,.0f}/s)  lr {' '.join(rates)}"
+        f"tokens {logs['num_input_tokens_seen']:,} ({speed})  lr {' '.join(rates)}"
     )
 
 

@@ -19,6 +19,7 @@ from llava.managers import ManagerConfig
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60
 STRATEGIES = {"zero3": 3, "zero2": 2, "ddp": None}
+LOGGED_WORK = ("supervised_tokens", "crops", "num_input_tokens_seen", "samples")  # the same however it is cut
 UNCLIPPED = {"optim.warmup": 0, "optim.max_grad_norm": 1e9}
 RATES = {"vision_tower": 2e-6, "projector": 1e-5, "managers": 5e-5, "newline": 1e-5, "language_model": 1e-5}
 
@@ -45,6 +46,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
         **json.loads((out / "facts.json").read_text()),
         "gradients": load_file(out / "gradients.safetensors"),
         "losses": [entry["loss"] for entry in history if "loss" in entry],
+        "work": [[entry[key] for key in LOGGED_WORK] for entry in history if "loss" in entry],
         "weights": load_file(out / "checkpoint/model.safetensors"),
     }
 
@@ -129,6 +131,7 @@ def test_the_script_on_two_processes(tiny_keys, tmp_path):
 def compare(one: dict, two: dict, steps: int = 4) -> None:
     assert len(one["losses"]) == len(two["losses"]) == steps
     assert one["losses"] == pytest.approx(two["losses"], abs=1e-5)
+    assert one["work"] == two["work"]
     assert set(one["gradients"]) == set(two["gradients"])
     assert {name.split("/")[0] for name in one["gradients"]} == {str(step) for step in range(steps)}
     for name, gradient in one["gradients"].items():

@@ -106,10 +106,11 @@ def test_what_is_logged(tiny_recipe):
 
 def test_progress_line():
     logs = {"loss": 1.23456, "grad_norm": 0.5, "samples": 512, "lr/projector": 1e-3, "lr/managers": 5e-5}
-    logs |= {"num_input_tokens_seen": 98304, "train_tokens_per_second": 1234.5}
+    logs |= {"num_input_tokens_seen": 98304, "tokens_per_second": 1234.5}
     assert progress_line(logs) == (
         "loss 1.2346  grad 0.500  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 5.0e-05"
     )
+    assert "tokens 98,304 (1,234/s, mfu 38%)  lr" in progress_line(logs | {"mfu": 0.381})
 
 
 def test_over_long_samples_are_found_before_training(tiny_recipe):
