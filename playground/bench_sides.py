@@ -1,0 +1,160 @@
+"""What bench_train.py measures: the four arms on one set of weights, and the naive ways to do what ours does."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import init
+from transformers import AutoModelForImageTextToText, Qwen2Config, SiglipVisionConfig
+
+from llava.anyres import image_layout
+from llava.constants import IGNORE_INDEX
+from llava.mllm import LlavaOVManagerConfig
+from llava.mllm.features import VisualFeatures
+from llava.mllm.inputs import image_input
+from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
+from llava.mllm.packing import pack
+from llava.train.build import manager_config
+from llava.train.checks import tiling_config
+from llava.train.keys import read_yaml
+from llava.train.recipes import load_recipe
+from llava.train.trainer import supervised_only
+
+RECIPE, SIZES = "scripts/train/recipes/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
+ARMS = ("baseline", "manager", "grid", "grid_manager")
+PROMPT_TOKENS, ANSWER_TOKENS = 40, 20
+TINY = {
+    "vision": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+    },
+    "text": {
+        "vocab_size": 500,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+class Bench:
+    """One model whose arm can be changed: the arms share their weights, tiling and managers come and go."""
+
+    def __init__(self, device: str, dtype: str, vision_layers: int | None, text_layers: int | None, tiny: bool):
+        recipes = {arm: load_recipe(RECIPE, arm, keys={"managers.jitter": "none"}) for arm in ARMS}
+        sizes = TINY if tiny else read_yaml(SIZES)
+        unused = 0 if tiny else recipes["baseline"].model.vision_layers_dropped
+        vision_layers = vision_layers or sizes["vision"]["num_hidden_layers"] - unused
+        text_layers = text_layers or sizes["text"]["num_hidden_layers"]
+        vision = SiglipVisionConfig(**sizes["vision"] | {"num_hidden_layers": vision_layers})
+        text = Qwen2Config(**sizes["text"] | {"num_hidden_layers": text_layers})
+        self.tilings = {arm: tiling_config(recipe, vision.image_size) for arm, recipe in recipes.items()}
+        config = LlavaOVManagerConfig(
+            vision_config=vision,
+            text_config=text,
+            managers=manager_config(recipes["grid_manager"], vision, text),
+            image_token_id=text.vocab_size - 1,
+            video_token_id=text.vocab_size - 2,
+        )
+        torch.manual_seed(0)
+        with torch.device(device):
+            self.model = AutoModelForImageTextToText.from_config(
+                config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            )
+        self.managers, self.manager_config = self.model.model.managers, config.managers
+        for manager in self.managers.managers:
+            init.normal_(manager.scores, std=0.02)  # at zero, the maps would have no gradient
+        self.model.train()
+        self.model.activation_checkpointing_enable({"use_reentrant": False})
+
+    def use(self, side: "Side") -> None:
+        """Makes the model that of the side's arm, with its attention."""
+        managed = "manager" in side.arm
+        self.model.config.tiling = self.tilings[side.arm]
+        self.model.config.managers = self.manager_config if managed else None
+        self.model.model.managers = self.managers if managed else None
+        self.model.set_attn_implementation(side.attention)
+
+    def batch(self, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """One sample with an image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
+        config, generator = self.model.config, torch.Generator().manual_seed(1)
+        tile, vocabulary = config.vision_config.image_size, config.text_config.vocab_size - 2
+        layout = image_layout(*size, config.tiling, tile=tile, side=config.patches_per_side, several_images=False)
+        image = torch.full((layout.num_tokens,), config.image_token_id)
+        prompt, answer = (
+            torch.randint(vocabulary, (number,), generator=generator) for number in (PROMPT_TOKENS, ANSWER_TOKENS)
+        )
+        ids = torch.cat([image, prompt, answer])[None]
+        labels = ids.clone()
+        labels[:, :-ANSWER_TOKENS] = IGNORE_INDEX
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": labels,
+            "pixel_values": torch.randn(layout.num_crops, 3, tile, tile, generator=generator).to(self.model.dtype),
+            "image_sizes": torch.tensor([size[::-1]]),
+        }
+        return {key: value.to(self.model.device) for key, value in batch.items()}
+
+
+def our_loss(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """As the trainer computes it."""
+    return model(**supervised_only(batch), use_cache=False).loss
+
+
+def loss_of_all_logits(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """Logits at every position, in float32."""
+    return model(**batch, use_cache=False).loss
+
+
+def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """The tower's states all kept and stacked; every image's every map projected, packed and summed by itself."""
+    batch = dict(batch)
+    given = image_input(model.config, batch.pop("pixel_values"), batch.pop("image_sizes"), None)
+    inner, merge = model.model, model.config.tiling.merge
+    last = model.config.vision_config.num_hidden_layers
+    states = torch.stack(inner.vision_tower(given.crops, list(range(last + 1))))
+    newline, managers = inner.image_newline(), inner.managers
+    features, deltas, end = [], [[] for _ in managers.managers], 0
+    for layout in given.layouts:
+        begin, end = end, end + layout.num_crops
+        features.append(pack(inner.multi_modal_projector(states[last, begin:end]), newline, layout, merge))
+        maps = []
+        for number, layer in enumerate(model.config.managers.vision_layers):
+            projected = inner.multi_modal_projector(states[layer, begin:end]) + managers.layer_embedding[number]
+            maps.append(pack(projected, newline, layout, merge))
+        for manager, delta in zip(managers.managers, deltas):
+            delta.append(sum(scores * map_VD for scores, map_VD in zip(manager.scores, maps)))
+    visual = VisualFeatures(pooler_output=features, deepstack_features=deltas)
+    return model(**supervised_only(batch), mm_encoder_outputs={"image": visual}, use_cache=False).loss
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to compute a step. loss: of a model and a batch."""
+
+    name: str
+    arm: str
+    loss: Callable = our_loss
+    attention: str = "sdpa"
+
+
+def arm_sides(arms: list[str]) -> list[Side]:
+    return [Side(arm, arm) for arm in arms]
+
+
+def naive_sides(arm: str) -> list[Side]:
+    """What each saving of ours is compared with; the maps only where the arm has managers."""
+    sides = [
+        Side("logits at every position", arm, loss=loss_of_all_logits),
+        Side("eager attention", arm, attention="eager"),
+        Side("managers map by map", arm, loss=loss_map_by_map),
+    ]
+    return sides if "manager" in arm else sides[:2]
