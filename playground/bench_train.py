@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 from bench_meter import measure_step
-from bench_sides import ANSWER_TOKENS, ARMS, Bench, Side, arm_sides, naive_sides
+from bench_sides import ANSWER_TOKENS, ARMS, NAIVE, Bench, Side, arm_sides, naive_sides
 
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
@@ -87,7 +87,7 @@ def table(results: list[Result]) -> str:
         [
             _row(results[0].input, "crops", "tokens", "TFLOP", "seconds", "ratio", "memory MiB", "ratio"),
             *(_result_row(result, arms[0]) for result in arms),
-            f"instead, in {arms[-1].side}:",
+            *([f"instead, in {arms[-1].side}:"] if naive else []),
             *(_result_row(result, arms[-1]) for result in naive),
         ]
     )
@@ -115,6 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")
     parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT")
     parser.add_argument("--tiny", action="store_true", help="tiny widths, to try this script out")
     parser.add_argument("--json", help="also write the numbers to this file")
@@ -138,7 +139,7 @@ def main() -> None:
     )
     results = []
     for name in options.inputs:
-        sides = arm_sides(options.arms) + naive_sides(options.arms[-1])
+        sides = arm_sides(options.arms) + naive_sides(options.arms[-1], options.naive)
         found = bench_input(bench, name, sides, options.runs)
         print("", table(found), sep="\n", flush=True)
         results += found

@@ -43,7 +43,7 @@ def test_the_naive_ways_have_our_loss_and_gradients(module, number):
     bench = sides.Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
     assert len(bench.manager_config.vision_layers) > 1
     assert len(bench.manager_config.injection_layers) > 1
-    (ours,), naive = sides.arm_sides(["grid_manager"]), sides.naive_sides("grid_manager")
+    (ours,), naive = sides.arm_sides(["grid_manager"]), sides.naive_sides("grid_manager", sides.NAIVE)
     assert [side.name for side in naive] == NAIVE
     found = []
     for side in (ours, naive[number]):
