@@ -305,6 +305,7 @@ def save(stage: Stage, **results) -> None:
             recipe,
             stage.plan,
             trainer.components,
+            optimizer_groups=trainer.optimizer_check.groups,
             mixture=[asdict(row) for row in stage.mixture.table],
             attention=trainer.model.config._attn_implementation,
             steps=trainer.state.global_step,

@@ -11,6 +11,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm.cost import Cost
 from llava.train.components import Component
+from llava.train.groups import OptimizerCheck
 from llava.train.optimizer import create_adamw
 from llava.train.resumable import ResumableTrainer
 from llava.train.step_log import StepLog, trained_peak_tflops
@@ -30,6 +31,8 @@ class LlavaTrainer(ResumableTrainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(CompactProgress)
+        self.optimizer_check = OptimizerCheck(components, lr_groups)
+        self.add_callback(self.optimizer_check)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
         self.components = components
         self.lr_groups = lr_groups

@@ -6,13 +6,18 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
+from llava.data.collator import Collator
+from llava.data.mixture import load_mixture
 from llava.train.components import PREFIXES, component_rows, component_table, freeze, split_components
+from llava.train.groups import check_groups
 from llava.train.optimizer import create_adamw
-from llava.train.recipes import ComponentsRecipe
+from llava.train.recipes import ComponentsRecipe, load_recipe
+from llava.train.stage import supervised_dataset
 
 NAMES = tuple(PREFIXES)
-COMBINATIONS = list(product((False, True), repeat=len(NAMES)))
+COMBINATIONS = [trained for trained in product((False, True), repeat=len(NAMES)) if any(trained)]
 
 
 def components_of(model, recipe):
@@ -56,22 +61,48 @@ def test_a_parameter_of_no_component_is_an_error(make_model, tiny_recipe):
         split_components(model, tiny_recipe())
 
 
+@pytest.fixture(scope="module")
+def batch(tiny_keys, data_folder, make_processor, tmp_path_factory):
+    """Text alone, several images, one tiled image: every part of the model takes part."""
+    keys = tiny_keys("2", **{"run.output_dir": str(tmp_path_factory.mktemp("out"))})
+    recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager", keys=keys)
+    dataset = supervised_dataset(recipe, load_mixture(recipe.data.mixture, 0).samples, make_processor())
+    return Collator(dataset.processor.tokenizer.pad_token_id)([dataset[index] for index in (4, 5, 6)])
+
+
+def test_the_combinations_are_complete():
+    assert len(set(COMBINATIONS)) == 2**5 - 1
+    assert all(any(trained) for trained in COMBINATIONS)
+
+
 @pytest.mark.parametrize("trained", COMBINATIONS, ids=lambda flags: "".join("ft"[flag] for flag in flags))
-def test_frozen_parameters_do_not_move_and_trained_ones_do(make_model, tiny_recipe, trained):
-    names = {name for name, flag in zip(NAMES, trained) if flag}
-    model = make_model(zero_managers=True).train()
-    components = components_of(model, tiny_recipe(**keys_of(names)))
+def test_a_step_moves_what_is_trained_at_its_rates_and_nothing_else(make_model, tiny_recipe, batch, trained):
+    names = [name for name, flag in zip(NAMES, trained) if flag]
+    model = make_model().train()
+    decays = {f"components.{name}.weight_decay": (index + 1) / 10 for index, name in enumerate(NAMES)}
+    components = components_of(model, tiny_recipe(**keys_of(names), **decays))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = create_adamw(components, "components") if names else None
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
-    if optimizer:
-        optimizer.step()
-    for component in components:
-        for name, parameter in component.parameters.items():
-            moved = not torch.equal(parameter, before[name])
-            never = "post_layernorm" in name  # nothing passes through it
-            assert moved == (component.name in names and not never), name
+    optimizer = create_adamw(components, "components")
+    LambdaLR(optimizer, lambda step: 1.0)  # notes the peak rates, as every schedule does
+    model(**batch).loss.backward()
+    optimizer.step()
+
+    for name, parameter in model.named_parameters():
+        owner = next(owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes))
+        used = "post_layernorm" not in name  # nothing passes through it
+        assert torch.equal(parameter, before[name]) != (owner in names and used), name
+        assert (parameter.grad is not None) == (owner in names and used), name
+    real = {}
+    for group in optimizer.param_groups:
+        decay = (NAMES.index(group["component"]) + 1) / 10
+        assert group["lr"] == (NAMES.index(group["component"]) + 1) / 1000
+        assert {(p.dim() > 1, group["weight_decay"]) for p in group["params"]} <= {(True, decay), (False, 0.0)}
+        numbers = sum(parameter.numel() for parameter in group["params"])
+        real[group["component"]] = real.get(group["component"], 0) + numbers
+    table = {row["component"]: row["trainable"] for row in component_rows(components) if row["trainable"]}
+    assert table == real
+    assert list(table) == names
+    assert sum(row["parameters"] for row in check_groups(components, "components", optimizer)) == sum(real.values())
 
 
 def test_post_layernorm_stays_frozen_in_a_trained_tower(make_model, tiny_recipe):

@@ -42,8 +42,11 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
             status = f"no end within {TIMEOUT} s"
     assert status == 0, f"{status}\n{(out / 'log').read_text()[-5000:]}"
     history = json.loads((out / "checkpoint/trainer_state.json").read_text())["log_history"]
+    record = json.loads((out / "checkpoint/run.json").read_text())
     return {
         **json.loads((out / "facts.json").read_text()),
+        "table": {row["component"]: (row["trainable"], row["lr"]) for row in record["components"] if row["trainable"]},
+        "real": {row["component"]: (row["parameters"], row["lr"]) for row in record["optimizer_groups"]},
         "gradients": load_file(out / "gradients.safetensors"),
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "work": [[entry[key] for key in LOGGED_WORK] for entry in history if "loss" in entry],
@@ -76,6 +79,8 @@ def test_two_processes_equal_one(stage_2_keys, one, tmp_path, strategy):
     assert two["engine"] == ("DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine")
     assert two["zero_stage"] == STRATEGIES[strategy]
     assert one["groups"] == two["groups"] == [[name, rate] for name, rate in RATES.items()]
+    assert one["table"] == one["real"] == two["table"] == two["real"]
+    assert {name: rate for name, (_, rate) in two["real"].items()} == RATES
     compare(one, two)
 
 
