@@ -18,6 +18,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.adapter import load_model
 from llava.mllm.attention import best_attention
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -63,7 +64,7 @@ class Engine:
     def from_pretrained(
         cls, path: str | Path, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
     ) -> "Engine":
-        """Loads a checkpoint folder.
+        """Loads a checkpoint folder; LoRA adapters that it holds are merged into the weights.
 
         device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU, float32 elsewhere.
         attn_implementation: None is flash_attention_2 where it is installed and can be used, else sdpa.
@@ -78,9 +79,7 @@ class Engine:
             attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
         try:
             processor = LlavaOVManagerProcessor.from_pretrained(path)
-            model, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(
-                path, dtype=kind, attn_implementation=attn_implementation, output_loading_info=True
-            )
+            model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation)
         except LlavaError:
             raise
         except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
 
+from llava.constants import ADAPTER_FOLDER
 from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
 from llava.convert.output import check_free, new_folder
 from llava.convert.remote_code import auto_map, write_code
@@ -55,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     source, out = Path(arguments.model), Path(arguments.out)
     check_free(out)
     check_folder("MODEL", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
+    if (source / ADAPTER_FOLDER).is_dir():
+        raise LlavaError(f"MODEL {source} has LoRA adapters; first run llava convert merge-lora {source} --out DIR")
     config = LlavaOVManagerConfig.from_pretrained(source)
     if arguments.format == "llava_onevision":
         notes = _export_onevision(source, out, config, arguments.accept_differences)

@@ -1,4 +1,4 @@
-"""`llava convert import | export`: other formats in, and out. Each is imported only when it runs."""
+"""`llava convert import | export | merge-lora`: other formats in, and out. Each is imported only when it runs."""
 
 import argparse
 from importlib import import_module
@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "export": ("llava.convert.export", "hand a checkpoint of this model out in a format that transformers loads"),
     "import": ("llava.convert.importer", "make a checkpoint of this model from another format's"),
+    "merge-lora": ("llava.convert.merge_lora", "make a plain checkpoint of one with LoRA adapters"),
 }
 
 

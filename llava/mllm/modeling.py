@@ -11,7 +11,9 @@ input_ids ── embeddings ──────│── at <image>, <video>
                               └── before every injection layer ──> language_model ──> lm_head ──> loss
 """
 
+import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,7 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
 from llava.errors import LlavaError
 from llava.managers import AdaptiveManager, StaticManager, VisualManagers
 from llava.mllm.configuration import LlavaOVManagerConfig
@@ -64,6 +66,18 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
                 init.uniform_(linear.bias, -bound, bound)
         else:
             super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """transformers' own, which sees the weights alone: it warns where LoRA adapters lie beside them."""
+        folder = pretrained_model_name_or_path
+        if folder is not None and Path(folder, ADAPTER_FOLDER).is_dir():
+            warnings.warn(
+                f"{folder} holds LoRA adapters, which are not applied here; `llava convert "
+                "merge-lora` makes a checkpoint of both, llava.mllm.adapter.load_model loads both",
+                stacklevel=2,
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):

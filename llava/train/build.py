@@ -24,10 +24,12 @@ from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig, layer_range
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.adapter import load_model
 from llava.mllm.attention import best_attention
 from llava.mllm.questions import turn_token_ids
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
+from llava.train.lora import attach_adapters
 from llava.train.recipes import Recipe
 
 TOKEN_IDS = ("image_token_id", "video_token_id", "turn_start_token_id", "turn_end_token_id", "newline_token_id")
@@ -142,29 +144,30 @@ def attention_implementation(recipe: Recipe) -> str:
     return best_attention(torch.cuda.is_available(), trains_in_bf16(recipe))
 
 
-def build_on_meta(config: LlavaOVManagerConfig) -> LlavaOVManagerForConditionalGeneration:
-    """The model without weights, for counting."""
+def build_on_meta(config: LlavaOVManagerConfig, recipe: Recipe) -> LlavaOVManagerForConditionalGeneration:
+    """The model with the recipe's adapters, without weights, for counting."""
     with torch.device("meta"):
-        return LlavaOVManagerForConditionalGeneration(config)
+        model = LlavaOVManagerForConditionalGeneration(config)
+        attach_adapters(model, recipe, torch.float32)
+    return model
 
 
 def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
     """The model in float32 on the CPU, and its processor. New parts are drawn from torch's global generator."""
-    if recipe.model.start_from is not None:
-        return _continue(recipe)
-    return _compose(recipe)
+    model, processor = _continue(recipe) if recipe.model.start_from is not None else _compose(recipe)
+    attach_adapters(model, recipe, torch.bfloat16 if trains_in_bf16(recipe) else torch.float32)
+    return model, processor
 
 
 def _continue(recipe: Recipe):
-    """From the checkpoint of the stage before; only managers may be new."""
+    """From the checkpoint of the stage before, its adapters merged; only managers may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
-    model, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(
+    model, loading = load_model(
         folder,
         config=model_config(recipe, turn_token_ids(processor.tokenizer)),
         dtype=torch.float32,
         attn_implementation=attention_implementation(recipe),
-        output_loading_info=True,
     )
     had_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
     missing = [key for key in loading["missing_keys"] if had_managers or not key.startswith("model.managers.")]

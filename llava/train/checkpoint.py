@@ -13,6 +13,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from llava.constants import ADAPTER_FOLDER
 from llava.errors import LlavaError
 from llava.train.recipes import Recipe
 
@@ -20,6 +21,7 @@ MODEL_TYPE = "llava_ov_manager"
 TOWER_TYPES = ("siglip_vision_model", "siglip")
 LANGUAGE_MODEL_TYPES = ("qwen2",)
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MANIFEST = "run.json"
 BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
 OTHER_BYTES = 100 * 2**20  # tokenizer, processor, logs
@@ -48,7 +50,7 @@ def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise LlavaError(f"{key} {path}: incomplete, it has no {', '.join(missing)}")
-    for shard in _weight_files(key, folder):
+    for shard in _weight_files(key, folder) + _adapter_files(key, folder):
         try:
             with safe_open(shard, framework="numpy"):
                 pass  # reads the header and compares it with the file's size
@@ -63,6 +65,16 @@ def _weight_files(key: str, folder: Path) -> list[Path]:
     if not (folder / "model.safetensors").is_file():
         raise LlavaError(f"{key} {folder}: incomplete, it has no model.safetensors")
     return [folder / "model.safetensors"]
+
+
+def _adapter_files(key: str, folder: Path) -> list[Path]:
+    adapter = folder / ADAPTER_FOLDER
+    if not adapter.is_dir():
+        return []
+    missing = [name for name in ADAPTER_FILES if not (adapter / name).is_file()]
+    if missing:
+        raise LlavaError(f"{key} {folder}: incomplete, its {ADAPTER_FOLDER} has no {', '.join(missing)}")
+    return [adapter / ADAPTER_FILES[1]]
 
 
 def _read_json(path: Path) -> dict:

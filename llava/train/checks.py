@@ -13,7 +13,7 @@ from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
-from llava.train.recipes import ManagersRecipe, Recipe, raise_faults
+from llava.train.recipes import LoraRecipe, ManagersRecipe, Recipe, raise_faults
 from llava.train.resume import check_resume
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
@@ -61,7 +61,7 @@ def _combinations(recipe: Recipe) -> list[str]:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    faults += _manager_keys(managers)
+    faults += _manager_keys(managers) + _lora_keys(recipe)
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
@@ -106,6 +106,36 @@ def _manager_keys(managers: ManagersRecipe) -> list[str]:
     if managers.question != defaults.question and managers.query in ("none", "self"):
         faults.append(f"managers.question {managers.question} is for no manager: managers.query is {managers.query}")
     return faults
+
+
+def _lora_keys(recipe: Recipe) -> list[str]:
+    lora, defaults = recipe.lora, LoraRecipe()
+    asked = {field.name: getattr(recipe.components, field.name) for field in fields(recipe.components)}
+    adapted = {name: component for name, component in asked.items() if getattr(component, "lora", False)}
+    if not adapted:
+        given = [field.name for field in fields(lora) if getattr(lora, field.name) != getattr(defaults, field.name)]
+        return [f"lora.{name} is for no component: components.*.lora is false" for name in given]
+    faults = [
+        f"components.{name}.lora needs components.{name}.trained true"
+        for name, component in adapted.items()
+        if not component.trained
+    ]
+    if lora.rank < 1:
+        faults.append(f"lora.rank must be at least 1; found {lora.rank}")
+    if lora.alpha <= 0:
+        faults.append(f"lora.alpha must be above 0; found {lora.alpha}")
+    if not 0 <= lora.dropout < 1:
+        faults.append(f"lora.dropout must be at least 0 and below 1; found {lora.dropout}")
+    if lora.target_modules == []:
+        faults.append("lora.target_modules is empty; none is every linear layer")
+    needed = {"peft": ("train", "components.*.lora")}  # a dry run too counts with it
+    if lora.base == "nf4":
+        needed["bitsandbytes"] = ("quantization", "lora.base nf4")
+    return faults + [
+        f"{key} needs the package {package}: pip install -e '.[{extra}]'"
+        for package, (extra, key) in needed.items()
+        if find_spec(package) is None
+    ]
 
 
 def _batches(recipe: Recipe, world_size: int) -> list[str]:
@@ -172,6 +202,9 @@ def _check_deepspeed(recipe: Recipe) -> None:
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get(GATHER):
         raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
+    if zero.get("stage") == 3 and (recipe.lora.dora or recipe.lora.base == "nf4"):
+        key = "lora.dora true" if recipe.lora.dora else "lora.base nf4"
+        raise LlavaError(f"run.deepspeed {path}: {key} needs whole weights, which stage 3 partitions; use stage 2")
 
 
 def _check_mixture(recipe: Recipe) -> None:

@@ -17,6 +17,7 @@ PREFIXES = {
 }
 # Kept so that checkpoints load strictly; no state that the model uses passes through it, so it has no gradient.
 UNUSED = "model.vision_tower.post_layernorm."
+ADAPTERS = "_lora"  # behind the name of a component whose adapters train in its stead
 
 
 @dataclass(frozen=True)
@@ -39,31 +40,34 @@ class Component:
 
 
 def full_shape(parameter: nn.Parameter) -> torch.Size:
-    """The parameter's shape before ZeRO-3 partitioned it."""
-    return getattr(parameter, "ds_shape", parameter.shape)
+    """The parameter's shape before ZeRO-3 partitioned it, or bitsandbytes packed it."""
+    quant_state = getattr(parameter, "quant_state", None)
+    return quant_state.shape if quant_state is not None else getattr(parameter, "ds_shape", parameter.shape)
 
 
 def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
     """The model's components, every parameter in exactly one; those that the model lacks are left out.
 
+    The adapters of a component with LoRA are a component of their own, `language_model_lora`, and train in its stead.
     Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
     """
-    members = {name: {} for name in PREFIXES}
+    members = {name + kind: {} for name in PREFIXES for kind in ("", ADAPTERS)}
     for name, parameter in model.named_parameters():
         owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
         if len(owners) != 1:
             raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
-        members[owners[0]][name] = parameter
+        members[owners[0] + ADAPTERS * (".lora_" in name)][name] = parameter
     return [_component(recipe, name, parameters) for name, parameters in members.items() if parameters]
 
 
 def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -> Component:
-    asked: ComponentRecipe = getattr(recipe.components, name)
+    asked: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
     own = asked if recipe.lr_groups == "components" else ComponentRecipe(asked.trained)
+    through_adapters = getattr(asked, "lora", False) and not name.endswith(ADAPTERS)
     return Component(
         name,
         parameters,
-        asked.trained,
+        asked.trained and not through_adapters,
         own.lr if own.lr is not None else recipe.optim.lr,
         own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
     )

@@ -19,7 +19,7 @@ from llava.train.components import Component, component_rows, component_table, f
 from llava.train.keys import flatten
 from llava.train.recipes import Recipe
 
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "llava-ov-manager")
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "llava-ov-manager")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def dry_run(recipe: Recipe) -> str:
     if not missing:
         samples = len(load_mixture(recipe.data.mixture, recipe.run.seed).samples)
 
-    components = split_components(build_on_meta(config), recipe)
+    components = split_components(build_on_meta(config, recipe), recipe)
     freeze(components)
     notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
     if missing:

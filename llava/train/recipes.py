@@ -104,14 +104,38 @@ class ComponentRecipe:
 
 
 @dataclass(frozen=True)
+class AdaptableRecipe(ComponentRecipe):
+    """A part that can be trained through adapters: with `lora` its own weights are frozen. lr is then the adapters'."""
+
+    lora: bool = False
+
+
+@dataclass(frozen=True)
 class ComponentsRecipe:
     """What trains, and how fast. The newline vector and the managers may be absent from a model; that is no fault."""
 
-    vision_tower: ComponentRecipe
+    vision_tower: AdaptableRecipe
     projector: ComponentRecipe
     managers: ComponentRecipe
     newline: ComponentRecipe
-    language_model: ComponentRecipe
+    language_model: AdaptableRecipe
+
+
+@dataclass(frozen=True)
+class LoraRecipe:
+    """The adapters of the components with `lora: true`, in peft's terms. They add alpha / rank * B A to a weight.
+
+    dora: learn each weight's magnitude apart from its direction (DoRA). base: the components' own weights as they are,
+    or in 4 bits where a layer's width is a multiple of 64 (QLoRA, needs bitsandbytes); both are saved in full.
+    target_modules: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None is every one.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    dora: bool = False
+    base: Literal["full", "nf4"] = "full"
+    target_modules: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +200,7 @@ class Recipe:
     components: ComponentsRecipe
     optim: OptimRecipe
     run: RunRecipe
+    lora: LoraRecipe = LoraRecipe()
     lr_groups: Literal["components", "single"] = "components"
 
     def to_dict(self) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from llava.train.checkpoint import check_disk, start_working_folder, working_fol
 from llava.train.checks import video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
+from llava.train.lora import split_weights, write_adapter
 from llava.train.plan import Plan, describe, manifest
 from llava.train.recipes import Recipe
 from llava.train.reshape import join_states
@@ -300,6 +301,9 @@ def save(stage: Stage, **results) -> None:
     counted = torch.tensor([dataset.skipped, dataset.shortened], device=trainer.args.device)
     skipped, shortened = trainer.accelerator.reduce(counted).tolist()
     if rank() == 0:
+        weights, adapter = split_weights(trainer.model, weights)
+        if adapter is not None:
+            write_adapter(trainer.model, adapter, working_folder(recipe.run.output_dir))
         check_disk(recipe.run.output_dir, trainer.components)
         record = manifest(
             recipe,

@@ -136,7 +136,7 @@ def test_pixel_statistics_come_with_the_tower(start_folders, tiny_recipe):
 @pytest.mark.parametrize(("arm", "managers"), [("baseline", 0), ("manager", 13 * 6 * 896 + 13 * 896)])
 def test_the_real_sizes(tiny_recipe, arm, managers):
     recipe = tiny_recipe("1", arm, **{"managers.interval": 4})
-    model = build_on_meta(config_from_sizes(recipe))
+    model = build_on_meta(config_from_sizes(recipe), recipe)
     newline = 896
     assert sum(parameter.numel() for parameter in model.parameters()) == 893_617_312 + newline + managers
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}

@@ -1,0 +1,64 @@
+"""`llava convert merge-lora`: a checkpoint with LoRA adapters becomes a plain one, equal in what it computes."""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+
+import llava
+from llava.constants import ADAPTER_FOLDER
+from llava.convert.checkpoint import OTHER_BYTES, RECORD
+from llava.convert.output import check_free, new_folder
+from llava.convert.shards import tensor_infos, write_shards
+from llava.errors import LlavaError
+from llava.mllm.adapter import load_model
+from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """CHECKPOINT and --out."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder of a stage trained with LoRA")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Merges and prints what was written; LlavaError for a checkpoint without adapters and for a taken --out."""
+    source, out = Path(arguments.checkpoint), Path(arguments.out)
+    check_free(out)
+    check_folder("CHECKPOINT", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
+    if not (source / ADAPTER_FOLDER).is_dir():
+        raise LlavaError(f"CHECKPOINT {source}: has no LoRA adapters (no folder {ADAPTER_FOLDER}); it is plain already")
+    _check_disk(source, out)
+    # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.
+    dtypes = {name: info.dtype for name, info in tensor_infos(source).items()}
+    model, loading = load_model(source, dtype=torch.float32)
+    for problem in ("missing", "unexpected", "mismatched"):
+        if names := sorted(map(str, loading[f"{problem}_keys"])):
+            raise LlavaError(f"{source}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
+    weights = model.state_dict()
+    with new_folder(out) as folder:
+        _carry(source, folder)
+        write_shards(folder, ((name, weights[name].to(dtype)) for name, dtype in dtypes.items()))
+        adapter = json.loads((source / ADAPTER_FOLDER / "adapter_config.json").read_text())
+        record = {"source": str(source), "kind": "merged LoRA", "adapter": adapter, "llava": llava.__version__}
+        (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    kind = "DoRA" if adapter["use_dora"] else "LoRA"
+    print(f"{out}: {kind} of rank {adapter['r']} merged, {len(dtypes)} weights, no adapters left")
+    return 0
+
+
+def _carry(source: Path, folder: Path) -> None:
+    """Everything but weights and adapters is the checkpoint's own: configuration, processor, tokenizer, manifest."""
+    for path in source.iterdir():
+        if path.is_file() and ".safetensors" not in path.name:
+            shutil.copyfile(path, folder / path.name)
+
+
+def _check_disk(source: Path, out: Path) -> None:
+    infos = tensor_infos(source).values()
+    needed = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos) + OTHER_BYTES
+    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
+    if free < needed:
+        raise LlavaError(f"--out {out}: {source} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
