@@ -1,6 +1,7 @@
 """What a tiny run of all three stages starts from: a tower, a language model, data, and a file of overrides."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import yaml
 from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
+from llava.managers import ManagerConfig
+from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.train.recipes import load_recipe
 from tests.clips import write_clip
 
@@ -30,6 +33,22 @@ def start_folders(tmp_path_factory, make_config, tiny_tokenizer):
     SiglipVisionModel(config.vision_config).save_pretrained(folder / "siglip")
     Qwen2ForCausalLM(config.text_config).save_pretrained(folder / "qwen2")
     tiny_tokenizer.save_pretrained(folder / "qwen2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wide_start(tmp_path_factory, make_config, make_processor):
+    """A checkpoint to start from, wide enough for 4 bits in blocks of 64, with managers that are not zero."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = make_config(managers=replace(ManagerConfig.paper(4, 6, interval=2), jitter="none"))
+    for part in (config.text_config, config.vision_config):
+        part.hidden_size, part.intermediate_size = 64, 128
+    torch.manual_seed(0)
+    model = LlavaOVManagerForConditionalGeneration(config)
+    for manager in model.model.managers.managers:
+        torch.nn.init.normal_(manager.scores, std=0.3)
+    model.save_pretrained(folder)
+    make_processor().save_pretrained(folder)
     return folder
 
 

@@ -43,6 +43,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
     assert status == 0, f"{status}\n{(out / 'log').read_text()[-5000:]}"
     history = json.loads((out / "checkpoint/trainer_state.json").read_text())["log_history"]
     record = json.loads((out / "checkpoint/run.json").read_text())
+    adapter = out / "checkpoint/adapter/adapter_model.safetensors"
     return {
         **json.loads((out / "facts.json").read_text()),
         "table": {row["component"]: (row["trainable"], row["lr"]) for row in record["components"] if row["trainable"]},
@@ -50,7 +51,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
         "gradients": load_file(out / "gradients.safetensors"),
         "losses": [entry["loss"] for entry in history if "loss" in entry],
         "work": [[entry[key] for key in LOGGED_WORK] for entry in history if "loss" in entry],
-        "weights": load_file(out / "checkpoint/model.safetensors"),
+        "weights": load_file(out / "checkpoint/model.safetensors") | (load_file(adapter) if adapter.exists() else {}),
     }
 
 
@@ -81,6 +82,40 @@ def test_two_processes_equal_one(stage_2_keys, one, tmp_path, strategy):
     assert one["groups"] == two["groups"] == [[name, rate] for name, rate in RATES.items()]
     assert one["table"] == one["real"] == two["table"] == two["real"]
     assert {name: rate for name, (_, rate) in two["real"].items()} == RATES
+    compare(one, two)
+
+
+LORA = {
+    "zero3": {"lora.dropout": 0},
+    "zero2": {"lora.base": "nf4", "components.vision_tower.lora": False},
+    "ddp": {"lora.dora": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_lora_on_two_processes(stage_2_keys, wide_start, tmp_path, strategy):
+    """LoRA, QLoRA and DoRA, each under one strategy: the gathered base and adapters, and the groups after wrapping."""
+    if "nf4" in LORA[strategy].values():
+        pytest.importorskip("bitsandbytes")
+    keys = stage_2_keys | {
+        "model.start_from": str(wide_start),
+        "components.language_model.lora": True,
+        "components.vision_tower.lora": True,
+        "components.language_model.lr": 1e-3,
+        "lora.rank": 2,
+        **LORA[strategy],
+    }
+    one = run_worker("2", "grid_manager", keys, tmp_path / "one", processes=1)
+    keys |= {"run.deepspeed": None if strategy == "ddp" else f"scripts/train/deepspeed/{strategy}.json"}
+    two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
+    assert two["zero_stage"] == STRATEGIES[strategy]
+    assert one["table"] == one["real"] == two["table"] == two["real"]
+    adapters = {name for name in one["weights"] if ".lora_" in name}
+    assert {name for name in two["real"] if name.endswith("_lora")} == {
+        f"{part}_lora" for part in ("vision_tower", "language_model") if any(part in name for name in adapters)
+    }
+    assert not [name for name in one["gradients"] if "language_model" in name and ".lora_" not in name]
     compare(one, two)
 
 

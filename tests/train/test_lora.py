@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import warnings
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,6 @@ from llava.chat.engine import Engine
 from llava.cli import main
 from llava.data.collator import Collator
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
-from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.adapter import load_model
 from llava.train.checkpoint import MODEL_TYPE, check_folder
 from llava.train.checks import check_recipe
@@ -48,28 +45,12 @@ class Trained(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory, make_config, make_processor):
-    """A checkpoint to start from, wide enough for blocks of 64, with managers that are not zero and no jitter."""
-    folder = tmp_path_factory.mktemp("start")
-    config = make_config(managers=replace(ManagerConfig.paper(4, 6, interval=2), jitter="none"))
-    for part in (config.text_config, config.vision_config):
-        part.hidden_size, part.intermediate_size = 64, 128
-    torch.manual_seed(0)
-    model = LlavaOVManagerForConditionalGeneration(config)
-    for manager in model.model.managers.managers:
-        torch.nn.init.normal_(manager.scores, std=0.3)
-    model.save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def lora_recipe(tiny_keys, start, tmp_path_factory):
+def lora_recipe(tiny_keys, wide_start, tmp_path_factory):
     """A function: dotted keys to stage 2 with adapters of rank 4 in language model and tower, at their own rates."""
 
     def make(**changes):
         keys = {
-            "model.start_from": str(start),
+            "model.start_from": str(wide_start),
             "run.output_dir": str(tmp_path_factory.mktemp("run") / "out"),
             "lora.rank": 4,
             "components.language_model.lr": 1e-2,
@@ -151,10 +132,10 @@ def test_weights_of_the_base_have_no_gradient(lora_recipe, trained, kind):
 
 
 @pytest.mark.parametrize("kind", EACH_KIND)
-def test_new_adapters_change_nothing(lora_recipe, start, trained, kind):
+def test_new_adapters_change_nothing(lora_recipe, wide_start, trained, kind):
     batch = trained("lora").batch
     model = prepare(lora_recipe(**KINDS[kind] | {"lora.dropout": 0})).trainer.model
-    plain = AutoModelForImageTextToText.from_pretrained(start).train()
+    plain = AutoModelForImageTextToText.from_pretrained(wide_start).train()
     difference = (logits_of(model, batch) - logits_of(plain, batch)).abs().max()
     assert difference < (0.5 if kind == "qlora" else 1e-5)
     assert (difference > 1e-3) == (kind == "qlora")
@@ -213,9 +194,9 @@ def test_peft_itself_loads_the_adapters(trained, kind):
 
 
 @pytest.mark.parametrize("kind", EACH_KIND)
-def test_what_is_saved_is_the_base_and_the_whole_parts(trained, start, kind):
+def test_what_is_saved_is_the_base_and_the_whole_parts(trained, wide_start, kind):
     stage = trained(kind)
-    before, after = (load_file(f"{folder}/model.safetensors") for folder in (start, stage.folder))
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in (wide_start, stage.folder))
     assert list(before) == list(after)
     for name, weight in after.items():
         assert weight.dtype == torch.float32
