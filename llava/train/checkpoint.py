@@ -161,9 +161,12 @@ def write_model(model, processor, state_dict: dict, folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-def write_checkpoint(model, processor, state_dict: dict, trainer_state, manifest: dict, output_dir: str) -> None:
+def write_checkpoint(
+    model, processor, state_dict: dict, trainer_state, manifest: dict, output_dir: str, adapter: dict | None = None
+) -> None:
     """Writes the self-contained folder and puts it in place; called by one rank, with the gathered `state_dict`.
 
+    adapter: of a model trained with LoRA, see split_weights in llava/train/lora.py.
     Raises LlavaError when it cannot be written; what stood at `output_dir` is then untouched.
     """
     folder = working_folder(output_dir)
@@ -171,6 +174,10 @@ def write_checkpoint(model, processor, state_dict: dict, trainer_state, manifest
         write_model(model, processor, state_dict, folder)
         trainer_state.save_to_json(str(folder / "trainer_state.json"))
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        if adapter is not None:
+            from llava.train.lora import write_adapter  # imports torch
+
+            write_adapter(model, adapter, folder)
         publish(output_dir)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(folder, ignore_errors=True)

@@ -202,9 +202,8 @@ def _check_deepspeed(recipe: Recipe) -> None:
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get(GATHER):
         raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
-    if zero.get("stage") == 3 and (recipe.lora.dora or recipe.lora.base == "nf4"):
-        key = "lora.dora true" if recipe.lora.dora else "lora.base nf4"
-        raise LlavaError(f"run.deepspeed {path}: {key} needs whole weights, which stage 3 partitions; use stage 2")
+    if zero.get("stage") == 3 and recipe.lora.base == "nf4":
+        raise LlavaError(f"run.deepspeed {path}: stage 3 would part 4-bit weights (lora.base nf4) from their scales")
 
 
 def _check_mixture(recipe: Recipe) -> None:

@@ -27,7 +27,7 @@ from llava.train.checkpoint import check_disk, start_working_folder, working_fol
 from llava.train.checks import video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
-from llava.train.lora import split_weights, write_adapter
+from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
 from llava.train.recipes import Recipe
 from llava.train.reshape import join_states
@@ -302,8 +302,6 @@ def save(stage: Stage, **results) -> None:
     skipped, shortened = trainer.accelerator.reduce(counted).tolist()
     if rank() == 0:
         weights, adapter = split_weights(trainer.model, weights)
-        if adapter is not None:
-            write_adapter(trainer.model, adapter, working_folder(recipe.run.output_dir))
         check_disk(recipe.run.output_dir, trainer.components)
         record = manifest(
             recipe,
@@ -318,7 +316,7 @@ def save(stage: Stage, **results) -> None:
             tokens_seen=int(trainer.state.num_input_tokens_seen),
             **results,
         )
-        write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir)
+        write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir, adapter)
         shutil.rmtree(checkpoints_folder(recipe.run.output_dir), ignore_errors=True)
         notes = f"; {skipped} bad samples were skipped" * (skipped > 0)
         notes += f"; {shortened} samples were too long and were shortened" * (shortened > 0)

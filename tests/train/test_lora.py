@@ -209,6 +209,15 @@ def test_what_is_saved_is_the_base_and_the_whole_parts(trained, wide_start, kind
 
 
 @needs_bitsandbytes
+def test_layers_of_no_whole_blocks_are_not_quantised(tiny_recipe, make_model):
+    model = make_model()  # widths of 24, 32 and 48
+    model.model.language_model.layers[2].mlp.down_proj = torch.nn.Linear(64, 24, bias=False)
+    attach_adapters(model, tiny_recipe(**BOTH | KINDS["qlora"]), torch.float32)
+    quantised = [name for name, parameter in model.named_parameters() if type(parameter).__name__ == "Params4bit"]
+    assert quantised == ["model.language_model.layers.2.mlp.down_proj.base_layer.weight"]
+
+
+@needs_bitsandbytes
 def test_a_base_of_four_bits_is_quantised_again_to_the_same_values(trained, lora_recipe):
     stage = trained("qlora")
     base = load_base(stage.folder)
@@ -271,13 +280,9 @@ FAULTS = {
     "dropout": ({"lora.dropout": 1}, "lora.dropout must be at least 0 and below 1; found 1.0"),
     "targets": ({"lora.target_modules": []}, "lora.target_modules is empty"),
     "no component": (dict.fromkeys(BOTH, False), "lora.rank is for no component: components.*.lora is false"),
-    "dora": (
-        {"lora.dora": True, "run.deepspeed": "scripts/train/deepspeed/zero3.json"},
-        "lora.dora true needs whole weights, which stage 3 partitions; use stage 2",
-    ),
     "nf4": (
         {"lora.base": "nf4", "run.deepspeed": "scripts/train/deepspeed/zero3.json"},
-        "lora.base nf4 needs whole weights, which stage 3 partitions; use stage 2",
+        "stage 3 would part 4-bit weights (lora.base nf4) from their scales",
     ),
 }
 
@@ -343,3 +348,16 @@ def test_an_adapter_of_another_model_is_refused(adapted):
 def test_export_asks_to_merge_first(adapted, tmp_path, capsys):
     assert main(["convert", "export", str(adapted), "--out", f"{tmp_path}/out", "--format", "remote_code"]) == 2
     assert f"first run llava convert merge-lora {adapted} --out DIR" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_with_the_adapters_leaves_no_checkpoint(lora_recipe, monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    recipe = lora_recipe(**{"optim.max_steps": 1})
+    stage = prepare(recipe)
+    train(stage.trainer)
+    monkeypatch.setattr("llava.train.lora.save_file", full)
+    with pytest.raises(LlavaError, match=r"could not be written: .* No space left on device"):
+        save(stage)
+    assert not any(Path(recipe.run.output_dir).parent.iterdir())
