@@ -29,7 +29,7 @@ from llava.mllm.attention import best_attention
 from llava.mllm.questions import turn_token_ids
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
-from llava.train.lora import attach_adapters
+from llava.train.lora import BASE, attach_adapters
 from llava.train.recipes import Recipe
 
 TOKEN_IDS = ("image_token_id", "video_token_id", "turn_start_token_id", "turn_end_token_id", "newline_token_id")
@@ -172,6 +172,11 @@ def _continue(recipe: Recipe):
     had_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
     missing = [key for key in loading["missing_keys"] if had_managers or not key.startswith("model.managers.")]
     unexpected, mismatched = loading["unexpected_keys"], loading["mismatched_keys"]
+    if any(BASE in key for key in unexpected):
+        raise LlavaError(
+            f"model.start_from {folder}: was written in the midst of a run with LoRA, which alone can go on from it; "
+            "start from the folder that the run ends in"
+        )
     if missing or unexpected or mismatched:
         raise LlavaError(
             f"model.start_from {folder}: its weights do not fit; {len(missing)} missing, {len(unexpected)} unexpected, "

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 import warnings
 from importlib.util import find_spec
@@ -25,6 +26,7 @@ from llava.train.lora import attach_adapters
 from llava.train.plan import dry_run
 from llava.train.recipes import load_recipe
 from llava.train.stage import prepare, save, train
+from tests.train import faulty
 
 BOTH = {"components.language_model.lora": True, "components.vision_tower.lora": True}
 KINDS = {"lora": {"lora.dropout": 0.1}, "dora": {"lora.dora": True}, "qlora": {"lora.base": "nf4"}}
@@ -305,6 +307,29 @@ def test_an_absent_package_is_named(lora_recipe, monkeypatch, package, extra):
 def test_managers_have_no_adapters(lora_recipe):
     with pytest.raises(LlavaError, match=r"unknown key 'components\.managers\.lora'"):
         lora_recipe(**{"components.managers.lora": True})
+
+
+@pytest.mark.parametrize("kind", EACH_KIND)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(lora_recipe, tmp_path, kind):
+    whole, cut = (
+        lora_recipe(
+            **KINDS[kind]
+            | {"optim.max_steps": 5, "lora.dropout": 0.1, "run.save_steps": 2, "run.output_dir": f"{tmp_path}/{name}"}
+        )
+        for name in ("whole", "cut")
+    )
+    log = tmp_path / "log"
+    assert faulty.run(whole, log) == [0], log.read_text()
+    assert faulty.run(cut, log, faulty.signal_after_step(3, signal.SIGKILL)) == [-9], log.read_text()
+    with pytest.raises(LlavaError, match=r"checkpoint-2: was written in the midst of a run with LoRA"):
+        prepare(lora_recipe(**{"model.start_from": f"{tmp_path}/cut.checkpoints/checkpoint-2"}))
+    assert faulty.run(cut, log) == [0], log.read_text()
+    assert "goes on after step 2, from" in log.read_text()
+    for file in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        expected, found = (load_file(tmp_path / name / file) for name in ("whole", "cut"))
+        assert set(found) == set(expected)
+        for name, weight in expected.items():
+            assert torch.equal(found[name], weight), name
 
 
 # damaged checkpoints
