@@ -1,10 +1,7 @@
 """What a stage will do, in numbers: printed before it starts and saved with what it ends in."""
 
 import math
-import platform
-import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llava.anyres import image_layout
@@ -16,10 +13,9 @@ from llava.train.build import attention_implementation, build_on_meta, config_fr
 from llava.train.checkpoint import check_start_folders
 from llava.train.checks import missing_data_files, world_size
 from llava.train.components import Component, component_rows, component_table, freeze, split_components
+from llava.train.fingerprint import git_state, versions
 from llava.train.keys import flatten
 from llava.train.recipes import Recipe
-
-PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "llava-ov-manager")
 
 
 @dataclass(frozen=True)
@@ -120,24 +116,7 @@ def manifest(recipe: Recipe, plan: Plan, components: list[Component], **results)
         "recipe": recipe.to_dict(),
         "plan": asdict(plan),
         "components": component_rows(components),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
-        "git": _git_state(),
-        "host": platform.node(),
+        "versions": versions(),
+        "git": git_state(),
         **results,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> str | None:
-    """The commit of this code, with "-dirty" when it was changed; None outside a repository."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

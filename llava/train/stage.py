@@ -29,6 +29,7 @@ from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
 from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
+from llava.train.preflight import preflight
 from llava.train.recipes import Recipe
 from llava.train.reshape import join_states
 from llava.train.resume import (
@@ -60,6 +61,7 @@ def run_stage(recipe: Recipe) -> None:
     Raises LlavaError for input that cannot be used; DataError names the file and sample.
     """
     started = time.time()
+    preflight(recipe)
     stage = prepare(recipe)
     try:
         outcome = train(stage.trainer)
