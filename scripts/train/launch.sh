@@ -2,20 +2,30 @@
 # Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh and stage2.sh.
 #
 #   --arm baseline|manager|grid|grid_manager    --override FILE.yaml    --key value (any key of the recipe, dotted)
-#   --dry_run   print the resolved recipe, the steps and what trains, in one process, and exit
+#   --dry_run   print the resolved recipe, the steps, the memory and what trains, in one process, and exit
 #
 # NPROC_PER_NODE  processes here, default one per GPU, or one     MASTER_ADDR  address of node 0, default 127.0.0.1
 # NNODES          machines, default 1                             MASTER_PORT  default 29500
 # NODE_RANK       this machine's number, default 0                (one machine alone finds a free port)
+# JOIN_TIMEOUT    seconds that machines wait for each other at the start, default 1800
 #
-# Run it from the repository root: the paths in the recipes are relative to it.
+# HOSTFILE        lines of `HOST slots=GPUS`: started here alone, DeepSpeed's launcher starts all machines through pdsh
+#                 and ssh; MASTER_ADDR is then the first of them by default. The folder must be the same on each.
+#
+# Run it from the repository root: the paths in the recipes are relative to it. For SLURM see slurm.sbatch.
 set -euo pipefail
 
 stage=$1
 shift
 arguments=(--recipe "$(dirname "$0")/recipes/$stage.yaml" "$@")
-gpus=$(command -v nvidia-smi > /dev/null && python -c 'import torch; print(torch.cuda.device_count())' || echo 0)
-export NPROC_PER_NODE=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))} NNODES=${NNODES:-1}
+if [ -n "${HOSTFILE:-}" ]; then
+    hosts=$(sed 's/#.*//' "$HOSTFILE" | awk 'NF { print $1 }')
+    slots=$(sed 's/#.*//' "$HOSTFILE" | sed -n 's/.*slots=\([0-9]*\).*/\1/p' | paste -sd +)
+    export NNODES=1 NPROC_PER_NODE=$((slots)) # for the checks: as many processes as all machines have
+else
+    gpus=$(command -v nvidia-smi > /dev/null && python -c 'import torch; print(torch.cuda.device_count())' || echo 0)
+    export NPROC_PER_NODE=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))} NNODES=${NNODES:-1}
+fi
 
 case " $* " in
 *" --dry_run "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
@@ -23,10 +33,19 @@ esac
 
 python -m llava.cli train "${arguments[@]}" --check  # a mistake costs a second and one line
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # seconds to save after Ctrl-C, SIGTERM
+if [ -n "${HOSTFILE:-}" ]; then
+    remote=()
+    for word in "${arguments[@]}"; do  # another shell reads them; DeepSpeed quotes those with spaces
+        case $word in *" "*) remote+=("$word") ;; *) remote+=("$(printf %q "$word")") ;; esac
+    done
+    exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "${MASTER_ADDR:-${hosts%%$'\n'*}}" \
+        --master_port "${MASTER_PORT:-29500}" --no_local_rank --module llava.cli train "${remote[@]}"
+fi
 if [ "$NNODES" = 1 ]; then
     meeting=(--standalone)
 else
-    meeting=(--nnodes "$NNODES" --node_rank "${NODE_RANK:-0}"
+    meeting=(--nnodes "$NNODES" --node_rank "${NODE_RANK:-0}" --rdzv_conf "timeout=${JOIN_TIMEOUT:-1800}"
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
 fi
-exec torchrun "${meeting[@]}" --nproc_per_node "$NPROC_PER_NODE" -m llava.cli train "${arguments[@]}"
+exec python -m llava.train.launch "${meeting[@]}" --nproc_per_node "$NPROC_PER_NODE" \
+    -m llava.cli train "${arguments[@]}"

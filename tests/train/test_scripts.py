@@ -1,17 +1,22 @@
 """The shell scripts: dry runs of every stage and arm, the processes they start, and how they fail."""
 
 import os
+import platform
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from llava import cli
 from llava.errors import LlavaError
+from llava.train import launch
 from llava.train.main import main, recipe_keys
 
 SCRIPTS = Path("scripts/train")
 STAGES = ("stage1", "stage1_5", "stage2")
+LAUNCH = ("NPROC_PER_NODE", "NNODES", "HOSTFILE")
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 
 
@@ -20,13 +25,13 @@ def words(keys: dict) -> list[str]:
 
 
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    environment = {key: value for key, value in os.environ.items() if key != "NPROC_PER_NODE"} | environment
+    environment = {key: value for key, value in os.environ.items() if key not in LAUNCH} | environment
     command = ["bash", f"scripts/train/{script}.sh", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 def test_no_script_is_left_out():
-    assert {path.stem for path in SCRIPTS.glob("*.sh")} == {*STAGES, "launch"}
+    assert {path.stem for path in SCRIPTS.glob("*.s*")} == {*STAGES, "launch", "slurm"}
     assert {path.stem for path in (SCRIPTS / "mixtures").glob("*.yaml")} == set(STAGES)
     assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {*STAGES, "model_0_5b"}
 
@@ -91,26 +96,133 @@ def test_help():
     assert "--dry_run" in run("stage1", "--help").stdout
 
 
+@pytest.fixture
+def stand_ins(tmp_path):
+    """A function: {command: shell lines} to a PATH on which these come first. `real` in them is the true python."""
+
+    def make(**commands: str) -> str:
+        folder = tmp_path / "stand_ins"
+        folder.mkdir()
+        for name, lines in commands.items():
+            (folder / name).write_text(f"#!/bin/bash\nreal={sys.executable}\n{lines}\n")
+            (folder / name).chmod(0o755)
+        return f"{folder}:{os.environ['PATH']}"
+
+    return make
+
+
+TELLS_LAUNCH = 'if [ "$2" = llava.train.launch ]; then shift 2; echo "$@"; else exec "$real" "$@"; fi'
+
+
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, "--standalone --nproc_per_node 1"),
         ({"NPROC_PER_NODE": "2"}, "--standalone --nproc_per_node 2"),
         (
-            {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234"},
-            "--nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 1234 --nproc_per_node 1",
+            {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "JOIN_TIMEOUT": "9"},
+            "--nnodes 2 --node_rank 1 --rdzv_conf timeout=9 --master_addr 10.0.0.1 --master_port 1234 "
+            "--nproc_per_node 1",
         ),
-        ({"NNODES": "2"}, "--nnodes 2 --node_rank 0 --master_addr 127.0.0.1 --master_port 29500 --nproc_per_node 1"),
+        (
+            {"NNODES": "2"},
+            "--nnodes 2 --node_rank 0 --rdzv_conf timeout=1800 --master_addr 127.0.0.1 --master_port 29500 "
+            "--nproc_per_node 1",
+        ),
     ],
 )
-def test_the_processes_that_are_started(tiny_keys, tmp_path, environment, expected):
-    """With a stand-in for torchrun that prints how it was called."""
-    for name, answer in (("torchrun", 'echo "$@"'), ("nvidia-smi", "exit 1")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
-        (tmp_path / name).chmod(0o755)
-    done = run("stage1", *words(tiny_keys("1")), **environment, PATH=f"{tmp_path}:{os.environ['PATH']}")
+def test_the_processes_that_are_started(tiny_keys, stand_ins, environment, expected):
+    """With a stand-in for the launcher that prints how it was called."""
+    path = stand_ins(python=TELLS_LAUNCH, **{"nvidia-smi": "exit 1"})
+    done = run("stage1", *words(tiny_keys("1")), **environment, PATH=path)
     assert done.stderr == ""
     assert done.stdout.startswith(f"{expected} -m llava.cli train --recipe scripts/train/recipes/stage1.yaml --model.")
+    arguments = done.stdout.split()[expected.count(" ") + 1 :]
+    assert launch.run.parse_args([*expected.split(), *arguments]).training_script == "llava.cli"
+
+
+HOSTS = """# two nodes
+10.0.0.1 slots=2
+
+10.0.0.2 slots=2  # the other one
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "address"), [({}, "10.0.0.1:29500"), ({"MASTER_ADDR": "a", "MASTER_PORT": "7"}, "a:7")]
+)
+def test_a_hostfile_goes_to_deepspeed(tiny_keys, stand_ins, tmp_path, environment, address):
+    """With a stand-in for pdsh, which DeepSpeed starts; the shell of each host reads what it is given."""
+    (tmp_path / "hosts").write_text(HOSTS)
+    tells = 'while [ "$1" != -w ]; do shift; done; hosts=$2; shift 2; echo "$hosts" "$@" | grep -v "^$"'
+    path = stand_ins(pdsh=tells, ssh="exit 0", **{"nvidia-smi": "exit 1"})
+    keys = tiny_keys("1", **{"run.output_dir": f"{tmp_path}/a folder", "optim.global_batch_size": 8})
+    done = run("stage1", *words(keys), HOSTFILE=f"{tmp_path}/hosts", PATH=path, **environment)
+    assert done.returncode == 0, done.stderr
+    (command,) = (line for line in done.stdout.splitlines() if line.startswith("10.0.0.1,10.0.0.2 "))
+    (started,) = (part for part in command.split(";") if "deepspeed.launcher.launch" in part)
+    read = shlex.split(subprocess.check_output(["bash", "-c", f"printf '%q ' {started}"], text=True))
+    host, _, port = address.partition(":")
+    assert {f"--master_addr={host}", f"--master_port={port}", "--node_rank=%n", "--no_local_rank"} <= set(read)
+    assert read[read.index("llava.cli") :] == [
+        *("llava.cli", "train", "--recipe", "scripts/train/recipes/stage1.yaml"),
+        *words(keys),
+    ]
+
+
+def test_a_hostfile_counts_its_processes(tmp_path):
+    (tmp_path / "hosts").write_text(HOSTS)
+    done = run("stage1", "--arm", "manager", "--dry_run", HOSTFILE=f"{tmp_path}/hosts")
+    assert "batch       512 = 16 x 8 accumulated x 4 processes" in done.stdout
+
+
+def test_slurm_runs_the_script_once_on_each_node(stand_ins):
+    """With stand-ins for SLURM's commands; what SLURM would set is set here."""
+    path = stand_ins(
+        scontrol="[ \"$*\" = 'show hostnames gpu[1-2]' ] && printf 'gpu1\\ngpu2\\n'",
+        srun='while [[ $1 == --* ]]; do shift; done; for n in 0 1; do SLURM_NODEID=$n "$@"; done',
+        bash='if [ "$1" = scripts/train/stage2.sh ]; then echo $(env | grep -E "^(NN|NODE_R|MASTER_)" | sort); fi; '
+        'exec /bin/bash "$@"',
+    )
+    slurm = {"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "1234567"}
+    command = ["/bin/bash", "scripts/train/slurm.sbatch", "stage2", "--arm", "grid_manager", "--dry_run"]
+    environment = {**os.environ, **slurm, "PATH": path, "NPROC_PER_NODE": "8"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    started = [line for line in done.stdout.splitlines() if line.startswith("MASTER_ADDR")]
+    assert started == [f"MASTER_ADDR=gpu1 MASTER_PORT=24567 NNODES=2 NODE_RANK={node}" for node in range(2)]
+    assert done.stdout.count("batch       512 = 2 x 16 accumulated x 16 processes") == 2
+
+
+@pytest.mark.parametrize("script", sorted(str(path) for path in SCRIPTS.glob("*.s*")))
+def test_the_shell_can_read_every_script(script):
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("ending", "status", "told"),
+    [
+        ("sys.exit(0)", 0, ""),
+        ("sys.exit(2)", 2, ""),
+        ("sys.exit(3)", 3, "error: rank 1 on {host} (process {pid}) failed; all processes of this host were stopped\n"),
+        (
+            "os.kill(os.getpid(), 9)",
+            137,
+            "error: rank 1 on {host} (process {pid}) was killed by SIGKILL; all processes of this host were stopped\n",
+        ),
+    ],
+)
+def test_the_launcher_names_the_rank_that_ended_the_run(tmp_path, ending, status, told):
+    (tmp_path / "rank.py").write_text(
+        "import os, sys, time\n"
+        f"if os.environ['RANK'] == '1':\n    print(os.getpid(), flush=True)\n    {ending}\n"
+        f"time.sleep({60 if told else 0})\n"
+    )
+    command = [sys.executable, "-m", "llava.train.launch", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*command, f"{tmp_path}/rank.py"], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == status
+    assert done.stderr == told.format(host=platform.node(), pid=done.stdout.strip())
 
 
 def test_recipe_keys():
