@@ -55,7 +55,7 @@ def start_hashes(recipe: Recipe) -> dict[str, str]:
     """{path: SHA-256} of the configurations, tokenizers and weights that the stage starts from."""
     model = recipe.model
     folders = [Path(folder) for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
-    names = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "*.safetensors")
+    names = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "**/*.safetensors")
     return file_hashes(path for folder in folders for name in names for path in sorted(folder.glob(name)))
 
 

@@ -17,7 +17,7 @@ def main(argv: list[str]) -> int:
     elif options.dry_run:
         from llava.train.plan import dry_run
 
-        print(dry_run(recipe))
+        print(dry_run(recipe, options.tokens_per_second))
     else:
         from llava.train.stage import run_stage
 
@@ -36,6 +36,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     parser.add_argument("--arm", default="baseline", help="baseline, manager, grid or grid_manager")
     parser.add_argument("--override", action="append", default=[], metavar="YAML", help="file of keys to change")
     parser.add_argument("--dry_run", action="store_true", help="print recipe, steps and what trains; needs no weights")
+    parser.add_argument(
+        "--tokens_per_second", type=float, metavar="N", help="of all processes together: a dry run then tells the time"
+    )
     parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")
     options, rest = parser.parse_known_args(argv)
     return options, recipe_keys(rest)

@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from llava.anyres import image_layout
+from llava.anyres import ImageLayout, image_layout
 from llava.data.expected import expected_table
 from llava.data.mixture import load_mixture
 from llava.managers import ManagerConfig
@@ -15,6 +15,7 @@ from llava.train.checks import missing_data_files, world_size
 from llava.train.components import Component, component_rows, component_table, freeze, split_components
 from llava.train.fingerprint import git_state, versions
 from llava.train.keys import flatten
+from llava.train.memory import Work, describe_memory, time_line
 from llava.train.recipes import Recipe
 
 
@@ -33,14 +34,7 @@ class Plan:
         """The plan for `samples` samples; tokens follow from the recipe's typical image and text."""
         optim = recipe.optim
         steps = optim.max_steps or math.ceil(math.ceil(samples / optim.global_batch_size) * optim.epochs)
-        image = image_layout(
-            *recipe.data.expected_image,
-            config.tiling,
-            tile=config.vision_config.image_size,
-            side=config.patches_per_side,
-            several_images=False,
-        )
-        per_sample = min(image.num_tokens + recipe.data.expected_text_tokens, recipe.data.max_length)
+        per_sample = Work.of(recipe, expected_image(recipe, config)).tokens
         processes = world_size()
         return cls(
             samples=samples,
@@ -51,8 +45,22 @@ class Plan:
         )
 
 
-def dry_run(recipe: Recipe) -> str:
-    """What the stage would do. Needs neither weights nor data: sizes and counts written in the recipe stand in."""
+def expected_image(recipe: Recipe, config: LlavaOVManagerConfig) -> ImageLayout:
+    """How the recipe's typical image is cut."""
+    return image_layout(
+        *recipe.data.expected_image,
+        config.tiling,
+        tile=config.vision_config.image_size,
+        side=config.patches_per_side,
+        several_images=False,
+    )
+
+
+def dry_run(recipe: Recipe, tokens_per_second: float | None = None) -> str:
+    """What the stage would do, and need. Needs neither weights nor data: what is written in the recipe stands in.
+
+    tokens_per_second: of all processes together, where it is known.
+    """
     model = recipe.model
     folders = [folder for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
     absent = [folder for folder in folders if not Path(folder).is_dir()]
@@ -69,9 +77,12 @@ def dry_run(recipe: Recipe) -> str:
     notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
     if missing:
         notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
-    text = describe(recipe, Plan.of(recipe, config, samples), components, config, attention_implementation(recipe))
+    plan = Plan.of(recipe, config, samples)
+    text = describe(recipe, plan, components, config, attention_implementation(recipe))
+    needs = [f"time        {time_line(plan.tokens, tokens_per_second)}"]
+    needs += ["", describe_memory(recipe, components, config, expected_image(recipe, config), plan.processes)]
     expected = expected_table(recipe.data.mixture)
-    return "\n".join([text, "", *([expected, ""] if expected else []), *notes])
+    return "\n".join([text, "", *needs, "", *([expected, ""] if expected else []), *notes])
 
 
 def describe(
