@@ -140,7 +140,7 @@ def _states(strategy: Strategy, part: Component, processes: int, width: int) -> 
 
 def _buffers(strategy: Strategy, total: int, trained: int, processes: int, width: int) -> float:
     if strategy.stage == 0:
-        return FP32 * trained + (width * trained if width < FP32 else 0)
+        return (FP32 * trained if processes > 1 else 0) + (width * trained if width < FP32 else 0)
     buckets = width * strategy.bucket * (2 if strategy.overlap and strategy.stage < 3 else 1)
     step = 0.0 if strategy.offload_optimizer else FP32 * trained / processes
     gathered = width * min(total, strategy.max_live) * (1 - 1 / processes) if strategy.stage == 3 else 0.0

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+from collections.abc import Sequence
 from datetime import timedelta
 from itertools import groupby
 
@@ -147,23 +148,25 @@ def difference(reports: list[dict]) -> str | None:
 def _ranks(reports: list[dict]) -> str:
     """`rank 3`, `ranks 0-7`, `ranks 0-1, 4`."""
     ranks = [found["rank"] for found in reports]
-    runs = [[rank for _, rank in run] for _, run in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0])]
-    text = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in unbroken_runs(ranks))
     return f"rank{'s' * (len(ranks) > 1)} {text}"
 
 
 def hardware_table(reports: list[dict]) -> list[dict]:
     """One row for neighbouring ranks that see the same: {ranks, host, device, ...}, for the table and run.json."""
-    seen = lambda found: {key: found[key] for key in found if key not in ("rank", "fault", "compared")}  # noqa: E731
-    groups = [list(group) for _, group in groupby(reports, seen)]
-    return [{"ranks": _ranks(group).partition(" ")[2], **seen(group[0])} for group in groups]
+    groups = [list(group) for _, group in groupby(reports, _seen)]
+    return [{"ranks": _ranks(group).partition(" ")[2], **_seen(group[0])} for group in groups]
+
+
+def _seen(found: dict) -> dict:
+    return {key: value for key, value in found.items() if key not in ("rank", "fault", "compared")}
 
 
 def describe(reports: list[dict]) -> str:
     """What all have in common, then a table of the ranks."""
-    common = reports[0]["compared"]
-    hashes = {group: combined_hash(_group(common, group)) for group in ("code", "recipe", "data", "start")}
-    found = [f"{name} {value}" for name, value in _group(common, "version").items() if value != "not installed"]
+    hashes = {group: combined_hash(common_fields(reports, group)) for group in ("code", "recipe", "data", "start")}
+    versions = common_fields(reports, "version")
+    found = [f"{name} {value}" for name, value in versions.items() if value != "not installed"]
     rows = [("ranks", "host", "device", "memory", "network", "free disk")]
     for row in hardware_table(reports):
         memory, disk = f"{row['memory_gb']:,.1f} GB", f"{row['free_disk_gb']:,.1f} GB"
@@ -180,5 +183,13 @@ def describe(reports: list[dict]) -> str:
     )
 
 
-def _group(fields: dict[str, str], group: str) -> dict[str, str]:
-    return {key.removeprefix(f"{group} "): value for key, value in fields.items() if key.startswith(f"{group} ")}
+def common_fields(reports: list[dict], group: str) -> dict[str, str]:
+    """{name: value} of the fields of one group (recipe, version, code, data, start), once ranks agree on them."""
+    fields = reports[0]["compared"].items()
+    return {key.removeprefix(f"{group} "): value for key, value in fields if key.startswith(f"{group} ")}
+
+
+def unbroken_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each: [1, 2, 3, 7] -> [(1, 3), (7, 7)]."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return [(run[0], run[-1]) for run in runs]

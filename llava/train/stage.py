@@ -31,6 +31,7 @@ from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
 from llava.train.preflight import preflight
 from llava.train.recipes import Recipe
+from llava.train.record import run_facts, sampled_rows, wall_time, write_start
 from llava.train.reshape import join_states
 from llava.train.resume import (
     check_data_unchanged,
@@ -61,8 +62,12 @@ def run_stage(recipe: Recipe) -> None:
     Raises LlavaError for input that cannot be used; DataError names the file and sample.
     """
     started = time.time()
-    preflight(recipe)
+    reports = preflight(recipe)
     stage = prepare(recipe)
+    facts = run_facts(recipe, stage.mixture, reports)
+    if rank() == 0:
+        record = manifest(recipe, stage.plan, stage.trainer.components, **facts)
+        write_start(working_folder(recipe.run.output_dir), record, sampled_rows(stage.mixture, recipe.run.seed))
     try:
         outcome = train(stage.trainer)
     except NonFiniteError:
@@ -74,7 +79,7 @@ def run_stage(recipe: Recipe) -> None:
     if stage.trainer.stopped_by:
         leave_process_group()
         exit_stopped(stage.trainer)
-    save(stage, train_loss=outcome.training_loss, seconds=round(time.time() - started, 1))
+    save(stage, train_loss=outcome.training_loss, **facts, **wall_time(started))
     leave_process_group()
 
 
