@@ -1,17 +1,23 @@
 """`llava train`: one stage from a recipe. scripts/train/stage*.sh start it on every process of a run."""
 
 import argparse
+import os
 
 from llava.errors import LlavaError
 from llava.train.checks import check_data, check_recipe, world_size
-from llava.train.recipes import load_recipe
+from llava.train.recipes import Recipe, load_recipe
 
 
 def main(argv: list[str]) -> int:
     """Checks the recipe, then trains, or prints what would be trained. Raises LlavaError for wrong input."""
-    options, keys = parse(argv)
-    recipe = load_recipe(options.recipe, options.arm, options.override, keys)
-    check_recipe(recipe, world_size(), options.dry_run)
+    try:
+        options, recipe = read(argv)
+    except LlavaError as error:
+        if "RANK" in os.environ:
+            from llava.train.preflight import stop_all
+
+            stop_all(error)
+        raise
     if options.check:
         check_data(recipe)
     elif options.dry_run:
@@ -23,6 +29,14 @@ def main(argv: list[str]) -> int:
 
         run_stage(recipe)
     return 0
+
+
+def read(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
+    """The fixed options and the checked recipe."""
+    options, keys = parse(argv)
+    recipe = load_recipe(options.recipe, options.arm, options.override, keys)
+    check_recipe(recipe, world_size(), options.dry_run)
+    return options, recipe
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import groupby
+from typing import NoReturn
 
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
@@ -29,6 +30,9 @@ from llava.train.recipes import Recipe
 
 SHOWN_HASH = 12  # characters
 HASH_LENGTH = 64
+WITHOUT_RECIPE = 1800  # seconds, where no run.collective_timeout is known
+# Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
+KEPT = []
 PARTING = timedelta(seconds=20)  # for the others to read what rank 0 found
 
 
@@ -46,12 +50,23 @@ def preflight(recipe: Recipe) -> list[dict]:
         choose_network()
         reports, fault = _exchange(own, recipe.run.collective_timeout)
     if fault:
-        if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-            raise SystemExit(2)
-        raise LlavaError(fault)
+        _end(fault)
     if own["rank"] == 0:
         print(describe(reports), end="\n\n", flush=True)
     return reports
+
+
+def stop_all(error: LlavaError) -> NoReturn:
+    """Ends this process for an `error` that it met before the preflight, and tells the ranks that wait there."""
+    own = {"rank": int(os.environ["RANK"]), "host": platform.node(), "fault": str(error), "compared": {}}
+    _end(_exchange(own, WITHOUT_RECIPE)[1])
+
+
+def _end(fault: str) -> NoReturn:
+    """One process of each host tells."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        raise SystemExit(2)
+    raise LlavaError(fault)
 
 
 def report(recipe: Recipe) -> dict:
@@ -64,7 +79,7 @@ def report(recipe: Recipe) -> dict:
         facts |= hardware(recipe.run.output_dir)
         facts["compared"] = compared(recipe, on_gpu=not facts["device"].startswith("CPU"))
     except (LlavaError, OSError) as error:
-        facts["fault"] = f"rank {facts['rank']} on {facts['host']}: {error}"
+        facts["fault"] = str(error)
     return facts
 
 
@@ -89,6 +104,7 @@ def _exchange(own: dict, seconds: int) -> tuple[list[dict], str]:
     timeout = timedelta(seconds=seconds)
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        KEPT.append(store)
         store = distributed.PrefixStore(f"preflight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         store.set_timeout(timeout)
         store.set(f"report/{rank}", json.dumps(own))
@@ -113,8 +129,17 @@ def _collect(store, world_size: int, seconds: int) -> tuple[list[dict], str]:
             reports.append(json.loads(store.get(f"report/{rank}")))
         except distributed.DistStoreError:
             return reports, f"rank {rank} of {world_size} did not report within {seconds} s"
-    faults = [found["fault"] for found in reports if found["fault"]]
-    return reports, faults[0] if faults else difference(reports) or ""
+    return reports, first_fault(reports) or difference(reports) or ""
+
+
+def first_fault(reports: list[dict]) -> str | None:
+    """Why the first rank that cannot run cannot, and which it is unless all say the same; None if all can."""
+    faulty = [found for found in reports if found["fault"]]
+    if not faulty:
+        return None
+    if len({found["fault"] for found in reports}) == 1:
+        return faulty[0]["fault"]
+    return f"rank {faulty[0]['rank']} on {faulty[0]['host']}: {faulty[0]['fault']}"
 
 
 def _wait_for_readers(store, rank: int, world_size: int) -> None:

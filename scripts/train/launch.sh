@@ -31,7 +31,9 @@ case " $* " in
 *" --dry_run "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
 esac
 
-python -m llava.cli train "${arguments[@]}" --check  # a mistake costs a second and one line
+if [ "$NNODES" = 1 ]; then
+    python -m llava.cli train "${arguments[@]}" --check  # a mistake costs a second and one line
+fi  # on several machines the processes check together: one that stopped here would leave the others waiting
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # seconds to save after Ctrl-C, SIGTERM
 if [ -n "${HOSTFILE:-}" ]; then
     remote=()

@@ -142,7 +142,7 @@ def test_one_process_tells_what_it_sees(tiny_recipe, capsys):
 
 def test_a_file_that_cannot_be_read_is_a_fault(tiny_recipe, tmp_path):
     (tmp_path / "m.yaml").write_text("datasets: [{json_path: gone.json, sampling_strategy: all}]")
-    with pytest.raises(LlavaError, match=r"rank 0 on .*: .*No such file.*gone\.json"):
+    with pytest.raises(LlavaError, match=r"No such file.*gone\.json"):
         preflight(tiny_recipe("1", **{"data.mixture": f"{tmp_path}/m.yaml"}))
 
 
@@ -171,22 +171,20 @@ def test_gloo_is_told_the_interface_when_there_are_several_hosts(monkeypatch, lo
 
 
 RANK = """
-import sys
-from llava.errors import LlavaError
-from llava.train.preflight import preflight
-from llava.train.recipes import load_recipe
+import json, sys
 from torch import distributed
-import json
-recipe = load_recipe(sys.argv[1], "grid_manager", keys=json.loads(sys.argv[2]))
-try:
-    preflight(recipe)
-except LlavaError as error:
-    print("error:", error)
-    sys.exit(2)
-distributed.init_process_group("gloo")  # at the same address and port
-distributed.barrier()
-print("met")
-distributed.destroy_process_group()
+from llava import cli
+from llava.train import stage
+
+def run_stage(recipe):
+    stage.preflight(recipe)
+    distributed.init_process_group("gloo")  # at the same address and port
+    distributed.barrier()
+    print("met")
+    distributed.destroy_process_group()
+
+stage.run_stage = run_stage
+sys.exit(cli.main(["train", *json.loads(sys.argv[1])]))
 """
 
 
@@ -196,8 +194,10 @@ def started_by_hand(keys: list[dict], world_size: int) -> list[tuple[int, str]]:
     for number, own in enumerate(keys):
         facts = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, "MASTER_PORT": port, **{name: str(value) for name, value in facts.items()}}
-        command = [sys.executable, "-c", RANK, RECIPE, json.dumps(own)]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        words = [word for key, value in own.items() for word in (f"--{key}", "none" if value is None else str(value))]
+        command = [sys.executable, "-c", RANK, json.dumps(["--recipe", RECIPE, "--arm", "grid_manager", *words])]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        processes.append(subprocess.Popen(command, **streams, text=True, env=environment))
     try:
         return [(process.wait(timeout=120), process.stdout.read()) for process in processes]
     finally:
@@ -206,25 +206,44 @@ def started_by_hand(keys: list[dict], world_size: int) -> list[tuple[int, str]]:
             process.stdout.close()
 
 
+def told(output: str) -> list[str]:
+    """Lines that are not libraries' remarks."""
+    return [line for line in output.splitlines() if line.startswith(("error: ", "Traceback", "met", "preflight "))]
+
+
 def test_ranks_without_torchrun(tiny_keys):
-    keys = tiny_keys("1", **{"run.deepspeed": None})
-    (first, told), (second, silent) = started_by_hand([keys] * 2, 2)
-    assert (first, second, silent) == (0, 0, "met\n")
-    assert "preflight   2 processes: " in told
-    assert [line.split()[0] for line in told.splitlines() if "CPU" in line] == ["0-1"]
+    keys = tiny_keys("1")
+    (first, output), (second, silent) = started_by_hand([keys] * 2, 2)
+    assert (first, second, told(silent)) == (0, 0, ["met"])
+    assert told(output)[0].startswith("preflight   2 processes: ")
+    assert [line.split()[0] for line in output.splitlines() if line[:1].isdigit()] == ["0-1"]
 
 
 def test_ranks_without_torchrun_that_differ(tiny_keys):
-    keys = tiny_keys("1", **{"run.deepspeed": None})
+    keys = tiny_keys("1", **{"optim.global_batch_size": 6})
     ends = started_by_hand([keys, keys, keys | {"data.max_length": 99}], 3)
     host = socket.gethostname()
-    line = f"error: ranks differ in recipe data.max_length: 512 on ranks 0-1 ({host}), 99 on rank 2 ({host})\n"
-    assert ends == [(2, line), (2, ""), (2, "")]
+    line = f"error: ranks differ in recipe data.max_length: 512 on ranks 0-1 ({host}), 99 on rank 2 ({host})"
+    assert [(status, told(output)) for status, output in ends] == [(2, [line]), (2, []), (2, [])]
 
 
-def test_a_rank_that_never_comes_is_named(tiny_keys):
-    keys = tiny_keys("1", **{"run.deepspeed": None, "run.collective_timeout": 12})
+def test_a_mistake_that_one_rank_finds_before_is_told_to_all(tiny_keys):
+    keys = tiny_keys("1")
+    ends = started_by_hand([keys, keys | {"data.image_folder": "gone"}], 2)
+    line = f"error: rank 1 on {socket.gethostname()}: data.image_folder gone is not a folder"
+    assert [(status, told(output)) for status, output in ends] == [(2, [line]), (2, [])]
+
+
+def test_a_mistake_of_all_ranks_names_none(tiny_keys):
+    keys = tiny_keys("1", **{"data.image_folder": "gone"})
+    ends = started_by_hand([keys] * 2, 2)
+    assert [told(output) for _, output in ends] == [["error: data.image_folder gone is not a folder"], []]
+
+
+def test_a_rank_that_never_comes_is_waited_for_in_vain(tiny_keys):
+    keys = tiny_keys("1", **{"run.collective_timeout": 12, "optim.global_batch_size": 6})
     ends = started_by_hand([keys] * 2, 3)
     assert [status for status, _ in ends] == [2, 2]
-    assert ends[0][1].startswith("error: rank ")
-    assert " in 12 s" in ends[0][1] or "within 12 s" in ends[0][1]
+    (line,) = told(ends[0][1])
+    assert line.startswith("error: rank 0 on ")
+    assert " in 12 s: " in line

@@ -13,6 +13,7 @@ from llava import cli
 from llava.errors import LlavaError
 from llava.train import launch
 from llava.train.main import main, recipe_keys
+from tests.train.hosts import free_port
 
 SCRIPTS = Path("scripts/train")
 STAGES = ("stage1", "stage1_5", "stage2")
@@ -27,7 +28,7 @@ def words(keys: dict) -> list[str]:
 def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     environment = {key: value for key, value in os.environ.items() if key not in LAUNCH} | environment
     command = ["bash", f"scripts/train/{script}.sh", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment, check=False)
 
 
 def test_no_script_is_left_out():
@@ -168,6 +169,32 @@ def test_a_hostfile_goes_to_deepspeed(tiny_keys, stand_ins, tmp_path, environmen
         *("llava.cli", "train", "--recipe", "scripts/train/recipes/stage1.yaml"),
         *words(keys),
     ]
+
+
+PDSH = """while [ "$1" != -w ]; do shift; done
+node=0
+for host in ${2//,/ }; do
+    given="${@:3}"
+    bash -c "${given//%n/$node}" & pids="$pids $!"
+    node=$((node + 1))
+done
+for pid in $pids; do wait "$pid" || status=$?; done
+exit ${status:-0}"""
+
+
+@pytest.mark.slow
+def test_deepspeeds_launcher_trains_on_the_hosts_of_a_file(tiny_keys, stand_ins, tmp_path):
+    """Both hosts are this machine, and the stand-in for pdsh starts what each is given."""
+    (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    path = stand_ins(pdsh=PDSH, ssh="exit 0", **{"nvidia-smi": "exit 1"})
+    keys = {"run.deepspeed": "scripts/train/deepspeed/zero3.json", "optim.max_steps": 1}
+    arguments = words(tiny_keys("1", **keys, **{"run.output_dir": f"{tmp_path}/out"}))
+    environment = {"HOSTFILE": f"{tmp_path}/hosts", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    done = run("stage1", "--arm", "manager", *arguments, **environment, PYTHONPATH=os.getcwd(), PATH=path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "preflight   2 processes: " in done.stdout
+    assert "batch       4 = 2 x 1 accumulated x 2 processes" in done.stdout
+    assert (tmp_path / "out/model.safetensors").is_file()
 
 
 def test_a_hostfile_counts_its_processes(tmp_path):
