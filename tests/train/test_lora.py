@@ -269,7 +269,8 @@ def test_only_the_layers_that_are_named_get_adapters(lora_recipe):
 @pytest.mark.parametrize("kind", EACH_KIND)
 def test_a_dry_run_counts_the_same_adapters(lora_recipe, trained, kind):
     printed = dry_run(lora_recipe(**KINDS[kind]))
-    rows = {line.split()[0]: line.split()[2] for line in printed.splitlines() if line.split()[0:1] and "_lora " in line}
+    words = [line.split() for line in printed[printed.index("\ncomponent ") :].splitlines()]
+    rows = {line[0]: line[2] for line in words if line and line[0].endswith("_lora")}
     record = json.loads(Path(trained(kind).folder, "run.json").read_text())
     table = {row["component"]: f"{row['trainable']:,}" for row in record["components"] if "_lora" in row["component"]}
     assert rows == table
