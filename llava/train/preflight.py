@@ -178,13 +178,23 @@ def _ranks(reports: list[dict]) -> str:
 
 
 def hardware_table(reports: list[dict]) -> list[dict]:
-    """One row for neighbouring ranks that see the same: {ranks, host, device, ...}, for the table and run.json."""
+    """One row for neighbouring ranks that see the same: {ranks, host, device, ...}, for the table and run.json.
+
+    Free disk changes while ranks look at it: the least counts.
+    """
     groups = [list(group) for _, group in groupby(reports, _seen)]
-    return [{"ranks": _ranks(group).partition(" ")[2], **_seen(group[0])} for group in groups]
+    return [
+        {
+            "ranks": _ranks(group).partition(" ")[2],
+            **_seen(group[0]),
+            "free_disk_gb": min(found["free_disk_gb"] for found in group),
+        }
+        for group in groups
+    ]
 
 
 def _seen(found: dict) -> dict:
-    return {key: value for key, value in found.items() if key not in ("rank", "fault", "compared")}
+    return {key: value for key, value in found.items() if key not in ("rank", "fault", "compared", "free_disk_gb")}
 
 
 def describe(reports: list[dict]) -> str:

@@ -40,7 +40,7 @@ def ranks(**fields: list[str]) -> list[dict]:
             "memory_gb": 85.0,
             "cpus": 96,
             "network": "eth0",
-            "free_disk_gb": 1234.5 if rank < 8 else 99.0,
+            "free_disk_gb": 1235.0 - rank / 2 if rank < 8 else 99.0,
             "compared": {name: values[rank] for name, values in fields.items() if values[rank] is not None},
         }
         for rank in range(number)
@@ -78,7 +78,7 @@ def test_sixteen_ranks_are_a_table_of_two_rows():
     assert lines[1] == "versions    torch 2.13.0"
     assert [line.split() for line in lines[3:]] == [
         ["ranks", "host", "device", "memory", "network", "free", "disk"],
-        ["0-7", "node-0", *["NVIDIA", "H100", "80GB", "HBM3"], "85.0", "GB", "eth0", "1,234.5", "GB"],
+        ["0-7", "node-0", *["NVIDIA", "H100", "80GB", "HBM3"], "85.0", "GB", "eth0", "1,231.5", "GB"],
         ["8-15", "node-1", *["NVIDIA", "H100", "80GB", "HBM3"], "85.0", "GB", "eth0", "99.0", "GB"],
     ]
     assert [row["ranks"] for row in hardware_table(reports)] == ["0-7", "8-15"]
