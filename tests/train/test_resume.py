@@ -99,7 +99,7 @@ SAVING = {
     "before the rename": (faulty.killed_at_event("os.rename", "writing/checkpoint-6"), 3),
     "before the old one goes": (faulty.killed_at_event("os.remove", "checkpoint-3/complete.json"), 6),
     "while the old one goes": (faulty.killed_at_event("shutil.rmtree", "checkpoint-3", count=2), 6),
-    "the stage's own": (faulty.killed_at_event("open", ".unfinished/run.json"), 15),
+    "the stage's own": (faulty.killed_at_event("open", ".unfinished/config.json"), 15),
     "before it is in place": (faulty.killed_at_event("os.rename", "stage1.unfinished"), 15),
 }
 
