@@ -6,6 +6,8 @@ Shapes: C crops, T tokens per crop, D width of the language model, S samples.
 from dataclasses import dataclass
 
 import torch
+from torch import nn
+from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.mllm.inputs import VisualInput, image_input, video_input
@@ -26,7 +28,15 @@ class VisualFeatures(BaseModelOutputWithPooling):
 
 
 class VisualFeaturesMixin:
-    """LlavaOVManagerModel's way from pixels to features, through its tower, projector, newline and managers."""
+    """LlavaOVManagerModel's way from pixels to features, through its tower, projector, newline and managers.
+
+    without_images: what of these a forward pass without images runs, on next to nothing. Ranks that share parameters or
+        gradients must all run the same, and only who sets up the ranks knows what: `nothing` for one process; `trained`
+        for replicas that average gradients (DDP, ZeRO-1, ZeRO-2): while training, what has a gradient; `all` where
+        parameters are partitioned (ZeRO-3, FSDP) and every use of one takes all ranks, in evaluation too.
+    """
+
+    without_images: str = "nothing"
 
     def get_image_features(
         self,
@@ -78,17 +88,25 @@ class VisualFeaturesMixin:
 
     def _encode(self, pixel_values, sample_of_crop, num_samples):
         """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
+        states = self.vision_tower(pixel_values, self._needed_layers())
+        return self._project(states, sample_of_crop, num_samples)
+
+    def _needed_layers(self) -> list[int]:
+        """The tower's states that are used: the visual input, then the managed layers that are not the same."""
         last = self.config.vision_config.num_hidden_layers
         managed = self.config.managers.vision_layers if self.managers is not None else ()
-        others = [layer for layer in managed if layer != last]
-        visual_input, *states = self.vision_tower(pixel_values, [last, *others])
+        return [last, *(layer for layer in managed if layer != last)]
+
+    def _project(self, states, sample_of_crop, num_samples):
+        """As _encode, from the tower's states (C, T, width) of _needed_layers."""
+        (visual_input, *states), (last, *others) = states, self._needed_layers()
         # The visual input is projected alone, so that it has the same bits with and without managers.
         projected = {last: self.multi_modal_projector(visual_input)}
         if others:
             projected.update(zip(others, self.multi_modal_projector(torch.stack(states))))
         if self.managers is None:
             return projected[last], []
-        maps = [projected[layer] for layer in managed]
+        maps = [projected[layer] for layer in self.config.managers.vision_layers]
         return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
 
     def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
@@ -103,15 +121,30 @@ class VisualFeaturesMixin:
         deltas[0] = torch.cat([deltas[0], newline_SD[:0]])  # takes part even where no image has a newline, as above
         return deltas
 
-    def _blank_features(self, like: torch.Tensor) -> VisualFeatures:
-        """No visual tokens at all, computed from one blank crop.
+    def _runs_blank_crop(self, past_key_values: Cache | None) -> bool:
+        """Whether a forward pass without images must run something of the vision side, see `without_images`."""
+        if self.without_images == "trained":
+            return self.training and any(_trains(module) for module in self._vision_side())
+        decodes = past_key_values is not None and past_key_values.get_seq_length() > 0  # no rank has images then
+        return self.without_images == "all" and not decodes
 
-        Ranks of one job must run and reduce the same parameters. Where a micro-batch holds no image, its rank runs
-        tower, projector, newline and managers on one crop and keeps none of the result: every gradient is exactly zero.
+    def _vision_side(self) -> list[nn.Module]:
+        parts = (self.vision_tower, self.multi_modal_projector, self.image_newline, self.managers)
+        return [part for part in parts if part is not None]
+
+    def _blank_features(self, device: torch.device) -> VisualFeatures:
+        """No visual tokens at all, computed from the first token of one blank crop.
+
+        The rank of a micro-batch without images so runs and reduces the same parameters, in the same order, as the
+        others. Nothing of the result is kept: every gradient is exactly zero.
         """
-        side = self.config.vision_config.image_size
-        pixel_values = torch.zeros(1, 3, side, side, dtype=like.dtype, device=like.device)
-        visual, sums = self._encode(pixel_values, torch.zeros(1, dtype=torch.int64, device=like.device), 1)
+        layers, vision = self._needed_layers(), self.config.vision_config
+        if self.without_images == "all" or _trains(self.vision_tower):
+            pixel_values = torch.zeros(1, 3, *[vision.image_size] * 2, dtype=self.dtype, device=device)
+            states = self.vision_tower(pixel_values, layers, max_tokens=1)
+        else:
+            states = [torch.zeros(1, 1, vision.hidden_size, dtype=self.dtype, device=device) for _ in layers]
+        visual, sums = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1)
         tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
         deltas = [[torch.cat([crop_sums[0][:0], newline_SD[:0]])] for crop_sums, newline_SD in sums]
         return VisualFeatures(pooler_output=[tokens], deepstack_features=deltas or None)
@@ -136,3 +169,7 @@ class VisualFeaturesMixin:
             )
             for modality, part in (("image", slice(count)), ("video", slice(count, None)))
         }
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -14,14 +14,19 @@ class MultiLayerSiglip(SiglipVisionModel):
         super().__init__(config)
         self.post_layernorm.requires_grad_(False)
 
-    def forward(self, pixel_values: torch.Tensor, layers: list[int]) -> list[torch.Tensor]:
+    def forward(
+        self, pixel_values: torch.Tensor, layers: list[int], max_tokens: int | None = None
+    ) -> list[torch.Tensor]:
         """pixel_values: (crops, 3, S, S), normalised. layers: indices of hidden states, 0 = the embeddings.
+        max_tokens: how many tokens of each crop pass the layers, None for all; the first one exercises every weight.
 
         Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.
         The gradient enters in one memory layout, so that sums over it have the same order, and bits, with and without
         managers.
         """
         hidden_states = self.embeddings(pixel_values)
+        if max_tokens is not None:
+            hidden_states = hidden_states[:, :max_tokens]
         kept = {0: hidden_states} if 0 in layers else {}
         for index, layer in enumerate(self.encoder.layers[: max(layers)], start=1):
             hidden_states = layer(hidden_states, None)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from transformers import ProgressCallback
+from transformers import ProgressCallback, TrainingArguments
 
 from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
@@ -33,6 +33,7 @@ class LlavaTrainer(ResumableTrainer):
         self.add_callback(CompactProgress)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
         self.add_callback(self.optimizer_check)
+        self.model.model.without_images = without_images(self.args)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
         self.components = components
         self.lr_groups = lr_groups
@@ -75,6 +76,18 @@ class LlavaTrainer(ResumableTrainer):
             logs["samples"] = self.state.global_step * self.get_total_train_batch_size(self.args)
             logs |= self.step_log.read()
         super().log(logs, start_time)
+
+
+def without_images(arguments: TrainingArguments) -> str:
+    """What a rank's micro-batch without any image must run of the vision side; see VisualFeaturesMixin.
+
+    DDP, as it is set up here, waits for a gradient of everything that trains; ZeRO-2 adds up buckets that are filled as
+    gradients come. ZeRO-3 gathers parameters, frozen ones too, on all ranks at once, and with any number of ranks uses
+    a gradient of the step before again where a step brings none.
+    """
+    if arguments.deepspeed_plugin is not None and arguments.deepspeed_plugin.zero_stage == 3:
+        return "all"
+    return "trained" if arguments.world_size > 1 else "nothing"
 
 
 class CompactProgress(ProgressCallback):
