@@ -96,8 +96,13 @@ class SupervisedDataset(Dataset):
         """Continues the counts of a run that goes on. What was loaded ahead when it stopped counts twice."""
         self._skipped.value, self._shortened.value = skipped, shortened
 
-    def __getitem__(self, index: int) -> dict:
-        """See LlavaOVManagerProcessor.encode_sample; `sample` is added, the sample's name and origin."""
+    def __getitem__(self, index: int | None) -> dict:
+        """See LlavaOVManagerProcessor.encode_sample; `sample` is added, the sample's name and origin.
+
+        None gives a sample without any supervised token, see LengthGroupedSampler.
+        """
+        if index is None:
+            return self._ignored("no sample, fills the last step")
         sample = self.samples[index]
         try:
             images, videos = self._open(sample)
@@ -108,12 +113,15 @@ class SupervisedDataset(Dataset):
                 raise
             _count(self._skipped)
             logger.warning("skipped: %s", error)
-            token = self.processor.tokenizer.pad_token_id
-            ignored = {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0}
-            return {**ignored, "sample": str(sample)}
+            return self._ignored(str(sample))
         if encoded.pop("shortened"):
             _count(self._shortened)
         return {**encoded, "sample": str(sample)}
+
+    def _ignored(self, name: str) -> dict:
+        """A sample on which nothing is trained."""
+        token = self.processor.tokenizer.pad_token_id
+        return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0, "sample": name}
 
     def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:

@@ -1,13 +1,18 @@
 """The order of training: batches of one modality and similar cost, balanced over ranks."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
-class LengthGroupedSampler(Sampler[int]):
+class LengthGroupedSampler(Sampler[int | None]):
     """Indices of one epoch, for all ranks, in the order batch by batch: rank 0's first, then rank 1's, and so on.
+
+    The last optimizer step is filled up with None, for which SupervisedDataset has a sample that trains nothing. So
+    every sample counts once in an epoch, however many ranks there are; accelerate would repeat some of them on several
+    ranks and train on those twice.
 
     Args:
         costs: what each sample costs, in any unit; see llava.mllm.cost.
@@ -38,9 +43,10 @@ class LengthGroupedSampler(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.costs)
+        size = self.batch_size * self.world_size * self.accumulation
+        return math.ceil(len(self.costs) / size) * size
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | None]:
         order = epoch_order(
             self.costs,
             self.is_multimodal,
@@ -50,7 +56,7 @@ class LengthGroupedSampler(Sampler[int]):
             seed=self.seed,
             epoch=self.epoch,
         )
-        return iter(order)
+        return iter(order + [None] * (len(self) - len(order)))
 
 
 def epoch_order(
