@@ -159,16 +159,15 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         visuals = {modality: output for modality, output in (mm_encoder_outputs or {}).items() if output is not None}
         if pixel_values is not None or pixel_values_videos is not None:
             visuals = self._encode_inputs(
                 pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
             )
         elif not visuals and self._runs_blank_crop(past_key_values):
-            visuals = {"image": self._blank_features((input_ids if inputs_embeds is None else inputs_embeds).device)}
-        # Behind the vision side, as where generate runs that first: under ZeRO-3 all ranks gather in one order.
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            visuals = {"image": self._blank_features(inputs_embeds.device)}
 
         positions, deltas = None, {}
         if visuals:
