@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARMS ?= grid_manager
+SEED ?= 0
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install test lint quickstart clean
+.PHONY: install test test-mixed lint quickstart clean
 
 install: $(INSTALLED)
 
@@ -17,6 +18,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# The random mixed batches of tests/train/test_mixed_batches.py, many more of them, and of another SEED if one is given.
+test-mixed: install
+	$(BIN)/python -m pytest tests/train/test_mixed_batches.py --mixed-steps 1000 --data-seed $(SEED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -23,6 +23,11 @@ SEVERAL_IMAGES = {0, 3, 5, 10, 13}  # one crop each: a rank of these alone packs
 
 
 @pytest.fixture(scope="session")
+def data_seed(request) -> int:
+    return request.config.getoption("--data-seed")
+
+
+@pytest.fixture(scope="session")
 def start_folders(tmp_path_factory, make_config, tiny_tokenizer):
     """Folders `siglip` (one layer more than is used, with pooling head) and `qwen2`, as their publishers save them."""
     folder = tmp_path_factory.mktemp("start")

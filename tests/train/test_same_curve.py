@@ -1,0 +1,91 @@
+"""However a step is cut into ranks and micro-batches, and whatever the strategy, the loss curve is the same.
+
+Digit pages through stage 2's recipe as the quickstart has it, from models that have learned nothing: answers of unequal
+length, text beside pages, and a number of samples that is no multiple of the step. --data-seed chooses other pages,
+weights and orders.
+"""
+
+import json
+
+import pytest
+
+from llava.demo.mixture import write_mixture
+from llava.demo.pretrain import pretrain_language_model, pretrain_tower
+from tests.train.ranks import run_ranks
+from tests.train.recorder import record_losses
+
+STEPS, GLOBAL_BATCH = 20, 8
+SAMPLES = 61  # 8 steps an epoch, the last one of 5 samples
+# processes (None: without torchrun), samples at once, DeepSpeed file
+CUTS = {
+    "accumulation-1x8": (None, 1, None),
+    "ddp-2x4": (2, 4, None),
+    "ddp-2x1-accumulated": (2, 1, None),
+    "zero2-one-process": (1, 4, "scripts/train/deepspeed/zero2.json"),
+    "zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json"),
+    "zero3-one-process": (1, 4, "scripts/train/deepspeed/zero3.json"),
+    "zero3-2x2-accumulated": (2, 2, "scripts/quickstart/zero3.json"),
+}
+
+
+@pytest.fixture(scope="module")
+def start(data_seed, tmp_path_factory):
+    """A folder with data/, siglip/ and qwen2/."""
+    folder = tmp_path_factory.mktemp("digit_pages")
+    pages = round(SAMPLES / 0.6)  # stage 2's share
+    write_mixture(folder / "data", captions=1, pages=pages, test_pages=1, seed=data_seed)
+    assert len(json.loads((folder / "data/stage2.json").read_text())) == SAMPLES
+    pretrain_tower(folder / "siglip", steps=1, batch_size=2, seed=data_seed)
+    pretrain_language_model(folder / "qwen2", steps=1, batch_size=2, seed=data_seed)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def curve(start, data_seed, tmp_path_factory):
+    """A function: how a step is cut, as in CUTS, to the losses of all steps."""
+
+    def run(processes: int | None, batch_size: int, deepspeed: str | None) -> list[float]:
+        out = tmp_path_factory.mktemp("run")
+        keys = {
+            "model.start_from": None,
+            "model.vision_tower": f"{start}/siglip",
+            "model.language_model": f"{start}/qwen2",
+            "managers.jitter": "none",
+            "data.mixture": f"{start}/data/stage2.yaml",
+            "data.image_folder": f"{start}/data",
+            "optim.global_batch_size": GLOBAL_BATCH,
+            "optim.batch_size": batch_size,
+            "optim.max_steps": STEPS,
+            "run.seed": data_seed,
+            "run.logging_steps": 1,
+            "run.deepspeed": deepspeed,
+            "run.collective_timeout": 60,
+            "run.output_dir": f"{out}/checkpoint",
+        }
+        recipe = ("scripts/train/recipes/stage2.yaml", "grid_manager", ["scripts/quickstart/stage2.yaml"])
+        run_ranks(record_losses, *recipe, keys, out, processes=processes, folder=out, timeout=120)
+        facts = json.loads((out / "facts.json").read_text())
+        strategy = "DeepSpeedEngine" if deepspeed else "DistributedDataParallel"
+        assert facts["engine"] == (strategy if processes else "LlavaOVManagerForConditionalGeneration")
+        assert (facts["ranks"], facts["samples"]) == (processes or 1, SAMPLES)
+        return facts["losses"]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def at_once(curve) -> list[float]:
+    """One process that takes a step's samples together."""
+    return curve(None, GLOBAL_BATCH, None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_same_curve(curve, at_once, data_seed, cut):
+    losses = curve(*CUTS[cut])
+    assert len(losses) == len(at_once) == STEPS
+    assert max(at_once) - min(at_once) > 0.5  # it learns; a curve that stands still would be the same anyhow
+    differences = [abs(found - expected) for found, expected in zip(losses, at_once)]
+    worst = max(range(STEPS), key=differences.__getitem__)
+    assert differences[worst] < 1e-5, f"seed {data_seed}, step {worst + 1}: {losses[worst]}, at once {at_once[worst]}"
+    print(f"{cut}: largest difference {differences[worst]:.1e} at step {worst + 1}")
