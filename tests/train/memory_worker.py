@@ -74,6 +74,7 @@ def main(recipe: str, arm: str, keys: str, out: str) -> None:
     stage.trainer.train()
     if rank() == 0:
         Path(out).write_text(json.dumps(found))
+    stage.trainer.accelerator.wait_for_everyone()  # gloo's threads must not outlive a rank that is still spoken to
     leave_process_group()
 
 
