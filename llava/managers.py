@@ -184,9 +184,10 @@ class AdaptiveManager(nn.Module):
         """What is added at the V tokens of all images of a batch, (V, D).
 
         visual_VD: their hidden states. lengths: tokens of each image. questions: per image (Q, D), the hidden states of
-        its question; without any, the image asks itself. maps: N tensors (V, D), packed. jitter_NVD: factors on the
-        weights, or None for none.
-        Every weight is used once, however many images there are: ZeRO-3 gathers it each time, on all ranks alike.
+        its question, at least one; not used with the query `self`. maps: N tensors (V, D), packed. jitter_NVD: factors
+        on the weights, or None for none.
+        Every weight is used once, however many images there are: ZeRO-3 gathers it each time, on all ranks alike. And
+        every tensor given is used: ZeRO-3 releases the weights when all of them have their gradients.
         """
         scores_VN = self.controller(self._query_states(visual_VD, lengths, questions))
         delta_VD = torch.zeros_like(visual_VD)
@@ -201,7 +202,6 @@ class AdaptiveManager(nn.Module):
         if self.query == "self":
             return visual_VD
         images = visual_VD.split(lengths)
-        questions = [question if len(question) else image for question, image in zip(questions, images)]
         if self.query == "last":
             asked = [question[-1:].expand_as(image) for question, image in zip(questions, images)]
         elif self.query == "average":
@@ -259,8 +259,14 @@ class VisualManagers(nn.Module):
         """Runs adaptive manager `index` on all images of a batch, see AdaptiveManager.forward."""
         jitter_NVD = self._score_jitter((len(maps), *visual_VD.shape), visual_VD.device)
         # The language model's states are float16 where the maps, as all that comes of the projector, are float32.
-        visual_VD, questions = visual_VD.to(maps[0]), [question.to(maps[0]) for question in questions]
-        return self.jittered(self.managers[index](visual_VD, lengths, questions, maps, jitter_NVD))
+        visual_VD = visual_VD.to(maps[0])
+        # An image without a question asks itself; what no query uses stays outside, see AdaptiveManager.forward.
+        asked = [
+            question.to(maps[0]) if len(question) else image
+            for question, image in zip(questions, visual_VD.split(lengths))
+            if self.config.asks
+        ]
+        return self.jittered(self.managers[index](visual_VD, lengths, asked, maps, jitter_NVD))
 
     def jittered(self, output: torch.Tensor) -> torch.Tensor:
         """A manager's output, while training with the jitter `paper` multiplied by its noise (Equation 12)."""

@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.managers import QUERIES, AdaptiveManager, ManagerConfig
+from llava.managers import QUERIES, AdaptiveManager, ManagerConfig, VisualManagers
 
 
 def adaptive(query: str) -> ManagerConfig:
@@ -132,18 +132,44 @@ def test_one_manager_equals_a_slow_loop(query):
     torch.testing.assert_close(manager(visual, [5], [question], list(maps)), expected)
 
 
+def small_managers(query: str) -> VisualManagers:
+    """A static and an adaptive manager of three maps, width 4."""
+    torch.manual_seed(0)
+    managers = VisualManagers(ManagerConfig((1, 2, 3), (0, 1), jitter="none", query=query), width=4)
+    torch.nn.init.normal_(managers.managers[1].gate)
+    return managers
+
+
 @pytest.mark.parametrize("query", QUERIES)
 def test_images_do_not_hear_each_others_questions(query):
-    torch.manual_seed(0)
-    manager = AdaptiveManager(num_maps=3, width=4, query=query)
-    torch.nn.init.normal_(manager.gate)
+    managers = small_managers(query)
     lengths, questions = [2, 3, 1], [torch.randn(2, 4), torch.randn(0, 4), torch.randn(3, 4)]
     visual, maps = torch.randn(6, 4), torch.randn(3, 6, 4)
-    together = manager(visual, lengths, questions, list(maps))
+    together = managers.adapt(1, visual, lengths, questions, list(maps))
     for found, states, question, own in zip(
         together.split(lengths), visual.split(lengths), questions, maps.split(lengths, 1)
     ):
-        torch.testing.assert_close(found, manager(states, [len(states)], [question], list(own)))
+        torch.testing.assert_close(found, managers.adapt(1, states, [len(states)], [question], list(own)))
+
+
+@pytest.mark.parametrize("query", QUERIES)
+@pytest.mark.parametrize(("lengths", "asked"), [([2, 3], [2, 4]), ([2, 3], [0, 4]), ([0], [0])])
+def test_everything_given_to_a_manager_has_a_gradient(query, lengths, asked):
+    """Also without questions or images: else ZeRO-3 keeps a manager's weights, on one rank and not on another."""
+    managers, given = small_managers(query), []
+
+    def keep(_, arguments):
+        visual, _, questions, maps, _ = arguments
+        given.extend([visual, *questions, *maps])
+        for tensor in given:
+            tensor.retain_grad()
+
+    managers.managers[1].register_forward_pre_hook(keep)
+    states = torch.randn(20, 4, requires_grad=True) * 1
+    maps = [states[: sum(lengths)] * index for index in range(3)]
+    managers.adapt(1, states[: sum(lengths)] + 1, lengths, [states[:number] for number in asked], maps).sum().backward()
+    assert len(given) == 4 + (len(lengths) if query != "self" else 0)
+    assert all(tensor.grad is not None for tensor in given)
 
 
 @pytest.mark.parametrize("query", QUERIES)
