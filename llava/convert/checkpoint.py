@@ -1,7 +1,6 @@
 """From a described source to a checkpoint folder: configuration, processor, weights and a record of the conversion."""
 
 import json
-import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import llava
 from llava.convert.keys import EMBEDDINGS, KeyMatch, check_tied_head, match_keys, read_matched
-from llava.convert.output import new_folder
+from llava.convert.output import check_room, new_folder
 from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
 from llava.convert.shards import write_shards
 from llava.convert.source import Source, pixel_statistics
@@ -21,7 +20,6 @@ from llava.mllm.questions import turn_token_ids
 
 RECORD = "conversion.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
-OTHER_BYTES = 100 * 2**20  # tokenizer, processor
 
 
 def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_bytes: int, seed: int) -> None:
@@ -40,7 +38,7 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
     config.dtype = _dtype(match, EMBEDDINGS)
     torch.manual_seed(seed)
     new = new_parameters(model, match, config.dtype)
-    _check_disk(source, match, out)
+    check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         generation_config(source.folders, tokenizer).save_pretrained(folder)
@@ -105,14 +103,6 @@ def _dtype(match: KeyMatch, name: str) -> torch.dtype:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _check_disk(source: Source, match: KeyMatch, out: Path) -> None:
-    infos = [owner.infos[name] for owner, name in match.mapped.values()]
-    needed = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos) + OTHER_BYTES
-    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
-    if free < needed:
-        raise LlavaError(f"--out {out}: {source.name} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
 
 
 def _record(source: Source, match: KeyMatch, config: LlavaOVManagerConfig) -> dict:

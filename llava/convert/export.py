@@ -14,10 +14,9 @@ from llava.convert.llava_onevision import check_expressible, onevision_config, o
 from llava.convert.output import check_free, new_folder
 from llava.convert.remote_code import auto_map, write_code
 from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
-from llava.convert.source import read_json
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder, read_json
 
 FORMATS = ("llava_onevision", "remote_code")
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.

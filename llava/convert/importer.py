@@ -67,8 +67,7 @@ def open_source(arguments: argparse.Namespace):
         reference_source,
     )
     from llava.convert.shards import has_weights
-    from llava.convert.source import read_json
-    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES
+    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES, read_json
 
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
     tower = _part_folder(arguments, "vision_tower", TOWER_TYPES)
@@ -104,7 +103,7 @@ def _why_not(model_type: str | None, known: tuple[str, ...]) -> str:
 
 
 def _part_folder(arguments: argparse.Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:
-    from llava.convert.source import read_json
+    from llava.train.checkpoint import read_json
 
     name = getattr(arguments, option)
     if name is None:

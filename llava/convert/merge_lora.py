@@ -9,8 +9,8 @@ import torch
 
 import llava
 from llava.constants import ADAPTER_FOLDER
-from llava.convert.checkpoint import OTHER_BYTES, RECORD
-from llava.convert.output import check_free, new_folder
+from llava.convert.checkpoint import RECORD
+from llava.convert.output import check_free, check_room, new_folder
 from llava.convert.shards import tensor_infos, write_shards
 from llava.errors import LlavaError
 from llava.mllm.adapter import load_model
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder("CHECKPOINT", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
     if not (source / ADAPTER_FOLDER).is_dir():
         raise LlavaError(f"CHECKPOINT {source}: has no LoRA adapters (no folder {ADAPTER_FOLDER}); it is plain already")
-    _check_disk(source, out)
+    check_room(out, str(source), tensor_infos(source).values())
     # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.
     dtypes = {name: info.dtype for name, info in tensor_infos(source).items()}
     model, loading = load_model(source, dtype=torch.float32)
@@ -54,11 +54,3 @@ def _carry(source: Path, folder: Path) -> None:
     for path in source.iterdir():
         if path.is_file() and ".safetensors" not in path.name:
             shutil.copyfile(path, folder / path.name)
-
-
-def _check_disk(source: Path, out: Path) -> None:
-    infos = tensor_infos(source).values()
-    needed = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos) + OTHER_BYTES
-    free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
-    if free < needed:
-        raise LlavaError(f"--out {out}: {source} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")

@@ -11,9 +11,10 @@ from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, SiglipV
 
 from llava.anyres import TilingConfig
 from llava.convert.keys import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys, read_matched
-from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config, read_json
+from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.train.checkpoint import read_json
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
 TOWER_RULES = Rules(

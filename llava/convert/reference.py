@@ -12,10 +12,10 @@ from transformers import Qwen2Config, SiglipVisionConfig
 from llava.anyres import TilingConfig
 from llava.convert.keys import Part, Rules
 from llava.convert.parts import LAYERS_DROPPED, language_model_part, tower_part
-from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config, read_json
+from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
-from llava.train.checkpoint import TOWER_TYPES
+from llava.train.checkpoint import TOWER_TYPES, read_json
 
 MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 PROJECTOR_FILE = "mm_projector.bin"

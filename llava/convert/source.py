@@ -1,6 +1,5 @@
 """What every kind of source boils down to before anything is written."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from llava.anyres import TilingConfig
 from llava.convert.keys import Part
 from llava.errors import LlavaError
 from llava.managers import ManagerConfig
+from llava.train.checkpoint import read_json
 
 # Parameters of one that the weights need not have, because no state that the model uses passes through them.
 POST_LAYERNORM = "model.vision_tower.post_layernorm."
@@ -39,17 +39,6 @@ class Source:
     may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
     visual_token_ids: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file; LlavaError when it is missing, broken or something else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LlavaError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise LlavaError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None = None) -> PreTrainedConfig:

@@ -44,7 +44,7 @@ def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple
         raise LlavaError(f"{key} {path}: no such folder")
     if not (folder / "config.json").is_file():
         raise LlavaError(f"{key} {path}: no model folder, it has no config.json")
-    found = _read_json(folder / "config.json").get("model_type")
+    found = read_json(folder / "config.json").get("model_type")
     if found not in model_types:
         raise LlavaError(f"{key} {path}: holds a model of type '{found}'; expected {' or '.join(model_types)}")
     missing = [name for name in files if not (folder / name).is_file()]
@@ -61,7 +61,7 @@ def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple
 def _weight_files(key: str, folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return sorted({folder / name for name in _read_json(index)["weight_map"].values()})
+        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
     if not (folder / "model.safetensors").is_file():
         raise LlavaError(f"{key} {folder}: incomplete, it has no model.safetensors")
     return [folder / "model.safetensors"]
@@ -77,11 +77,15 @@ def _adapter_files(key: str, folder: Path) -> list[Path]:
     return [adapter / ADAPTER_FILES[1]]
 
 
-def _read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict:
+    """A JSON object from a file; LlavaError when it is missing, broken or something else."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise LlavaError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise LlavaError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def check_output_folder(recipe: Recipe) -> None:

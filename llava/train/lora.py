@@ -21,9 +21,8 @@ from llava.train.recipes import Recipe
 MODULES = {"vision_tower": "model.vision_tower", "language_model": "model.language_model"}
 BASE = ".base_layer."  # what peft puts into the name of a weight that an adapter stands beside
 QUANTIZED = "Params4bit"  # bitsandbytes' class, which is imported only when it is used
-QUANTIZED_BLOCK = (
-    64  # numbers with one scale; on a CPU bitsandbytes 0.50 takes the wrong one where a block ends in a row
-)
+# Numbers with one scale; on a CPU bitsandbytes 0.50 takes the wrong one where a block ends within a row.
+QUANTIZED_BLOCK = 64
 
 
 def adapted_components(recipe: Recipe) -> list[str]:
