@@ -7,6 +7,7 @@ leave some documents out, so that the results are checked here before they are s
 import hashlib
 import json
 import sys
+import traceback
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -14,77 +15,75 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import yaml
-
 from llava.errors import LlavaError
+from llava.eval.benchmarks import Benchmark, benchmark
 from llava.eval.lmms_model import MODEL_ID
 from llava.eval.store import save_task_run
+from llava.eval.task import build_task
 
-TASKS = Path(__file__).parent / "tasks"
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
+JUDGED_AT_ONCE = 4  # documents whose reviews are asked for at the same time
+AGREEMENT = 1e-4  # some aggregations round to four or five digits
 
 
 @dataclass(frozen=True)
 class Job:
-    """model: checkpoint folder. task: a name in TASKS. data: the dataset's folder. out: the run folder.
+    """model: checkpoint folder. task: one of `task_names()`. out: the run folder.
 
-    limit: evaluate only the first documents. image_noise: the blind model (see llava/eval/adapter.py).
+    data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
+    documents. image_noise: the blind model (see llava/eval/adapter.py). protocol: see llava/eval/benchmarks.py.
+    mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
+    stored).
     """
 
     model: str
     task: str
-    data: str
+    data: str | None
     out: str
     limit: int | None = None
     batch_size: int = 1
     image_noise: bool = False
     device: str | None = None
     dtype: str = "auto"
-
-
-def task_names() -> list[str]:
-    """The tasks that ship with the package."""
-    return sorted(file.stem for file in TASKS.glob("*.yaml"))
+    protocol: str = "paper"
+    mode: str = "run"
 
 
 def run(job: Job) -> Path | None:
-    """Runs the task and saves its results; returns their folder (None on all ranks but the first).
+    """Runs the task and saves its results; returns their folder.
 
-    Raises LlavaError when the plugin is not installed or when a document has no answer.
+    Returns None on all ranks but the first, and in mode "predict", which saves no results. Raises LlavaError when the
+    plugin is not installed, the documents cannot be had, a document has no answer or the benchmark gets no score.
     """
-    from lmms_eval import evaluator
-    from lmms_eval.tasks import TaskManager
     from loguru import logger
 
     logger.remove()  # lmms-eval logs to stdout
     logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
     started = datetime.now(UTC)
-    model = _load_model(job)
+    model_class = _model_class(job)
+    task = build_task(job.task, job.protocol, job.data, simple=model_class.is_simple)
+    model = _load_model(job, model_class)
     settings = {"device": str(model.device), "dtype": str(model.engine.model.dtype).removeprefix("torch.")}
-    with TemporaryDirectory() as folder:
-        write_task(job.task, job.data, Path(folder))
-        results = evaluator.simple_evaluate(
-            model=model,
-            tasks=[job.task],
-            task_manager=TaskManager("WARNING", include_path=folder, include_defaults=False, model_name=MODEL_ID),
-            batch_size=job.batch_size,
-            limit=job.limit,
-            log_samples=True,
-            bootstrap_iters=0,
-            datetime_str=started.isoformat(timespec="seconds"),
-            cli_args=Namespace(process_with_media=False, output_path=job.out),
-        )
+    results = _evaluate(job, model, task, started)
     if results is None:
         return None
+    samples = results.pop("samples")[job.task]
+    _check_complete(job.task, samples, expected=results["n-samples"][job.task]["effective"])
+    if job.mode == "predict":
+        return None
     metrics = [entry["metric"] for entry in results["configs"][job.task]["metric_list"]]
-    rows = _sample_rows(results.pop("samples")[job.task], metrics)
-    _check_complete(job.task, rows, expected=results["n-samples"][job.task]["effective"])
+    known = benchmark(job.task)
+    rows = _sample_rows(samples, metrics, known.document_score if known else float)
     results["run"] = {
         **asdict(job),
         **settings,
         "metrics": metrics,
+        "score": _headline(known, results["results"][job.task], rows) if known else None,
+        "judge": None,
+        "notes": [known.note] if known and known.note else [],
         "documents": len(rows),
+        "dataset": _dataset(task),
         "task_version": results["versions"][job.task],
         "weights": weights_id(Path(job.model)),
         "versions": {name: version(package) for name, package in PACKAGES.items()},
@@ -94,10 +93,40 @@ def run(job: Job) -> Path | None:
     return save_task_run(Path(job.out), job.task, results, rows)
 
 
-def write_task(task: str, data: str, folder: Path) -> None:
-    """Writes the task as the harness wants it: the shipped YAML, included by its path, plus where the data lies."""
-    config = {"include": str(TASKS / f"{task}.yaml"), "task": task, "dataset_path": str(Path(data).resolve())}
-    (folder / f"{task}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+def _evaluate(job: Job, model, task, started: datetime) -> dict | None:
+    """The harness's results, None on all ranks but the first."""
+    from lmms_eval import evaluator
+    from lmms_eval.tasks import TaskManager
+    from tenacity import RetryError
+
+    known = benchmark(job.task)
+    with TemporaryDirectory() as files:  # what some aggregations write: the samples say it all
+        try:
+            return evaluator.simple_evaluate(
+                model=model,
+                tasks=[task],
+                task_manager=TaskManager("WARNING", include_defaults=False, model_name=MODEL_ID),
+                batch_size=job.batch_size,
+                limit=job.limit,
+                log_samples=True,
+                bootstrap_iters=0,
+                predict_only=job.mode == "predict",
+                process_docs_parallel=JUDGED_AT_ONCE if known and known.judged else 1,
+                datetime_str=started.isoformat(timespec="seconds"),
+                cli_args=Namespace(process_with_media=False, output_path=files),
+            )
+        except RetryError as error:
+            cause = error.last_attempt.exception()
+            raise LlavaError(f"task {job.task}: an answer cannot be scored ({_said(cause)})") from cause
+
+
+def _said(error: BaseException) -> str:
+    return str(error) if isinstance(error, LlavaError) else f"{type(error).__name__}: {error}"
+
+
+def _dataset(task) -> str:
+    path, name = task.config.dataset_path, task.config.dataset_name
+    return f"{path} ({name})" if name and name != "default" else path
 
 
 def weights_id(model: Path) -> str:
@@ -110,43 +139,82 @@ def weights_id(model: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _load_model(job: Job):
+def _model_class(job: Job) -> type:
+    """The plugin's class of the simple type where the paper's protocol asks a benchmark, else of the chat type."""
     from lmms_eval.models import get_model, list_available_models
 
     if MODEL_ID not in list_available_models():
         raise LlavaError(f"lmms-eval does not find the model {MODEL_ID!r}: install this package (pip install -e .)")
-    return get_model(MODEL_ID)(
+    return get_model(MODEL_ID, force_simple=job.protocol == "paper" and benchmark(job.task) is not None)
+
+
+def _load_model(job: Job, model_class: type):
+    return model_class(
         job.model, batch_size=job.batch_size, device=job.device, dtype=job.dtype, image_noise=job.image_noise
     )
 
 
-def _sample_rows(samples: list[dict], metrics: list[str]) -> list[dict]:
+def _sample_rows(samples: list[dict], metrics: list[str], document_score) -> list[dict]:
     rows = [
         {
             "doc_id": sample["doc_id"],
             "doc": sample["doc"],
             "target": sample["target"],
             "answer": sample["filtered_resps"][0],
-            "scores": {metric: sample[metric] for metric in metrics if metric in sample},
+            "scores": {metric: document_score(sample[metric]) for metric in metrics if metric in sample},
         }
         for sample in samples
     ]
     return sorted(rows, key=lambda row: row["doc_id"])
 
 
-def _check_complete(task: str, rows: list[dict], expected: int) -> None:
-    answered = [row["doc_id"] for row in rows]
+def _check_complete(task: str, samples: list[dict], expected: int) -> None:
+    answered = sorted(sample["doc_id"] for sample in samples)
     if answered != list(range(expected)):
         raise LlavaError(f"task {task}: {len(set(answered))} of {expected} documents have one answer")
 
 
+def _headline(known: Benchmark, values: dict, rows: list[dict]) -> float:
+    """The benchmark's score on [0, 100]; raises LlavaError unless the rows give the same."""
+    value = values.get(known.metric)
+    if not isinstance(value, int | float):
+        raise LlavaError(f"task {known.task}: lmms-eval gives no score ({known.metric}: {value!r})")
+    score = known.score(value, len(rows))
+    metric = known.metric.split(",")[0]
+    found = [row["scores"][metric] for row in rows if metric in row["scores"]]
+    pairs = [entry if isinstance(entry, list) else (entry, 1.0) for entry in found]
+    mean = 100 * sum(points for points, _ in pairs) / sum(of for _, of in pairs)
+    if abs(mean - score) > 100 * AGREEMENT:
+        raise LlavaError(f"task {known.task}: the documents' scores give {mean} but lmms-eval's value gives {score}")
+    return score
+
+
 def main(argv: list[str]) -> int:
+    """Runs the job; a failure's reason goes to stderr and, for the process that waits, to the file `argv[1]`."""
+    job = Job(**json.loads(argv[0]))
     try:
-        run(Job(**json.loads(argv[0])))
+        run(job)
     except LlavaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        reason = str(error)
+    except Exception as error:
+        traceback.print_exc()  # a bug of ours or of the harness: whoever mends it needs to know where
+        reason = f"task {job.task}: {_said(error)}"
+    else:
+        return 0
+    if _first_to_fail(argv[1:], reason):
+        print(f"error: {reason}", file=sys.stderr)
+    return 2
+
+
+def _first_to_fail(files: list[str], reason: str) -> bool:
+    """Writes the reason, unless another rank was quicker."""
+    try:
+        for file in files:
+            with open(file, "x", encoding="utf-8") as stream:
+                stream.write(reason)
+    except FileExistsError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
 from llava.eval import report
-from llava.eval.harness import OFFLINE, Job, task_names
+from llava.eval.harness import OFFLINE, Job
 from llava.eval.store import discard_task_run
+from llava.eval.task import task_names
 
 
 def main(argv: list[str]) -> int:

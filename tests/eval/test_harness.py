@@ -13,7 +13,7 @@ from lmms_eval.models import get_model
 from llava.chat.engine import Engine
 from llava.errors import LlavaError
 from llava.eval import adapter, report
-from llava.eval.harness import Job, run, task_names
+from llava.eval.harness import Job, run
 from llava.eval.lmms_model import MODEL_ID
 from llava.eval.store import load_run
 
@@ -150,7 +150,3 @@ def test_the_plugin_is_found_by_its_entry_point_and_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["llava_ov_manager", "llava.eval.adapter.LlavaOVManager", "False"]
-
-
-def test_shipped_tasks_are_listed():
-    assert task_names() == ["digit_pages"]

@@ -1,0 +1,81 @@
+"""From a task's name to the harness's task object: lmms-eval's own YAML, what we change in it, and the documents.
+
+tasks/TASK.yaml, where there is one, goes over lmms-eval's YAML key by key (its functions lie beside it); over both go
+the protocol's settings and the place of the data.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from llava.errors import LlavaError
+from llava.eval.benchmarks import BENCHMARKS, benchmark
+from llava.eval.lmms_model import MODEL_ID
+
+TASKS = Path(__file__).parent / "tasks"
+KEY = "OPENAI_API_KEY"
+
+
+def task_names() -> list[str]:
+    """The benchmarks in the table's order, then the other tasks that ship with the package."""
+    names = [known.task for known in BENCHMARKS]
+    return names + sorted({file.stem for file in TASKS.glob("*.yaml")} - set(names))
+
+
+def task_config(task: str, protocol: str) -> dict:
+    """The task's configuration under a protocol (see llava/eval/benchmarks.py), without documents."""
+    from lmms_eval.utils import load_yaml_config
+
+    known = benchmark(task)
+    files = [TASKS / f"{task}.yaml"] if (TASKS / f"{task}.yaml").is_file() else []
+    if known:
+        files.append(upstream_tasks() / known.yaml)
+    with _some_key():
+        config = load_yaml_config(yaml_config={"include": [str(file) for file in files]}, yaml_dir=str(TASKS))
+    # What is only handed in to a challenge's server has no score.
+    config["metric_list"] = [entry for entry in config["metric_list"] if entry["metric"] != "submission"]
+    if known and protocol == "paper":
+        greedy = {"max_new_tokens": known.tokens, "temperature": 0, "do_sample": False}
+        config["generation_kwargs"] = {**config.get("generation_kwargs", {}), **greedy}
+    return config
+
+
+def build_task(task: str, protocol: str, data: str | None, simple: bool):
+    """The harness's task object, for models of the simple or of the chat type.
+
+    Raises LlavaError when the data set cannot be had (see llava/eval/documents.py).
+    """
+    from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
+    from tenacity import RetryError
+
+    from llava.eval.documents import load_documents, source_of
+
+    config = task_config(task, protocol)
+    source = source_of(task, data)
+    documents = load_documents(task, config["test_split"], source)
+    config |= {"task": task, **source, "process_docs": lambda _: documents}
+    try:
+        return (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
+    except RetryError as error:
+        cause = error.last_attempt.exception()
+        raise LlavaError(f"task {task}: {source['dataset_path']} cannot be loaded ({cause})") from cause
+
+
+def upstream_tasks() -> Path:
+    """lmms-eval's folder of tasks."""
+    return Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
+
+
+@contextmanager
+def _some_key() -> Iterator[None]:
+    """lmms-eval's judged tasks make an OpenAI client as they are read, which wants a key even if nobody uses it."""
+    missing = not os.environ.get(KEY)
+    if missing:
+        os.environ[KEY] = "unused"
+    try:
+        yield
+    finally:
+        if missing:
+            del os.environ[KEY]
