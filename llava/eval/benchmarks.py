@@ -319,7 +319,7 @@ BENCHMARKS = (
         judged=True,
         yaml="llava-in-the-wild/llava-in-the-wild.yaml",
         dataset="lmms-lab-encoder/llava-bench-in-the-wild",
-        columns=("question_id", "question", "category", "caption", "gpt_answer", "image"),
+        columns=("question", "category", "caption", "gpt_answer", "image"),
         tokens=4096,
     ),
     Benchmark(

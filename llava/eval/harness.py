@@ -58,11 +58,15 @@ def run(job: Job) -> Path | None:
     """
     from loguru import logger
 
+    from llava.eval.documents import load_documents, source_of
+
     logger.remove()  # lmms-eval logs to stdout
     logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
     started = datetime.now(UTC)
+    source = source_of(job.task, job.data)
+    documents = load_documents(job.task, source)  # first: lmms-eval and the model take longer to load
     model_class = _model_class(job)
-    task = build_task(job.task, job.protocol, job.data, simple=model_class.is_simple)
+    task = build_task(job.task, job.protocol, source, documents, simple=model_class.is_simple)
     model = _load_model(job, model_class)
     settings = {"device": str(model.device), "dtype": str(model.engine.model.dtype).removeprefix("torch.")}
     results = _evaluate(job, model, task, started)
@@ -83,7 +87,7 @@ def run(job: Job) -> Path | None:
         "judge": None,
         "notes": [known.note] if known and known.note else [],
         "documents": len(rows),
-        "dataset": _dataset(task),
+        "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
         "task_version": results["versions"][job.task],
         "weights": weights_id(Path(job.model)),
         "versions": {name: version(package) for name, package in PACKAGES.items()},
@@ -124,11 +128,6 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, LlavaError) else f"{type(error).__name__}: {error}"
 
 
-def _dataset(task) -> str:
-    path, name = task.config.dataset_path, task.config.dataset_name
-    return f"{path} ({name})" if name and name != "default" else path
-
-
 def weights_id(model: Path) -> str:
     """The first 12 hex digits of the SHA-256 of the folder's weights."""
     digest = hashlib.sha256()
@@ -161,7 +160,7 @@ def _sample_rows(samples: list[dict], metrics: list[str], document_score) -> lis
             "doc": sample["doc"],
             "target": sample["target"],
             "answer": sample["filtered_resps"][0],
-            "scores": {metric: document_score(sample[metric]) for metric in metrics if metric in sample},
+            "scores": {metric: document_score(sample[metric]) for metric in metrics if sample.get(metric) is not None},
         }
         for sample in samples
     ]

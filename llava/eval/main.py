@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict
@@ -12,9 +13,36 @@ from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
 from llava.eval import report
+from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
 from llava.eval.harness import OFFLINE, Job
 from llava.eval.store import discard_task_run
 from llava.eval.task import task_names
+
+STDERR = 2  # file descriptor
+DESCRIPTION = """\
+Evaluates a checkpoint with lmms-eval, one process per task. A task that fails is reported at the end, with the reason;
+the others go on. The exit status is 0 when every task has complete results, 1 when one failed, 2 after wrong arguments.
+"""
+EPILOG = """\
+Local data, --data ROOT: the documents of task T lie in ROOT/T/ (for a single task also in ROOT itself), as on the hub:
+parquet files and a README.md whose front matter names them, with the split that the task reads, for example
+
+    ROOT/textvqa_val/README.md           ---
+    ROOT/textvqa_val/val-00000.parquet   configs:
+                                           - config_name: default
+                                             data_files:
+                                               - split: validation
+                                                 path: val-*.parquet
+                                         ---
+
+A copy made by `datasets.DatasetDict.save_to_disk` will do as well. Images are Image features or {bytes, path} structs.
+Where a hub data set has several configurations, the folder has the benchmark's own (docvqa_val: DocVQA, infovqa_val:
+InfographicVQA, scienceqa_img: ScienceQA-IMG, live_bench_2407: 2024-07, live_bench_2409: 2024-09, gqa:
+testdev_balanced_instructions, with the images in testdev_balanced_images or in a column `image`), or just one of any
+name. Without --data, the benchmarks' data sets are taken from the hub.
+
+`llava eval report RUN ...` prints finished runs side by side.
+"""
 
 
 def main(argv: list[str]) -> int:
@@ -23,25 +51,49 @@ def main(argv: list[str]) -> int:
         return report.main(argv[1:])
     args = _parser().parse_args(argv)
     jobs = _jobs(args)
-    failed = [job.task for job in jobs if not _succeeds(job, args.processes)]
-    for task in failed:
-        print(f"error: task {task} failed, see the messages above", file=sys.stderr)
-    if len(failed) < len(jobs):
+    failures = {job.task: reason for job in jobs if (reason := _failure(job, args.processes))}
+    if len(failures) < len(jobs):
+        _print_outcome(args)
+    for task, reason in failures.items():
+        print(f"error: task {task} failed: {reason.removeprefix(f'task {task}: ')}", file=sys.stderr)
+    if failures:
+        print(f"error: {len(failures)} of {len(jobs)} tasks failed: {', '.join(failures)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _print_outcome(args: argparse.Namespace) -> None:
+    if args.predict_only:
+        print(f"{args.out}: the answers are stored")
+    else:
         print(report.render_text(report.build_report([args.out])), end="")
-    return 1 if failed else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llava eval",
-        description="Evaluates a checkpoint with lmms-eval.",
-        epilog="`llava eval report RUN ...` prints finished runs side by side.",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    benchmarks = [known.task for known in BENCHMARKS]
+    others = [task for task in task_names() if task not in benchmarks]
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="checkpoint folder")
-    parser.add_argument("--tasks", required=True, help=f"comma-separated, of: {', '.join(task_names())}")
-    parser.add_argument("--data", required=True, type=Path, metavar="DIR", help="the dataset's folder")
+    parser.add_argument(
+        "--tasks",
+        default=",".join(benchmarks),
+        metavar="T,T,...",
+        help=f"default: the paper's 20 benchmarks ({', '.join(benchmarks)}); besides {', '.join(others)}",
+    )
+    parser.add_argument("--data", type=Path, metavar="ROOT", help="local data, see below (default: from the hub)")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder; its name is the column")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate only the first N documents of each task")
+    parser.add_argument(
+        "--protocol",
+        choices=PROTOCOLS,
+        default=PROTOCOLS[0],
+        help="paper (default): prompts and answer lengths as in the paper's run; harness: lmms-eval's own settings",
+    )
+    parser.add_argument("--predict_only", action="store_true", help="store the answers, score nothing, ask no judge")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="dialogues per batch (default 8)")
     parser.add_argument("--image_noise", action="store_true", help="replace every image by noise: the blind model")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
@@ -52,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _jobs(args: argparse.Namespace) -> list[Job]:
     """The jobs, after checking all that can be known before a model is loaded."""
-    tasks = args.tasks.split(",")
+    tasks = list(dict.fromkeys(args.tasks.split(",")))
     for task in tasks:
         if task not in task_names():
             raise LlavaError(f"unknown task {task!r}; choose of {', '.join(task_names())}")
@@ -64,28 +116,48 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         raise LlavaError("lmms-eval is not installed; the README says how (section Evaluate)")
     if not args.model.is_dir():
         raise LlavaError(f"{args.model}: no such model folder")
-    if not (args.data / "README.md").is_file():
-        raise LlavaError(f"{args.data}: not a dataset folder (no README.md that names its files)")
     return [
         Job(
             model=str(args.model),
             task=task,
-            data=str(args.data),
+            data=_data(args.data, task, alone=len(tasks) == 1),
             out=str(args.out),
             limit=args.limit,
             batch_size=args.batch_size,
             image_noise=args.image_noise,
             device=args.device,
             dtype=args.dtype,
+            protocol=args.protocol,
+            mode="predict" if args.predict_only else "run",
         )
         for task in tasks
     ]
 
 
-def _succeeds(job: Job, processes: int) -> bool:
+def _data(root: Path | None, task: str, alone: bool) -> str | None:
+    """The task's folder below `root`; `root` itself for a single task that has no folder there."""
+    if root is None:
+        return None
+    if not root.is_dir():
+        raise LlavaError(f"{root}: not a dataset folder")
+    return str(root if alone and not (root / task).is_dir() else root / task)
+
+
+def _failure(job: Job, processes: int) -> str | None:
+    """Runs one task; returns why it failed, None when it did not."""
     discard_task_run(Path(job.out), job.task)
+    if job.data is not None and not Path(job.data).is_dir():
+        return f"{job.data}: no such dataset folder"
+    print(f"== {job.task} ==", file=sys.stderr)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job))]
-    with TemporaryDirectory() as cache:  # the datasets library would take an older cache for files changed in place
-        environment = {**os.environ, **OFFLINE, "HF_DATASETS_CACHE": cache}
-        return subprocess.run(command, env=environment, check=False).returncode == 0
+    with TemporaryDirectory() as folder:
+        said = Path(folder) / "reason"
+        command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job)), str(said)]
+        local = {**OFFLINE, "HF_DATASETS_CACHE": folder} if job.data is not None else {}
+        # Some tasks print to stdout, which is the table's.
+        status = subprocess.run(command, env={**os.environ, **local}, stdout=STDERR, check=False).returncode
+        if status == 0:
+            return None
+        if said.is_file():
+            return said.read_text(encoding="utf-8")
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"

@@ -42,20 +42,16 @@ def task_config(task: str, protocol: str) -> dict:
     return config
 
 
-def build_task(task: str, protocol: str, data: str | None, simple: bool):
+def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
     """The harness's task object, for models of the simple or of the chat type.
 
-    Raises LlavaError when the data set cannot be had (see llava/eval/documents.py).
+    source, documents: see llava/eval/documents.py. Raises LlavaError when the harness cannot load the data set.
     """
+    import lmms_eval.api.metrics  # noqa: F401  # registers the metrics and aggregations that tasks name
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
     from tenacity import RetryError
 
-    from llava.eval.documents import load_documents, source_of
-
-    config = task_config(task, protocol)
-    source = source_of(task, data)
-    documents = load_documents(task, config["test_split"], source)
-    config |= {"task": task, **source, "process_docs": lambda _: documents}
+    config = task_config(task, protocol) | {"task": task, **source, "process_docs": lambda _: documents}
     try:
         return (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
     except RetryError as error:

@@ -9,6 +9,9 @@ import pytest
 
 from llava.cli import main
 from llava.eval.store import load_run
+from tests.benchmarks.twins import write_twin
+from tests.benchmarks.unjudged import GQA, REALWORLDQA
+from tests.paths import ROOT
 
 COMMAND = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
 
@@ -40,11 +43,39 @@ def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, di
     assert not stale.exists()
 
 
+def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
+    """Through the script, with local data of two benchmarks, one of them broken, and of a third none at all."""
+    write_twin(REALWORLDQA, tmp_path / "data" / "realworldqa", plain=True)
+    write_twin(GQA, tmp_path / "data" / "gqa")
+    for file in (tmp_path / "data" / "gqa").glob("*_images/*.parquet"):
+        file.write_bytes(b"broken")
+    options = ["--tasks", "gqa,ai2d,realworldqa", "--limit", 3, "--data", tmp_path / "data", "--device", "cpu"]
+    script = ROOT / "scripts" / "eval" / "benchmarks.sh"
+    command = [script, tiny_model_dir, *options, "--out", tmp_path / "tiny"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "RetryError" not in done.stderr
+    *_, gqa, ai2d, total = done.stderr.splitlines()
+    assert gqa.startswith(f"error: task gqa failed: the data set {tmp_path / 'data' / 'gqa'} cannot be loaded (")
+    assert ai2d == f"error: task ai2d failed: {tmp_path / 'data' / 'ai2d'}: no such dataset folder"
+    assert total == "error: 2 of 3 tasks failed: gqa, ai2d"
+    (result,) = load_run(tmp_path / "tiny")
+    assert (result.task, result.run["limit"], result.run["documents"]) == ("realworldqa", 3, 3)
+    assert result.run["score"] == pytest.approx(100 * sum(result.scores["exact_match"]) / 3)
+    assert done.stdout.splitlines()[0].split()[:2] == ["task", "metric"]
+
+
+def test_the_script_wants_a_model():
+    done = subprocess.run(["bash", ROOT / "scripts" / "eval" / "benchmarks.sh"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "scripts/eval/benchmarks.sh MODEL [--tasks" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"--model": "nowhere"}, "nowhere: no such model folder"),
-        ({"--tasks": "digit_pages,crosswords"}, "unknown task 'crosswords'; choose of digit_pages"),
+        ({"--tasks": "digit_pages,crosswords"}, "unknown task 'crosswords'; choose of vqav2_val, "),
         ({"--data": "nowhere"}, "nowhere: not a dataset folder"),
         ({"--limit": "0"}, "--limit must be at least 1, found 0"),
         ({"--batch_size": "-2"}, "--batch_size must be at least 1, found -2"),

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The paper's 20 benchmarks (or --tasks some of them) on one checkpoint:
+#     scripts/eval/benchmarks.sh MODEL [--tasks T,T,...] [--limit N] [--data ROOT] [any option of `llava eval`]
+# Results go to runs/NAME, NAME being the checkpoint's, unless --out says otherwise.
+set -euo pipefail
+
+if [[ $# -eq 0 || $1 == -* ]]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+fi
+model=${1%/}
+exec llava eval --model "$model" --out "runs/$(basename "$model")" "${@:2}"
