@@ -1,5 +1,6 @@
 """What the twins' tests share: HF's caches kept out of the home folder, and one run of a scripted model on a twin."""
 
+import gc
 import json
 import os
 
@@ -11,6 +12,18 @@ from tests.benchmarks.twins import Twin, scripted, write_twin
 @pytest.fixture(scope="session", autouse=True)
 def _private_caches(tmp_path_factory):
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_collections():
+    """lmms-eval collects garbage twice per run, over a million objects that are there to stay."""
+    import lmms_eval.evaluator  # noqa: F401
+
+    import llava.eval.adapter  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
+from tenacity import Future, RetryError
 
 from llava.chat.engine import Engine
 from llava.errors import LlavaError
-from llava.eval import adapter, report
+from llava.eval import adapter, report, task
 from llava.eval.harness import Job, run
 from llava.eval.lmms_model import MODEL_ID
 from llava.eval.store import load_run
@@ -119,6 +120,28 @@ def test_a_lost_document_is_an_error_and_leaves_no_results(job, batches, monkeyp
     with pytest.raises(LlavaError, match="task digit_pages: 9 of 10 documents have one answer"):
         run(job())
     assert not (tmp_path / "run").exists()
+
+
+def test_predicting_scores_nothing_and_saves_no_results(job, batches, tmp_path, monkeypatch):
+    def scored(*arguments):
+        raise AssertionError("an answer was scored")
+
+    read_task = task.task_config
+    monkeypatch.setattr(task, "task_config", lambda *asked: read_task(*asked) | {"process_results": scored})
+    assert run(job(mode="predict")) is None
+    assert sum(len(dialogues) for _, dialogues, _ in batches) == 10
+    assert not (tmp_path / "run" / "digit_pages").exists()
+
+
+def test_what_a_retry_hides_is_told(job, monkeypatch):
+    def tried_five_times(**arguments):
+        attempt = Future(5)
+        attempt.set_exception(KeyError("answers"))
+        raise RetryError(attempt)
+
+    monkeypatch.setattr(evaluator, "simple_evaluate", tried_five_times)
+    with pytest.raises(LlavaError, match=r"task digit_pages: an answer cannot be scored \(KeyError: 'answers'\)"):
+        run(job())
 
 
 def test_a_document_that_cannot_be_asked_is_named(job, monkeypatch):

@@ -30,15 +30,15 @@ def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pa
 
 
 def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, digit_pages, tmp_path):
-    model = shutil.copytree(tiny_model_dir, tmp_path / "model")
-    (model / "model.safetensors").write_bytes(b"broken")
+    data = shutil.copytree(digit_pages, tmp_path / "data")
+    (data / "test.parquet").write_bytes(b"broken")
     stale = tmp_path / "run" / "digit_pages"
     stale.mkdir(parents=True)
-    arguments = ["--model", model, "--data", digit_pages, "--out", tmp_path / "run"]
+    arguments = ["--model", tiny_model_dir, "--data", data, "--out", tmp_path / "run"]
     done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
-    assert f"error: {model}: cannot be loaded" in done.stderr
-    assert "error: task digit_pages failed" in done.stderr
+    assert f"error: task digit_pages: the data set {data} cannot be loaded" in done.stderr
+    assert f"error: task digit_pages failed: the data set {data} cannot be loaded" in done.stderr
     assert "Traceback" not in done.stderr
     assert not stale.exists()
 
