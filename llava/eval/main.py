@@ -52,21 +52,20 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     jobs = _jobs(args)
     failures = {job.task: reason for job in jobs if (reason := _failure(job, args.processes))}
-    try:
-        if args.predict_only:
-            print(f"{args.out}: answers of {len(jobs) - len(failures)} tasks are stored")
-        elif len(failures) < len(jobs):
-            print(report.render_text(report.build_report([args.out])), end="")
-    finally:
-        _print_failures(failures, len(jobs))
-    return 1 if failures else 0
-
-
-def _print_failures(failures: dict[str, str], tasks: int) -> None:
+    if len(failures) < len(jobs):
+        _print_outcome(args)
     for task, reason in failures.items():
         print(f"error: task {task} failed: {reason.removeprefix(f'task {task}: ')}", file=sys.stderr)
     if failures:
-        print(f"error: {len(failures)} of {tasks} tasks failed: {', '.join(failures)}", file=sys.stderr)
+        print(f"error: {len(failures)} of {len(jobs)} tasks failed: {', '.join(failures)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _print_outcome(args: argparse.Namespace) -> None:
+    if args.predict_only:
+        print(f"{args.out}: the answers are stored")
+    else:
+        print(report.render_text(report.build_report([args.out])), end="")
 
 
 def _parser() -> argparse.ArgumentParser:
