@@ -14,18 +14,6 @@ def _private_caches(tmp_path_factory):
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _quick_collections():
-    """lmms-eval collects garbage twice per run, over a million objects that are there to stay."""
-    import lmms_eval.evaluator  # noqa: F401
-
-    import llava.eval.adapter  # noqa: F401
-
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
 def evaluate(tiny_model_dir, tmp_path, monkeypatch):
     """A function: a twin and a model's answers to (the results, the rows of the samples)."""
@@ -36,6 +24,7 @@ def evaluate(tiny_model_dir, tmp_path, monkeypatch):
         data = tmp_path / ("plain" if plain else "data")
         if not data.exists():
             write_twin(twin, data, plain)
+        gc.freeze()  # the harness collects garbage after every run, and all that pytest holds would be searched
         monkeypatch.setattr(Engine, "generate", scripted(answers))
         out = (
             tmp_path / f"run{len(list(tmp_path.iterdir()))}"
