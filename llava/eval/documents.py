@@ -1,8 +1,10 @@
 """A task's documents, from a local folder or from the hub, checked and with their images, before any model is loaded.
 
-A local folder holds what `datasets.load_dataset` reads (parquet files, and a README.md whose front matter names
-configurations and splits) or what `save_to_disk` writes. Images may be Image features, or plain {bytes, path} structs
-as other writers of parquet leave them.
+`--data ROOT` has one folder per task, ROOT/TASK/, which holds what `datasets.load_dataset` reads (parquet files, and a
+README.md whose front matter names configurations and splits) or what `DatasetDict.save_to_disk` writes. The split and
+the configuration are the benchmark's (llava/eval/benchmarks.py: split, config); a lone configuration may have any name.
+GQA's images lie in a configuration `testdev_balanced_images` (columns id, image) or in a column `image`. Images may be
+Image features, or plain {bytes, path} structs as other writers of parquet leave them.
 """
 
 import hashlib

@@ -44,17 +44,20 @@ def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, di
 
 
 def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
-    """Through the script, with local data of two benchmarks, one of them broken, and of a third none at all."""
+    """Through the script, in two processes, with data of two benchmarks, one of them broken, and of a third none."""
     write_twin(REALWORLDQA, tmp_path / "data" / "realworldqa", plain=True)
     write_twin(GQA, tmp_path / "data" / "gqa")
     for file in (tmp_path / "data" / "gqa").glob("*_images/*.parquet"):
         file.write_bytes(b"broken")
     options = ["--tasks", "gqa,ai2d,realworldqa", "--limit", 3, "--data", tmp_path / "data", "--device", "cpu"]
     script = ROOT / "scripts" / "eval" / "benchmarks.sh"
-    command = [script, tiny_model_dir, *options, "--out", tmp_path / "tiny"]
+    command = [script, tiny_model_dir, *options, "--processes", 2, "--out", tmp_path / "tiny"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "RetryError" not in done.stderr
+    assert (
+        done.stderr.count(f"error: task gqa: the data set {tmp_path / 'data' / 'gqa'} cannot be") == 1
+    )  # of two ranks
     *_, gqa, ai2d, total = done.stderr.splitlines()
     assert gqa.startswith(f"error: task gqa failed: the data set {tmp_path / 'data' / 'gqa'} cannot be loaded (")
     assert ai2d == f"error: task ai2d failed: {tmp_path / 'data' / 'ai2d'}: no such dataset folder"
