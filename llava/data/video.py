@@ -75,13 +75,14 @@ def choose_frames(num_frames: int, average_fps: float, sampling: VideoSampling) 
     return list(chosen)
 
 
-def read_video(path: str | os.PathLike, sampling: VideoSampling) -> Video:
+def read_video(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None) -> Video:
     """Decodes the chosen frames.
 
+    begin, end: seconds; frames are chosen between them, as if nothing else was there. None: the end of the video.
     Raises DataError with one line that names the file when it is missing, a folder, no video, or cut off or damaged
     where its container tells or a chosen frame needs the lost part. LlavaError when decord is not installed.
     """
-    reader, chosen = _open(path, sampling)
+    reader, chosen = _open(path, sampling, begin, end)
     try:
         pixels = reader.get_batch(chosen).asnumpy()
     except _decoding_errors() as error:
@@ -110,7 +111,7 @@ def time_instruction(video: VideoTimes) -> str:
     return f"This is a video of {video.duration:.2f} seconds, seen as {len(video.times)} frames at {times} seconds."
 
 
-def _open(path: str | os.PathLike, sampling: VideoSampling):
+def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None):
     """decord's reader and the chosen indices."""
     decord = _import_decord()
     if not os.path.exists(path):
@@ -123,7 +124,12 @@ def _open(path: str | os.PathLike, sampling: VideoSampling):
     except _decoding_errors() as error:
         raise DataError(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
     try:
-        return reader, choose_frames(len(reader), reader.get_avg_fps(), sampling)
+        fps = reader.get_avg_fps()
+        first = round(begin * fps) if begin else 0
+        last = min(round(end * fps), len(reader)) if end is not None else len(reader)
+        if (begin or end is not None) and last <= first:
+            raise DataError(f"has {len(reader)} frames at {fps:g} per second, none from second {begin} to {end}")
+        return reader, [first + index for index in choose_frames(last - first, fps, sampling)]
     except DataError as error:
         raise DataError(f"video {path} {error}") from None
 

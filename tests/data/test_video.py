@@ -47,6 +47,23 @@ def test_the_frames_that_are_chosen_are_the_frames_that_are_seen(make_clip, fram
     assert video.times == pytest.approx([index / fps for index in expected])
 
 
+@pytest.mark.parametrize(
+    ("begin", "end", "expected"),
+    [(1.0, 3.0, [8, 16]), (1.0, None, [8, 16, 24, 32]), (0.0, 0.5, [0]), (4.9, 99.0, [39])],
+)
+def test_frames_of_a_part(make_clip, begin, end, expected):
+    """Every eighth frame of 40, counted from where the part begins."""
+    video = read_video(make_clip(), VideoSampling(), begin, end)
+    assert seen_indices(video) == expected
+    assert video.times == pytest.approx([index / 8 for index in expected])
+
+
+@pytest.mark.parametrize(("begin", "end"), [(5.0, None), (2.0, 2.0), (3.0, 1.0)])
+def test_an_empty_part_is_refused(make_clip, begin, end):
+    with pytest.raises(DataError, match=rf"clip.mp4 has 40 frames at 8 per second, none from second {begin} to {end}"):
+        read_video(make_clip(), VideoSampling(), begin, end)
+
+
 def test_a_bound_spaces_the_frames_evenly():
     """Against exact fractions; numpy's doubles may fall below a whole number by one."""
     for frames in (33, 100, 901, 12345):
