@@ -1,0 +1,129 @@
+"""Answers on disk, written as they come, so that a run that was killed goes on where it was.
+
+FOLDER/rank0.jsonl, rank1.jsonl, ...   one line per answer: {"key", "doc_id", "answer", ...}; a rank appends to its own
+
+A key says everything that an answer depends on. Answers with other keys stay in the files and are never used.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from loguru import logger
+
+from llava.data.schema import Dialogue
+from llava.errors import LlavaError
+
+# What a model's answers depend on, below its folder: weights, adapters, sizes, tiling, and text to tokens.
+MODEL_FILES = (
+    "*.safetensors",
+    "adapter/*.safetensors",
+    "adapter/adapter_config.json",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+KEY_VERSION = 1  # to be raised when the same model answers the same question differently, by a change of our code
+
+
+def weights_id(model: Path) -> str:
+    """The first 12 hex digits of the SHA-256 of names and contents of the model's files, see MODEL_FILES."""
+    digest = hashlib.sha256()
+    for file in sorted(file for pattern in MODEL_FILES for file in model.glob(pattern)):
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(model).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def answer_key(dialogue: Dialogue, *asked) -> str:
+    """32 hex digits that change with anything that the answer depends on.
+
+    dialogue: its turns and every pixel of its images and frames. asked: model, document and settings, as values whose
+    repr says all of them.
+    """
+    digest = hashlib.sha256(repr((KEY_VERSION, asked, [(turn.role, turn.text) for turn in dialogue.turns])).encode())
+    for visual in (dialogue.images, *dialogue.videos):
+        digest.update(f"{len(visual)} pictures".encode())
+        for picture in visual:
+            pixels = np.asarray(picture)
+            digest.update(repr(pixels.shape).encode())
+            digest.update(pixels.tobytes())
+    return digest.hexdigest()[:32]
+
+
+class AnswerStore:
+    """The answers in a folder, of all ranks and of earlier runs with any number of them.
+
+    folder: need not exist; None keeps the answers in memory. rank: of this process, which names its file.
+    """
+
+    def __init__(self, folder: Path | None, rank: int = 0):
+        self._rows: dict[str, dict] = {}
+        self._file = None if folder is None else folder / f"rank{rank}.jsonl"
+        self._stream = None
+        for file in sorted(folder.glob("rank*.jsonl")) if folder is not None else ():
+            for row in _read(file):
+                self._rows.setdefault(row["key"], row)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._rows
+
+    def get(self, key: str) -> str | None:
+        return self._rows[key]["answer"] if key in self._rows else None
+
+    @property
+    def on_disk(self) -> bool:
+        return self._file is not None
+
+    def row(self, key: str) -> dict:
+        """All that was stored with an answer. KeyError when there is none."""
+        return self._rows[key]
+
+    def append(self, key: str, doc_id: int, answer: str, **facts) -> None:
+        """Stores an answer, which survives this process from here on. facts: what else the line shall tell."""
+        row = {"key": key, "doc_id": doc_id, "answer": answer, **facts}
+        self._rows[key] = row
+        if self._file is None:
+            return
+        if self._stream is None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            _drop_half_line(self._file)
+            self._stream = self._file.open("a", encoding="utf-8")
+        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+    def only_weights(self) -> str:
+        """The model whose answers these are, where its folder is not at hand. LlavaError unless it is exactly one."""
+        found = sorted({row["weights"] for row in self._rows.values() if "weights" in row})
+        if len(found) != 1:
+            raise LlavaError(f"stored answers of one model are needed, found {len(found)} ({', '.join(found) or '-'})")
+        return found[0]
+
+
+def _read(file: Path) -> list[dict]:
+    """The whole lines of a file. What a killed process left half-written ends without a newline and is no line."""
+    rows = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+            if not (isinstance(row["key"], str) and isinstance(row["answer"], str)):
+                raise TypeError("key and answer must be texts")
+            rows.append(row)
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning(f"{file} line {number}: not a stored answer, left out ({type(error).__name__}: {error})")
+    return rows
+
+
+def _drop_half_line(file: Path) -> None:
+    """Cuts off what follows the last newline, so that the next line begins as one."""
+    if file.exists():
+        with file.open("r+b") as stream:
+            stream.truncate(stream.read().rfind(b"\n") + 1)
