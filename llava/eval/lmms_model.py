@@ -8,7 +8,11 @@ MODEL_ID = "llava_ov_manager"
 
 
 def manifest():
-    """The harness's `ModelManifest` that says where the chat model lives."""
+    """The harness's `ModelManifest` that says where the chat and the simple model live."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id=MODEL_ID, chat_class_path="llava.eval.adapter.LlavaOVManager")
+    return ModelManifest(
+        model_id=MODEL_ID,
+        chat_class_path="llava.eval.adapter.LlavaOVManager",
+        simple_class_path="llava.eval.adapter.SimpleLlavaOVManager",
+    )

@@ -1,21 +1,26 @@
-"""From the harness's requests to ours: chat messages to a dialogue, generation kwargs to settings, images to noise."""
+"""From the harness's requests to ours: messages and contexts to a dialogue, settings, images to noise."""
 
+import json
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from loguru import logger
 from PIL import Image
 
-from llava.chat.engine import join_images
-from llava.constants import IMAGE_TOKEN
+from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
+from llava.data.video import VideoSampling, read_video
 from llava.errors import LlavaError
 
 DEFAULT_MAX_NEW_TOKENS = 1024  # for tasks that name no limit, as lmms-eval's LLaVA-OneVision model has it
 HARNESS_DEFAULT_STOP = "\n\n"  # filled in by the harness when a task names no `until`; it would cut paragraphs
 ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 NOISE_SEED = 20250101  # keeps the noise apart from other streams drawn from small seeds
+MAX_FRAMES = 32  # of a video, as lmms-eval's LLaVA-OneVision model has it
+IMAGE_EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tiff", ".webp"}
 IGNORED = {"image_aspect_ratio"}  # tiling is the checkpoint's own
 
 
@@ -51,31 +56,104 @@ def settings_from(gen_kwargs: dict) -> Settings:
     )
 
 
-def dialogue_from(messages: list) -> Dialogue:
+def dialogue_from(messages: list, max_frames: int = MAX_FRAMES) -> Dialogue:
     """Turns the harness's `ChatMessage`s into a dialogue.
 
-    Images that open a message are joined in front of its text, as in training; later ones stand where the task put
-    them. A text that writes `<image>` itself says where the images go. Raises LlavaError for video and audio.
+    Images and videos that open a message are joined in front of its text, as in training; later ones stand where the
+    task put them. A text that writes `<image>` itself says where the images go. max_frames: of each video.
+    Raises LlavaError for audio and for files that cannot be read.
     """
-    turns, images = [], []
+    turns, images, videos = [], [], []
     for message in messages:
+        pieces = []  # texts, and the placeholders of what is shown
         for content in message.content:
-            if content.type not in ("text", "image"):
-                raise LlavaError(f"this model reads text and images, not {content.type}")
-            if content.type == "image":
-                is_path = isinstance(content.url, str)
-                images.append(open_image(content.url) if is_path else content.url.convert("RGB"))
-        turns.append(Turn(ROLES[message.role], _text_of(message.content)))
-    return Dialogue(turns, images)
+            if content.type == "text":
+                pieces.append(content.text)
+            elif content.type == "image":
+                images.append(_image(content.url))
+                pieces.append(_Place(IMAGE_TOKEN))
+            elif content.type == "video":
+                span = (content.start_time, content.end_time)
+                videos.append(_frames(content.url, span, max_frames))
+                pieces.append(_Place(VIDEO_TOKEN))
+            else:
+                raise LlavaError(f"this model reads text, images and videos, not {content.type}")
+        turns.append(Turn(ROLES[message.role], _text_of(pieces)))
+    return Dialogue(turns, images, videos)
 
 
-def _text_of(contents: list) -> str:
-    if any(content.type == "text" and IMAGE_TOKEN in content.text for content in contents):
-        return "".join(content.text for content in contents if content.type == "text")
-    kinds = [content.type for content in contents]
-    leading = kinds.index("text") if "text" in kinds else len(kinds)
-    text = "".join(IMAGE_TOKEN if content.type == "image" else content.text for content in contents[leading:])
-    return join_images(text, leading)
+def dialogue_of_context(context: str, visuals: list | None, max_frames: int = MAX_FRAMES) -> Dialogue:
+    """The dialogue of a simple request: what is shown is joined in front, and the text is as the task wrote it.
+
+    So does lmms-eval's own LLaVA-OneVision model, which the paper ran. A context that writes `<image>` itself says
+    where images, or the video, go. One that is a JSON list of {"value": text} is a conversation, begun by a person.
+    visuals: images, paths of images and videos, and dicts that name a video. Raises LlavaError as dialogue_from does.
+    """
+    images, videos, places = [], [], []
+    for visual in visuals or []:
+        if isinstance(visual, Image.Image) or (isinstance(visual, str) and _extension(visual) in IMAGE_EXTENSIONS):
+            images.append(_image(visual))
+            places.append(IMAGE_TOKEN)
+        elif isinstance(visual, str) or (isinstance(visual, dict) and visual.get("type", "video") == "video"):
+            videos.append(_frames(visual, (None, None), max_frames))
+            places.append(VIDEO_TOKEN)
+        else:
+            raise LlavaError(f"this model reads text, images and videos, not a {type(visual).__name__}")
+    texts = _conversation(context)
+    if videos and not images:
+        texts = [text.replace(IMAGE_TOKEN, VIDEO_TOKEN) for text in texts]
+    if places and not any(place in text for place in places for text in texts):
+        texts[0] = f"{' '.join(places)}\n{texts[0]}"
+    return Dialogue([Turn(("human", "gpt")[number % 2], text) for number, text in enumerate(texts)], images, videos)
+
+
+class _Place(str):
+    """A placeholder that stands for something shown, and not for itself."""
+
+
+def _text_of(pieces: list[str]) -> str:
+    if any(IMAGE_TOKEN in piece for piece in pieces if not isinstance(piece, _Place)):
+        pieces = [piece for piece in pieces if not (isinstance(piece, _Place) and piece == IMAGE_TOKEN)]
+    leading = next((index for index, piece in enumerate(pieces) if not isinstance(piece, _Place)), len(pieces))
+    text = "".join(pieces[leading:])
+    return f"{' '.join(pieces[:leading])}\n{text}" if leading else text
+
+
+def _conversation(context: str) -> list[str]:
+    """The texts of a conversation that is written as JSON; any other context is one text."""
+    try:
+        turns = json.loads(context)
+    except json.JSONDecodeError:
+        return [context]
+    if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "value" in turn for turn in turns):
+        return [str(turn["value"]) for turn in turns]
+    return [context]
+
+
+def _image(given) -> Image.Image:
+    return given.convert("RGB") if isinstance(given, Image.Image) else open_image(given)
+
+
+def _frames(given, span: tuple[float | None, float | None], max_frames: int) -> list:
+    """The frames of a video, evenly spaced from first to last, as lmms-eval's LLaVA-OneVision model takes them.
+
+    given: a path, a dict with `url` or `path` and perhaps `video_start` and `video_end` in seconds, or the frames.
+    """
+    if isinstance(given, dict):
+        span = (given.get("video_start", span[0]), given.get("video_end", span[1]))
+        given = next((given[key] for key in ("url", "path", "video") if key in given), None)
+    if isinstance(given, str | PathLike):
+        sampling = VideoSampling(frames_upbound=max_frames, force_sample=True)
+        return list(read_video(given, sampling, span[0] or 0.0, span[1]).frames)
+    if isinstance(given, list | tuple | np.ndarray) and len(given):
+        chosen = np.linspace(0, len(given) - 1, min(max_frames, len(given)), dtype=int)
+        frames = [given[index] for index in chosen]
+        return [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in frames]
+    raise LlavaError(f"a video must be a path or its frames, found {type(given).__name__}")
+
+
+def _extension(path: str) -> str:
+    return Path(path).suffix.lower()
 
 
 def noise_like(image: Image.Image, *seed: int) -> Image.Image:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.eval.messages import Settings, dialogue_from, noise_like, settings_from
+from llava.eval.messages import Settings, dialogue_from, dialogue_of_context, noise_like, settings_from
 
 GREEDY = Settings(max_new_tokens=1024, temperature=0.0, top_p=None, num_beams=1, stop=())
 
@@ -80,10 +80,80 @@ def test_images_may_be_paths_and_must_be_readable(tmp_path, make_image):
         dialogue_of(("user", ("image", str(tmp_path / "none.png")), "Hi"))
 
 
-@pytest.mark.parametrize("kind", ["video", "audio"])
-def test_other_media_are_refused_by_name(kind):
-    with pytest.raises(LlavaError, match=f"this model reads text and images, not {kind}"):
-        dialogue_of(("user", (kind, "clip"), "Hi"))
+def test_audio_is_refused_by_name():
+    with pytest.raises(LlavaError, match="this model reads text, images and videos, not audio"):
+        dialogue_of(("user", ("audio", "clip"), "Hi"))
+    with pytest.raises(LlavaError, match="this model reads text, images and videos, not a dict"):
+        dialogue_of_context("Hi", [{"type": "audio", "array": [0.0], "sampling_rate": 8}])
+
+
+def seen(frames) -> list[int]:
+    """The indices of make_clip's grey frames, from their pixels."""
+    return [round((np.asarray(frame).mean() - 20) / 5) for frame in frames]
+
+
+def test_videos_are_paths_parts_of_files_or_frames(make_clip, make_image):
+    """The clip has 40 frames, 8 in a second."""
+    path = str(make_clip())
+    part = {"type": "video", "url": path, "video_start": 1.0, "video_end": 2.0}
+    frames = [Image.new("RGB", (6, 4), (20 + 5 * index,) * 3) for index in range(5)]
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "url": make_image(8, 9)},
+                {"type": "video", "url": path},
+                {"type": "text", "text": "Compare "},
+                {"type": "video", "url": part},
+                {"type": "text", "text": " and "},
+                {"type": "video", "url": path, "start_time": 4.5},
+                {"type": "video", "url": frames},
+            ],
+        }
+    ]
+    dialogue = dialogue_from(ChatMessages(messages=messages).messages, max_frames=4)
+    assert dialogue.turns == [Turn("human", "<image> <video>\nCompare <video> and <video><video>")]
+    assert [image.size for image in dialogue.images] == [(8, 9)]
+    assert [seen(video) for video in dialogue.videos] == [
+        [0, 13, 26, 39],
+        [8, 10, 12, 15],
+        [36, 37, 38, 39],
+        [0, 1, 2, 4],
+    ]
+    empty = {"type": "video", "url": path, "start_time": 9, "end_time": 12}
+    with pytest.raises(LlavaError, match=r"clip.mp4 has 40 frames at 8 per second, none from second 9\.0 to 12\.0"):
+        dialogue_from(ChatMessages(messages=[{"role": "user", "content": [empty]}]).messages)
+    with pytest.raises(LlavaError, match=r"nowhere\.mp4 does not exist"):
+        dialogue_of(("user", ("video", "nowhere.mp4"), "Hi"))
+    with pytest.raises(LlavaError, match="a video must be a path or its frames, found int"):
+        dialogue_of(("user", ("video", 7), "Hi"))
+
+
+@pytest.mark.parametrize(
+    ("context", "visuals", "texts"),
+    [
+        ("Why?", None, ["Why?"]),
+        ("Why?", ["A"], ["<image>\nWhy?"]),
+        ("Is <image 1> or <image 2> red?", ["A", "B"], ["<image> <image>\nIs <image 1> or <image 2> red?"]),
+        ("Is <image> or <image> red?", ["A", "B"], ["Is <image> or <image> red?"]),
+        ("42", ["A"], ["<image>\n42"]),
+        ("What moves?", ["clip"], ["<video>\nWhat moves?"]),
+        ("<image>\nWhat moves?", ["clip"], ["<video>\nWhat moves?"]),
+        ('[{"value": "Hi <image>"}, {"value": "Yes?"}, {"value": "Why?"}]', ["A"], ["Hi <image>", "Yes?", "Why?"]),
+        ('[{"value": "Hi"}, {"value": "Yes?"}, {"value": "Why?"}]', ["A"], ["<image>\nHi", "Yes?", "Why?"]),
+        ('["Hi"]', ["A"], ['<image>\n["Hi"]']),
+    ],
+)
+def test_simple_requests_keep_their_text_behind_what_is_shown(context, visuals, texts, make_image, make_clip, tmp_path):
+    make_image(7, 6).save(tmp_path / "b.PNG")
+    known = {"A": make_image(8, 9).convert("CMYK"), "B": str(tmp_path / "b.PNG"), "clip": str(make_clip(3))}
+    dialogue = dialogue_of_context(context, visuals and [known[name] for name in visuals])
+    assert [turn.text for turn in dialogue.turns] == texts
+    assert [turn.role for turn in dialogue.turns] == ["human", "gpt", "human"][: len(texts)]
+    sizes = {"A": (8, 9), "B": (7, 6)}
+    assert [image.size for image in dialogue.images] == [sizes[name] for name in visuals or [] if name in sizes]
+    assert all(image.mode == "RGB" for image in dialogue.images)
+    assert [len(video) for video in dialogue.videos] == [32] * (visuals == ["clip"])
 
 
 def test_noise_is_uniform_of_the_same_size_and_seeded(make_image):

@@ -1,0 +1,53 @@
+"""A request that was read: what is asked, under which key its answer is stored, and what reading it costs the model."""
+
+from dataclasses import dataclass
+
+from PIL import Image, UnidentifiedImageError
+
+from llava.chat.engine import Engine
+from llava.data.schema import Dialogue
+from llava.errors import LlavaError
+from llava.eval.messages import noise_like
+from llava.mllm.cost import forward_cost
+
+
+@dataclass(frozen=True)
+class Question:
+    """index: its place among the requests. name: task and document, for messages. key: of its answer."""
+
+    index: int
+    name: str
+    key: str
+    doc_id: int
+    dialogue: Dialogue
+
+
+def prompt_cost(engine: Engine, dialogue: Dialogue) -> int:
+    """Operations until the first token of the answer. LlavaError when the prompt is longer than the model can read."""
+    config, pictures = engine.model.config, engine.processor.image_processor
+    tokens, limit = engine.count_tokens(dialogue), config.text_config.max_position_embeddings
+    if tokens > limit:
+        raise LlavaError(f"the prompt has {tokens} tokens, but the model reads at most {limit}")
+    several = len(dialogue.images) > 1
+    crops = sum(pictures.layout(image.size, several).num_crops for image in dialogue.images)
+    return forward_cost(config)(crops + sum(map(len, dialogue.videos)), tokens, 1)
+
+
+def blind(dialogue: Dialogue, doc_id: int) -> Dialogue:
+    """The dialogue with noise in place of all pictures, seeded by the document."""
+    images = [noise_like(image, doc_id, place) for place, image in enumerate(dialogue.images)]
+    videos = [
+        [noise_like(frame, doc_id, place, number) for number, frame in enumerate(video)]
+        for place, video in enumerate(dialogue.videos)
+    ]
+    return dialogue._replace(images=images, videos=videos)
+
+
+def reason(error: Exception) -> str:
+    """One line that says what went wrong; the kind of error where its message was not written for users."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow can read"
+    text = (str(error).strip().splitlines() or [""])[0]
+    if text and isinstance(error, LlavaError | OSError | Image.DecompressionBombError):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
