@@ -4,7 +4,6 @@ JOB is the JSON of a `Job`; `llava eval` starts one such process per task. lmms-
 leave some documents out, so that the results are checked here before they are saved.
 """
 
-import hashlib
 import json
 import sys
 import traceback
@@ -68,7 +67,6 @@ def run(job: Job) -> Path | None:
     model_class = _model_class(job)
     task = build_task(job.task, job.protocol, source, documents, simple=model_class.is_simple)
     model = _load_model(job, model_class)
-    settings = {"device": str(model.device), "dtype": str(model.engine.model.dtype).removeprefix("torch.")}
     results = _evaluate(job, model, task, started)
     if results is None:
         return None
@@ -81,7 +79,7 @@ def run(job: Job) -> Path | None:
     rows = _sample_rows(samples, metrics, known.document_score if known else float)
     results["run"] = {
         **asdict(job),
-        **settings,
+        **model.facts(),
         "metrics": metrics,
         "score": _headline(known, results["results"][job.task], rows) if known else None,
         "judge": None,
@@ -89,7 +87,7 @@ def run(job: Job) -> Path | None:
         "documents": len(rows),
         "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
         "task_version": results["versions"][job.task],
-        "weights": weights_id(Path(job.model)),
+        "weights": model.weights,
         "versions": {name: version(package) for name, package in PACKAGES.items()},
         "date": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
@@ -128,14 +126,9 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, LlavaError) else f"{type(error).__name__}: {error}"
 
 
-def weights_id(model: Path) -> str:
-    """The first 12 hex digits of the SHA-256 of the folder's weights."""
-    digest = hashlib.sha256()
-    for file in sorted(model.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()[:12]
+def answers_folder(job: Job) -> Path:
+    """Where the task's answers are stored as they come; see llava/eval/answers.py."""
+    return Path(job.out) / f"{job.task}.answers"
 
 
 def _model_class(job: Job) -> type:
@@ -149,7 +142,12 @@ def _model_class(job: Job) -> type:
 
 def _load_model(job: Job, model_class: type):
     return model_class(
-        job.model, batch_size=job.batch_size, device=job.device, dtype=job.dtype, image_noise=job.image_noise
+        job.model,
+        batch_size=job.batch_size,
+        device=job.device,
+        dtype=job.dtype,
+        answers=str(answers_folder(job)),
+        image_noise=job.image_noise,
     )
 
 
