@@ -75,25 +75,11 @@ def documents(kinds):
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory, make_model, make_processor):
-    """A model whose answers depend on what it is asked and shown; fresh weights repeat one letter to everything."""
-    folder, model = tmp_path_factory.mktemp("model"), make_model()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder)
-    make_processor().save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def make_adapter(model_dir):
+def make_adapter(lively_model_dir):
     """A function: chat type or simple, with changes to the arguments, over the given documents of a task `kinds`."""
 
     def make(documents, simple=False, **changes):
-        settings = {"pretrained": str(model_dir), "device": "cpu", "max_num_frames": 4} | changes
+        settings = {"pretrained": str(lively_model_dir), "device": "cpu", "max_num_frames": 4} | changes
         adapter = get_model(MODEL_ID, force_simple=simple)(**settings)
         adapter.task_dict = {"kinds": {"test": documents}}
         return adapter

@@ -16,10 +16,10 @@ from tests.paths import ROOT
 COMMAND = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pages, tmp_path, processes):
+def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pages, tmp_path):
+    """In one process; two are in test_resume.py."""
     out = tmp_path / "tiny"
-    arguments = ["--model", tiny_model_dir, "--data", digit_pages, "--out", out, "--processes", processes, "--limit", 7]
+    arguments = ["--model", tiny_model_dir, "--data", digit_pages, "--out", out, "--limit", 7]
     done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == ["task", "metric", "tiny"]
