@@ -8,11 +8,13 @@ import pytest
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.models import get_model
+from loguru import logger
 from PIL import Image
 
 from llava.chat.engine import Engine
 from llava.data.schema import Turn
 from llava.errors import LlavaError
+from llava.eval import adapter
 from llava.eval.adapter import LlavaOVManager, SimpleLlavaOVManager
 from llava.eval.lmms_model import MODEL_ID
 from tests.clips import write_clip
@@ -80,18 +82,18 @@ def make_adapter(lively_model_dir):
 
     def make(documents, simple=False, **changes):
         settings = {"pretrained": str(lively_model_dir), "device": "cpu", "max_num_frames": 4} | changes
-        adapter = get_model(MODEL_ID, force_simple=simple)(**settings)
-        adapter.task_dict = {"kinds": {"test": documents}}
-        return adapter
+        model = get_model(MODEL_ID, force_simple=simple)(**settings)
+        model.task_dict = {"kinds": {"test": documents}}
+        return model
 
     return make
 
 
-def requests_of(adapter, gen_kwargs=GREEDY, doc_ids=None):
-    documents = adapter.task_dict["kinds"]["test"]
+def requests_of(model, gen_kwargs=GREEDY, doc_ids=None):
+    documents = model.task_dict["kinds"]["test"]
     requests = []
     for doc_id in range(len(documents)) if doc_ids is None else doc_ids:
-        if adapter.is_simple:
+        if model.is_simple:
             arguments = (documents[doc_id]["context"], gen_kwargs, lambda doc: doc["visuals"], doc_id, "kinds", "test")
         else:
             arguments = ("", lambda doc: doc["messages"], gen_kwargs, doc_id, "kinds", "test")
@@ -100,8 +102,8 @@ def requests_of(adapter, gen_kwargs=GREEDY, doc_ids=None):
     return requests
 
 
-def answers_of(adapter, *args, **kwargs):
-    return adapter.generate_until(requests_of(adapter, *args, **kwargs))
+def answers_of(model, *args, **kwargs):
+    return model.generate_until(requests_of(model, *args, **kwargs))
 
 
 @pytest.fixture
@@ -199,9 +201,9 @@ def test_answers_to_other_questions_are_not_used(make_adapter, documents, asked,
 
 
 def test_other_settings_are_other_questions(make_adapter, documents, asked, tmp_path):
-    adapter = make_adapter(documents[:1], answers=tmp_path)
+    model = make_adapter(documents[:1], answers=tmp_path)
     for settings in (GREEDY, GREEDY, GREEDY | {"max_new_tokens": 11}, GREEDY | {"until": "Q:"}):
-        answers_of(adapter, settings)
+        answers_of(model, settings)
     assert len(asked) == 3
 
 
@@ -222,8 +224,8 @@ def test_the_judge_needs_answers_and_no_model(make_adapter, documents, tmp_path)
 
 def test_drawn_answers_are_drawn_again_and_repeats_are_drawn_anew(make_adapter, documents, tmp_path, asked):
     drawn = {"max_new_tokens": 12, "temperature": 1.5}
-    adapter = make_adapter(documents, batch_size=4, answers=tmp_path / "a")
-    first, second, *others = adapter.generate_until(requests_of(adapter, drawn, [0, 1]) * 3)
+    model = make_adapter(documents, batch_size=4, answers=tmp_path / "a")
+    first, second, *others = model.generate_until(requests_of(model, drawn, [0, 1]) * 3)
     assert len({first, *others[::2]}) == len({second, *others[1::2]}) == 3
     assert {len(batch) for batch in asked} == {1}
     alone = make_adapter(documents, answers=tmp_path / "b")
@@ -231,12 +233,12 @@ def test_drawn_answers_are_drawn_again_and_repeats_are_drawn_anew(make_adapter, 
 
 
 def test_requests_that_only_fill_up_a_rank_are_not_answered(make_adapter, documents, asked):
-    adapter = make_adapter(documents)
-    requests = requests_of(adapter, doc_ids=[1, 1])
+    model = make_adapter(documents)
+    requests = requests_of(model, doc_ids=[1, 1])
     requests[1].metadata["__padding_only__"] = True
-    answer, nothing = adapter.generate_until(requests)
+    answer, nothing = model.generate_until(requests)
     assert (answer != "", nothing, len(asked)) == (True, "", 1)
-    assert adapter.generate_until([]) == []
+    assert model.generate_until([]) == []
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -279,7 +281,7 @@ def test_a_damaged_document_is_named_and_all_others_are_answered(make_adapter, p
     read = datasets.Dataset.from_list(rows, features=features)
 
     def run(dataset):
-        adapter = make_adapter(dataset, batch_size=4, answers=tmp_path)
+        model = make_adapter(dataset, batch_size=4, answers=tmp_path)
         metadata = {"task": "kinds", "doc_id": 0, "repeats": 1}
         requests = [
             Instance(
@@ -290,11 +292,9 @@ def test_a_damaged_document_is_named_and_all_others_are_answered(make_adapter, p
             )
             for doc_id in range(len(rows))
         ]
-        return adapter.generate_until(requests)
+        return model.generate_until(requests)
 
     said, problems = [], [problem for _, problem in pictures.values() if problem]
-    from loguru import logger
-
     sink = logger.add(said.append, format="{message}", level="ERROR")
     with pytest.raises(
         LlavaError, match=r"^kinds document 1: .*truncated .*\(3 of 11 documents have no answer; the ans"
@@ -306,15 +306,27 @@ def test_a_damaged_document_is_named_and_all_others_are_answered(make_adapter, p
     for line, doc_id, problem in zip(said, damaged, problems):
         assert line.startswith(f"kinds document {doc_id}: {problem}")
         assert line.count("\n") == 1
-    assert sum(map(len, asked)) == 8
+    stored = tmp_path / "rank0.jsonl"
+    assert stored.read_text().count("\n") == 8
 
-    asked.clear()
-    rows = [row if number not in damaged else rows[0] for number, row in enumerate(rows)]
+    rows = [rows[0] if number in damaged else row for number, row in enumerate(rows)]  # the data set, mended
     answers = run(datasets.Dataset.from_list(rows, features=features))
     assert all(answers)
-    assert answers[0] == answers[1]
-    stored = {dialogue.images[0].size for batch in asked for dialogue in batch}
-    assert (100, 70) in stored
+    assert {answers[number] for number in damaged} == {answers[0]}
+    assert stored.read_text().count("\n") == 11
+
+
+def test_a_failure_on_one_rank_is_an_error_on_every_rank(make_adapter, documents, monkeypatch):
+    """Else the others would wait for it. What the ranks tell each other is scripted here."""
+    model = make_adapter(documents[:2])
+    told = []
+    monkeypatch.setattr(model, "_world_size", 2)
+    monkeypatch.setattr(
+        adapter, "gather_object", lambda mine: (told.append(mine), [*mine, *([8] if mine == [2] else ["b", "c"])])[1]
+    )
+    with pytest.raises(LlavaError, match=r"^b \(2 of 10 documents have no answer; all others were answered\)$"):
+        answers_of(model)
+    assert told == [[], [2]]
 
 
 def test_a_prompt_that_is_too_long_is_named_and_others_are_answered(make_adapter, documents, tmp_path):
