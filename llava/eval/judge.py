@@ -1,0 +1,275 @@
+"""A judge: any model behind an OpenAI-compatible endpoint that rates answers.
+
+The key comes from the environment (OPENAI_API_KEY) alone; it is neither stored nor shown, also not where the server
+repeats it in an error.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from io import BytesIO
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from PIL import Image
+
+from llava.errors import LlavaError
+
+KEY, URL, MODEL = "OPENAI_API_KEY", ("OPENAI_API_URL", "OPENAI_BASE_URL"), "MODEL_VERSION"  # as lmms-eval calls them
+NO_KEY = "none"  # what a server without keys is sent
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a failed request is repeated; doubled each time
+LONGEST_REQUESTED_PAUSE = 600.0  # a server that asks for more by Retry-After is not waited for
+UNUSABLE = {
+    401: f"does not accept the key (401); check {KEY}",
+    403: f"refuses this key (403); check what {KEY} may use",
+    404: "knows no such address or model (404); check --judge and --judge_model",
+}
+PASSING = (408, 409, 429)  # worth repeating, like every 5xx
+HOTTER = 0.5  # added to the temperature after an unreadable reply: the same request would bring the same reply
+
+
+class ReviewError(Exception):
+    """No usable review. `final` says that no other review of this judge can succeed either."""
+
+    def __init__(self, reason: str, final: bool = False):
+        super().__init__(reason)
+        self.final = final
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """url: the endpoint's base ("https://.../v1"). model: the judge's name there.
+
+    parallel: requests at a time. per_minute: no more requests than this (None: no limit). retries: how often a failed
+    request is repeated. timeout: seconds without an answer. prices: of a million prompt and a million reply tokens.
+    """
+
+    url: str
+    model: str
+    parallel: int = 8
+    per_minute: int | None = None
+    retries: int = 5
+    timeout: float = 120.0
+    prices: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        try:
+            parts = urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, an unfinished IPv6 address
+            usable = False
+        if not usable:
+            raise LlavaError("the judge's address must be a base URL like https://host/v1")
+        if parts.username or parts.password or parts.query:
+            raise LlavaError(f"the judge's address must hold no user, password or query; a key goes into {KEY}")
+        for name, least in (("parallel", 1), ("per_minute", 1), ("retries", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise LlavaError(f"--judge_{name} must be at least {least}, found {value}")
+        if self.timeout <= 0:
+            raise LlavaError(f"--judge_timeout must be above 0, found {self.timeout}")
+        if self.prices is not None and min(self.prices) < 0:
+            raise LlavaError(f"--judge_prices must not be negative, found {min(self.prices)}")
+
+
+def judge_settings(
+    url: str | None, model: str | None, environment: Mapping[str, str] = os.environ, **settings: Any
+) -> JudgeSettings | None:
+    """The settings, what is not given taken from lmms-eval's environment variables; None when no address is named.
+
+    An address may end in /chat/completions. Raises LlavaError for a judge without a name and for wrong values.
+    """
+    url = url or next((environment[name] for name in URL if environment.get(name)), None)
+    model = model or environment.get(MODEL)
+    if url is None:
+        return None
+    if not model:
+        raise LlavaError(f"a judge needs the name of a model: --judge_model NAME or {MODEL}")
+    return JudgeSettings(url.rstrip("/").removesuffix("/chat/completions"), model, **settings)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a judge is asked about one answer: a text and images, put before the text or after it."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    images_first: bool = False
+    max_tokens: int = 1024
+
+    def messages(self) -> list[dict]:
+        """One user message as the endpoint takes it; images as PNG in data URLs."""
+        text = {"type": "text", "text": self.text}
+        images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in self.images]
+        if not images:
+            return [{"role": "user", "content": self.text}]
+        return [{"role": "user", "content": [*images, text] if self.images_first else [text, *images]}]
+
+    def key(self, model: str) -> str:
+        """The SHA-256 of all that decides the review: the judge, the text (with the answer in it), the pixels."""
+        digest = hashlib.sha256(json.dumps([model, self.text, self.images_first, self.max_tokens]).encode())
+        for image in self.images:
+            digest.update(f"{image.size}".encode() + image.convert("RGB").tobytes())
+        return digest.hexdigest()
+
+    def tokens(self) -> int:
+        """About how many tokens it takes: 4 characters each, and what OpenAI's vision models count for the images."""
+        return len(self.text) // 4 + sum(_image_tokens(*image.size) for image in self.images)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A judge's text and the tokens that the server counted (0 where it does not say)."""
+
+    text: str
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+
+
+class Judge:
+    """Asks one judge; safe to use from several threads."""
+
+    def __init__(self, settings: JudgeSettings):
+        self.settings = settings
+        self._key = os.environ.get(KEY, "").strip() or NO_KEY
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise LlavaError(f"{KEY} holds characters that no key can have")
+        self._pace = _Pace(settings.per_minute)
+        self._client = httpx.Client(
+            timeout=settings.timeout,
+            limits=httpx.Limits(max_connections=settings.parallel),
+            headers={"Authorization": f"Bearer {self._key}"},
+        )
+
+    def ask(self, prompt: Prompt, parse: Callable[[str], Any]) -> Reply:
+        """A reply in which `parse` finds a rating (it gives None where a reply is unreadable).
+
+        Repeats after time-outs, broken connections, 429, 5xx, refusals and unreadable replies. Raises ReviewError.
+        """
+        payload = {"model": self.settings.model, "messages": prompt.messages(), "max_tokens": prompt.max_tokens}
+        temperature, pause = 0.0, FIRST_PAUSE
+        for attempt in range(self.settings.retries + 1):
+            self._pace.wait()
+            try:
+                reply = self._post({**payload, "temperature": temperature})
+                if parse(reply.text) is not None:
+                    return reply
+                reason = f"unreadable reply: {self._shown(reply.text)!r}"
+                temperature = min(temperature + HOTTER, 1.0)
+            except _RefusedError as error:
+                reason = str(error)
+                temperature = min(temperature + HOTTER, 1.0)
+            except _PassingError as error:
+                reason = str(error)
+                if error.pause is not None:
+                    self._pace.pause(error.pause)  # the server says when: all threads keep to it
+                elif attempt < self.settings.retries:
+                    time.sleep(pause)
+                    pause = min(2 * pause, LONGEST_PAUSE)
+        raise ReviewError(reason)
+
+    def _post(self, payload: dict) -> Reply:
+        try:
+            response = self._client.post(f"{self.settings.url}/chat/completions", json=payload)
+        except httpx.TimeoutException as error:
+            raise _PassingError(f"no answer within {self.settings.timeout:g} s") from error
+        except httpx.HTTPError as error:
+            raise _PassingError(f"no connection ({self._shown(str(error))})") from error
+        status = response.status_code
+        if status in UNUSABLE:
+            raise ReviewError(f"the judge at {self.settings.url} {UNUSABLE[status]}", final=True)
+        if status != 200:
+            reason = f"status {status}: {self._shown(response.text)}"
+            if status not in PASSING and status < 500:
+                raise ReviewError(reason)
+            pause = _retry_after(response.headers.get("Retry-After"))
+            if pause is not None and pause > LONGEST_REQUESTED_PAUSE:
+                raise ReviewError(f"{reason} (it asks to wait {pause:.0f} s)")
+            raise _PassingError(reason, pause)
+        return self._read(response)
+
+    def _read(self, response: httpx.Response) -> Reply:
+        try:
+            body = response.json()
+            choice, usage = body["choices"][0], body.get("usage") or {}
+            text, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+            counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _RefusedError(f"not a chat completion: {self._shown(response.text)}") from error
+        if refusal or choice.get("finish_reason") == "content_filter":
+            raise _RefusedError(f"the judge refused: {self._shown(str(refusal or 'content filter'))}")
+        if not isinstance(text, str) or not text.strip():
+            raise _RefusedError("empty reply")
+        return Reply(text.strip(), *counts)
+
+    def _shown(self, text: str) -> str:
+        """A server's words in one line of at most 200 characters, without the key."""
+        line = " ".join(text.replace(self._key, "***").split()) if self._key != NO_KEY else " ".join(text.split())
+        return line if len(line) <= 200 else line[:200] + "..."
+
+
+class _PassingError(Exception):
+    """A failure that may pass; pause: the seconds that the server asks for."""
+
+    def __init__(self, reason: str, pause: float | None = None):
+        super().__init__(reason)
+        self.pause = pause
+
+
+class _RefusedError(Exception):
+    """An answer without a review in it."""
+
+
+class _Pace:
+    """Spaces the requests of all threads evenly, and holds all of them back where a server asks for a pause."""
+
+    def __init__(self, per_minute: int | None):
+        self._interval = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0  # time.monotonic() of the next request
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            start = max(time.monotonic(), self._next)
+            self._next = start + self._interval
+        time.sleep(max(0.0, start - time.monotonic()))
+
+    def pause(self, seconds: float) -> None:
+        with self._lock:
+            self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, which holds seconds or a date; None without a readable one."""
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _data_url(image: Image.Image) -> str:
+    buffer = BytesIO()
+    image.convert("RGB").save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _image_tokens(width: int, height: int) -> int:
+    """85 and 170 for each 512-pixel tile, after fitting into 2048 x 2048 and the shorter side to 768 (GPT-4o)."""
+    scale = min(1.0, 2048 / max(width, height))
+    scale = min(scale, 768 / min(width, height))
+    across, down = (-(-round(side * scale) // 512) for side in (width, height))
+    return 85 + 170 * across * down

@@ -1,0 +1,168 @@
+"""Reviews of answers: kept in a file as they come, asked for only once.
+
+The harness scores documents in threads; the functions of a judged task (llava/eval/judged.py) find the `Reviewer` of
+the task that is running here, because the harness hands them a document and an answer and nothing else.
+"""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from llava.errors import LlavaError
+from llava.eval.judge import Judge, JudgeSettings, Prompt, Reply, ReviewError
+
+Rating = TypeVar("Rating")
+
+FAILURES_IN_A_ROW = 8  # the judge is given up after so many, and as many as are asked at a time
+
+
+class ReviewStore:
+    """The reviews of one task in a file, one JSON line each: key, judge, document, reply and its tokens."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._lock = threading.Lock()
+        self._replies: dict[str, str] = {}
+        if file.exists():
+            self._read()
+
+    def get(self, key: str) -> str | None:
+        """The judge's words; None when there is no such review."""
+        return self._replies.get(key)
+
+    def add(self, key: str, judge: str, document: str, reply: Reply) -> str:
+        """Appends a review at once, unless another thread just did; returns the words that are kept."""
+        row = {"key": key, "judge": judge, "document": document, "reply": reply.text}
+        row |= {"prompt_tokens": reply.prompt_tokens, "reply_tokens": reply.reply_tokens}
+        with self._lock:
+            if key in self._replies:
+                return self._replies[key]
+            self._replies[key] = reply.text
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            return reply.text
+
+    def _read(self) -> None:
+        """Takes what is there; cuts off a last line that a killed run left half-written."""
+        content = self.file.read_bytes()
+        whole, _, rest = content.rpartition(b"\n")
+        if rest:
+            os.truncate(self.file, len(content) - len(rest))
+        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+            try:
+                row = json.loads(line)
+                self._replies[row["key"]] = row["reply"]
+            except (ValueError, LookupError, TypeError) as error:
+                raise LlavaError(f"{self.file}: line {number} is damaged ({error}); delete that line") from error
+
+
+class Reviewer:
+    """Reviews of one task by one judge: from the store, else asked and stored; failures are counted.
+
+    counting: nothing is asked; it is only counted what would be, for the estimate.
+    """
+
+    def __init__(self, settings: JudgeSettings, file: Path):
+        self.settings = settings
+        self.store = ReviewStore(file)
+        self.counting = False
+        self.reasons: dict[str, int] = {}
+        self._judge = Judge(settings)
+        self._lock = threading.Lock()
+        self._given_up: str | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self.reviews = self.failed = self.missing = self.prompt_tokens = self.reply_tokens = 0
+        self._in_a_row = 0
+
+    @contextmanager
+    def estimating(self) -> Iterator[None]:
+        """Inside, reviews are only counted; afterwards `estimate` tells and the counts start anew."""
+        self.counting = True
+        yield
+        self.counting = False
+        self.estimate = self._estimate()
+        self._start()
+
+    def review(self, document: str, prompt: Prompt, parse: Callable[[str], Rating | None]) -> Rating | None:
+        """What the judge thinks, as `parse` reads it; None when there is no usable review."""
+        key = prompt.key(self.settings.model)
+        stored = self.store.get(key)
+        rating = None if stored is None else parse(stored)
+        with self._lock:
+            self.reviews += 1
+            if rating is None and self.counting:
+                self.missing += 1
+                self.prompt_tokens += prompt.tokens()
+                self.reply_tokens += prompt.max_tokens
+        if rating is not None or self.counting:
+            return rating
+        try:
+            if self._given_up is not None:
+                raise ReviewError(self._given_up)
+            reply = self._judge.ask(prompt, parse)
+        except ReviewError as error:
+            self._fail(error)
+            return None
+        with self._lock:
+            self._in_a_row = 0
+            self.prompt_tokens += reply.prompt_tokens
+            self.reply_tokens += reply.reply_tokens
+        return parse(self.store.add(key, self.settings.model, document, reply))
+
+    def _fail(self, error: ReviewError) -> None:
+        with self._lock:
+            self.failed += 1
+            self._in_a_row += 1
+            self.reasons[str(error)] = self.reasons.get(str(error), 0) + 1
+            if error.final or self._in_a_row >= max(FAILURES_IN_A_ROW, self.settings.parallel):
+                self._given_up = self._given_up or str(error)
+
+    def _estimate(self) -> str:
+        done = self.reviews - self.missing
+        line = f"judge {self.settings.model} at {self.settings.url}: {self.missing} reviews to ask for, {done} stored"
+        if not self.missing:
+            return line
+        line += f"; about {self.prompt_tokens:,} prompt tokens, at most {self.reply_tokens:,} reply tokens"
+        if self.settings.prices is None:
+            return f"{line}; no price given (--judge_prices)"
+        per_prompt, per_reply = (price / 1e6 for price in self.settings.prices)
+        cost = self.prompt_tokens * per_prompt
+        return f"{line}; about {cost:.2f} and at most {cost + self.reply_tokens * per_reply:.2f} at the given prices"
+
+    def summary(self) -> str:
+        """What happened, in one line; where reviews failed, with the most frequent reason."""
+        if not self.failed:
+            used = f"{self.prompt_tokens:,} prompt and {self.reply_tokens:,} reply tokens"
+            return f"judge {self.settings.model}: {self.reviews} reviews, {used} used now"
+        reason = max(self.reasons, key=self.reasons.__getitem__)
+        return f"{self.failed} of {self.reviews} reviews failed: {reason}"
+
+
+_current: Reviewer | None = None
+
+
+@contextmanager
+def reviewing(reviewer: Reviewer) -> Iterator[None]:
+    """Makes `reviewer` the one that the task's functions ask."""
+    global _current
+    if _current is not None:
+        raise RuntimeError("two judged tasks in one process at a time")
+    _current = reviewer
+    try:
+        yield
+    finally:
+        _current = None
+
+
+def current() -> Reviewer:
+    """The reviewer of the running task. Raises LlavaError where there is none."""
+    if _current is None:
+        raise LlavaError("this task needs a judge: run it by `llava eval`")
+    return _current
