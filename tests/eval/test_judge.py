@@ -43,11 +43,11 @@ def pauses(monkeypatch):
     return slept
 
 
-def ask(*script, prompt=Prompt("2?"), dies_after=None, **settings):
+def ask(*script, prompt=None, **settings):
     """The reply to a prompt where the server answers its requests by `script` in turn; and the server."""
-    server = JudgeServer(lambda _, index: script[min(index, len(script) - 1)], dies_after)
+    server = JudgeServer(lambda _, index: script[min(index, len(script) - 1)])
     with server.running():
-        return Judge(JudgeSettings(server.url, "j", **settings)).ask(prompt, number), server
+        return Judge(JudgeSettings(server.url, "j", **settings)).ask(prompt or Prompt("2?"), number), server
 
 
 def failure(*script, **settings):
