@@ -238,8 +238,9 @@ class LlavaOVManager(lmms):
 
     def clean(self) -> None:
         """Frees the model; the harness calls this when all answers are in."""
-        self._engine = None
-        super().clean()
+        if self._engine is not None:
+            self._engine = None
+            super().clean()
 
     def loglikelihood(self, requests: list[Instance]):
         raise LlavaError("this model answers by generating text: tasks that score given continuations cannot be run")
