@@ -10,20 +10,19 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from io import BytesIO
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from PIL import Image
 
 from llava.errors import LlavaError
+from llava.eval.judge_settings import KEY, JudgeSettings
 
-KEY, URL, MODEL = "OPENAI_API_KEY", ("OPENAI_API_URL", "OPENAI_BASE_URL"), "MODEL_VERSION"  # as lmms-eval calls them
 NO_KEY = "none"  # what a server without keys is sent
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a failed request is repeated; doubled each time
 LONGEST_REQUESTED_PAUSE = 600.0  # a server that asks for more by Retry-After is not waited for
@@ -42,58 +41,6 @@ class ReviewError(Exception):
     def __init__(self, reason: str, final: bool = False):
         super().__init__(reason)
         self.final = final
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """url: the endpoint's base ("https://.../v1"). model: the judge's name there.
-
-    parallel: requests at a time. per_minute: no more requests than this (None: no limit). retries: how often a failed
-    request is repeated. timeout: seconds without an answer. prices: of a million prompt and a million reply tokens.
-    """
-
-    url: str
-    model: str
-    parallel: int = 8
-    per_minute: int | None = None
-    retries: int = 5
-    timeout: float = 120.0
-    prices: tuple[float, float] | None = None
-
-    def __post_init__(self):
-        try:
-            parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, an unfinished IPv6 address
-            usable = False
-        if not usable:
-            raise LlavaError("the judge's address must be a base URL like https://host/v1")
-        if parts.username or parts.password or parts.query:
-            raise LlavaError(f"the judge's address must hold no user, password or query; a key goes into {KEY}")
-        for name, least in (("parallel", 1), ("per_minute", 1), ("retries", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LlavaError(f"--judge_{name} must be at least {least}, found {value}")
-        if self.timeout <= 0:
-            raise LlavaError(f"--judge_timeout must be above 0, found {self.timeout}")
-        if self.prices is not None and min(self.prices) < 0:
-            raise LlavaError(f"--judge_prices must not be negative, found {min(self.prices)}")
-
-
-def judge_settings(
-    url: str | None, model: str | None, environment: Mapping[str, str] = os.environ, **settings: Any
-) -> JudgeSettings | None:
-    """The settings, what is not given taken from lmms-eval's environment variables; None when no address is named.
-
-    An address may end in /chat/completions. Raises LlavaError for a judge without a name and for wrong values.
-    """
-    url = url or next((environment[name] for name in URL if environment.get(name)), None)
-    model = model or environment.get(MODEL)
-    if url is None:
-        return None
-    if not model:
-        raise LlavaError(f"a judge needs the name of a model: --judge_model NAME or {MODEL}")
-    return JudgeSettings(url.rstrip("/").removesuffix("/chat/completions"), model, **settings)
 
 
 @dataclass(frozen=True)

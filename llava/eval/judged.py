@@ -7,19 +7,20 @@ differs is that a failed review stays None, so that the benchmark has no score r
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from llava.errors import LlavaError
 from llava.eval.judge import Prompt
 from llava.eval.reviews import current
+from llava.eval.task import some_key, upstream_tasks
 
 NUMBER = r"(\d+(?:\.\d+)?)"
+_loading = threading.Lock()  # of lmms-eval's modules, which the harness's threads ask for at the same time
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,9 @@ def _rating(task: str, doc: dict, answer: str) -> Any:
     return current().review(name, rubric.prompt(doc, answer), rubric.parse)
 
 
-@cache
 def _upstream(module: str):
-    return import_module(f"lmms_eval.tasks.{module}")
+    with _loading, some_key():
+        return import_module(f"lmms_eval.tasks.{module}")
 
 
 def _mmvet_prompt(doc: dict, answer: str) -> Prompt:
@@ -176,8 +177,7 @@ def _in_the_wild_prompt(doc: dict, answer: str) -> Prompt:
 
 @cache
 def _in_the_wild_rules() -> dict[str, dict[str, str]]:
-    folder = Path(find_spec("lmms_eval.tasks").origin).parent / "llava-in-the-wild"
-    return json.loads((folder / "rule.json").read_text(encoding="utf-8"))
+    return json.loads((upstream_tasks() / "llava-in-the-wild" / "rule.json").read_text(encoding="utf-8"))
 
 
 def _wilder_prompt(doc: dict, answer: str) -> Prompt:

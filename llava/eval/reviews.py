@@ -6,16 +6,19 @@ the task that is running here, because the harness hands them a document and an 
 
 import json
 import os
+import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from llava.errors import LlavaError
-from llava.eval.judge import Judge, JudgeSettings, Prompt, Reply, ReviewError
+from llava.eval.judge import Judge, Prompt, Reply, ReviewError
+from llava.eval.judge_settings import JudgeSettings
 
-Rating = TypeVar("Rating")
+Rating, Results = TypeVar("Rating"), TypeVar("Results")
 
 FAILURES_IN_A_ROW = 8  # the judge is given up after so many, and as many as are asked at a time
 
@@ -64,31 +67,23 @@ class ReviewStore:
 class Reviewer:
     """Reviews of one task by one judge: from the store, else asked and stored; failures are counted.
 
-    counting: nothing is asked; it is only counted what would be, for the estimate.
+    counting: nothing is asked; it is only counted what would be.
     """
 
     def __init__(self, settings: JudgeSettings, file: Path):
         self.settings = settings
         self.store = ReviewStore(file)
-        self.counting = False
-        self.reasons: dict[str, int] = {}
         self._judge = Judge(settings)
         self._lock = threading.Lock()
-        self._given_up: str | None = None
-        self._start()
+        self.begin(counting=True)
 
-    def _start(self) -> None:
+    def begin(self, counting: bool) -> None:
+        """Sets all counts to zero."""
+        self.counting = counting
         self.reviews = self.failed = self.missing = self.prompt_tokens = self.reply_tokens = 0
+        self._reasons: Counter[str] = Counter()
         self._in_a_row = 0
-
-    @contextmanager
-    def estimating(self) -> Iterator[None]:
-        """Inside, reviews are only counted; afterwards `estimate` tells and the counts start anew."""
-        self.counting = True
-        yield
-        self.counting = False
-        self.estimate = self._estimate()
-        self._start()
+        self._given_up: str | None = None
 
     def review(self, document: str, prompt: Prompt, parse: Callable[[str], Rating | None]) -> Rating | None:
         """What the judge thinks, as `parse` reads it; None when there is no usable review."""
@@ -120,11 +115,12 @@ class Reviewer:
         with self._lock:
             self.failed += 1
             self._in_a_row += 1
-            self.reasons[str(error)] = self.reasons.get(str(error), 0) + 1
+            self._reasons[str(error)] += 1
             if error.final or self._in_a_row >= max(FAILURES_IN_A_ROW, self.settings.parallel):
                 self._given_up = self._given_up or str(error)
 
-    def _estimate(self) -> str:
+    def estimate(self) -> str:
+        """What asking will take, in one line; after counting."""
         done = self.reviews - self.missing
         line = f"judge {self.settings.model} at {self.settings.url}: {self.missing} reviews to ask for, {done} stored"
         if not self.missing:
@@ -136,13 +132,30 @@ class Reviewer:
         cost = self.prompt_tokens * per_prompt
         return f"{line}; about {cost:.2f} and at most {cost + self.reply_tokens * per_reply:.2f} at the given prices"
 
+    def facts(self, prompts: str) -> dict:
+        """What results say of their judge; prompts: the version of the questions to it."""
+        name = self.settings.model
+        return {"name": name, "prompts": prompts, "reviews": self.reviews, "failed_reviews": self.failed}
+
     def summary(self) -> str:
         """What happened, in one line; where reviews failed, with the most frequent reason."""
         if not self.failed:
             used = f"{self.prompt_tokens:,} prompt and {self.reply_tokens:,} reply tokens"
             return f"judge {self.settings.model}: {self.reviews} reviews, {used} used now"
-        reason = max(self.reasons, key=self.reasons.__getitem__)
+        ((reason, _),) = self._reasons.most_common(1)
         return f"{self.failed} of {self.reviews} reviews failed: {reason}"
+
+
+def with_reviews(reviewer: Reviewer, evaluate: Callable[[], Results]) -> Results:
+    """What `evaluate` gives when its task asks `reviewer`: run once to count and to print the estimate, then to ask."""
+    with reviewing(reviewer):
+        results = evaluate()
+        print(reviewer.estimate(), file=sys.stderr)
+        if reviewer.missing:
+            reviewer.begin(counting=False)
+            results = evaluate()
+            print(reviewer.summary(), file=sys.stderr)
+    return results
 
 
 _current: Reviewer | None = None

@@ -32,7 +32,7 @@ def task_config(task: str, protocol: str) -> dict:
     files = [TASKS / f"{task}.yaml"] if (TASKS / f"{task}.yaml").is_file() else []
     if known:
         files.append(upstream_tasks() / known.yaml)
-    with _some_key():
+    with some_key():
         config = load_yaml_config(yaml_config={"include": [str(file) for file in files]}, yaml_dir=str(TASKS))
     # What is only handed in to a challenge's server has no score.
     config["metric_list"] = [entry for entry in config["metric_list"] if entry["metric"] != "submission"]
@@ -61,13 +61,22 @@ def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
         raise LlavaError(f"task {task}: {source['dataset_path']} cannot be loaded ({cause})") from cause
 
 
+def data_folder(root: Path | None, task: str, alone: bool) -> str | None:
+    """The task's folder below `root`; `root` itself for a single task that has no folder there."""
+    if root is None:
+        return None
+    if not root.is_dir():
+        raise LlavaError(f"{root}: not a dataset folder")
+    return str(root if alone and not (root / task).is_dir() else root / task)
+
+
 def upstream_tasks() -> Path:
     """lmms-eval's folder of tasks."""
     return Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
 
 
 @contextmanager
-def _some_key() -> Iterator[None]:
+def some_key() -> Iterator[None]:
     """lmms-eval's judged tasks make an OpenAI client as they are read, which wants a key even if nobody uses it."""
     missing = not os.environ.get(KEY)
     if missing:

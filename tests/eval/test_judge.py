@@ -12,8 +12,9 @@ from PIL import Image
 
 from llava.errors import LlavaError
 from llava.eval import judge
-from llava.eval.judge import Judge, JudgeSettings, Prompt, Reply, ReviewError, judge_settings
-from llava.eval.reviews import Reviewer, ReviewStore
+from llava.eval.judge import Judge, Prompt, Reply, ReviewError
+from llava.eval.judge_settings import JudgeSettings, judge_settings
+from llava.eval.reviews import Reviewer, ReviewStore, with_reviews
 from tests.eval.judge_server import DEAD, Answer, JudgeServer, question
 
 SECRET = "sk-never-to-be-seen"
@@ -217,7 +218,9 @@ def test_tokens_are_estimated():
 
 
 def reviewer(file, url="http://127.0.0.1:1/v1", **settings):
-    return Reviewer(JudgeSettings(url, "j", **{"retries": 0, "parallel": 2} | settings), file)
+    asking = Reviewer(JudgeSettings(url, "j", **{"retries": 0, "parallel": 2} | settings), file)
+    asking.begin(counting=False)
+    return asking
 
 
 def reviews(reviewed, count, threads=1):
@@ -298,24 +301,25 @@ def test_several_reviews_run_at_a_time(tmp_path):
     assert len([json.loads(line)["key"] for line in (tmp_path / "t.jsonl").read_text().splitlines()]) == 6
 
 
-def test_the_estimate_counts_what_is_not_stored(tmp_path):
+def test_the_estimate_counts_what_is_not_stored(tmp_path, capsys):
     file = tmp_path / "t.jsonl"
     with JudgeServer(echo).running() as server:
         reviews(reviewer(file, server.url), 2)
-        waiting = reviewer(file, server.url, prices=(2.5, 10))
-        with waiting.estimating():
-            assert reviews(waiting, 5) == [0.0, 0.1, None, None, None]
-            waiting.review("d", Prompt("x" * 4_000_000), number)
+        waiting = Reviewer(JudgeSettings(server.url, "j", prices=(2.5, 10)), file)
+        assert reviews(waiting, 5) == [0.0, 0.1, None, None, None]
+        waiting.review("d", Prompt("x" * 4_000_000), number)
         assert len(server.requests) == 2
-    assert waiting.estimate == (
-        f"judge j at {server.url}: 4 reviews to ask for, 2 stored; about 1,000,000 prompt tokens, "
-        "at most 4,096 reply tokens; about 2.50 and at most 2.54 at the given prices"
-    )
-    assert (waiting.reviews, waiting.failed) == (0, 0)
-    free = reviewer(file)
-    with free.estimating():
-        reviews(free, 3)
-    assert free.estimate.endswith("about 0 prompt tokens, at most 1,024 reply tokens; no price given (--judge_prices)")
-    with free.estimating():
-        reviews(free, 2)
-    assert free.estimate.endswith("0 reviews to ask for, 2 stored")
+        assert waiting.estimate() == (
+            f"judge j at {server.url}: 4 reviews to ask for, 2 stored; about 1,000,000 prompt tokens, "
+            "at most 4,096 reply tokens; about 2.50 and at most 2.54 at the given prices"
+        )
+        asking = Reviewer(JudgeSettings(server.url, "j"), file)
+        assert with_reviews(asking, lambda: reviews(asking, 3)) == [0.0, 0.1, 0.2]
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].endswith("about 0 prompt tokens, at most 1,024 reply tokens; no price given (--judge_prices)")
+        assert lines[1:] == ["judge j: 3 reviews, 11 prompt and 3 reply tokens used now"]
+        assert (asking.reviews, asking.failed) == (3, 0)
+        again = Reviewer(JudgeSettings(server.url, "j"), file)
+        assert with_reviews(again, lambda: reviews(again, 3)) == [0.0, 0.1, 0.2]
+        assert capsys.readouterr().err == f"judge j at {server.url}: 0 reviews to ask for, 3 stored\n"
+        assert (again.reviews, again.failed, len(server.requests)) == (3, 0, 3)

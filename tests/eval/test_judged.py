@@ -10,7 +10,7 @@ from lmms_eval.utils import load_yaml_config
 from llava.errors import LlavaError
 from llava.eval import judged
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.judge import JudgeSettings
+from llava.eval.judge_settings import JudgeSettings
 from llava.eval.reviews import Reviewer, reviewing
 from tests.eval.judge_server import JudgeServer, question
 
@@ -55,9 +55,9 @@ def score(tmp_path, monkeypatch):
 
     def run(task, doc, answer, reply):
         with JudgeServer(lambda *_: reply).running() as server:
-            reviewer = Reviewer(
-                JudgeSettings(server.url, "j", retries=0), tmp_path / f"{len(list(tmp_path.iterdir()))}"
-            )
+            (tmp_path / "reviews.jsonl").unlink(missing_ok=True)
+            reviewer = Reviewer(JudgeSettings(server.url, "j", retries=0), tmp_path / "reviews.jsonl")
+            reviewer.begin(counting=False)
             with reviewing(reviewer):
                 scores = getattr(judged, "mathvista" if task.startswith("mathvista") else task)(doc, [answer])
         return scores, [payload for _, payload in server.requests]
