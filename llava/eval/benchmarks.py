@@ -321,6 +321,7 @@ BENCHMARKS = (
         dataset="lmms-lab-encoder/llava-bench-in-the-wild",
         columns=("question", "category", "caption", "gpt_answer", "image"),
         tokens=4096,
+        document_score=list,
     ),
     Benchmark(
         name="LLaVA-Wilder",
@@ -334,6 +335,7 @@ BENCHMARKS = (
         dataset="lmms-lab-encoder/LLaVA-Bench-Wilder",
         columns=("Question", "Answer", "image"),
         tokens=4096,
+        document_score=list,
     ),
 )
 

@@ -5,24 +5,28 @@ leave some documents out, so that the results are checked here before they are s
 """
 
 import json
+import os
 import sys
 import traceback
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
+from llava.eval.judge_settings import NO_JUDGE, JudgeSettings, judge_settings
+from llava.eval.judged import prompts_version
 from llava.eval.lmms_model import MODEL_ID
+from llava.eval.reviews import Reviewer, with_reviews
 from llava.eval.store import save_task_run
 from llava.eval.task import build_task
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
-JUDGED_AT_ONCE = 4  # documents whose reviews are asked for at the same time
 AGREEMENT = 1e-4  # some aggregations round to four or five digits
 
 
@@ -33,7 +37,7 @@ class Job:
     data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
     documents. image_noise: the blind model (see llava/eval/adapter.py). protocol: see llava/eval/benchmarks.py.
     mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
-    stored).
+    stored). judge: the fields of `JudgeSettings`; None takes them from the environment.
     """
 
     model: str
@@ -47,6 +51,7 @@ class Job:
     dtype: str = "auto"
     protocol: str = "paper"
     mode: str = "run"
+    judge: dict | None = None
 
 
 def run(job: Job) -> Path | None:
@@ -62,12 +67,16 @@ def run(job: Job) -> Path | None:
     logger.remove()  # lmms-eval logs to stdout
     logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
     started = datetime.now(UTC)
+    reviewer = _reviewer(job)
     source = source_of(job.task, job.data)
     documents = load_documents(job.task, source)  # first: lmms-eval and the model take longer to load
     model_class = _model_class(job)
     task = build_task(job.task, job.protocol, source, documents, simple=model_class.is_simple)
     model = _load_model(job, model_class)
-    results = _evaluate(job, model, task, started)
+    if job.mode != "judge" and model.rank == 0:
+        _note_job(job)
+    evaluate = partial(_evaluate, job, model, task, started, reviewer.settings.parallel if reviewer else 1)
+    results = with_reviews(reviewer, evaluate) if reviewer else evaluate()
     if results is None:
         return None
     samples = results.pop("samples")[job.task]
@@ -81,8 +90,8 @@ def run(job: Job) -> Path | None:
         **asdict(job),
         **model.facts(),
         "metrics": metrics,
-        "score": _headline(known, results["results"][job.task], rows) if known else None,
-        "judge": None,
+        "score": None,
+        "judge": reviewer and reviewer.facts(prompts_version(job.task)),
         "notes": [known.note] if known and known.note else [],
         "documents": len(rows),
         "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
@@ -92,16 +101,38 @@ def run(job: Job) -> Path | None:
         "date": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }
-    return save_task_run(Path(job.out), job.task, results, rows)
+    if known and not (reviewer and reviewer.failed):
+        results["run"]["score"] = _headline(known, results["results"][job.task], rows)
+    folder = save_task_run(Path(job.out), job.task, results, rows)
+    if reviewer and reviewer.failed:
+        raise LlavaError(f"task {job.task}: {reviewer.summary()}; `llava eval judge {job.out}` asks for these again")
+    return folder
 
 
-def _evaluate(job: Job, model, task, started: datetime) -> dict | None:
-    """The harness's results, None on all ranks but the first."""
+def is_judged(task: str) -> bool:
+    """Whether a judge reads the answers."""
+    known = benchmark(task)
+    return known is not None and known.judged
+
+
+def _reviewer(job: Job) -> Reviewer | None:
+    """Who asks the judge; None where there is nothing to judge. Raises LlavaError when no judge is named."""
+    if not is_judged(job.task) or job.mode == "predict":
+        return None
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise LlavaError(f"task {job.task}: several processes can only answer it (mode predict); one asks the judge")
+    settings = JudgeSettings(**job.judge) if job.judge else judge_settings(None, None)
+    if settings is None:
+        raise LlavaError(f"task {job.task}: {NO_JUDGE}")
+    return Reviewer(settings, Path(job.out) / f"{job.task}.reviews.jsonl")
+
+
+def _evaluate(job: Job, model, task, started: datetime, at_once: int) -> dict | None:
+    """The harness's results, None on all ranks but the first. at_once: documents that are scored at a time."""
     from lmms_eval import evaluator
     from lmms_eval.tasks import TaskManager
     from tenacity import RetryError
 
-    known = benchmark(job.task)
     with TemporaryDirectory() as files:  # what some aggregations write: the samples say it all
         try:
             return evaluator.simple_evaluate(
@@ -113,7 +144,7 @@ def _evaluate(job: Job, model, task, started: datetime) -> dict | None:
                 log_samples=True,
                 bootstrap_iters=0,
                 predict_only=job.mode == "predict",
-                process_docs_parallel=JUDGED_AT_ONCE if known and known.judged else 1,
+                process_docs_parallel=at_once,
                 datetime_str=started.isoformat(timespec="seconds"),
                 cli_args=Namespace(process_with_media=False, output_path=files),
             )
@@ -126,9 +157,17 @@ def _said(error: BaseException) -> str:
     return str(error) if isinstance(error, LlavaError) else f"{type(error).__name__}: {error}"
 
 
-def answers_folder(job: Job) -> Path:
+def answers_folder(out: str | Path, task: str) -> Path:
     """Where the task's answers are stored as they come; see llava/eval/answers.py."""
-    return Path(job.out) / f"{job.task}.answers"
+    return Path(out) / f"{task}.answers"
+
+
+def _note_job(job: Job) -> None:
+    """Beside the answers, what was asked: for `llava eval judge`."""
+    folder = answers_folder(job.out, job.task)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**asdict(job), "judge": None}, indent=2)
+    (folder / "job.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _model_class(job: Job) -> type:
@@ -146,7 +185,8 @@ def _load_model(job: Job, model_class: type):
         batch_size=job.batch_size,
         device=job.device,
         dtype=job.dtype,
-        answers=str(answers_folder(job)),
+        answers=str(answers_folder(job.out, job.task)),
+        stored_only=job.mode == "judge",
         image_noise=job.image_noise,
     )
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +14,11 @@ from tempfile import TemporaryDirectory
 from llava.errors import LlavaError
 from llava.eval import report
 from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
-from llava.eval.harness import OFFLINE, Job
+from llava.eval.harness import OFFLINE, Job, is_judged
+from llava.eval.judge_settings import NO_JUDGE, add_judge_arguments, judge_settings_from
+from llava.eval.judging import judge_jobs
 from llava.eval.store import discard_task_run
-from llava.eval.task import task_names
+from llava.eval.task import data_folder, task_names
 
 STDERR = 2  # file descriptor
 DESCRIPTION = """\
@@ -41,6 +43,7 @@ InfographicVQA, scienceqa_img: ScienceQA-IMG, live_bench_2407: 2024-07, live_ben
 testdev_balanced_instructions, with the images in testdev_balanced_images or in a column `image`), or just one of any
 name. Without --data, the benchmarks' data sets are taken from the hub.
 
+`llava eval judge RUN` scores stored answers later or elsewhere.
 `llava eval report RUN ...` prints finished runs side by side.
 """
 
@@ -49,11 +52,19 @@ def main(argv: list[str]) -> int:
     """Returns 0 when every task has complete results, 1 when one failed; raises LlavaError for wrong arguments."""
     if argv[:1] == ["report"]:
         return report.main(argv[1:])
+    if argv[:1] == ["judge"]:
+        return _run(judge_jobs(argv[1:]), processes=1)
     args = _parser().parse_args(argv)
-    jobs = _jobs(args)
-    failures = {job.task: reason for job in jobs if (reason := _failure(job, args.processes))}
+    return _run(_jobs(args), args.processes)
+
+
+def _run(jobs: list[Job], processes: int) -> int:
+    unjudged = [job.task for job in jobs if _lacks_judge(job)]
+    if unjudged:
+        print(f"error: {', '.join(unjudged)} {NO_JUDGE}", file=sys.stderr)
+    failures = {job.task: reason for job in jobs if (reason := _failure(job, processes))}
     if len(failures) < len(jobs):
-        _print_outcome(args)
+        _print_outcome(jobs[0])
     for task, reason in failures.items():
         print(f"error: task {task} failed: {reason.removeprefix(f'task {task}: ')}", file=sys.stderr)
     if failures:
@@ -61,11 +72,15 @@ def main(argv: list[str]) -> int:
     return 1 if failures else 0
 
 
-def _print_outcome(args: argparse.Namespace) -> None:
-    if args.predict_only:
-        print(f"{args.out}: the answers are stored")
+def _lacks_judge(job: Job) -> bool:
+    return is_judged(job.task) and job.mode != "predict" and job.judge is None
+
+
+def _print_outcome(job: Job) -> None:
+    if job.mode == "predict":
+        print(f"{job.out}: the answers are stored")
     else:
-        print(report.render_text(report.build_report([args.out])), end="")
+        print(report.render_text(report.build_report([Path(job.out)])), end="")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -99,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: bfloat16 on a GPU)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="split the documents over N processes")
+    add_judge_arguments(parser)
     return parser
 
 
@@ -116,11 +132,12 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
         raise LlavaError("lmms-eval is not installed; the README says how (section Evaluate)")
     if not args.model.is_dir():
         raise LlavaError(f"{args.model}: no such model folder")
+    judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
     return [
         Job(
             model=str(args.model),
             task=task,
-            data=_data(args.data, task, alone=len(tasks) == 1),
+            data=data_folder(args.data, task, alone=len(tasks) == 1),
             out=str(args.out),
             limit=args.limit,
             batch_size=args.batch_size,
@@ -129,22 +146,18 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             dtype=args.dtype,
             protocol=args.protocol,
             mode="predict" if args.predict_only else "run",
+            judge=asdict(judge) if judge and is_judged(task) else None,
         )
         for task in tasks
     ]
 
 
-def _data(root: Path | None, task: str, alone: bool) -> str | None:
-    """The task's folder below `root`; `root` itself for a single task that has no folder there."""
-    if root is None:
-        return None
-    if not root.is_dir():
-        raise LlavaError(f"{root}: not a dataset folder")
-    return str(root if alone and not (root / task).is_dir() else root / task)
-
-
 def _failure(job: Job, processes: int) -> str | None:
     """Runs one task; returns why it failed, None when it did not."""
+    if _lacks_judge(job):
+        return "no judge is named"
+    if processes > 1 and is_judged(job.task) and job.mode == "run":  # all processes answer, one asks the judge
+        return _failure(replace(job, mode="predict"), processes) or _failure(replace(job, mode="judge"), 1)
     discard_task_run(Path(job.out), job.task)
     if job.data is not None and not Path(job.data).is_dir():
         return f"{job.data}: no such dataset folder"

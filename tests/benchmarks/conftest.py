@@ -6,7 +6,9 @@ import os
 
 import pytest
 
+from tests.benchmarks.judged import judge
 from tests.benchmarks.twins import Twin, scripted, write_twin
+from tests.eval.judge_server import JudgeServer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,8 +16,15 @@ def _private_caches(tmp_path_factory):
     os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets_cache"))
 
 
+@pytest.fixture(scope="session")
+def judge_server():
+    """The judge of the judged twins."""
+    with JudgeServer(judge).running() as server:
+        yield server
+
+
 @pytest.fixture
-def evaluate(tiny_model_dir, tmp_path, monkeypatch):
+def evaluate(tiny_model_dir, tmp_path, monkeypatch, judge_server):
     """A function: a twin and a model's answers to (the results, the rows of the samples)."""
     from llava.chat.engine import Engine
     from llava.eval.harness import Job, run
@@ -26,6 +35,8 @@ def evaluate(tiny_model_dir, tmp_path, monkeypatch):
             write_twin(twin, data, plain)
         gc.freeze()  # the harness collects garbage after every run, and all that pytest holds would be searched
         monkeypatch.setattr(Engine, "generate", scripted(answers))
+        for name, value in {"OPENAI_API_URL": judge_server.url, "MODEL_VERSION": "scripted-judge"}.items():
+            monkeypatch.setenv(name, value)
         out = (
             tmp_path / f"run{len(list(tmp_path.iterdir()))}"
         )  # answers that are stored for one model are not another's

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Judges the answers that scripts/eval/benchmarks.sh MODEL --predict_only has stored, without a GPU or the weights:
+#     OPENAI_API_KEY=... scripts/eval/judge.sh RUN --judge https://api.openai.com/v1 --judge_model gpt-4o-2024-11-20
+# RUN is the folder runs/NAME; further options: `llava eval judge --help`. The key is only taken from the environment.
+set -euo pipefail
+
+if [[ $# -eq 0 || $1 == -* ]]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 2
+fi
+exec llava eval judge "$@"
