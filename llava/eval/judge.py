@@ -32,6 +32,8 @@ UNUSABLE = {
     404: "knows no such address or model (404); check --judge and --judge_model",
 }
 PASSING = (408, 409, 429)  # worth repeating, like every 5xx
+CHANGEABLE = ("max_tokens", "temperature")  # what some models refuse, and say so
+THOUGHTS = 4096  # tokens for a model that wants max_completion_tokens, which its thoughts use up too
 HOTTER = 0.5  # added to the temperature after an unreadable reply: the same request would bring the same reply
 
 
@@ -89,6 +91,7 @@ class Judge:
         self._key = os.environ.get(KEY, "").strip() or NO_KEY
         if not (self._key.isascii() and self._key.isprintable()):
             raise LlavaError(f"{KEY} holds characters that no key can have")
+        self._refused: set[str] = set()  # those of CHANGEABLE that this judge does not take
         self._pace = _Pace(settings.per_minute)
         self._client = httpx.Client(
             timeout=settings.timeout,
@@ -101,12 +104,11 @@ class Judge:
 
         Repeats after time-outs, broken connections, 429, 5xx, refusals and unreadable replies. Raises ReviewError.
         """
-        payload = {"model": self.settings.model, "messages": prompt.messages(), "max_tokens": prompt.max_tokens}
-        temperature, pause = 0.0, FIRST_PAUSE
+        messages, temperature, pause = prompt.messages(), 0.0, FIRST_PAUSE
         for attempt in range(self.settings.retries + 1):
             self._pace.wait()
             try:
-                reply = self._post({**payload, "temperature": temperature})
+                reply = self._post(messages, prompt.max_tokens, temperature)
                 if parse(reply.text) is not None:
                     return reply
                 reason = f"unreadable reply: {self._shown(reply.text)!r}"
@@ -123,7 +125,14 @@ class Judge:
                     pause = min(2 * pause, LONGEST_PAUSE)
         raise ReviewError(reason)
 
-    def _post(self, payload: dict) -> Reply:
+    def _post(self, messages: list[dict], max_tokens: int, temperature: float) -> Reply:
+        payload = {"model": self.settings.model, "messages": messages}
+        if "max_tokens" in self._refused:
+            payload["max_completion_tokens"] = max_tokens + THOUGHTS
+        else:
+            payload["max_tokens"] = max_tokens
+        if "temperature" not in self._refused:
+            payload["temperature"] = temperature
         try:
             response = self._client.post(f"{self.settings.url}/chat/completions", json=payload)
         except httpx.TimeoutException as error:
@@ -133,6 +142,9 @@ class Judge:
         status = response.status_code
         if status in UNUSABLE:
             raise ReviewError(f"the judge at {self.settings.url} {UNUSABLE[status]}", final=True)
+        if status == 400 and (name := _refused_parameter(response)) in payload:
+            self._refused.add(name)
+            return self._post(messages, max_tokens, temperature)
         if status != 200:
             reason = f"status {status}: {self._shown(response.text)}"
             if status not in PASSING and status < 500:
@@ -155,11 +167,14 @@ class Judge:
             raise _RefusedError(f"the judge refused: {self._shown(str(refusal or 'content filter'))}")
         if not isinstance(text, str) or not text.strip():
             raise _RefusedError("empty reply")
-        return Reply(text.strip(), *counts)
+        return Reply(self._without_key(text.strip()), *counts)
+
+    def _without_key(self, text: str) -> str:
+        return text if self._key == NO_KEY else text.replace(self._key, "***")
 
     def _shown(self, text: str) -> str:
         """A server's words in one line of at most 200 characters, without the key."""
-        line = " ".join(text.replace(self._key, "***").split()) if self._key != NO_KEY else " ".join(text.split())
+        line = " ".join(self._without_key(text).split())
         return line if len(line) <= 200 else line[:200] + "..."
 
 
@@ -192,6 +207,15 @@ class _Pace:
     def pause(self, seconds: float) -> None:
         with self._lock:
             self._next = max(self._next, time.monotonic() + seconds)
+
+
+def _refused_parameter(response: httpx.Response) -> str | None:
+    """Which of CHANGEABLE an error is about; None where it is about something else."""
+    try:
+        name = response.json()["error"]["param"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return name if name in CHANGEABLE else None
 
 
 def _retry_after(value: str | None) -> float | None:

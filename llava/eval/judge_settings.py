@@ -28,7 +28,7 @@ class JudgeSettings:
     model: str
     parallel: int = 8
     per_minute: int | None = None
-    retries: int = 5
+    retries: int = 6
     timeout: float = 120.0
     prices: tuple[float, float] | None = None
 
@@ -77,7 +77,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--judge_model", metavar="NAME", help=f"the judge's name there (default: {MODEL})")
     group.add_argument("--judge_parallel", type=int, default=8, metavar="N", help="requests at a time (default 8)")
     group.add_argument("--judge_per_minute", type=int, metavar="N", help="at most N requests per minute")
-    group.add_argument("--judge_retries", type=int, default=5, metavar="N", help="of a failed request (default 5)")
+    group.add_argument("--judge_retries", type=int, default=6, metavar="N", help="of a failed request (default 6)")
     group.add_argument(
         "--judge_timeout", type=float, default=120.0, metavar="SECONDS", help="to wait for an answer (default 120)"
     )

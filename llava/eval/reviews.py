@@ -37,6 +37,10 @@ class ReviewStore:
         """The judge's words; None when there is no such review."""
         return self._replies.get(key)
 
+    def forget(self, key: str) -> None:
+        """Makes room for another review; in the file, the last one counts."""
+        self._replies.pop(key, None)
+
     def add(self, key: str, judge: str, document: str, reply: Reply) -> str:
         """Appends a review at once, unless another thread just did; returns the words that are kept."""
         row = {"key": key, "judge": judge, "document": document, "reply": reply.text}
@@ -90,6 +94,8 @@ class Reviewer:
         key = prompt.key(self.settings.model)
         stored = self.store.get(key)
         rating = None if stored is None else parse(stored)
+        if rating is None:
+            self.store.forget(key)  # replies may be read more strictly than when it was stored
         with self._lock:
             self.reviews += 1
             if rating is None and self.counting:

@@ -132,9 +132,31 @@ def test_a_bad_key_or_address_ends_it_at_once(status, reason, pauses):
     assert pauses == []
 
 
+def test_a_key_in_a_reply_is_not_kept():
+    server = JudgeServer(lambda *_: f"0.5 with {SECRET}")
+    with server.running():
+        assert Judge(JudgeSettings(server.url, "j")).ask(Prompt("a"), str).text == "0.5 with ***"
+
+
 def test_a_request_that_is_wrong_in_itself_is_not_repeated(pauses):
     error = failure(Answer(status=400, body="image too large"), "0.5")
     assert (str(error), error.final, pauses) == ("status 400: image too large", False, [])
+
+
+def test_what_a_model_does_not_take_is_left_out():
+    refusals = {"max_tokens": "max_completion_tokens", "temperature": None}
+
+    def picky(payload, _):
+        wrong = next((name for name in refusals if name in payload), None)
+        return "0.5" if wrong is None else Answer(status=400, body=json.dumps({"error": {"param": wrong}}))
+
+    with JudgeServer(picky).running() as server:
+        client = Judge(JudgeSettings(server.url, "j", retries=0))
+        assert client.ask(Prompt("a", max_tokens=9), number).text == client.ask(Prompt("b"), number).text == "0.5"
+    first, second, third, other = (sorted(set(payload) - {"model", "messages"}) for _, payload in server.requests)
+    assert (first, second) == (["max_tokens", "temperature"], ["max_completion_tokens", "temperature"])
+    assert third == other == ["max_completion_tokens"]
+    assert server.requests[2][1]["max_completion_tokens"] == 4096 + 9
 
 
 @pytest.mark.parametrize("in_words", [False, True])
@@ -267,6 +289,15 @@ def test_a_half_written_line_is_dropped_and_a_damaged_one_is_named(tmp_path):
     file.write_text('{"key": 1}\n' + whole.decode(), encoding="utf-8")
     with pytest.raises(LlavaError, match="line 1 is damaged"):
         ReviewStore(file)
+
+
+def test_a_stored_reply_that_is_no_longer_readable_is_asked_for_again(tmp_path):
+    file = tmp_path / "t.reviews.jsonl"
+    ReviewStore(file).add(Prompt("0.1").key("j"), "j", "d", Reply("about a tenth"))
+    with JudgeServer(echo).running() as server:
+        assert reviews(reviewer(file, server.url), 2) == [0.0, 0.1]
+    assert len(server.requests) == 2
+    assert reviews(reviewer(file), 2) == [0.0, 0.1]
 
 
 def test_a_judge_is_given_up_after_many_failures_in_a_row_but_not_before(tmp_path):
