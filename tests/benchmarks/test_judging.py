@@ -1,5 +1,6 @@
 """Answers stored now and judged later, by judges that fail, die and come back."""
 
+import gc
 import json
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ SECRET = "sk-never-to-be-seen"
 @pytest.fixture
 def predicted(tiny_model_dir, tmp_path, monkeypatch):
     """A function: the run folder in which a half-right model, gone since, has answered the twin of LLaVA-Wild."""
+    gc.freeze()  # see conftest.py
     monkeypatch.setattr(Engine, "generate", scripted(WILD.half))
     monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)

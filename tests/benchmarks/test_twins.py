@@ -1,25 +1,19 @@
 """Every benchmark's real configuration on its twin, through the plugin: scripted models get the scores they earn."""
 
-from importlib import import_module
-from importlib.util import find_spec
-
 import pytest
 
 from llava.eval.benchmarks import BENCHMARKS, benchmark
-from tests.benchmarks import unjudged
+from tests.benchmarks import judged, unjudged
 from tests.benchmarks.twins import Twin
 
-JUDGED = "tests.benchmarks.judged"  # the twins whose answers a judge reads
-HAS_JUDGED = find_spec(JUDGED) is not None
-TWINS = unjudged.TWINS + (import_module(JUDGED).TWINS if HAS_JUDGED else [])
+TWINS = unjudged.TWINS + judged.TWINS
 
 each_twin = pytest.mark.parametrize("twin", TWINS, ids=lambda twin: twin.task)
 
 
 def test_every_benchmark_has_a_twin():
-    expected = [known.task for known in BENCHMARKS if HAS_JUDGED or not known.judged]
-    assert sorted(twin.task for twin in TWINS) == sorted(expected)
-    assert len(TWINS) == (20 if HAS_JUDGED else 13)
+    assert sorted(twin.task for twin in TWINS) == sorted(known.task for known in BENCHMARKS)
+    assert len(TWINS) == 20
 
 
 @each_twin
