@@ -111,19 +111,18 @@ class Judge:
                 reply = self._post(messages, prompt.max_tokens, temperature)
                 if parse(reply.text) is not None:
                     return reply
-                reason = f"unreadable reply: {self._shown(reply.text)!r}"
-                temperature = min(temperature + HOTTER, 1.0)
+                raise _RefusedError(f"unreadable reply: {self._shown(reply.text)!r}")
             except _RefusedError as error:
-                reason = str(error)
+                reason, final = str(error), False
                 temperature = min(temperature + HOTTER, 1.0)
             except _PassingError as error:
-                reason = str(error)
+                reason, final = str(error), error.final
                 if error.pause is not None:
                     self._pace.pause(error.pause)  # the server says when: all threads keep to it
                 elif attempt < self.settings.retries:
                     time.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE)
-        raise ReviewError(reason)
+        raise ReviewError(reason, final)
 
     def _post(self, messages: list[dict], max_tokens: int, temperature: float) -> Reply:
         payload = {"model": self.settings.model, "messages": messages}
@@ -138,7 +137,8 @@ class Judge:
         except httpx.TimeoutException as error:
             raise _PassingError(f"no answer within {self.settings.timeout:g} s") from error
         except httpx.HTTPError as error:
-            raise _PassingError(f"no connection ({self._shown(str(error))})") from error
+            reason = f"no connection to {self.settings.url} ({self._shown(str(error))})"
+            raise _PassingError(reason, final=isinstance(error, httpx.ConnectError)) from error
         status = response.status_code
         if status in UNUSABLE:
             raise ReviewError(f"the judge at {self.settings.url} {UNUSABLE[status]}", final=True)
@@ -179,11 +179,11 @@ class Judge:
 
 
 class _PassingError(Exception):
-    """A failure that may pass; pause: the seconds that the server asks for."""
+    """A failure that may pass. pause: the seconds that the server asks for. final: until it does, nothing works."""
 
-    def __init__(self, reason: str, pause: float | None = None):
+    def __init__(self, reason: str, pause: float | None = None, final: bool = False):
         super().__init__(reason)
-        self.pause = pause
+        self.pause, self.final = pause, final
 
 
 class _RefusedError(Exception):

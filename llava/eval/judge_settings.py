@@ -11,7 +11,7 @@ from llava.errors import LlavaError
 
 KEY, URL, MODEL = "OPENAI_API_KEY", ("OPENAI_API_URL", "OPENAI_BASE_URL"), "MODEL_VERSION"
 NO_JUDGE = (
-    f"needs a judge: give --judge URL and --judge_model NAME (or {URL[0]} and {MODEL}), or store the answers now "
+    f"no judge is named: give --judge URL and --judge_model NAME (or {URL[0]} and {MODEL}), or store the answers now "
     "with --predict_only and let them be judged later by `llava eval judge RUN`"
 )
 

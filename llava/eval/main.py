@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
 def _run(jobs: list[Job], processes: int) -> int:
     unjudged = [job.task for job in jobs if _lacks_judge(job)]
     if unjudged:
-        print(f"error: {', '.join(unjudged)} {NO_JUDGE}", file=sys.stderr)
+        print(f"error: {', '.join(unjudged)}: {NO_JUDGE}", file=sys.stderr)
     failures = {job.task: reason for job in jobs if (reason := _failure(job, processes))}
     if len(failures) < len(jobs):
         _print_outcome(jobs[0])

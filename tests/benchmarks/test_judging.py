@@ -133,14 +133,14 @@ def test_what_is_not_answered_cannot_be_judged(predicted):
 
 def test_without_a_judge_nothing_is_started(predicted, tmp_path, tiny_model_dir, capsys):
     job = Job(str(tiny_model_dir), WILD.task, str(tmp_path / "nowhere"), str(tmp_path / "run"))
-    with pytest.raises(LlavaError, match="llava_in_the_wild: needs a judge: give --judge URL and --judge_model NAME"):
+    with pytest.raises(LlavaError, match="llava_in_the_wild: no judge is named: give --judge URL"):
         run(job)
     (tmp_path / "empty").mkdir()
     options = {"--model": tiny_model_dir, "--data": tmp_path / "empty", "--out": tmp_path / "run"}
     tasks = ["--tasks", "mmvet,ai2d,dc100_en"]
     assert main(["eval", *tasks, *(str(part) for pair in options.items() for part in pair)]) == 1
     first, *_, total = capsys.readouterr().err.splitlines()
-    assert first.startswith("error: mmvet, dc100_en needs a judge: give --judge URL and --judge_model NAME (or OPENAI")
+    assert first.startswith("error: mmvet, dc100_en: no judge is named: give --judge URL and --judge_model NAME (or")
     assert "--predict_only" in first
     assert "llava eval judge RUN" in first
     assert total == "error: 3 of 3 tasks failed: mmvet, ai2d, dc100_en"

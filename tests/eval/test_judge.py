@@ -319,6 +319,13 @@ def test_a_bad_key_is_asked_once(tmp_path):
     assert not (tmp_path / "t.jsonl").exists()
 
 
+def test_an_unreachable_judge_is_given_up_once_its_retries_are_used(tmp_path, pauses):
+    unreachable = reviewer(tmp_path / "t.jsonl", retries=3)
+    assert reviews(unreachable, 30) == [None] * 30
+    assert pauses == [1.0, 2.0, 4.0]
+    assert unreachable.summary().startswith("30 of 30 reviews failed: no connection to http://127.0.0.1:1/v1 (")
+
+
 def test_several_reviews_run_at_a_time(tmp_path):
     barrier = threading.Barrier(3, timeout=5)
 
