@@ -20,6 +20,7 @@ from llava.eval.judge_settings import JudgeSettings
 from llava.eval.judging import judge_jobs
 from tests.benchmarks.judged import MMVET, WILD, judge
 from tests.benchmarks.twins import scripted, write_twin
+from tests.benchmarks.unjudged import REALWORLDQA
 from tests.eval.judge_server import Answer, JudgeServer
 from tests.paths import ROOT
 
@@ -129,6 +130,17 @@ def test_what_is_not_answered_cannot_be_judged(predicted):
     with JudgeServer(judge).running() as server, pytest.raises(LlavaError, match=r"document 3: no stored answer"):
         judged(out, server)
     assert server.requests == []
+
+
+def test_what_no_judge_reads_is_scored_later_too(tiny_model_dir, tmp_path, monkeypatch):
+    gc.freeze()  # see conftest.py
+    monkeypatch.setattr(Engine, "generate", scripted(REALWORLDQA.half))
+    data, out = write_twin(REALWORLDQA, tmp_path / "data"), tmp_path / "run"
+    assert run(Job(str(tiny_model_dir), "realworldqa", str(data), str(out), device="cpu", mode="predict")) is None
+    monkeypatch.delattr(Engine, "generate")
+    (job,) = judge_jobs([str(out)])
+    results = results_of(run(job))
+    assert (results["run"]["score"], results["run"]["judge"]) == (pytest.approx(REALWORLDQA.score), None)
 
 
 def test_without_a_judge_nothing_is_started(predicted, tmp_path, tiny_model_dir, capsys):
