@@ -125,7 +125,7 @@ class LlavaOVManager(lmms):
         self._check_failures(asked)
         return answers
 
-    def _windows(self, requests, indices: list[int], settings: Settings):
+    def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
         """The questions of a few batches at a time; the next are read while these are answered."""
         step, copies = self.batch_size * WINDOW, Counter()
 
@@ -143,7 +143,7 @@ class LlavaOVManager(lmms):
                     coming = pool.submit(read, part)
                 yield window
 
-    def _question(self, request, index: int, settings, copies: Counter) -> Question | None:
+    def _question(self, request: Instance, index: int, settings: Settings, copies: Counter) -> Question | None:
         """The request as a question, or None and one more failure, which names task and document."""
         _, _, doc_id, task, split = self._fields(request)
         name = f"{task} document {doc_id}"
