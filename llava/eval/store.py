@@ -2,38 +2,52 @@
 
 RUN/                        one model, named by the folder; the columns of a report are such names
     digit_pages/            one folder per task, renamed into place when it is complete
-        results.json        the harness's own results, plus a "run" block: model, settings, versions
+        results.json        the harness's own results, plus a "run" block: model, settings, versions, score, judge
         samples.jsonl       one row per document: doc_id, doc (its fields without media), target, answer, scores
+    digit_pages.answers/    the answers as they came (see llava/eval/answers.py)
 """
 
+import hashlib
 import json
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import LlavaError
+from llava.eval.benchmarks import Benchmark, benchmark
 
-RESULTS, SAMPLES = "results.json", "samples.jsonl"
+RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
 AGREEMENT = 1e-6  # the harness's mean and ours may differ by rounding, not by more
+HEADLINE_AGREEMENT = 1e-4  # on [0, 1]: some benchmarks' headlines are rounded to 4 or 5 digits
+FIXED_DENOMINATORS = {"ocrbench": 1000}  # the harness divides by it, however many documents were asked
+LATER_KEYS = {"protocol": None, "arm": None, "judge": None}  # that the first runs did not record
+KEYS = ("documents", "limit", "model", "weights", "image_noise", "device", "dtype", "date", "task_version", "versions")
+JUDGE_KEYS = ("name", "prompts", "failed_reviews")
 
 
 @dataclass(frozen=True)
 class TaskRun:
     """One model's answers to one task.
 
-    run: the "run" block of results.json. scores: for each metric, one score in [0, 1] per document that has it, in the
-    order of the documents.
+    run: the "run" block of results.json. scores: for each metric, one score per document that has it, in the order of
+    doc_id: a float in [0, 1], or (points, of) where the metric is a ratio of sums. Of a benchmark only its headline
+    metric is read, and none where it has no score. documents: for each metric, a hash of these documents; runs with
+    equal ones scored the same. failed_reviews: how many answers the judge could not be brought to score.
     """
 
     task: str
     run: dict
-    scores: dict[str, list[float]]
+    scores: dict[str, list[float | tuple[float, float]]]
+    documents: dict[str, str]
+    failed_reviews: int
 
 
 def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> Path:
     """Writes the folder `out`/`task` whole: to a temporary folder first, then by one rename."""
-    folder, unfinished = out / task, out / f".{task}.unfinished"
+    folder, unfinished = out / task, out / f".{task}{UNFINISHED}"
     discard_task_run(out, task)
     unfinished.mkdir(parents=True)
     (unfinished / RESULTS).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
@@ -45,40 +59,142 @@ def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> P
 
 def discard_task_run(out: Path, task: str) -> None:
     """Removes what an earlier run left for this task, so that a failure cannot be mistaken for its results."""
-    for folder in (out / task, out / f".{task}.unfinished"):
+    for folder in (out / task, out / f".{task}{UNFINISHED}"):
         if folder.exists():
             shutil.rmtree(folder)
 
 
 def load_run(run: Path) -> list[TaskRun]:
-    """All tasks of one run, sorted by name. Raises LlavaError when there is none or one is damaged."""
+    """All tasks of one run, sorted by name. Raises LlavaError when there is none or one is damaged or half written."""
     if not run.is_dir():
         raise LlavaError(f"{run}: no such run folder")
-    folders = sorted(path.parent for path in run.glob(f"*/{RESULTS}"))
+    folders = sorted(path for path in run.iterdir() if _holds_results(path))
     if not folders:
-        raise LlavaError(f"{run}: holds no evaluation results (no */{RESULTS})")
+        if (run / RESULTS).is_file():
+            raise LlavaError(f"{run}: the results of one task; give the run's folder, {run.resolve().parent}")
+        unscored = sorted(unscored_tasks(run))
+        answers = f"; stored answers of {', '.join(unscored)} wait to be scored" if unscored else ""
+        raise LlavaError(f"{run}: holds no evaluation results (no */{RESULTS}){answers}")
     return [_load_task_run(folder) for folder in folders]
 
 
+def _holds_results(path: Path) -> bool:
+    """Whether `path` is a task's folder, whole or not; other folders may stand beside them."""
+    return path.name.endswith(UNFINISHED) or any((path / file).is_file() for file in (RESULTS, SAMPLES))
+
+
+def unscored_tasks(run: Path) -> set[str]:
+    """The tasks with stored answers and without results: only predicted, or interrupted."""
+    tasks = {path.name.removesuffix(ANSWERS) for path in run.glob(f"*{ANSWERS}")}
+    return {task for task in tasks if not (run / task / RESULTS).is_file()}
+
+
 def _load_task_run(folder: Path) -> TaskRun:
+    if folder.name.endswith(UNFINISHED):
+        task = folder.name.removeprefix(".").removesuffix(UNFINISHED)
+        raise LlavaError(f"{folder}: results of {task} that were only half written; evaluate {task} again")
+    known = benchmark(folder.name)
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        rows = [json.loads(line) for line in (folder / SAMPLES).read_text(encoding="utf-8").split("\n") if line]
-        run, means = results["run"], results["results"][folder.name]
-        scores: dict[str, list[float]] = {metric: [] for metric in run["metrics"]}
-        for row in rows:
-            for metric, score in row["scores"].items():
-                scores[metric].append(float(score))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        lines = (folder / SAMPLES).read_text(encoding="utf-8").split("\n")
+        rows = sorted((json.loads(line) for line in lines if line), key=lambda row: row["doc_id"])
+        run = LATER_KEYS | results["run"]
+        _check_keys("run", run, KEYS)
+        if run["judge"] is not None:
+            _check_keys("judge", run["judge"], JUDGE_KEYS)
+        metrics = run["metrics"] if known is None else [headline_metric(known)]
+        scored = {metric: [row for row in rows if metric in row["scores"]] for metric in metrics}
+        means = results.get("results", {}).get(folder.name, {})
+        documents = {metric: _documents_hash(rows) for metric, rows in scored.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlavaError(f"{folder}: damaged results ({type(error).__name__}: {error})") from error
     if len(rows) != run["documents"]:
         raise LlavaError(f"{folder}: {len(rows)} rows in {SAMPLES} but {run['documents']} documents in {RESULTS}")
-    scores = {metric: values for metric, values in scores.items() if values}
+    if (different := len({row["doc_id"] for row in rows})) != len(rows):
+        raise LlavaError(f"{folder}: {len(rows)} rows in {SAMPLES} but {different} different doc_id")
+    failed_reviews = run["judge"]["failed_reviews"] if run["judge"] is not None else 0
+    if known is None:
+        scores = _task_scores(folder, scored, means)
+    else:
+        scores = {} if failed_reviews else _benchmark_scores(folder, known, run, scored)
+    return TaskRun(folder.name, run, scores, documents, failed_reviews)
+
+
+def _check_keys(block: str, found: dict, keys: Sequence[str]) -> None:
+    if missing := [key for key in keys if key not in found]:
+        raise KeyError(f"{block}: {', '.join(missing)}")
+
+
+def headline_metric(known: Benchmark) -> str:
+    """Its name in a row's scores: without the harness's filter."""
+    return known.metric.split(",")[0]
+
+
+def _documents_hash(rows: list[dict]) -> str:
+    """Of the documents' numbers, fields and targets."""
+    digest = hashlib.sha256()
+    for row in rows:
+        content = json.dumps([row["doc_id"], row.get("doc"), row.get("target")], sort_keys=True)
+        digest.update(content.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _task_scores(folder: Path, scored: dict[str, list[dict]], means: dict) -> dict[str, list]:
+    """Every metric that a document has. Raises LlavaError when the harness has another mean."""
+    scores = {metric: _checked_scores(folder, metric, rows) for metric, rows in scored.items() if rows}
     for metric, values in scores.items():
-        _check_against_harness(folder, metric, sum(values) / len(values), means.get(f"{metric},none"))
-    return TaskRun(folder.name, run, scores)
+        _compare(folder, metric, _mean(values), means.get(f"{metric},none"), AGREEMENT)
+    return scores
 
 
-def _check_against_harness(folder: Path, metric: str, mean: float, reported: float | None) -> None:
-    if reported is None or abs(mean - reported) > AGREEMENT:
+def _benchmark_scores(folder: Path, known: Benchmark, run: dict, scored: dict[str, list[dict]]) -> dict[str, list]:
+    """The headline's scores, none where the run has no score. Raises LlavaError when the two disagree."""
+    if "score" not in run:
+        raise LlavaError(f"{folder}: written by an older version, {RESULTS} has no score; evaluate {known.task} again")
+    if run["score"] is None:
+        return {}
+    metric = headline_metric(known)
+    if not isinstance(run["score"], int | float) or not scored[metric]:
+        rows = len(scored[metric])
+        raise LlavaError(f"{folder}: {RESULTS} has the score {run['score']!r}, {rows} rows of {SAMPLES} have {metric}")
+    values = _checked_scores(folder, metric, scored[metric])
+    mean = _mean(values)
+    if known.task in FIXED_DENOMINATORS:
+        mean *= len(values) / FIXED_DENOMINATORS[known.task]
+    _compare(folder, metric, mean, run["score"] / 100, HEADLINE_AGREEMENT)
+    return {metric: values}
+
+
+def _checked_scores(folder: Path, metric: str, rows: list[dict]) -> list[float | tuple[float, float]]:
+    """Numbers as floats, lists as tuples. Raises LlavaError for anything but scores, and for a mixture of both."""
+    scores: list[float | tuple[float, float]] = []
+    for row in rows:
+        value = row["scores"][metric]
+        if _is_amount(value) and value <= 1:
+            scores.append(float(value))
+        elif isinstance(value, list) and len(value) == 2 and all(map(_is_amount, value)):
+            scores.append((float(value[0]), float(value[1])))
+        else:
+            expected = "expected a number in [0, 1] or [points, of]"
+            raise LlavaError(f"{folder}: doc_id {row['doc_id']} has {metric} {value!r}; {expected}")
+    ratios = sum(isinstance(score, tuple) for score in scores)
+    if ratios not in (0, len(scores)):
+        raise LlavaError(f"{folder}: {metric} is [points, of] in {ratios} of {len(scores)} rows of {SAMPLES}")
+    if ratios and not any(of for _, of in scores):
+        raise LlavaError(f"{folder}: {metric} is out of 0 points in every row of {SAMPLES}")
+    return scores
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
+
+
+def _mean(scores: list[float | tuple[float, float]]) -> float:
+    """The mean, or sum(points) / sum(of)."""
+    pairs = [score if isinstance(score, tuple) else (score, 1.0) for score in scores]
+    return math.fsum(points for points, _ in pairs) / math.fsum(of for _, of in pairs)
+
+
+def _compare(folder: Path, metric: str, mean: float, reported: float | None, tolerance: float) -> None:
+    if not isinstance(reported, int | float) or not abs(mean - reported) <= tolerance:
         raise LlavaError(f"{folder}: {metric} is {mean} over {SAMPLES} but {reported} in {RESULTS}")

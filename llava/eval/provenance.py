@@ -1,0 +1,120 @@
+"""What stands around the tables: where the numbers come from, and what should be equal between runs and is not.
+
+runs: run -> task -> the "run" block of its results.
+"""
+
+from collections.abc import Iterable
+
+from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.intervals import RESAMPLES, SEED
+from llava.eval.store import FIXED_DENOMINATORS
+
+Runs = dict[str, dict[str, dict]]
+Place = tuple[str, str]  # run, task
+
+
+def warnings(runs: Runs) -> list[str]:
+    """A line for each thing that differs and makes scores hard to compare: protocol, harness, task, judge, prompts.
+
+    Likewise where one run, hence one column, mixes weights, precisions, or true images with noise.
+    """
+    blocks = {(run, task): block for run, tasks in runs.items() for task, block in tasks.items()}
+    judged = {place: block["judge"] for place, block in blocks.items() if block["judge"] is not None}
+    lines = [
+        _difference("protocol", {place: block["protocol"] or "not recorded" for place, block in blocks.items()}),
+        _difference(
+            "lmms-eval", {place: block["versions"].get("lmms-eval", "not recorded") for place, block in blocks.items()}
+        ),
+        _difference("judge", {place: judge["name"] for place, judge in judged.items()}),
+    ]
+    for task in dict.fromkeys(task for _, task in blocks):
+        of_task = {place: block for place, block in blocks.items() if place[1] == task}
+        versions = {place: str(block["task_version"]) for place, block in of_task.items()}
+        prompts = {place: judged[place]["prompts"] for place in of_task if place in judged}
+        lines.append(_difference(f"version of task {task}", versions))
+        lines.append(_difference(f"prompts of the judge of {task}", prompts))
+    for run, tasks in runs.items():
+        for key, words in (("weights", "weights"), ("dtype", "precision"), ("image_noise", "noise for images")):
+            values = {(run, task): str(block[key]) for task, block in tasks.items()}
+            lines.append(_difference(f"{words} within {run}", values))
+    return [line for line in lines if line is not None]
+
+
+def _difference(what: str, values: dict[Place, str]) -> str | None:
+    """`different WHAT: a (run), b (other run: task, task)`; None where all are equal."""
+    places = _places(values)
+    if len(places) < 2:
+        return None
+    return f"different {what}: {', '.join(f'{value} ({where})' for value, where in places.items())}"
+
+
+def _places(values: dict[Place, str]) -> dict[str, str]:
+    """Where each value holds: `run, other run`; with its tasks, `run: task, task`, where a run has several values."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for (run, task), value in values.items():
+        found.setdefault(value, {}).setdefault(run, []).append(task)
+    mixed = {run for run, _ in values if sum(run in runs for runs in found.values()) > 1}
+    return {
+        value: "; ".join(f"{run}: {', '.join(tasks)}" if run in mixed else run for run, tasks in runs.items())
+        for value, runs in found.items()
+    }
+
+
+def notes(runs: Runs) -> list[str]:
+    """How to read the numbers, then the models and settings of each run, judges and task versions."""
+    intervals = f"Wilson for 0/1 scores, bootstrap ({RESAMPLES} resamples, seed {SEED}) for others"
+    lines = [f"Scores on [0, 100] with 95% intervals over n documents: {intervals}."]
+    if any(known.task in tasks for tasks in runs.values() for known in BENCHMARKS):
+        lines += _benchmark_notes(runs)
+    for run, tasks in runs.items():
+        settings = _places({(run, task): _settings(block) for task, block in tasks.items()})
+        days = sorted({block["date"][:10] for block in tasks.values()})
+        dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+        lines += [f"{where if len(settings) > 1 else run}: {words}, {dates}" for words, where in settings.items()]
+    return lines + _judges(runs) + _task_versions(runs)
+
+
+def _benchmark_notes(runs: Runs) -> list[str]:
+    stated = ", ".join(known.name for known in BENCHMARKS if known.image_kind or known.resolution)
+    lines = [
+        "Averages are unweighted means of benchmarks, their intervals resample the documents of every benchmark; "
+        "differences resample the same documents for both runs.",
+        f"Image kind and resolution: only of the benchmarks of which the paper states them ({stated}).",
+        "The paper's figures are means of all 20 benchmarks (Table IV); it gives no table of the single ones.",
+    ]
+    for task, denominator in FIXED_DENOMINATORS.items():
+        if any(task in tasks and tasks[task]["documents"] != denominator for tasks in runs.values()):
+            lines.append(
+                f"{task} is the mean of its documents; the harness divides by {denominator} whatever their number."
+            )
+    return lines
+
+
+def _settings(block: dict) -> str:
+    images = "images replaced by noise" if block["image_noise"] else "images as they are"
+    protocol = f"{block['protocol']} protocol" if block["protocol"] else "protocol not recorded"
+    versions = ", ".join(f"{package} {version}" for package, version in block["versions"].items())
+    computed = f"{block['dtype']} on {block['device']}"
+    return f"{block['model']} (weights {block['weights']}), {images}, {protocol}, {computed}, {versions}"
+
+
+def _judges(runs: Runs) -> list[str]:
+    blocks = [(task, block) for tasks in runs.values() for task, block in tasks.items() if block["judge"]]
+    judges = _tasks_by(
+        (f"Judge {block['judge']['name']}, prompts {block['judge']['prompts']}", task) for task, block in blocks
+    )
+    return [f"{judge}: {', '.join(tasks)}" for judge, tasks in judges.items()]
+
+
+def _task_versions(runs: Runs) -> list[str]:
+    blocks = [(task, block) for tasks in runs.values() for task, block in tasks.items()]
+    versions = _tasks_by((str(block["task_version"]), task) for task, block in blocks)
+    return [f"Version {version} of the tasks {', '.join(tasks)}" for version, tasks in versions.items()]
+
+
+def _tasks_by(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """value -> its tasks, from pairs of both."""
+    found: dict[str, list[str]] = {}
+    for value, task in dict.fromkeys(pairs):
+        found.setdefault(value, []).append(task)
+    return found
