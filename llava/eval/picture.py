@@ -102,7 +102,6 @@ def _radar(report: Report, runs: list[str]) -> Figure:
         axes.plot(
             [*angles, angles[0]], [*values, values[0]], color=colour, marker=marker, markersize=4.5, linewidth=1.6
         )
-        axes.fill(angles, values, color=colour, alpha=0.05)
     _radar_axes(axes, [row.name for row in rows], angles, low, high)
     _radar_categories(axes, rows, angles, low, high)
     _radar_legend(figure, report, runs)

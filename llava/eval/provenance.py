@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.intervals import RESAMPLES, SEED
-from llava.eval.store import FIXED_DENOMINATORS
 
 Runs = dict[str, dict[str, dict]]
 Place = tuple[str, str]  # run, task
@@ -65,29 +64,26 @@ def notes(runs: Runs) -> list[str]:
     intervals = f"Wilson for 0/1 scores, bootstrap ({RESAMPLES} resamples, seed {SEED}) for others"
     lines = [f"Scores on [0, 100] with 95% intervals over n documents: {intervals}."]
     if any(known.task in tasks for tasks in runs.values() for known in BENCHMARKS):
-        lines += _benchmark_notes(runs)
+        lines += _benchmark_notes()
     for run, tasks in runs.items():
         settings = _places({(run, task): _settings(block) for task, block in tasks.items()})
         days = sorted({block["date"][:10] for block in tasks.values()})
         dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
         lines += [f"{where if len(settings) > 1 else run}: {words}, {dates}" for words, where in settings.items()]
-    return lines + _judges(runs) + _task_versions(runs)
+    remarks = dict.fromkeys(
+        f"{task}: {note}" for tasks in runs.values() for task, run in tasks.items() for note in run["notes"]
+    )
+    return [*lines, *_judges(runs), *_task_versions(runs), *remarks]
 
 
-def _benchmark_notes(runs: Runs) -> list[str]:
+def _benchmark_notes() -> list[str]:
     stated = ", ".join(known.name for known in BENCHMARKS if known.image_kind or known.resolution)
-    lines = [
+    return [
         "Averages are unweighted means of benchmarks, their intervals resample the documents of every benchmark; "
         "differences resample the same documents for both runs.",
         f"Image kind and resolution: only of the benchmarks of which the paper states them ({stated}).",
         "The paper's figures are means of all 20 benchmarks (Table IV); it gives no table of the single ones.",
     ]
-    for task, denominator in FIXED_DENOMINATORS.items():
-        if any(task in tasks and tasks[task]["documents"] != denominator for tasks in runs.values()):
-            lines.append(
-                f"{task} is the mean of its documents; the harness divides by {denominator} whatever their number."
-            )
-    return lines
 
 
 def _settings(block: dict) -> str:

@@ -22,8 +22,7 @@ from llava.eval.benchmarks import Benchmark, benchmark
 RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
 AGREEMENT = 1e-6  # the harness's mean and ours may differ by rounding, not by more
 HEADLINE_AGREEMENT = 1e-4  # on [0, 1]: some benchmarks' headlines are rounded to 4 or 5 digits
-FIXED_DENOMINATORS = {"ocrbench": 1000}  # the harness divides by it, however many documents were asked
-LATER_KEYS = {"protocol": None, "arm": None, "judge": None}  # that the first runs did not record
+LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": []}  # that the first runs did not record
 KEYS = ("documents", "limit", "model", "weights", "image_noise", "device", "dtype", "date", "task_version", "versions")
 JUDGE_KEYS = ("name", "prompts", "failed_reviews")
 
@@ -158,10 +157,7 @@ def _benchmark_scores(folder: Path, known: Benchmark, run: dict, scored: dict[st
         rows = len(scored[metric])
         raise LlavaError(f"{folder}: {RESULTS} has the score {run['score']!r}, {rows} rows of {SAMPLES} have {metric}")
     values = _checked_scores(folder, metric, scored[metric])
-    mean = _mean(values)
-    if known.task in FIXED_DENOMINATORS:
-        mean *= len(values) / FIXED_DENOMINATORS[known.task]
-    _compare(folder, metric, mean, run["score"] / 100, HEADLINE_AGREEMENT)
+    _compare(folder, metric, _mean(values), run["score"] / 100, HEADLINE_AGREEMENT)
     return {metric: values}
 
 

@@ -11,6 +11,7 @@ RUN = {
     "protocol": "paper",
     "arm": None,
     "judge": None,
+    "notes": [],
     "device": "cpu",
     "dtype": "float32",
     "date": "2026-01-02T03:04:05+00:00",
@@ -51,7 +52,6 @@ def save_benchmark(run, task, scores, **changes):
     ]
     pairs = [score if isinstance(score, list) else [score, 1] for score in scores]
     value = 100 * sum(points for points, _ in pairs) / sum(of for _, of in pairs)
-    value = value * len(scores) / 1000 if task == "ocrbench" else value
     block = {**RUN, "judge": JUDGE if known.judged else None, "documents": len(rows), "metrics": [metric]}
     block |= {"score": value, **changes}
     return save_task_run(run, task, {"run": block, "results": {task: {known.metric: value / known.scale}}}, rows)
