@@ -163,6 +163,8 @@ def _faults(folder: Path, found: dict[str, TaskRun]) -> dict[str, str]:
             faults[known.task] = f"{run.failed_reviews} failed review{'s' if run.failed_reviews > 1 else ''}"
         elif not run.scores:
             faults[known.task] = "no score"
+        elif lacking := run.run["documents"] - len(run.scores[headline_metric(known)]):
+            faults[known.task] = f"{lacking} of {run.run['documents']} documents without a score"
         elif run.run["limit"] is not None and run.run["documents"] >= run.run["limit"]:
             faults[known.task] = f"first {run.run['limit']} documents only"
     return faults

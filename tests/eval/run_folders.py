@@ -38,7 +38,7 @@ def scores_of(task):
 
 
 def save_benchmark(run, task, scores, **changes):
-    """Saves `scores`, floats or [points, of], as the documents of a benchmark; `changes` go into the "run" block.
+    """Saves `scores`, floats, [points, of] or None, as a benchmark's documents; `changes` go into the "run" block.
 
     changes["questions"] replaces the documents' questions, changes["doc_ids"] their numbers.
     """
@@ -50,7 +50,9 @@ def save_benchmark(run, task, scores, **changes):
         {"doc_id": doc_id, "doc": {"question": question}, "target": "a", "answer": "b", "scores": {metric: score}}
         for doc_id, question, score in zip(doc_ids, questions, scores, strict=True)
     ]
-    pairs = [score if isinstance(score, list) else [score, 1] for score in scores]
+    for row in rows:
+        row["scores"] = {metric: score for metric, score in row["scores"].items() if score is not None}
+    pairs = [score if isinstance(score, list) else [score, 1] for score in scores if score is not None]
     value = 100 * sum(points for points, _ in pairs) / sum(of for _, of in pairs)
     block = {**RUN, "judge": JUDGE if known.judged else None, "documents": len(rows), "metrics": [metric]}
     block |= {"score": value, **changes}

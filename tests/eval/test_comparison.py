@@ -121,6 +121,15 @@ def test_what_is_incomplete_is_not_averaged_unless_told(tmp_path, task, changes,
     assert labels == (["Overall (20)"] if scored == 20 else ["Overall (19 of 20)"])
 
 
+def test_documents_without_a_score_leave_a_benchmark_incomplete(tmp_path):
+    run = save_all_benchmarks(tmp_path / "run", but=("live_bench_2407",))
+    save_benchmark(run, "live_bench_2407", [1.0, None, None, 0.5])
+    report = build_report([run])
+    assert values(report.benchmarks, "run")["MM-LiveBench-07"] == pytest.approx(75)
+    assert not {"Real-world", "Overall"} & set(values(report.averages, "run"))
+    assert "run (2 of 4 documents without a score: live_bench_2407)" in report.warnings[0]
+
+
 def test_a_limit_above_the_number_of_documents_cuts_nothing(tmp_path):
     run = save_all_benchmarks(tmp_path / "run", limit=11)
     assert build_report([run]).title == "All 20 benchmarks"
