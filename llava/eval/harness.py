@@ -24,6 +24,7 @@ from llava.eval.lmms_model import MODEL_ID
 from llava.eval.reviews import Reviewer, with_reviews
 from llava.eval.store import save_task_run
 from llava.eval.task import build_task
+from llava.train.checkpoint import trained_arm
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
@@ -99,6 +100,7 @@ def run(job: Job) -> Path | None:
         "weights": model.weights,
         "versions": {name: version(package) for name, package in PACKAGES.items()},
         "date": started.isoformat(timespec="seconds"),
+        "arm": trained_arm(Path(job.model)),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }
     if known and not (reviewer and reviewer.failed):

@@ -88,6 +88,13 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def trained_arm(folder: Path) -> str | None:
+    """The arm of the stage that wrote a checkpoint; None where no stage did, as of imported models."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    return read_json(folder / MANIFEST).get("recipe", {}).get("arm")
+
+
 def check_output_folder(recipe: Recipe) -> None:
     """Raises LlavaError when `run.output_dir` holds what must not be replaced."""
     output, run = Path(recipe.run.output_dir), recipe.run

@@ -65,7 +65,7 @@ def test_scores_are_those_computed_by_hand(job, batches):
     assert result.scores["exact_match"] == [float(exact) for *_, exact in SCRIPT]
     by_kind = {kind: result.scores[f"exact_match_{kind}"] for kind in ("place", "read", "count", "compare")}
     assert by_kind == {"place": [1, 0, 1], "read": [1, 0, 0], "count": [0, 1], "compare": [0, 1]}
-    assert (result.run["documents"], result.run["versions"]["lmms-eval"]) == (10, "0.7.3")
+    assert (result.run["documents"], result.run["versions"]["lmms-eval"], result.run["arm"]) == (10, "0.7.3", None)
 
     rows = report.build_report([folder.parent]).rows
     values = {metric: cells["run"].value for (_, metric), cells in rows.items()}

@@ -18,6 +18,7 @@ from llava.train.checkpoint import (
     check_output_folder,
     publish,
     start_working_folder,
+    trained_arm,
     working_folder,
     write_checkpoint,
 )
@@ -106,6 +107,12 @@ def test_a_checkpoint_is_self_contained(make_model, make_processor, tmp_path):
     check(output)
     assert json.loads((tmp_path / "out/run.json").read_text()) == {"train_loss": 1.5}
     assert TrainerState.load_from_json(f"{output}/trainer_state.json").global_step == 3
+
+
+def test_a_checkpoint_knows_its_arm(make_model, make_processor, tiny_recipe, tiny_model_dir, tmp_path):
+    output = tmp_path / "out"
+    write(make_model(), make_processor(), str(output), recipe=tiny_recipe(arm="grid").to_dict())
+    assert (trained_arm(output), trained_arm(tiny_model_dir)) == ("grid", None)
 
 
 def test_a_newer_checkpoint_takes_the_place_whole(make_model, make_processor, tmp_path):
