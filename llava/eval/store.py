@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
 
@@ -50,10 +52,15 @@ def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> P
     discard_task_run(out, task)
     unfinished.mkdir(parents=True)
     (unfinished / RESULTS).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-    rows = (json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in samples)
+    rows = (json.dumps(row, default=_described, ensure_ascii=False) + "\n" for row in samples)
     (unfinished / SAMPLES).write_text("".join(rows), encoding="utf-8")
     os.replace(unfinished, folder)
     return folder
+
+
+def _described(value: object) -> str:
+    """An image in a document by mode and size: its repr has an address, another in every run."""
+    return f"{value.mode} image, {value.width}x{value.height}" if isinstance(value, Image.Image) else str(value)
 
 
 def discard_task_run(out: Path, task: str) -> None:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from llava.errors import LlavaError
 from llava.eval.store import discard_task_run, load_run, save_task_run, unscored_tasks
@@ -43,6 +44,16 @@ def test_documents_are_the_same_or_not(tmp_path):
     found = {name: load_run(tmp_path / name)[0].documents for name in ("a", "same", "numbers", "questions")}
     assert found["a"] == found["same"]
     assert len({documents["exact_match"] for documents in found.values()}) == 3
+
+
+def test_images_in_documents_are_the_same_in_every_run(tmp_path):
+    block = {**RUN, "documents": 1, "metrics": ["anls"]}
+    for name, width in (("a", 40), ("b", 40), ("wider", 50)):
+        row = {"doc_id": 0, "doc": {"images": [Image.new("RGB", (width, 30))]}, "target": "", "scores": {"anls": 1.0}}
+        save_task_run(tmp_path / name, "pages", {"run": block, "results": {"pages": {"anls,none": 1.0}}}, [row])
+    a, b, wider = (load_run(tmp_path / name)[0].documents for name in ("a", "b", "wider"))
+    assert a == b != wider
+    assert '"images": ["RGB image, 40x30"]' in (tmp_path / "a" / "pages" / "samples.jsonl").read_text()
 
 
 @pytest.mark.parametrize(("claimed", "agrees"), [(50.009, True), (50.011, False), (0.1, False), (float("nan"), False)])
