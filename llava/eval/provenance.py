@@ -95,22 +95,20 @@ def _settings(block: dict) -> str:
 
 
 def _judges(runs: Runs) -> list[str]:
-    blocks = [(task, block) for tasks in runs.values() for task, block in tasks.items() if block["judge"]]
-    judges = _tasks_by(
-        (f"Judge {block['judge']['name']}, prompts {block['judge']['prompts']}", task) for task, block in blocks
-    )
-    return [f"{judge}: {', '.join(tasks)}" for judge, tasks in judges.items()]
+    blocks = [(task, block["judge"]) for tasks in runs.values() for task, block in tasks.items() if block["judge"]]
+    prompts = _grouped((judge["name"], f"{task} {judge['prompts']}") for task, judge in blocks)
+    return [f"Judge {name}, its prompts' versions: {', '.join(versions)}" for name, versions in prompts.items()]
 
 
 def _task_versions(runs: Runs) -> list[str]:
     blocks = [(task, block) for tasks in runs.values() for task, block in tasks.items()]
-    versions = _tasks_by((str(block["task_version"]), task) for task, block in blocks)
-    return [f"Version {version} of the tasks {', '.join(tasks)}" for version, tasks in versions.items()]
+    versions = _grouped((str(block["task_version"]), task) for task, block in blocks)
+    return [f"Task version {version}: {', '.join(tasks)}" for version, tasks in versions.items()]
 
 
-def _tasks_by(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """value -> its tasks, from pairs of both."""
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The second of the pairs by their first, each once."""
     found: dict[str, list[str]] = {}
-    for value, task in dict.fromkeys(pairs):
-        found.setdefault(value, []).append(task)
+    for first, second in dict.fromkeys(pairs):
+        found.setdefault(first, []).append(second)
     return found

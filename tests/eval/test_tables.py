@@ -64,8 +64,8 @@ def test_text_of_benchmarks(arms):
     assert overall.endswith("50.61/51.67/53.87/55.21")
     notes = " ".join(" ".join(lines).split())
     assert "grid_manager: models/tiny (weights 0123456789ab), images as they are, paper protocol, float32 on" in notes
-    assert "Judge judge-1, prompts a1b2: dc100_en, live_bench_2407, live_bench_2409, llava_in_the_wild," in notes
-    assert "Version 1.0 of the tasks ai2d, chartqa," in notes
+    assert "Judge judge-1, its prompts' versions: dc100_en a1b2, live_bench_2407 a1b2, live_bench_2409 a1b2," in notes
+    assert "Task version 1.0: ai2d, chartqa, dc100_en," in notes
     assert "lmms-eval 0.7.3, torch 2.13.0, 2026-01-02" in notes
     assert "Image kind and resolution: only of the benchmarks of which the paper states them (SEED-Bench," in notes
     assert lines[-1] == "gqa: two more are right"
