@@ -16,7 +16,7 @@ from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, PAPER_OVERALL, Benchma
 from llava.eval.intervals import Difference, Score
 from llava.eval.store import TaskRun, headline_metric, load_run, unscored_tasks
 
-OVERALL = "Overall"
+OVERALL, MISSING = "Overall", "missing"
 GROUPS = {
     **{category: [known for known in BENCHMARKS if known.category == category] for category in CATEGORIES},
     OVERALL: list(BENCHMARKS),
@@ -53,7 +53,7 @@ class Report:
     """title: None where no run has a benchmark. runs: for each column, for each task, its "run" block.
 
     reference: the run that differences are to. arms: whose figures of the paper are shown. rows: of the tasks that are
-    no benchmark, (task, metric) -> column -> score. warnings, notes: lines that belong above and below the tables.
+    no benchmark, (task, metric) -> column -> score. warnings, notes: lines that go with the tables.
     """
 
     title: str | None
@@ -78,8 +78,8 @@ class _Result:
 
 @dataclass(frozen=True)
 class _Runs:
-    """tasks: run -> task -> what it left. results: task -> run -> its headline. faults: run -> what keeps it from
-    averages, task -> reason; all benchmarks that are not complete.
+    """tasks: run -> task -> what it left. results: benchmark -> run -> its headline. faults: of the runs that have
+    benchmarks, run -> task -> why it is not complete.
     """
 
     tasks: dict[str, dict[str, TaskRun]]
@@ -109,7 +109,8 @@ def build_report(
     present = [known for known in BENCHMARKS if any(known.task in run for run in tasks.values())]
     results = {known.task: _results(known.task, headline_metric(known), tasks) for known in present}
     faults = {name: _faults(folder, tasks[name]) for name, folder in zip(tasks, folders, strict=True)}
-    runs = _Runs(tasks, results, faults)
+    benchmarked = {name: found for name, found in faults.items() if list(found.values()) != [MISSING] * len(BENCHMARKS)}
+    runs = _Runs(tasks, results, benchmarked)
     averages = [_average_row(runs, name, reference, allow_missing) for name in GROUPS] if present else []
     blocks = {name: {task: run.run for task, run in found.items()} for name, found in tasks.items()}
     return Report(
@@ -158,7 +159,7 @@ def _faults(folder: Path, found: dict[str, TaskRun]) -> dict[str, str]:
     for known in BENCHMARKS:
         run = found.get(known.task)
         if run is None:
-            faults[known.task] = "answers not scored" if known.task in unscored else "missing"
+            faults[known.task] = "answers not scored" if known.task in unscored else MISSING
         elif run.failed_reviews:
             faults[known.task] = f"{run.failed_reviews} failed review{'s' if run.failed_reviews > 1 else ''}"
         elif not run.scores:
@@ -182,7 +183,7 @@ def _benchmark_row(runs: _Runs, known: Benchmark, reference: str) -> Row:
         label=known.name,
         tasks=[known.task],
         scores={name: result.score for name, result in found.items()},
-        remarks={name: runs.faults[name][known.task] for name in runs.tasks if name not in found},
+        remarks={name: runs.faults[name][known.task] for name in runs.faults if name not in found},
         differences=differences,
         paper={},
     )

@@ -110,16 +110,17 @@ def _benchmark_table(report: Report) -> _Table:
     """Columns: benchmark, n, the runs, their differences to the reference, the paper's arms."""
     scored = [run for run in report.runs if any(run in row.scores or run in row.remarks for row in report.benchmarks)]
     compared = [run for run in scored if run != report.reference and report.reference in scored]
-    columns: dict[str, Callable[[Row], str]] = {"benchmark": lambda row: row.label, "n": _documents}
+    columns: list[tuple[str, Callable[[Row], str]]] = [("benchmark", lambda row: row.label), ("n", _documents)]
     for run in scored:
-        columns[run] = lambda row, run=run: _cell(row.scores.get(run), row.remarks.get(run, "-"))
+        columns.append((run, lambda row, run=run: _cell(row.scores.get(run), row.remarks.get(run, "-"))))
     for run in compared:
-        columns[f"{run} - {report.reference}"] = lambda row, run=run: _cell(row.differences.get(run), "-")
+        head = f"{run} - {report.reference}"
+        columns.append((head, lambda row, run=run: _cell(row.differences.get(run), "-")))
     if report.arms:
-        columns[f"paper: {' / '.join(report.arms)}"] = lambda row: _paper(row, report.arms)
-    lines: list[list[str] | None] = [[column(row) for column in columns.values()] for row in report.benchmarks]
-    lines += [None, *([column(row) for column in columns.values()] for row in report.averages)]
-    return _Table(list(columns), lines, names=1)
+        columns.append((f"paper: {' / '.join(report.arms)}", lambda row: _paper(row, report.arms)))
+    lines: list[list[str] | None] = [[cell(row) for _, cell in columns] for row in report.benchmarks]
+    lines += [None, *([cell(row) for _, cell in columns] for row in report.averages)]
+    return _Table([head for head, _ in columns], lines, names=1)
 
 
 def _cell(value: Score | Difference | None, otherwise: str) -> str:

@@ -213,6 +213,8 @@ def test_other_tasks_keep_their_rows(full, tmp_path):
     assert found == {"anls": pytest.approx(87.5), "exact_match": pytest.approx(75)}
     both = build_report([full, tmp_path / "digits"])
     assert list(both.rows) == [("digit_pages", "anls"), ("digit_pages", "exact_match")]
+    assert (both.title, both.warnings) == ("All 20 benchmarks", [])
+    assert all(row.remarks == {} for row in both.benchmarks)
     assert values(both.averages, "full") == pytest.approx(AVERAGES)
 
 

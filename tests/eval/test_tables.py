@@ -106,6 +106,16 @@ def test_markdown_has_one_table_of_whole_rows(arms, digits):
     assert "| digit_pages | exact_match | 75.0 [30.1, 95.4] n=4 | 50.0 [9.5, 90.5] n=2 |" in render_markdown(digits)
 
 
+def test_runs_may_be_called_like_a_column(tmp_path):
+    for name in ("n", "benchmark"):
+        save_benchmark(tmp_path / name, "gqa", [1.0, 0.0])
+    head, _, gqa = [line for line in render_markdown(build_report([*tmp_path.iterdir()])).splitlines() if "|" in line][
+        :3
+    ]
+    assert head.count(" n ") == 2 + 1  # the documents, the run, and a difference
+    assert gqa.count("50.0 [9.5, 90.5]") == 2
+
+
 def test_csv_has_a_line_per_score(arms, digits, partial):
     rows = list(csv.DictReader(io.StringIO(render_csv(arms))))
     assert tuple(rows[0]) == CSV_COLUMNS
