@@ -39,7 +39,7 @@ def full(tmp_path_factory):
     return save_all_benchmarks(tmp_path_factory.mktemp("runs") / "full")
 
 
-def test_scores_of_the_helper_cover_the_benchmarks():
+def test_the_made_up_scores_cover_the_benchmarks():
     assert {known.task for known in BENCHMARKS} == {*RIGHT, *POINTS}
 
 
