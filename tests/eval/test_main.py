@@ -55,9 +55,8 @@ def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "RetryError" not in done.stderr
-    assert (
-        done.stderr.count(f"error: task gqa: the data set {tmp_path / 'data' / 'gqa'} cannot be") == 1
-    )  # of two ranks
+    told = done.stderr.count(f"error: task gqa: the data set {tmp_path / 'data' / 'gqa'} cannot be")
+    assert told == 1  # by two ranks
     *_, gqa, ai2d, total = done.stderr.splitlines()
     assert gqa.startswith(f"error: task gqa failed: the data set {tmp_path / 'data' / 'gqa'} cannot be loaded (")
     assert ai2d == f"error: task ai2d failed: {tmp_path / 'data' / 'ai2d'}: no such dataset folder"
@@ -65,7 +64,8 @@ def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
     (result,) = load_run(tmp_path / "tiny")
     assert (result.task, result.run["limit"], result.run["documents"]) == ("realworldqa", 3, 3)
     assert result.run["score"] == pytest.approx(100 * sum(result.scores["exact_match"]) / 3)
-    assert done.stdout.splitlines()[0].split()[:2] == ["task", "metric"]
+    assert done.stdout.startswith("1 of 20 benchmarks")
+    assert "RealWorldQA" in done.stdout
 
 
 def test_the_script_wants_a_model():
