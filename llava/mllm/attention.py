@@ -1,8 +1,69 @@
-"""Which attention implementation to run."""
+"""Which attention implementation to run, and how samples that share a row are kept apart.
 
+Samples are packed as transformers packs them: one row, no attention mask, positions that begin anew with each sample.
+From these transformers makes masks for sdpa and eager attention, (L, L) for a row of L tokens, most of it work for
+nothing. `sdpa_by_sample` is sdpa that takes one sample after the other instead: no mask, so that torch's fastest kernels
+can run, and as many operations as the samples would take alone. Flash attention is told where the samples begin.
+"""
+
+import torch
+from torch.nn.functional import pad
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
+from transformers.utils.generic import is_flash_attention_requested
+
+SDPA_BY_SAMPLE = "sdpa_by_sample"
 
 
 def best_attention(on_gpu: bool, half_precision: bool) -> str:
     """flash_attention_2 where it is installed and can run (a GPU, 16-bit numbers), else sdpa."""
     return "flash_attention_2" if on_gpu and half_precision and is_flash_attn_2_available() else "sdpa"
+
+
+def packed_lengths(position_ids: torch.Tensor | None, attention_mask, past_key_values) -> torch.Tensor | None:
+    """Lengths (S,) of the samples that share one row, int64 on the CPU; None where the input is not packed.
+
+    position_ids: (1, L), each sample's from 0 on. By transformers' rule a packed row has no attention mask and no
+    cache; where both are given, or there are several rows, positions are just positions.
+    """
+    if position_ids is None or len(position_ids) > 1 or attention_mask is not None or past_key_values is not None:
+        return None
+    starts = (position_ids[0].cpu().diff() != 1).nonzero()[:, 0] + 1
+    bounds = torch.cat([starts.new_zeros(1), starts, starts.new_tensor([position_ids.shape[1]])])
+    return bounds.diff() if len(starts) else None
+
+
+def apart(lengths: torch.Tensor | None, config, device: torch.device) -> dict:
+    """What tells the attention function of `config` where packed samples begin; empty where a mask must tell it.
+
+    lengths: see packed_lengths.
+    """
+    if lengths is None:
+        return {}
+    if config._attn_implementation == SDPA_BY_SAMPLE:
+        return {"sample_lengths": lengths}
+    if not is_flash_attention_requested(config):
+        return {}
+    # transformers would find these from the positions, in every layer anew, and wait for the GPU each time.
+    bounds = pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    longest = int(lengths.max())
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def sdpa_by_sample(module, query, key, value, attention_mask, sample_lengths=None, **kwargs):
+    """transformers' sdpa, sample by sample where a row is packed: query (1, heads, L, width), sample_lengths (S,)."""
+    if sample_lengths is None or attention_mask is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    return _one_by_one(module, query, key, value, sample_lengths, **kwargs), None
+
+
+@torch.compiler.disable  # it would be compiled anew for each combination of lengths
+def _one_by_one(module, query, key, value, sample_lengths, **kwargs) -> torch.Tensor:
+    samples = zip(*(states.split(sample_lengths.tolist(), dim=2) for states in (query, key, value)))
+    return torch.cat([sdpa_attention_forward(module, *states, None, **kwargs)[0] for states in samples], dim=1)
+
+
+AttentionInterface.register(SDPA_BY_SAMPLE, sdpa_by_sample)
+AttentionMaskInterface.register(SDPA_BY_SAMPLE, sdpa_mask)

@@ -9,6 +9,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from llava.mllm.attention import apart, packed_lengths
+
 
 class ManagedQwen2Model(Qwen2Model):
     """Qwen2Model whose forward adds what the managers prepared; without deltas it is Qwen2Model."""
@@ -29,6 +31,7 @@ class ManagedQwen2Model(Qwen2Model):
     ) -> BaseModelOutputWithPast:
         """As Qwen2Model.forward, and:
 
+        position_ids: also of samples that share a row, see packed_lengths; no cache is made of such a row.
         visual_positions: (V,) int64, positions of the visual tokens in the flattened (batch * sequence) order.
         visual_deltas: {layer: (V, D)}, added to the visual tokens' hidden states before that layer; or a function that
             makes (V, D) of all hidden states at that point, (batch * sequence, D).
@@ -37,12 +40,15 @@ class ManagedQwen2Model(Qwen2Model):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
+        sample_lengths = packed_lengths(position_ids, attention_mask, past_key_values)
+        if use_cache and past_key_values is None and sample_lengths is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
-        masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, position_ids)
+        told_apart = apart(sample_lengths, self.config, inputs_embeds.device)
+        masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, position_ids, bool(told_apart))
+        kwargs = told_apart | kwargs
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
         visual_deltas = visual_deltas or {}
 
@@ -65,11 +71,12 @@ class ManagedQwen2Model(Qwen2Model):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def _attention_masks(self, attention_mask, inputs_embeds, past_key_values, position_ids) -> dict:
+    def _attention_masks(self, attention_mask, inputs_embeds, past_key_values, position_ids, told_apart: bool) -> dict:
         if isinstance(attention_mask, dict):  # prepared by generate
             return attention_mask
         builders = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
-        return {
+        unmasked = {"full_attention": None} if told_apart else {}
+        return unmasked | {
             kind: builders[kind](
                 config=self.config,
                 inputs_embeds=inputs_embeds,
@@ -77,7 +84,7 @@ class ManagedQwen2Model(Qwen2Model):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for kind in set(self.config.layer_types)
+            for kind in set(self.config.layer_types) - set(unmasked)
         }
 
 

@@ -31,7 +31,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.questions import questions_of_batch
+from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
 
 
@@ -114,7 +114,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         return positions
 
     def _visual_deltas(
-        self, visuals: list[VisualFeatures], positions, input_ids, attention_mask, past_key_values
+        self, visuals: list[VisualFeatures], positions, input_ids, attention_mask, position_ids, past_key_values
     ) -> dict:
         """{injection layer: what is added there}: prepared sums, or functions of the hidden states."""
         if self.managers is None:
@@ -127,10 +127,10 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         if self.config.managers.query is None:
             return dict(zip(layers, packed))
         lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
-        seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         questions = [positions[:0]] * len(lengths)
         if self.config.managers.asks:
-            questions = questions_of_batch(input_ids, attention_mask, seen, positions, lengths, self.config)
+            sequences = sequences_of_batch(input_ids, attention_mask, position_ids, past_key_values)
+            questions = questions_of_batch(input_ids, sequences, positions, lengths, self.config)
 
         def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
             asked = [hidden_states[question] for question in questions]
@@ -178,7 +178,9 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
             )
             tokens = torch.cat(list(features.values())).to(inputs_embeds)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, tokens).view_as(inputs_embeds)
-            deltas = self._visual_deltas(list(visuals.values()), positions, input_ids, attention_mask, past_key_values)
+            deltas = self._visual_deltas(
+                list(visuals.values()), positions, input_ids, attention_mask, position_ids, past_key_values
+            )
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -253,6 +255,8 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         """One pass over text and images.
 
         input_ids: (B, L), each image and video as many placeholders as it has tokens. attention_mask: (B, L).
+        position_ids: (B, L); without attention_mask, samples that share one row each have their own, from 0 on, and
+        do not see each other (packing: see llava/mllm/attention.py).
         pixel_values, image_sizes, batch_num_images: see get_image_features. pixel_values_videos, video_num_frames,
         batch_num_videos: see get_video_features. Or mm_encoder_outputs={"image": ..., "video": ...}: their results.
         labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.

@@ -1,10 +1,12 @@
 """Which tokens of a sequence are the question about an image: what adaptive managers ask the maps with."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
 from llava.errors import LlavaError
+from llava.mllm.attention import packed_lengths
 
 
 @dataclass(frozen=True)
@@ -31,30 +33,41 @@ def turn_token_ids(tokenizer) -> dict[str, int]:
 
 
 def questions_of_batch(
-    input_ids, attention_mask, seen: int, positions, lengths: list[int], config
+    input_ids, sequences: list[tuple[int, int]], positions, lengths: list[int], config
 ) -> list[torch.Tensor]:
     """For each image and video of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
 
-    input_ids: (B, L). attention_mask, seen: see not_padding. positions: (V,), flat, of all visual tokens. lengths:
-    tokens of each image or video. config: LlavaOVManagerConfig.
+    input_ids: (B, L). sequences: see sequences_of_batch. positions: (V,), flat, of all visual tokens. lengths: tokens
+    of each image or video. config: LlavaOVManagerConfig.
     """
-    width = input_ids.shape[1]
     starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
-    # Images come before videos; within a row the question rules want them as they stand.
+    # Images come before videos; within a sequence the question rules want them as they stand.
     visuals = sorted((start, length, number) for number, (start, length) in enumerate(zip(starts, lengths)))
     marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
     placeholders = {config.image_token_id, config.video_token_id}
     found = [positions] * len(starts)
-    for row, (ids, kept) in enumerate(zip(input_ids.tolist(), not_padding(input_ids, attention_mask, seen).tolist())):
-        padding = kept.index(True)
-        ids = ids[padding : padding + sum(kept)]
-        offset = row * width + padding
-        of_row = [visual for visual in visuals if visual[0] // width == row]
-        spans = [(start - offset, length) for start, length, _ in of_row]
-        asked = question_positions(ids, spans, config.managers.question, marks, placeholders)
-        for (_, _, number), places in zip(of_row, asked):
-            found[number] = torch.tensor(places, dtype=torch.int64, device=input_ids.device) + offset
+    flat_ids = input_ids.flatten().tolist()
+    for begin, end in sequences:
+        own = [visual for visual in visuals if begin <= visual[0] < end]
+        spans = [(start - begin, length) for start, length, _ in own]
+        asked = question_positions(flat_ids[begin:end], spans, config.managers.question, marks, placeholders)
+        for (_, _, number), places in zip(own, asked):
+            found[number] = torch.tensor(places, dtype=torch.int64, device=input_ids.device) + begin
     return found or [positions]  # a blank crop has no question, and no tokens that could ask
+
+
+def sequences_of_batch(input_ids: torch.Tensor, attention_mask, position_ids, past_key_values) -> list[tuple[int, int]]:
+    """Where each sequence begins and ends, flat, without padding: one in a row, or all samples of a packed row.
+
+    input_ids: (B, L). attention_mask: see not_padding. position_ids: see packed_lengths.
+    """
+    lengths = packed_lengths(position_ids, attention_mask, past_key_values)
+    if lengths is not None:
+        return list(pairwise([0, *lengths.cumsum(0).tolist()]))
+    seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
+    kept = not_padding(input_ids, attention_mask, seen)
+    begins = kept.int().argmax(dim=1) + torch.arange(len(kept), device=kept.device) * kept.shape[1]
+    return list(zip(begins.tolist(), (begins + kept.sum(dim=1)).tolist()))
 
 
 def not_padding(input_ids: torch.Tensor, attention_mask, seen: int) -> torch.Tensor:

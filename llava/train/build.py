@@ -25,7 +25,7 @@ from llava.errors import LlavaError
 from llava.managers import ManagerConfig, layer_range
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.adapter import load_model
-from llava.mllm.attention import best_attention
+from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
 from llava.mllm.questions import turn_token_ids
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
@@ -156,6 +156,8 @@ def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, Llava
     """The model in float32 on the CPU, and its processor. New parts are drawn from torch's global generator."""
     model, processor = _continue(recipe) if recipe.model.start_from is not None else _compose(recipe)
     attach_adapters(model, recipe, torch.bfloat16 if trains_in_bf16(recipe) else torch.float32)
+    if recipe.data.packing and attention_implementation(recipe) == "sdpa":
+        model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
     return model, processor
 
 

@@ -73,6 +73,8 @@ class TilingRecipe:
 class DataRecipe:
     """What is trained on, see SupervisedDataset; the keys from video_fps on are for videos, see VideoSampling.
 
+    packing: a process takes the `optim.batch_size` samples of a micro-batch as one row without padding, in which no
+    sample sees another. A step holds the same samples, and learns the same, as without.
     The `expected_*` keys serve a dry run's estimate while the data is not on disk. expected_image: (width, height) of a
     typical image. expected_text_tokens: its text, prompt included.
     """
@@ -87,6 +89,7 @@ class DataRecipe:
     label_rule: Literal["answers", "released"] = "answers"
     on_bad_sample: Literal["error", "skip"] = "error"
     on_over_long: Literal["error", "truncate", "shrink_images"] = "error"
+    packing: bool = False
     workers: int = 4
     video_fps: float = 1.0
     frames_upbound: int = 32

@@ -120,7 +120,7 @@ def prepare(recipe: Recipe) -> Stage:
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=Collator(processor.tokenizer.pad_token_id),
+        data_collator=Collator(processor.tokenizer.pad_token_id, recipe.data.packing),
         components=components,
         lr_groups=recipe.lr_groups,
         cost=cost,

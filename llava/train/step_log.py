@@ -65,11 +65,15 @@ def peak_memory_gib(device: torch.device) -> float:
 
 def count_batch(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """int64 on the batch's device: tokens, squared tokens by sequence, positions, supervised tokens, crops."""
-    lengths = batch["attention_mask"].sum(dim=1)
     crops = sum(len(batch[key]) for key in ("pixel_values", "pixel_values_videos") if key in batch)
     supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    positions, crops = lengths.new_tensor([batch["attention_mask"].numel(), crops])
-    return torch.stack([lengths.sum(), (lengths**2).sum(), positions, supervised, crops])
+    positions, crops = supervised.new_tensor([batch["input_ids"].numel(), crops])
+    if "attention_mask" in batch:
+        lengths = batch["attention_mask"].sum(dim=1)
+        tokens, token_pairs = lengths.sum(), (lengths**2).sum()
+    else:  # packed; a sequence of n tokens has n ** 2 = 1 + 3 + ... + (2 n - 1)
+        tokens, token_pairs = positions, (2 * batch["position_ids"] + 1).sum()
+    return torch.stack([tokens, token_pairs, positions, supervised, crops])
 
 
 class StepLog:

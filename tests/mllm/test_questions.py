@@ -7,7 +7,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.managers import ManagerConfig
-from llava.mllm.questions import TurnMarks, question_positions, questions_of_batch
+from llava.mllm.questions import TurnMarks, question_positions, questions_of_batch, sequences_of_batch
 
 START, END, NEWLINE, IMAGE = 1, 2, 3, 9
 MARKS = TurnMarks(START, END, NEWLINE)
@@ -105,7 +105,8 @@ def test_padding_does_not_move_a_question(rule, side):
         turn_end_token_id=END,
         newline_token_id=NEWLINE,
     )
-    found = questions_of_batch(input_ids, (input_ids != 0).long(), 0, positions, [2, 1, 2, 2], config)
+    sequences = sequences_of_batch(input_ids, (input_ids != 0).long(), None, None)
+    found = questions_of_batch(input_ids, sequences, positions, [2, 1, 2, 2], config)
     expected = [question for row in rows for question in asked(row, rule)]
     assert [input_ids.flatten()[question].tolist() for question in found] == expected
     for question, row in zip(found, (0, 2, 2, 3)):
@@ -134,7 +135,8 @@ def test_texts_of_a_left_padded_batch(make_model, make_processor, make_image):
         for image in of_dialogue
     ]
     positions = (ids.flatten() == config.image_token_id).nonzero()[:, 0]
-    found = questions_of_batch(ids, inputs["attention_mask"], 0, positions, lengths, config)
+    sequences = sequences_of_batch(ids, inputs["attention_mask"], None, None)
+    found = questions_of_batch(ids, sequences, positions, lengths, config)
     texts = [processor.tokenizer.decode(ids.flatten()[question]) for question in found]
     looked = "Look:  \nWhich?"
     assert texts == ["\nWhat is in the picture?", looked, looked, "\nHi", "A car?\n", ""]

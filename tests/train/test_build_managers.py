@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.managers import QUERIES, QUESTION_RULES
-from llava.mllm.questions import questions_of_batch
+from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.train.build import build, config_from_sizes
 from llava.train.components import component_rows, freeze, split_components
 from llava.train.optimizer import create_adamw
@@ -115,7 +115,7 @@ def asked_text(model, processor, dialogue) -> str:
     inputs = processor.encode_prompts([dialogue])
     positions = (inputs["input_ids"].flatten() == model.config.image_token_id).nonzero()[:, 0]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    asked = questions_of_batch(ids, mask, 0, positions, [len(positions)], model.config)
+    asked = questions_of_batch(ids, sequences_of_batch(ids, mask, None, None), positions, [len(positions)], model.config)
     return processor.tokenizer.decode(ids.flatten()[asked[0]])
 
 
