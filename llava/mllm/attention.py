@@ -1,9 +1,10 @@
 """Which attention implementation to run, and how samples that share a row are kept apart.
 
 Samples are packed as transformers packs them: one row, no attention mask, positions that begin anew with each sample.
-From these transformers makes masks for sdpa and eager attention, (L, L) for a row of L tokens, most of it work for
-nothing. `sdpa_by_sample` is sdpa that takes one sample after the other instead: no mask, so that torch's fastest kernels
-can run, and as many operations as the samples would take alone. Flash attention is told where the samples begin.
+From the positions transformers makes masks for sdpa and eager attention, (L, L) for a row of L tokens: a sample's
+queries are multiplied with all keys of the row, most of it for nothing. `sdpa_by_sample` is sdpa that takes one sample
+after the other instead. It needs no mask, so that torch's fastest kernels can run, and does as much as the samples would
+alone. Flash attention is told where the samples begin.
 """
 
 import torch

@@ -41,6 +41,25 @@ def test_a_batch_of_one_several_and_no_images(samples, make_processor, make_mode
     assert torch.isfinite(make_model()(**batch).loss)
 
 
+def test_packed_samples_stand_one_behind_the_other(samples, make_processor, tmp_path):
+    dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path, label_rule="released")
+    items = [dataset[0], dataset[2], dataset[None], dataset[1]]
+    batch = Collator(pad_token_id=7, packing=True)(items)
+    assert "attention_mask" not in batch
+    row, begin = {key: batch[key].tolist() for key in ("input_ids", "labels", "position_ids")}, 0
+    assert [len(rows) for rows in row.values()] == [1, 1, 1]
+    for item in items:
+        part = slice(begin, begin + len(item["input_ids"]))
+        begin = part.stop
+        assert row["input_ids"][0][part] == item["input_ids"]
+        assert row["labels"][0][part] == [-100, *item["labels"][1:]]
+        assert row["position_ids"][0][part] == list(range(len(item["input_ids"])))
+    assert [len(rows[0]) for rows in row.values()] == [begin] * 3
+    assert batch["batch_num_images"].tolist() == [1, 0, 0, 2]
+    assert [name.split("'")[1::2] for name in batch["samples"]] == [["one"], ["text"], [], ["two"]]
+    assert len(batch["pixel_values"]) == len(items[0]["pixel_values"]) + len(items[3]["pixel_values"])
+
+
 def test_a_bad_sample_is_an_error_with_its_name(samples, make_processor, tmp_path):
     dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
     with pytest.raises(DataError, match=r"sample 'gone' \(d.json row 4\): image .*gone.png does not exist"):

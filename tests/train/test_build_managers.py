@@ -115,7 +115,9 @@ def asked_text(model, processor, dialogue) -> str:
     inputs = processor.encode_prompts([dialogue])
     positions = (inputs["input_ids"].flatten() == model.config.image_token_id).nonzero()[:, 0]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    asked = questions_of_batch(ids, sequences_of_batch(ids, mask, None, None), positions, [len(positions)], model.config)
+    asked = questions_of_batch(
+        ids, sequences_of_batch(ids, mask, None, None), positions, [len(positions)], model.config
+    )
     return processor.tokenizer.decode(ids.flatten()[asked[0]])
 
 

@@ -42,6 +42,14 @@ def test_count_batch():
     assert first_position_predicts_nothing.tolist() == [4, 16, 4, 3, 0]
 
 
+def test_count_packed_samples():
+    """Samples of 3, 1 and 5 tokens, whose tokens are all labels: each one's first is predicted by nothing."""
+    items = [
+        {"input_ids": [9] * length, "labels": [5] * length, "num_images": 0, "num_videos": 0} for length in (3, 1, 5)
+    ]
+    assert count_batch(Collator(0, packing=True)(items)).tolist() == [9, 9 + 1 + 25, 9, 2 + 0 + 4, 0]
+
+
 def test_read_adds_up_what_was_counted_since_the_last_time():
     log = StepLog(Accelerator(cpu=True), COST, peak_tflops=2.0)
     batches = [make_batch([3, 5], supervised=2, crops=4), make_batch([6], supervised=1)]
@@ -102,23 +110,30 @@ def test_memory_is_the_resident_set_at_its_highest():
     assert peak_memory_gib(torch.device("cpu")) == pytest.approx(int(line.split()[1]) / 2**20, rel=0.02)
 
 
-def test_every_step_of_a_stage(tiny_recipe, make_model, make_processor, tmp_path):
+@pytest.mark.parametrize("packing", [False, True])
+def test_every_step_of_a_stage(tiny_recipe, make_model, make_processor, tmp_path, packing):
     """Text, images and videos, two micro-batches of two samples a step."""
     make_model().save_pretrained(tmp_path / "start")
     make_processor().save_pretrained(tmp_path / "start")
-    stage = prepare(tiny_recipe("2", **{"model.start_from": f"{tmp_path}/start"}))
+    stage = prepare(tiny_recipe("2", **{"model.start_from": f"{tmp_path}/start", "data.packing": packing}))
+    assert stage.trainer.model.config._attn_implementation == "sdpa"
+    text = stage.trainer.model.config.text_config._attn_implementation
+    assert text == ("sdpa_by_sample" if packing else "sdpa")
     order = list(stage.trainer._get_train_sampler())
     train(stage.trainer)
     steps = [entry for entry in stage.trainer.state.log_history if "loss" in entry]
     assert len(steps) == 4
+    seen = 0
     for number, found in enumerate(steps):
         items = [stage.trainer.train_dataset[index] for index in order[4 * number : 4 * number + 4]]
         lengths = [len(item["input_ids"]) for item in items]
-        positions = 2 * max(lengths[:2]) + 2 * max(lengths[2:])
+        positions = sum(lengths) if packing else 2 * max(lengths[:2]) + 2 * max(lengths[2:])
         visual = [item[key] for item in items for key in ("pixel_values", "pixel_values_videos") if key in item]
         assert found["crops"] == sum(map(len, visual))
         assert found["supervised_tokens"] == sum(label != -100 for item in items for label in item["labels"][1:])
         assert found["padding"] == pytest.approx(1 - sum(lengths) / positions)
+        seen += sum(lengths)
+        assert found["num_input_tokens_seen"] == seen
         assert found["tokens_per_second"] > 0
         assert 0 < found["data_wait"] < 1
         assert found["peak_memory_gib"] > 0.05
