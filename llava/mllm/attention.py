@@ -3,8 +3,8 @@
 Samples are packed as transformers packs them: one row, no attention mask, positions that begin anew with each sample.
 From the positions transformers makes masks for sdpa and eager attention, (L, L) for a row of L tokens: a sample's
 queries are multiplied with all keys of the row, most of it for nothing. `sdpa_by_sample` is sdpa that takes one sample
-after the other instead. It needs no mask, so that torch's fastest kernels can run, and does as much as the samples would
-alone. Flash attention is told where the samples begin.
+after the other instead. It needs no mask, so that torch's fastest kernels can run, and costs what the samples would
+cost alone. Flash attention is told where the samples begin.
 """
 
 import torch

@@ -67,10 +67,12 @@ def record_losses(recipe: str, arm: str, overrides: list[str], keys: dict, out: 
     torch.set_num_threads(1)
     trainer = prepare(load_recipe(recipe, arm, overrides, keys)).trainer
     train(trainer)
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "engine": type(trainer.model_wrapped).__name__,
         "ranks": trainer.args.world_size,
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": [entry["loss"] for entry in steps],
+        "padding": [entry["padding"] for entry in steps],
         "samples": len(trainer.train_dataset),
     }
     if rank() == 0:

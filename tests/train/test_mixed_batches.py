@@ -111,7 +111,7 @@ def _record(rng: random.Random, index: int, kind: str) -> dict:
 
 @pytest.fixture(scope="module")
 def run_keys(mixed_data, tiny_keys, make_model, make_processor, tmp_path_factory):
-    """A function: configuration, strategy and output folder to the keys of the run."""
+    """A function: configuration, strategy, output folder and whether samples are packed to the keys of the run."""
     starts = {}
     for query in ("none", "cross"):
         starts[query] = tmp_path_factory.mktemp("start")
@@ -123,7 +123,7 @@ def run_keys(mixed_data, tiny_keys, make_model, make_processor, tmp_path_factory
         model.save_pretrained(starts[query])
         make_processor().save_pretrained(starts[query])
 
-    def keys(configuration: str, strategy: str | None, out: Path) -> dict:
+    def keys(configuration: str, strategy: str | None, out: Path, packing: bool = False) -> dict:
         query, checkpointing, tower_trained = CONFIGURATIONS[configuration]
         changes = {
             "model.start_from": str(starts[query]),
@@ -131,6 +131,7 @@ def run_keys(mixed_data, tiny_keys, make_model, make_processor, tmp_path_factory
             "components.vision_tower.trained": tower_trained,
             "data.mixture": f"{mixed_data}/{configuration}.yaml",
             "data.image_folder": str(mixed_data),
+            "data.packing": packing,
             "optim.global_batch_size": MICRO_BATCHES * BATCH_SIZE,
             "optim.batch_size": BATCH_SIZE,
             "optim.warmup": 0,
@@ -149,9 +150,9 @@ def run_configuration(run_keys, tmp_path_factory):
     """A function: configuration, strategy (None for neither torchrun nor DeepSpeed) and ranks to losses and tower
     passes of all micro-batches, in the order of the data, and the gradients by step and parameter."""
 
-    def run(configuration: str, strategy: str | None, ranks: int | None) -> dict:
+    def run(configuration: str, strategy: str | None, ranks: int | None, packing: bool = False) -> dict:
         out = tmp_path_factory.mktemp("run")
-        keys = run_keys(configuration, strategy, out)
+        keys = run_keys(configuration, strategy, out, packing)
         run_ranks(record_mixed, RECIPE, "grid_manager", keys, out, processes=ranks, folder=out, timeout=TIMEOUT)
         facts = [json.loads((out / f"facts-{rank}.json").read_text()) for rank in range(ranks or 1)]
         return {
@@ -189,6 +190,17 @@ def test_two_processes_equal_one(run_configuration, one_process, mixed_kinds, da
     tower_trained = CONFIGURATIONS[configuration][2]
     blank = strategy == "zero3" or tower_trained
     assert two["tower_forwards"] == expected_forwards(mixed_kinds[configuration], blank)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_packed_samples_on_two_processes(run_configuration, one_process, mixed_kinds, data_seed):
+    """Each micro-batch as one row equals the padded rows of one process."""
+    configuration = "adaptive-plain-trained"
+    two = run_configuration(configuration, "zero3", RANKS, packing=True)
+    assert two["zero_stage"] == 3
+    compare(one_process(configuration), two, mixed_kinds[configuration], data_seed)
+    assert two["tower_forwards"] == expected_forwards(mixed_kinds[configuration], blank=True)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from tests.train.recorder import record_losses
 
 STEPS, GLOBAL_BATCH = 20, 8
 SAMPLES = 61  # 8 steps an epoch, the last one of 5 samples
-# processes (None: without torchrun), samples at once, DeepSpeed file
+# processes (None: without torchrun), samples at once, DeepSpeed file, whether samples are packed
 CUTS = {
     "accumulation-1x8": (None, 1, None),
     "ddp-2x4": (2, 4, None),
@@ -25,6 +25,8 @@ CUTS = {
     "zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json"),
     "zero3-one-process": (1, 4, "scripts/train/deepspeed/zero3.json"),
     "zero3-2x2-accumulated": (2, 2, "scripts/quickstart/zero3.json"),
+    "packed-8x1": (None, 8, None, True),
+    "packed-zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json", True),
 }
 
 
@@ -44,7 +46,7 @@ def start(data_seed, tmp_path_factory):
 def curve(start, data_seed, tmp_path_factory):
     """A function: how a step is cut, as in CUTS, to the losses of all steps."""
 
-    def run(processes: int | None, batch_size: int, deepspeed: str | None) -> list[float]:
+    def run(processes: int | None, batch_size: int, deepspeed: str | None, packing: bool = False) -> list[float]:
         out = tmp_path_factory.mktemp("run")
         keys = {
             "model.start_from": None,
@@ -53,6 +55,7 @@ def curve(start, data_seed, tmp_path_factory):
             "managers.jitter": "none",
             "data.mixture": f"{start}/data/stage2.yaml",
             "data.image_folder": f"{start}/data",
+            "data.packing": packing,
             "optim.global_batch_size": GLOBAL_BATCH,
             "optim.batch_size": batch_size,
             "optim.max_steps": STEPS,
@@ -68,6 +71,7 @@ def curve(start, data_seed, tmp_path_factory):
         strategy = "DeepSpeedEngine" if deepspeed else "DistributedDataParallel"
         assert facts["engine"] == (strategy if processes else "LlavaOVManagerForConditionalGeneration")
         assert (facts["ranks"], facts["samples"]) == (processes or 1, SAMPLES)
+        assert (facts["padding"] == [0.0] * STEPS) == (packing or batch_size == 1)
         return facts["losses"]
 
     return run
