@@ -110,19 +110,22 @@ class Outcome:
     time: float
 
 
-def play(order: list[int], samples: Samples, cost: Cost, batch_size: int, world_size: int) -> Outcome:
+def play(
+    order: list[int], samples: Samples, cost: Cost, batch_size: int, world_size: int, packing: bool = False
+) -> Outcome:
     """Runs an epoch micro-step by micro-step; what does not fill the last one is left out."""
     step = batch_size * world_size
     batches = np.array(order[: len(order) // step * step]).reshape(-1, world_size, batch_size)
-    padded = samples.tokens[batches].max(axis=2)
+    tokens = samples.tokens[batches]
+    taken = tokens if packing else np.broadcast_to(tokens.max(axis=2, keepdims=True), tokens.shape)
     work = cost(
         samples.crops[batches].sum(axis=2),
-        batch_size * padded,
+        taken.sum(axis=2),
         samples.supervised[batches].sum(axis=2),
-        token_pairs=batch_size * padded**2,
+        token_pairs=(taken**2).sum(axis=2),
     )
     time = work.max(axis=1).sum()
-    padding = 1 - samples.tokens[batches].sum() / (batch_size * padded.sum())
+    padding = 1 - tokens.sum() / taken.sum()
     return Outcome(waiting=1 - work.sum() / (world_size * time), padding=padding, time=time)
 
 
@@ -138,7 +141,8 @@ def simulate(number: int, batch_size: int, world_size: int, accumulation: int, s
         "reference, our costs": reference_order(costs, samples.is_multimodal, **sizes),
         "ours": epoch_order(costs, samples.is_multimodal, epoch=0, **sizes),
     }
-    return {name: play(order, samples, cost, batch_size, world_size) for name, order in orders.items()}
+    outcomes = {name: play(order, samples, cost, batch_size, world_size) for name, order in orders.items()}
+    return outcomes | {"ours, packed": play(orders["ours"], samples, cost, batch_size, world_size, packing=True)}
 
 
 def main() -> None:

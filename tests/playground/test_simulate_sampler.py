@@ -26,6 +26,8 @@ def test_a_micro_step_lasts_as_long_as_its_slowest_rank():
     pair = play([0, 1], samples, cost, batch_size=2, world_size=1)
     assert (pair.waiting, pair.padding) == (0, pytest.approx(10 / 40))
     assert pair.time == 100 + 10 * 40 + 2 * 20**2 + 3000
+    packed = play([0, 1], samples, cost, batch_size=2, world_size=1, packing=True)
+    assert (packed.padding, packed.time) == (0, 100 + 10 * 30 + 10**2 + 20**2 + 3000)
 
 
 def test_the_reference_balances_its_lengths():
@@ -43,7 +45,7 @@ def test_ranks_wait_less_than_with_the_references_grouping():
     reference, ours = outcomes["reference"], outcomes["ours"]
     assert ours.waiting < reference.waiting / 4
     assert ours.padding < reference.padding / 2
-    assert ours.time < reference.time
+    assert outcomes["ours, packed"].time < ours.time < reference.time
 
 
 def test_the_command():
