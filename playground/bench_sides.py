@@ -9,7 +9,9 @@ from transformers import AutoModelForImageTextToText, Qwen2Config, SiglipVisionC
 
 from llava.anyres import image_layout
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import Collator
 from llava.mllm import LlavaOVManagerConfig
+from llava.mllm.attention import SDPA_BY_SAMPLE
 from llava.mllm.features import VisualFeatures
 from llava.mllm.inputs import image_input
 from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
@@ -82,27 +84,29 @@ class Bench:
         self.model.config.managers = self.manager_config if managed else None
         self.model.model.managers = self.managers if managed else None
         self.model.set_attn_implementation(side.attention)
+        if side.packing:
+            self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
 
-    def batch(self, size: tuple[int, int]) -> dict[str, torch.Tensor]:
-        """One sample with an image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
-        config, generator = self.model.config, torch.Generator().manual_seed(1)
+    def batch(self, sizes: list[tuple[int, int]], packing: bool = False) -> dict[str, torch.Tensor]:
+        """One sample for each image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
+        generator = torch.Generator().manual_seed(1)
+        batch = Collator(0, packing)([self._sample(size, generator) for size in sizes])
+        return {key: value.to(self.model.device) for key, value in batch.items()}
+
+    def _sample(self, size: tuple[int, int], generator: torch.Generator) -> dict:
+        config = self.model.config
         tile, vocabulary = config.vision_config.image_size, config.text_config.vocab_size - 2
         layout = image_layout(*size, config.tiling, tile=tile, side=config.patches_per_side, several_images=False)
-        image = torch.full((layout.num_tokens,), config.image_token_id)
-        prompt, answer = (
-            torch.randint(vocabulary, (number,), generator=generator) for number in (PROMPT_TOKENS, ANSWER_TOKENS)
-        )
-        ids = torch.cat([image, prompt, answer])[None]
-        labels = ids.clone()
-        labels[:, :-ANSWER_TOKENS] = IGNORE_INDEX
-        batch = {
+        text = torch.randint(vocabulary, (PROMPT_TOKENS + ANSWER_TOKENS,), generator=generator).tolist()
+        ids = [config.image_token_id] * layout.num_tokens + text
+        return {
             "input_ids": ids,
-            "attention_mask": torch.ones_like(ids),
-            "labels": labels,
+            "labels": [IGNORE_INDEX] * (len(ids) - ANSWER_TOKENS) + ids[-ANSWER_TOKENS:],
+            "num_images": 1,
+            "num_videos": 0,
             "pixel_values": torch.randn(layout.num_crops, 3, tile, tile, generator=generator).to(self.model.dtype),
             "image_sizes": torch.tensor([size[::-1]]),
         }
-        return {key: value.to(self.model.device) for key, value in batch.items()}
 
 
 def our_loss(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
@@ -139,12 +143,13 @@ def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to compute a step. loss: of a model and a batch."""
+    """One way to compute a step. loss: of a model and a batch. packing: of the batch's samples, into one row."""
 
     name: str
     arm: str
     loss: Callable = our_loss
     attention: str = "sdpa"
+    packing: bool = False
 
 
 def arm_sides(arms: list[str]) -> list[Side]:
@@ -159,3 +164,8 @@ def naive_sides(arm: str, ways: list[str]) -> list[Side]:
         "maps": Side("managers map by map", arm, loss=loss_map_by_map),
     }
     return [sides[way] for way in ways if way != "maps" or "manager" in arm]
+
+
+def packed_side(arm: str) -> Side:
+    """What is compared with the arm where samples of unequal lengths come together."""
+    return Side("samples packed", arm, packing=True)

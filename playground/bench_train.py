@@ -4,8 +4,9 @@
     python playground/bench_train.py --device cpu --dtype float32 --layers 4   # a small machine
 
 SigLIP so400m and Qwen2-0.5B with random weights, one sample, layers checkpointed as the recipes do. The naive ways are
-those of the last arm; each first shows that it computes the same loss. Then all take turns, so that what else the
-machine does hits all of them. Printed are medians; memory is the most that a step holds beside weights and inputs.
+those of the last arm; each first shows that it computes the same loss. Samples joined by + are one batch, padded, and
+also packed (data.packing). Then all take turns, so that what else the machine does hits all of them. Printed are
+medians; memory is the most that a step holds beside weights and inputs.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from statistics import median
 
 import torch
 from bench_meter import measure_step
-from bench_sides import ANSWER_TOKENS, ARMS, NAIVE, Bench, Side, arm_sides, naive_sides
+from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, naive_sides, packed_side
 
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
 from llava.train.components import PREFIXES
+from llava.train.step_log import count_batch
 
-INPUTS = ("384x384", "640x480", "1000x1000")
+INPUTS = ("384x384", "640x480", "1000x1000", "384x384+640x480")
 DTYPES = ("float32", "bfloat16", "float16")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # of one loss computed in two ways, relative
 
@@ -43,14 +45,14 @@ class Result:
 
 def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[Result]:
     """All sides on one input, in turns. Raises LlavaError when two sides of one arm compute different losses."""
-    size = tuple(int(pixels) for pixels in name.split("x"))
-    results = [_described(bench, name, size, side) for side in sides]
+    sizes = [tuple(int(pixels) for pixels in sample.split("x")) for sample in name.split("+")]
+    results = [_described(bench, name, sizes, side) for side in sides]
     check_losses(results, TOLERANCES[str(bench.model.dtype).removeprefix("torch.")])
     measured = {side.name: [] for side in sides}
     for run in range(runs):
         for side in sides[:: 1 if run % 2 == 0 else -1]:
             bench.use(side)
-            measured[side.name].append(measure_step(bench.model, side.loss, bench.batch(size)))
+            measured[side.name].append(measure_step(bench.model, side.loss, bench.batch(sizes, side.packing)))
     for result in results:
         seconds, memory = zip(*measured[result.side])
         result.seconds = median(seconds)
@@ -58,14 +60,14 @@ def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[R
     return results
 
 
-def _described(bench: Bench, name: str, size: tuple[int, int], side: Side) -> Result:
+def _described(bench: Bench, name: str, sizes: list[tuple[int, int]], side: Side) -> Result:
     """What the side works on, and its loss; also the side's warm-up."""
     bench.use(side)
-    batch = bench.batch(size)
+    batch = bench.batch(sizes, side.packing)
     with torch.no_grad():
         loss = side.loss(bench.model, batch).item()
-    crops, tokens = len(batch["pixel_values"]), batch["input_ids"].numel()
-    tflop = training_cost(bench.model.config, PREFIXES)(crops, tokens, ANSWER_TOKENS) / 1e12
+    tokens, token_pairs, _, supervised, crops = count_batch(batch).tolist()
+    tflop = training_cost(bench.model.config, PREFIXES)(crops, tokens, supervised, token_pairs) / 1e12
     return Result(side.name, side.arm, name, crops, tokens, tflop, loss)
 
 
@@ -116,7 +118,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")
-    parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT")
+    parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT[+...]")
     parser.add_argument("--tiny", action="store_true", help="tiny widths, to try this script out")
     parser.add_argument("--json", help="also write the numbers to this file")
     return parser.parse_args()
@@ -140,6 +142,7 @@ def main() -> None:
     results = []
     for name in options.inputs:
         sides = arm_sides(options.arms) + naive_sides(options.arms[-1], options.naive)
+        sides += [packed_side(options.arms[-1])] if "+" in name else []
         found = bench_input(bench, name, sides, options.runs)
         print("", table(found), sep="\n", flush=True)
         results += found

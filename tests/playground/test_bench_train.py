@@ -25,21 +25,23 @@ def module(monkeypatch):
 
 def test_the_command(tmp_path):
     command = [sys.executable, "playground/bench_train.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
-    command += ["--layers", "2", "--runs", "1", "--inputs", "100x70", "384x384", "--json", f"{tmp_path}/out.json"]
+    command += ["--layers", "2", "--runs", "1", "--inputs", "100x70", "56x56+384x384", "--json", f"{tmp_path}/out.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert [(result["input"], result["side"]) for result in results] == [
-        (size, side) for size in ("100x70", "384x384") for side in ARMS + NAIVE
+        *(("100x70", side) for side in ARMS + NAIVE),
+        *(("56x56+384x384", side) for side in [*ARMS, *NAIVE, "samples packed"]),
     ]
     assert all(result["seconds"] > 0 for result in results)
     assert [result["crops"] for result in results[:7]] == [1, 1] + 5 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
     for side in ARMS + NAIVE:
         assert done.stdout.count(f"\n{side} ") == 2
+    assert done.stdout.count("\nsamples packed ") == 1
 
 
-@pytest.mark.parametrize("number", range(len(NAIVE)))
-def test_the_naive_ways_have_our_loss_and_gradients(module, number):
+@pytest.mark.parametrize("number", range(len(NAIVE) + 1))
+def test_the_other_ways_have_our_loss_and_gradients(module, number):
     sides = module("bench_sides")
     bench = sides.Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
     assert len(bench.manager_config.vision_layers) > 1
@@ -47,10 +49,10 @@ def test_the_naive_ways_have_our_loss_and_gradients(module, number):
     (ours,), naive = sides.arm_sides(["grid_manager"]), sides.naive_sides("grid_manager", sides.NAIVE)
     assert [side.name for side in naive] == NAIVE
     found = []
-    for side in (ours, naive[number]):
+    for side in (ours, [*naive, sides.packed_side("grid_manager")][number]):
         bench.use(side)
         bench.model.zero_grad()
-        loss = side.loss(bench.model, bench.batch((200, 90)))
+        loss = side.loss(bench.model, bench.batch([(200, 90), (56, 56)], side.packing))
         loss.backward()
         gradients = {name: p.grad.clone() for name, p in bench.model.named_parameters() if p.grad is not None}
         found.append((loss.item(), gradients))
@@ -78,7 +80,7 @@ def test_the_arms_are_those_of_the_recipes(module):
     crops, managed = [], []
     for side in sides.arm_sides(ARMS):
         bench.use(side)
-        crops.append(len(bench.batch((100, 70))["pixel_values"]))
+        crops.append(len(bench.batch([(100, 70)])["pixel_values"]))
         managed.append(bench.model.model.managers is not None)
     assert crops == [1, 1, 5, 5]
     assert managed == [False, True, False, True]
