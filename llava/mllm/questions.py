@@ -67,7 +67,7 @@ def sequences_of_batch(input_ids: torch.Tensor, attention_mask, position_ids, pa
     seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
     kept = not_padding(input_ids, attention_mask, seen)
     begins = kept.int().argmax(dim=1) + torch.arange(len(kept), device=kept.device) * kept.shape[1]
-    return list(zip(begins.tolist(), (begins + kept.sum(dim=1)).tolist()))
+    return [tuple(bounds) for bounds in torch.stack([begins, begins + kept.sum(dim=1)], dim=1).tolist()]
 
 
 def not_padding(input_ids: torch.Tensor, attention_mask, seen: int) -> torch.Tensor:

@@ -163,6 +163,13 @@ def test_a_sample_does_not_see_the_one_before(make_managed, items, use, implemen
     assert (changed[:length] - logits[:length]).abs().amax(-1).count_nonzero() > length / 2
 
 
+def test_generation_is_that_of_sdpa(make_managed, use, batch):
+    model = make_managed("cross")
+    settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
+    expected = model.generate(**batch, **settings)
+    assert torch.equal(use(model, SDPA_BY_SAMPLE).generate(**batch, **settings), expected)
+
+
 def test_layers_with_a_sliding_window(make_model, items, one_by_one, use):
     window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}
     model = make_model(managers=None, **window)
