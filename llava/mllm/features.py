@@ -99,15 +99,14 @@ class VisualFeaturesMixin:
 
     def _project(self, states, sample_of_crop, num_samples):
         """As _encode, from the tower's states (C, T, width) of _needed_layers."""
-        (visual_input, *states), (last, *others) = states, self._needed_layers()
-        # The visual input is projected alone, so that it has the same bits with and without managers.
-        projected = {last: self.multi_modal_projector(visual_input)}
-        if others:
-            projected.update(zip(others, self.multi_modal_projector(torch.stack(states))))
+        layers = self._needed_layers()
+        # One by one: a stack would be a copy of all states, and the backward pass would keep it.
+        projected = {layer: self.multi_modal_projector(state) for layer, state in zip(layers, states)}
+        visual_input = projected[layers[0]]
         if self.managers is None:
-            return projected[last], []
+            return visual_input, []
         maps = [projected[layer] for layer in self.config.managers.vision_layers]
-        return projected[last], self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+        return visual_input, self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
 
     def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
         """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""

@@ -21,7 +21,7 @@ class MultiLayerSiglip(SiglipVisionModel):
         max_tokens: how many tokens of each crop pass the layers, None for all; the first one exercises every weight.
 
         Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.
-        The gradient enters in one memory layout, so that sums over it have the same order, and bits, with and without
+        The gradient of each has one memory layout, so that sums over it have the same order, and bits, with and without
         managers.
         """
         hidden_states = self.embeddings(pixel_values)
@@ -32,6 +32,7 @@ class MultiLayerSiglip(SiglipVisionModel):
             hidden_states = layer(hidden_states, None)
             if index in layers:
                 kept[index] = hidden_states
-        if hidden_states.requires_grad:
-            hidden_states.register_hook(torch.Tensor.contiguous)
+        for state in kept.values():
+            if state.requires_grad:
+                state.register_hook(torch.Tensor.contiguous)
         return [kept[layer] for layer in layers]

@@ -133,6 +133,15 @@ def test_only_the_needed_vision_layers_run(make_model, make_processor, make_imag
     torch.testing.assert_close(states[1], expected.hidden_states[0])
 
 
+def test_no_state_of_the_tower_is_copied_for_the_projector(make_model, mixed_batch):
+    model, states, projected = make_model().model, [], []
+    model.vision_tower.register_forward_hook(lambda _, __, output: states.extend(output))
+    model.multi_modal_projector.linear_1.register_forward_pre_hook(lambda _, given: projected.append(given[0]))
+    model(**mixed_batch)
+    assert [state.data_ptr() for state in states] == [given.data_ptr() for given in projected]
+    assert len(states) == len(model.config.managers.vision_layers) > 1
+
+
 def test_a_mixed_left_padded_batch_equals_its_samples_one_by_one(make_model, make_processor, make_image):
     processor, model = make_processor(), make_model()
     dialogues = [
