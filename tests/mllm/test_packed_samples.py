@@ -184,10 +184,10 @@ def test_layers_with_a_sliding_window(make_model, items, one_by_one, use):
 def test_compiled_layers(make_managed, items, one_by_one, use):
     """Dynamo alone: other lengths in every step break the graph at the attention and are not traced anew each time."""
     model = use(make_managed(None, jitter="none"), SDPA_BY_SAMPLE).train()
-    for layer in model.model.language_model.layers:
+    for layer in model.model.language_model.layers[:2]:
         layer.compile(backend="eager", dynamic=True)
     compiled = torch._dynamo.utils.counters["stats"]
-    for count in range(2, len(items)):
+    for count in (2, 3, 4, 6):
         packed = model(**pack(items[:count]), use_cache=False).logits[0]
         if count == 3:
             traced = compiled["unique_graphs"]
