@@ -17,6 +17,7 @@ from llava.errors import DataError
 
 KEYS = ("json_path", "sampling_strategy", "expected_rows", "hub")
 HUB_KEYS = ("repo", "config")
+DATA_SUFFIXES = (".json", ".jsonl")
 ROUNDED = 0.02  # how far a count may lie from an expected one that is only "about" right
 _STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
 _EXPECTED = re.compile(r"(about )?(\d+)")
@@ -78,9 +79,12 @@ class Mixture:
 def mixture_entries(path: str | Path) -> list[MixtureEntry]:
     """The mixture's data files; relative paths count from the mixture file, braces are expanded.
 
+    A data file in place of a mixture is a mixture of itself alone, whole.
     Raises DataError for a file that is missing or empty, and for an entry with anything but KEYS.
     """
     path = Path(path)
+    if path.suffix in DATA_SUFFIXES:
+        return [MixtureEntry(path, "all")]
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -28,6 +28,12 @@ def write_mixture(folder, *entries) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_a_data_file_is_a_mixture_of_itself(tmp_path, name):
+    write_rows(tmp_path / name, 3)
+    assert [sample.id for sample in load_mixture(tmp_path / name, 0).samples] == ["rows/0", "rows/1", "rows/2"]
+
+
 @pytest.mark.parametrize(
     ("strategy", "expected"),
     [
