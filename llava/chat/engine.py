@@ -47,18 +47,21 @@ def check_model_folder(path: str | Path) -> None:
         raise LlavaError(f"{folder}: {kind} of type {found!r}; needed is {LlavaOVManagerConfig.model_type!r}")
 
 
+def plain_generation(tokenizer, **options) -> GenerationConfig:
+    """Greedy settings that end an answer where its turn ends; `options` replace or add to them."""
+    stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
+    settings = {"eos_token_id": sorted(stops), "pad_token_id": tokenizer.pad_token_id, "repetition_penalty": 1.0}
+    return GenerationConfig(**settings | options)
+
+
 class Engine:
     """A loaded model with its processor. Answers are greedy unless a temperature is given."""
 
     def __init__(self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor):
         self.model = model.eval()
         self.processor = processor
-        tokenizer = processor.tokenizer
-        stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
         # Replaces what the language model's folder brought along: Qwen2-Instruct's repetition_penalty of 1.1 and so on.
-        self.model.generation_config = GenerationConfig(
-            eos_token_id=sorted(stops), pad_token_id=tokenizer.pad_token_id, repetition_penalty=1.0
-        )
+        self.model.generation_config = plain_generation(processor.tokenizer)
 
     @classmethod
     def from_pretrained(
