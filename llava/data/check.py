@@ -71,14 +71,15 @@ def inspect_samples(
     image_folder: str | Path,
     video_sampling: VideoSampling = EVERY_SECOND,
     workers: int = 16,
+    decode: bool = False,
 ) -> Inspection:
     """Reads the header of every image and video and counts placeholders. Files cut off at their end are found.
 
-    The work is file access, so threads serve; the result does not depend on `workers`.
+    decode: see inspect_sample. The work is file access, so threads serve; the result does not depend on `workers`.
     """
     folder = Path(image_folder)
     with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(lambda sample: inspect_sample(sample, folder, video_sampling), samples))
+        results = list(pool.map(lambda sample: inspect_sample(sample, folder, video_sampling, decode=decode), samples))
     return Inspection(
         [result.image_sizes for result in results],
         [result.videos for result in results],
