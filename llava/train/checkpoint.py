@@ -23,6 +23,7 @@ LANGUAGE_MODEL_TYPES = ("qwen2",)
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 MANIFEST = "run.json"
+ANSWERS = "eval"  # folder of the answers to held-out samples
 BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
 OTHER_BYTES = 100 * 2**20  # tokenizer, processor, logs
 
@@ -138,15 +139,14 @@ def working_folder(output_dir: str) -> Path:
 def start_working_folder(output_dir: str, goes_on: bool = False) -> Path:
     """An empty working folder; puts a checkpoint back in place whose replacement was interrupted.
 
-    goes_on: the run continues an unfinished one, whose logs stay.
+    goes_on: the run continues an unfinished one, whose logs and answers stay.
     """
     output, replaced = Path(output_dir), _replaced(output_dir)
     if replaced.exists() and not output.exists():
         replaced.rename(output)
     folder = working_folder(output_dir)
-    logs = folder / "runs"
     for path in folder.glob("*"):
-        if path != logs or not goes_on:
+        if path.name not in ("runs", ANSWERS) or not goes_on:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -13,7 +13,7 @@ from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
-from llava.train.recipes import LoraRecipe, ManagersRecipe, Recipe, raise_faults
+from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, raise_faults
 from llava.train.resume import check_resume
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
@@ -33,7 +33,7 @@ def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     checks = [_check_sizes, _check_tiling, video_sampling, _check_deepspeed, _check_mixture]
     if not dry_run:
         faults += _packages(recipe)
-        checks += [check_start_folders, check_output_folder, _check_data_files]
+        checks += [check_start_folders, check_output_folder, _check_data_files, _check_held_out_files]
         checks += [lambda recipe: check_resume(recipe, world_size)]
     for check in checks:
         try:
@@ -44,13 +44,16 @@ def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Reads the mixture and the header of every image and video.
+    """Reads the mixture and the header of every image and video, and decodes those of the held-out samples.
 
-    Raises DataError with all faults unless bad samples are skipped.
+    Raises DataError with all faults, of training data unless bad samples are skipped.
     """
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
         inspect_samples(samples, recipe.data.image_folder, video_sampling(recipe)).raise_faults()
+    if recipe.eval.data is not None:
+        samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
+        inspect_samples(samples, held_out_folder(recipe), video_sampling(recipe), decode=True).raise_faults()
 
 
 def _combinations(recipe: Recipe) -> list[str]:
@@ -61,7 +64,7 @@ def _combinations(recipe: Recipe) -> list[str]:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    faults += _manager_keys(managers) + _lora_keys(recipe)
+    faults += _manager_keys(managers) + _lora_keys(recipe) + _eval_keys(recipe.eval)
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
@@ -84,6 +87,10 @@ def _combinations(recipe: Recipe) -> list[str]:
         ("run.save_steps", recipe.run.save_steps, 1, float("inf")),
         ("run.save_minutes", recipe.run.save_minutes, 0, float("inf")),
         ("run.keep_last", recipe.run.keep_last, 1, float("inf")),
+        ("eval.steps", recipe.eval.steps, 1, float("inf")),
+        ("eval.batch_size", recipe.eval.batch_size, 1, float("inf")),
+        ("eval.answers", recipe.eval.answers, 0, float("inf")),
+        ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1, float("inf")),
     ):
         if value is not None and not low <= value <= high:
             faults.append(f"{key} must lie between {low} and {high}; found {value}")
@@ -136,6 +143,14 @@ def _lora_keys(recipe: Recipe) -> list[str]:
         for package, (extra, key) in needed.items()
         if find_spec(package) is None
     ]
+
+
+def _eval_keys(asked: EvalRecipe) -> list[str]:
+    """Keys that have no effect because nothing is evaluated."""
+    if asked.data is not None:
+        return []
+    given = [field.name for field in fields(asked) if getattr(asked, field.name) != getattr(EvalRecipe(), field.name)]
+    return [f"eval.{name} is for nothing: eval.data is none" for name in given]
 
 
 def _batches(recipe: Recipe, world_size: int) -> list[str]:
@@ -216,6 +231,21 @@ def _check_data_files(recipe: Recipe) -> None:
         raise LlavaError(f"data.mixture {recipe.data.mixture}: {len(missing)} data files missing, first {missing[0]}")
     if not Path(recipe.data.image_folder).is_dir():
         raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
+
+
+def held_out_folder(recipe: Recipe) -> str:
+    """Where the images and videos of the held-out samples lie."""
+    return recipe.eval.image_folder or recipe.data.image_folder
+
+
+def _check_held_out_files(recipe: Recipe) -> None:
+    if recipe.eval.data is None:
+        return
+    missing = [entry.file for entry in mixture_entries(recipe.eval.data) if not entry.file.is_file()]
+    if missing:
+        raise LlavaError(f"eval.data {recipe.eval.data}: {len(missing)} data files missing, first {missing[0]}")
+    if not Path(held_out_folder(recipe)).is_dir():
+        raise LlavaError(f"eval.image_folder {held_out_folder(recipe)} is not a folder")
 
 
 def missing_data_files(recipe: Recipe) -> list[Path]:

@@ -46,9 +46,10 @@ def code_hashes() -> dict[str, str]:
 
 
 def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """{path: SHA-256} of the mixture and its data files, read whole. Pictures are not among them: they are too many."""
-    files = dict.fromkeys(entry.file for entry in mixture_entries(recipe.data.mixture))
-    return file_hashes([Path(recipe.data.mixture), *files])
+    """{path: SHA-256} of the mixtures and their data files, read whole. Pictures are not among them: too many."""
+    mixtures = [path for path in (recipe.data.mixture, recipe.eval.data) if path is not None]
+    files = [file for path in mixtures for file in (Path(path), *(entry.file for entry in mixture_entries(path)))]
+    return file_hashes(dict.fromkeys(files))
 
 
 def start_hashes(recipe: Recipe) -> dict[str, str]:

@@ -191,6 +191,26 @@ class RunRecipe:
 
 
 @dataclass(frozen=True)
+class EvalRecipe:
+    """Held-out samples that are evaluated while a stage trains: their loss, and the model's answers to the first ones.
+
+    data: a mixture, or one data file (.json, .jsonl); None evaluates nothing. Encoded as the training data is.
+    image_folder: None is `data.image_folder`.
+    steps: every so many optimizer steps, and after the last. at_start: before the first step too.
+    batch_size: samples a process takes at once; None is `optim.batch_size`.
+    answers: how many samples get an answer, greedy, of at most `max_new_tokens` tokens; see llava/train/answers.py.
+    """
+
+    data: str | None = None
+    image_folder: str | None = None
+    steps: int = 500
+    at_start: bool = False
+    batch_size: int | None = None
+    answers: int = 8
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A resolved stage. lr_groups: `single` trains everything at `optim.lr`, as the released run in effect did."""
 
@@ -204,6 +224,7 @@ class Recipe:
     optim: OptimRecipe
     run: RunRecipe
     lora: LoraRecipe = LoraRecipe()
+    eval: EvalRecipe = EvalRecipe()
     lr_groups: Literal["components", "single"] = "components"
 
     def to_dict(self) -> dict[str, Any]:

@@ -67,11 +67,16 @@ class ResumableTrainer(Trainer):
         self.requests = self.guard.agree(self.state.global_step + 1, grad_norm, *requests)
         return grad_norm
 
-    def get_train_dataloader(self):
-        loader = super().get_train_dataloader()
+    def _get_dataloader(self, *args, **kwargs):
+        loader = super()._get_dataloader(*args, **kwargs)
         base = loader.base_dataloader
         base.worker_init_fn = partial(_init_worker, base.worker_init_fn)
         return loader
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        started = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # a checkpoint's state has those of the run that wrote it
+        return started
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
         # accelerate's loader that skips what was seen does not hand the epoch to the sampler on several processes
@@ -216,8 +221,10 @@ class SaveAndStop(TrainerCallback):
         if stop:
             self.trainer.stopped_by = int(stop)
             control.should_training_stop = True
+            control.should_evaluate = False  # whoever sent the signal does not wait that long
 
 
-def _init_worker(init: Callable[[int], None], worker: int) -> None:
+def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
     heed_parent_alone()
-    init(worker)
+    if init is not None:
+        init(worker)

@@ -21,10 +21,11 @@ from llava.data.dataset import SupervisedDataset
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError, LlavaError
-from llava.mllm.cost import training_cost
+from llava.mllm.cost import Cost, training_cost
+from llava.train.answers import HeldOut, last_exchange
 from llava.train.build import build, trains_in_bf16
 from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
-from llava.train.checks import video_sampling
+from llava.train.checks import held_out_folder, video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
 from llava.train.lora import split_weights
@@ -116,6 +117,7 @@ def prepare(recipe: Recipe) -> Stage:
     dataset = supervised_dataset(recipe, mixture.samples, processor)
     sizes = dataset.sizes(inspect_once(recipe, dataset))
     cost = training_cost(model.config, [component.name for component in components if component.trained])
+    evaluated = held_out(recipe, processor, cost)
     trainer = LlavaTrainer(
         model=model,
         args=arguments,
@@ -127,8 +129,10 @@ def prepare(recipe: Recipe) -> Stage:
         costs=cost(sizes.crops, sizes.tokens, sizes.supervised),
         run=recipe.run,
         processor=processor,
+        held_out=evaluated,
     )
     go_on_from(checkpoint, recipe, trainer)
+    arguments.eval_on_start = recipe.eval.at_start and trainer.last_saved is None
     set_seed(recipe.run.seed + rank())  # the managers' jitter is each rank's own
     return Stage(recipe, plan, mixture, processor, trainer)
 
@@ -209,6 +213,9 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         log_level="error",
         disable_tqdm=False,
         save_strategy="no",
+        eval_strategy="no" if recipe.eval.data is None else "steps",
+        eval_steps=recipe.eval.steps,
+        per_device_eval_batch_size=recipe.eval.batch_size or optim.batch_size,
         seed=run.seed,
     )
 
@@ -230,19 +237,38 @@ def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDa
     )
 
 
-def inspect_once(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
+def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
+    """What is evaluated while the stage trains; None where the recipe names nothing.
+
+    A sample that cannot be read any more when its turn comes is skipped, and told; see EvaluatingTrainer.
+    """
+    if recipe.eval.data is None:
+        return None
+    samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
+    encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
+    dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor)
+    sizes = dataset.sizes(inspect_once(recipe, dataset, held_out=True))
+    asked = [last_exchange(sample) for sample in samples[: recipe.eval.answers]]
+    encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
+    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor)
+    costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
+    return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
+
+
+def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
     """Image sizes for the sampler, read by rank 0 and sent to the others.
 
-    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped.
+    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped. Samples that are
+    held out are decoded, and never skipped: their loss would be another one.
     """
     found = [None]
     if rank() == 0:
-        inspection = inspect_samples(dataset.samples, recipe.data.image_folder, dataset.video_sampling)
+        inspection = inspect_samples(dataset.samples, dataset.image_folder, dataset.video_sampling, decode=held_out)
         too_long = dataset.over_long(inspection) if recipe.data.on_over_long == "error" else []
         found[0] = replace(inspection, faults=inspection.faults + too_long)
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
-    if found[0].faults and recipe.data.on_bad_sample == "error":
+    if found[0].faults and (held_out or recipe.data.on_bad_sample == "error"):
         leave_process_group()
         if rank() > 0:
             raise SystemExit(2)  # rank 0 tells

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -110,6 +111,14 @@ class StepLog:
             self._waited += time.perf_counter() - started
             self._counts += count_batch(batch)  # stays on the device: reading it would wait for the GPU
             yield batch
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """What happens inside takes no time of the steps."""
+        started = time.perf_counter()
+        yield
+        if self._started is not None:
+            self._started += time.perf_counter() - started
 
     def read(self) -> dict[str, float]:
         """What happened since the last call, over all ranks; every rank calls it.

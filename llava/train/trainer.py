@@ -11,20 +11,20 @@ from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm.cost import Cost
 from llava.train.components import Component
+from llava.train.evaluation import EvaluatingTrainer
 from llava.train.groups import OptimizerCheck
 from llava.train.optimizer import create_adamw
-from llava.train.resumable import ResumableTrainer
 from llava.train.step_log import StepLog, trained_peak_tflops
 
 
-class LlavaTrainer(ResumableTrainer):
+class LlavaTrainer(EvaluatingTrainer):
     """Trains `components` of the model.
 
     Args:
         components: what trains at which rate; see split_components.
         lr_groups: `components` or `single`.
         cost: of training this model with these components; costs: of each sample, for grouping.
-        *args, **kwargs: the ResumableTrainer's.
+        *args, **kwargs: the EvaluatingTrainer's.
     """
 
     def __init__(self, *args, components: list[Component], lr_groups: str, cost: Cost, costs: np.ndarray, **kwargs):
@@ -67,6 +67,10 @@ class LlavaTrainer(ResumableTrainer):
         inputs = supervised_only(inputs) | {"use_cache": False}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self.step_log.left_out():
+            return super().evaluate(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the learning rate of each group, the samples seen and what StepLog tells; the Trainer adds tokens."""
         if "learning_rate" in logs:
@@ -96,6 +100,12 @@ class CompactProgress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {progress_line(logs)}")
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        super().on_evaluate(args, state, control, **kwargs)
+        if state.is_world_process_zero and self.training_bar is not None and "eval_loss" in metrics:
+            line = f"held-out loss {metrics['eval_loss']:.4f}  ({metrics['eval_runtime']:.1f} s)"
+            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
 
 
 def progress_line(logs: dict[str, float]) -> str:

@@ -64,6 +64,18 @@ def test_read_adds_up_what_was_counted_since_the_last_time():
     assert log.read()["crops"] == 1
 
 
+def test_an_evaluation_takes_no_time_of_the_steps():
+    log = StepLog(Accelerator(cpu=True), COST, peak_tflops=None)
+    with log.left_out():  # before the first step
+        pass
+    started = time.perf_counter()
+    list(log.counted([make_batch([6], supervised=1)]))
+    with log.left_out():
+        time.sleep(0.5)
+    seconds = 6 / log.read()["tokens_per_second"]
+    assert 0 < seconds < time.perf_counter() - started - 0.5
+
+
 def test_the_share_of_waiting():
     def slow():
         for length in (3, 4):
