@@ -241,11 +241,17 @@ def run_apart(keys, tmp_path_factory):
     def make(ranks: int | None, strategy: str | None, **changes) -> tuple[list[dict], dict]:
         out = tmp_path_factory.mktemp("apart")
         deepspeed = f"scripts/train/deepspeed/{strategy}.json" if STRATEGIES.get(strategy) else None
-        adapters = {"components.language_model.lora": True, "lora.rank": 4}
-        changes = adapters | {"optim.batch_size": 2 if ranks else 4, "run.deepspeed": deepspeed} | changes
-        made = keys(**{"run.output_dir": f"{out}/out"} | changes)
-        run_ranks(record_evaluations, RECIPE, "grid_manager", made, out, processes=ranks, folder=out, timeout=240)
-        rows = {step: answer_rows(out / "out.unfinished", step) for step in (0, 2, 4)} if made["eval.data"] else {}
+        changes = {
+            "eval.steps": STEPS,
+            "components.language_model.lora": True,
+            "lora.rank": 4,
+            "optim.batch_size": 2 if ranks else 4,
+            "run.deepspeed": deepspeed,
+            "run.output_dir": f"{out}/out",
+        } | changes
+        arguments = (RECIPE, "grid_manager", keys(**changes), out)
+        run_ranks(record_evaluations, *arguments, processes=ranks, folder=out, timeout=240)
+        rows = {step: answer_rows(out / "out.unfinished", step) for step in (0, STEPS)}
         return json.loads((out / "facts.json").read_text()), rows
 
     return make
@@ -262,7 +268,7 @@ def alone(run_apart):
 def test_two_processes_evaluate_like_one(run_apart, alone, strategy):
     """With adapters; 16 samples in batches of 3 for two ranks: one with images beside one without, and unequal ends."""
     (log, rows), (expected_log, expected_rows) = run_apart(2, strategy), alone
-    for key, steps in (("eval_loss", [0, 2, 4]), ("loss", [1, 2, 3, 4])):
+    for key, steps in (("eval_loss", [0, STEPS]), ("loss", [1, 2, 3, 4])):
         values, expected = (
             {entry["step"]: entry[key] for entry in found if key in entry} for found in (log, expected_log)
         )
