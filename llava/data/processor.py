@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
+from transformers.image_utils import load_image
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.conversation import encode_conversation, encode_prompt
@@ -126,11 +127,12 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         """transformers' convention: prompts as text with `<image>` and `<video>`, images and videos.
 
         text: a string or a list. images, videos: one, a list (shared out over the texts by their placeholders) or one
-        list per text. A video is a list of images or uint8 (frames, height, width, 3). Other keywords go to the
-        tokenizer.
+        list per text. An image may be a text that transformers' load_image understands (URL, data: URL, path). A video
+        is a list of images or uint8 (frames, height, width, 3). Other keywords go to the tokenizer.
         """
         texts = [text] if isinstance(text, str) else list(text)
-        image_groups = _group(images, texts, IMAGE_TOKEN, lambda given: isinstance(given, Image.Image))
+        image_groups = _group(images, texts, IMAGE_TOKEN, lambda given: isinstance(given, (Image.Image, str)))
+        image_groups = [[_loaded(image) for image in group] for group in image_groups]
         video_groups = _group(videos, texts, VIDEO_TOKEN, _is_video)
         expanded = []
         for prompt, images_of_text, videos_of_text in zip(texts, image_groups, video_groups):
@@ -259,8 +261,14 @@ def _group(given, texts: list[str], token: str, is_one) -> list[list]:
     return groups
 
 
+def _loaded(image: Image.Image | str) -> Image.Image:
+    return load_image(image) if isinstance(image, str) else image
+
+
 def _is_video(given) -> bool:
-    """Whether it is one video, not a list of videos."""
+    """Whether it is one video, not a list of videos; DataError for the path of one, also in a list."""
+    if isinstance(given, str) or (len(given) and isinstance(given[0], str)):
+        raise DataError("a video must be given as its frames, not as a path or URL")
     if isinstance(given, np.ndarray):
         return given.ndim == 4
     return len(given) > 0 and (isinstance(given[0], Image.Image) or getattr(given[0], "ndim", 0) == 3)

@@ -1,3 +1,4 @@
+import base64
 import random
 
 import numpy as np
@@ -61,6 +62,26 @@ def test_transformers_convention_equals_prompt_encoding(make_processor, make_ima
     for batch in (found, flat):
         for key, value in expected.items():
             assert torch.equal(batch[key], value), key
+
+
+def test_images_by_path_and_data_url(make_processor, make_image, tmp_path):
+    """As a chat template's messages name them; a video has no such form."""
+    processor, image = make_processor(), make_image(200, 90)
+    image.save(tmp_path / "a.png")
+    url = f"data:image/png;base64,{base64.b64encode((tmp_path / 'a.png').read_bytes()).decode()}"
+    expected = processor(text="<image> <image>", images=[image, image])
+    found = processor(text="<image> <image>", images=[str(tmp_path / "a.png"), url])
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    messages = [{"role": "user", "content": [{"type": "image", "url": url}, {"type": "text", "text": "What?"}]}]
+    asked = processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    expected = processor(text=prompt, images=[image])
+    assert all(torch.equal(asked[key], expected[key]) for key in expected)
+    with pytest.raises(DataError, match="a video must be given as its frames, not as a path or URL"):
+        processor(text="<video>", videos=["clip.mp4"])
 
 
 def test_the_chat_template_renders_the_same_prompt(make_processor, make_image):
