@@ -97,7 +97,7 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -
     processor["auto_map"] = auto_map("AutoProcessor")
     processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
     model = read_json(source / "config.json")
-    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText")
+    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     with new_folder(out) as folder:
         _write_json(folder / "config.json", model)
         _write_json(folder / "processor_config.json", processor)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import llava
+from llava.train.checkpoint import MODEL_TYPE
 
 ENTRY = "llava_ov_manager"
 # Auto class -> (module, class) that it gets.
@@ -18,10 +19,16 @@ AUTO_CLASSES = {
     "AutoConfig": ("llava.mllm.configuration", "LlavaOVManagerConfig"),
     "AutoModel": ("llava.mllm.modeling", "LlavaOVManagerModel"),
     "AutoModelForImageTextToText": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
+    "AutoModelForMultimodalLM": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
     "AutoImageProcessor": ("llava.data.image_processor", "LlavaOVManagerImageProcessor"),
     "AutoProcessor": ("llava.data.processor", "LlavaOVManagerProcessor"),
 }
 _SOURCES = Path(llava.__file__).parent
+_TABLE = "from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES\n"
+_ENTERED = f"""
+# `transformers serve` (5.23) serves what it finds in this table alone; the Auto classes' register() leaves it as it is.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["{MODEL_TYPE}"] = "{AUTO_CLASSES["AutoModelForMultimodalLM"][1]}"
+"""
 
 
 def auto_map(*auto_classes: str) -> dict[str, str]:
@@ -44,9 +51,9 @@ def write_code(folder: Path) -> list[str]:
 
 
 def _entry() -> str:
-    classes = sorted(AUTO_CLASSES.values())
+    classes = sorted(set(AUTO_CLASSES.values()))
     imports = [f"from .{_flat_name(module)} import {name}" for module, name in classes]
-    return _header("") + "\n".join([*imports, "", f"__all__ = {[name for _, name in classes]}", ""])
+    return _header("") + "\n".join([_TABLE, *imports, "", f"__all__ = {[name for _, name in classes]}", _ENTERED])
 
 
 def _header(source: str) -> str:
