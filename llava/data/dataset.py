@@ -105,9 +105,7 @@ class SupervisedDataset(Dataset):
             return self._ignored("no sample, fills the last step")
         sample = self.samples[index]
         try:
-            images, videos = self._open(sample)
-            frames = [video.frames for video in videos]
-            encoded = self.processor.encode_sample(self._timed(sample, videos), images, frames, **self.encoding)
+            encoded = self._encode(sample)
         except DataError as error:
             if self.on_bad_sample == "error":
                 raise
@@ -122,6 +120,11 @@ class SupervisedDataset(Dataset):
         """A sample on which nothing is trained."""
         token = self.processor.tokenizer.pad_token_id
         return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0, "sample": name}
+
+    def _encode(self, sample: Sample) -> dict:
+        images, videos = self._open(sample)
+        frames = [video.frames for video in videos]
+        return self.processor.encode_sample(self._timed(sample, videos), images, frames, **self.encoding)
 
     def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:
@@ -148,11 +151,20 @@ class SupervisedDataset(Dataset):
         return [bool(sample.images or sample.videos) for sample in self.samples]
 
     def over_long(self, inspection: Inspection) -> list[str]:
-        """One line for each sample that has more than max_length tokens."""
+        """One line for each sample that has more than max_length tokens and, shortened as asked, no answer any more.
+
+        With on_over_long `error`, for each that has more; else those are encoded.
+        """
         faults = []
         for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
             fault = self.too_long(sample, sizes, videos)
-            faults += [f"{sample}: {fault}"] if fault else []
+            if fault is not None and self.encoding["on_over_long"] == "error":
+                faults.append(f"{sample}: {fault}")
+            elif fault is not None:
+                try:
+                    self._encode(sample)
+                except DataError as error:
+                    faults.append(str(error))
         return faults
 
     def too_long(self, stored: Sample, sizes: list[tuple[int, int]], videos: list[VideoTimes]) -> str | None:
