@@ -198,7 +198,8 @@ class EvalRecipe:
     image_folder: None is `data.image_folder`.
     steps: every so many optimizer steps, and after the last. at_start: before the first step too.
     batch_size: samples a process takes at once; None is `optim.batch_size`.
-    answers: how many samples get an answer, greedy, of at most `max_new_tokens` tokens; see llava/train/answers.py.
+    answers: how many samples, the first that are not too long, get an answer: greedy, of at most `max_new_tokens`
+        tokens; see llava/train/answers.py.
     """
 
     data: str | None = None

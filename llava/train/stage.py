@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -240,15 +241,19 @@ def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDa
 def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
     """What is evaluated while the stage trains; None where the recipe names nothing.
 
-    A sample that cannot be read any more when its turn comes is skipped, and told; see EvaluatingTrainer.
+    Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
+    when its turn comes is skipped, and told; see EvaluatingTrainer.
     """
     if recipe.eval.data is None:
         return None
     samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
     encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
     dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor)
-    sizes = dataset.sizes(inspect_once(recipe, dataset, held_out=True))
-    asked = [last_exchange(sample) for sample in samples[: recipe.eval.answers]]
+    inspection = inspect_once(recipe, dataset, held_out=True)
+    sizes = dataset.sizes(inspection)
+    inspected = zip(samples, inspection.image_sizes, inspection.videos)
+    whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
+    asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
     prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor)
     costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
@@ -264,7 +269,7 @@ def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = Fa
     found = [None]
     if rank() == 0:
         inspection = inspect_samples(dataset.samples, dataset.image_folder, dataset.video_sampling, decode=held_out)
-        too_long = dataset.over_long(inspection) if recipe.data.on_over_long == "error" else []
+        too_long = dataset.over_long(inspection) if held_out or recipe.data.on_over_long == "error" else []
         found[0] = replace(inspection, faults=inspection.faults + too_long)
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)

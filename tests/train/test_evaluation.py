@@ -399,6 +399,28 @@ def test_faults_of_the_samples_are_found_before_training(tiny_recipe, keys, data
             find(recipe)
 
 
+def test_samples_that_are_shortened(tiny_recipe, keys, data_folder, tmp_path):
+    """They count, but are asked nothing; one that would lose every answer is refused before training."""
+    records = json.loads((data_folder / "turns.json").read_text())
+    long = [
+        *records[2]["conversations"],
+        {"from": "human", "value": "What? " * 150},
+        {"from": "gpt", "value": "A car."},
+    ]
+    changes = {"eval.data": f"{tmp_path}/held_out.json", "data.on_over_long": "truncate", "data.max_length": 300}
+    for turns, refused in ((long, False), (long[2:], True)):
+        record = {"id": "long", "conversations": turns} | ({} if refused else {"image": "2.png"})
+        (tmp_path / "held_out.json").write_text(json.dumps([record, *records[:2]]))
+        recipe = tiny_recipe("2", **keys(**changes))
+        if refused:
+            with pytest.raises(LlavaError, match=r"1 of 3 samples are unusable:\n.*a cut there would leave no answer"):
+                prepare(recipe)
+        else:
+            held_out = prepare(recipe).trainer.held_out
+            assert [sample.id for sample in held_out.dataset.samples] == ["long", "sample-0", "sample-1"]
+            assert [sample.id for sample in held_out.prompts.samples] == ["sample-0", "sample-1"]
+
+
 def test_an_empty_file(tiny_recipe, keys, tmp_path):
     (tmp_path / "empty.json").write_text("[]")
     with pytest.raises(LlavaError, match="its 1 data files give 0 samples"):
