@@ -115,6 +115,14 @@ def _decoding(documents: Dataset) -> Dataset:
     return documents
 
 
+def undecoded(documents: Dataset) -> Dataset:
+    """`documents` with the images of its columns as files; lists of images stay, which would be copied."""
+    for column, feature in documents.features.items():
+        if isinstance(feature, Image):
+            documents = documents.cast_column(column, Image(decode=False))
+    return documents
+
+
 def _is_image_struct(feature) -> bool:
     return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 

@@ -53,12 +53,18 @@ def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
     from tenacity import RetryError
 
-    config = task_config(task, protocol) | {"task": task, **source, "process_docs": lambda _: documents}
+    from llava.eval.documents import undecoded
+
+    looked_at = undecoded(documents)  # of the first document: a damaged image is the plugin's to tell, as any other
+    config = task_config(task, protocol) | {"task": task, **source, "process_docs": lambda _: looked_at}
     try:
-        return (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
+        built = (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
     except RetryError as error:
         cause = error.last_attempt.exception()
         raise LlavaError(f"task {task}: {source['dataset_path']} cannot be loaded ({cause})") from cause
+    for split in [split for split, given in built.dataset.items() if given is looked_at]:
+        built.dataset[split] = documents
+    return built
 
 
 def data_folder(root: Path | None, task: str, alone: bool) -> str | None:

@@ -1,11 +1,14 @@
 """The plugin and the digit-pages task through the real lmms-eval, with a tiny model of random weights."""
 
 import re
+import shutil
 import subprocess
 import sys
 from itertools import chain
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
@@ -39,7 +42,8 @@ def job(tiny_model_dir, digit_pages, tmp_path):
 
     def make(**changes):
         settings = {"out": str(tmp_path / "run"), "batch_size": 4, "device": "cpu"} | changes
-        return Job(model=str(tiny_model_dir), task="digit_pages", data=str(digit_pages), **settings)
+        settings = {"data": str(digit_pages)} | settings
+        return Job(model=str(tiny_model_dir), task="digit_pages", **settings)
 
     return make
 
@@ -152,6 +156,18 @@ def test_a_document_that_cannot_be_asked_is_named(job, monkeypatch):
     monkeypatch.setattr(adapter, "dialogue_from", fail)
     with pytest.raises(LlavaError, match="digit_pages document 0: no such page"):
         run(job())
+
+
+def test_a_first_document_that_is_no_image_is_named_like_any_other(job, digit_pages, tmp_path):
+    """The harness itself looks at the first document before it asks the model anything."""
+    damaged = shutil.copytree(digit_pages, tmp_path / "damaged")
+    table = pq.read_table(damaged / "test.parquet")
+    rows = table.to_pylist()
+    rows[0]["image"]["bytes"] = b"nothing to see"
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), damaged / "test.parquet")
+    with pytest.raises(LlavaError, match=r"digit_pages document 0: not an image that Pillow can read \(1 of 10 doc"):
+        run(job(data=str(damaged)))
+    assert (tmp_path / "run" / "digit_pages.answers" / "rank0.jsonl").read_text().count("\n") == 9
 
 
 def test_tasks_that_need_likelihoods_are_refused(tiny_model_dir):
