@@ -38,7 +38,8 @@ class Job:
     data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
     documents. image_noise: the blind model (see llava/eval/adapter.py). protocol: see llava/eval/benchmarks.py.
     mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
-    stored). judge: the fields of `JudgeSettings`; None takes them from the environment.
+    stored). judge: the fields of `JudgeSettings`; None takes them from the environment. weights: the model's
+    `weights_id`, computed once for all tasks; None leaves it to the task's process.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Job:
     protocol: str = "paper"
     mode: str = "run"
     judge: dict | None = None
+    weights: str | None = None
 
 
 def run(job: Job) -> Path | None:
@@ -188,6 +190,7 @@ def _load_model(job: Job, model_class: type):
         device=job.device,
         dtype=job.dtype,
         answers=str(answers_folder(job.out, job.task)),
+        weights=job.weights,
         stored_only=job.mode == "judge",
         image_noise=job.image_noise,
     )

@@ -133,6 +133,9 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
     if not args.model.is_dir():
         raise LlavaError(f"{args.model}: no such model folder")
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
+    from llava.eval.answers import weights_id  # needs packages of the extra, as lmms-eval does
+
+    weights = weights_id(args.model)
     return [
         Job(
             model=str(args.model),
@@ -147,6 +150,7 @@ def _jobs(args: argparse.Namespace) -> list[Job]:
             protocol=args.protocol,
             mode="predict" if args.predict_only else "run",
             judge=asdict(judge) if judge and is_judged(task) else None,
+            weights=weights,
         )
         for task in tasks
     ]
