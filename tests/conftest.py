@@ -106,6 +106,8 @@ def make_config(tiny_tokenizer):
             ),
             managers=managers,
             tiling=tiling,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
             image_token_id=tiny_tokenizer.convert_tokens_to_ids("<image>"),
             video_token_id=tiny_tokenizer.convert_tokens_to_ids("<video>"),
             **turn_token_ids(tiny_tokenizer),

@@ -36,13 +36,15 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
     match.check(source.name)
     check_tied_head(match, source.parts, source.name)
     config.dtype = _dtype(match, EMBEDDINGS)
+    processor = make_processor(config, tokenizer, pixel_statistics(source.folders))
+    config.image_mean, config.image_std = processor.image_processor.image_mean, processor.image_processor.image_std
     torch.manual_seed(seed)
     new = new_parameters(model, match, config.dtype)
     check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         generation_config(source.folders, tokenizer).save_pretrained(folder)
-        make_processor(config, tokenizer, pixel_statistics(source.folders)).save_pretrained(folder)
+        processor.save_pretrained(folder)
         index = write_shards(folder, chain(new.items(), read_matched(match, source.parts)), max_shard_bytes)
         (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
     files = len(set(index["weight_map"].values()))

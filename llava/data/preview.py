@@ -138,13 +138,13 @@ def preview_encoded(sample: Sample, encoded: dict, processor: LlavaOVManagerProc
     images, videos, first = [], [], 0
     for name, (height, width) in zip(sample.images, encoded["image_sizes"].tolist() if sample.images else ()):
         layout = image_processor.layout((width, height), len(sample.images) > 1)
-        crops = _denormalize(encoded["pixel_values"][first : first + layout.num_crops], image_processor)
+        crops = _channels_last(encoded["pixel_values"][first : first + layout.num_crops])
         side = image_processor.size // image_processor.patch_size
         images.append(PreviewedImage(name, (width, height), layout, first, crops, side))
         first += layout.num_crops
     first = 0
     for name, count in zip(sample.videos, encoded["video_num_frames"].tolist() if sample.videos else ()):
-        frames = _denormalize(encoded["pixel_values_videos"][first : first + count], image_processor)
+        frames = _channels_last(encoded["pixel_values_videos"][first : first + count])
         videos.append(PreviewedVideo(name, image_processor.video_layout(count), frames))
         first += count
     lengths = {
@@ -172,12 +172,9 @@ def _spans(ids: list[int], labels: list[int], tokenizer, lengths: dict[int, tupl
     return spans
 
 
-def _denormalize(crops: torch.Tensor, image_processor) -> np.ndarray:
-    """Normalised float (crops, 3, S, S) to uint8 (crops, S, S, 3)."""
-    mean, std = (
-        np.array(values).reshape(3, 1, 1) for values in (image_processor.image_mean, image_processor.image_std)
-    )
-    return np.rint((crops.numpy() * std + mean) * 255).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+def _channels_last(crops: torch.Tensor) -> np.ndarray:
+    """uint8 (crops, 3, S, S) to (crops, S, S, 3)."""
+    return crops.numpy().transpose(0, 2, 3, 1)
 
 
 def _overlap(begin: int, length: int, other_begin: int, other_length: int) -> int:

@@ -62,7 +62,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         `shrink_images` makes the images smaller until there are few enough tiles. No image is ever cut.
         Returns input_ids and labels (lists of equal length), num_images and num_videos, and `shortened` (whether it was
         too long); with images also pixel_values (crops, 3, S, S) and image_sizes (images, 2) as (height, width), with
-        videos pixel_values_videos (frames, 3, S, S) and video_num_frames (videos,).
+        videos pixel_values_videos (frames, 3, S, S) and video_num_frames (videos,). Pixels are uint8; the model
+        normalises them.
         Raises DataError, naming the sample, for placeholders that do not match, and when what is left has no answer.
         """
         images, videos, turns = list(images), list(videos), sample.turns
@@ -85,7 +86,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             raise DataError(f"{sample}: {error}") from None
         encoded = {"input_ids": ids, "labels": labels, "num_images": len(images), "num_videos": len(videos)}
         encoded["shortened"] = found > max_length
-        visual = self._pixels([images], [videos])
+        visual = self._pixels([images], [videos], as_uint8=True)
         return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 
     def count_tokens(
@@ -158,13 +159,15 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
         return self._expand(ids, counts, labels)
 
-    def _pixels(self, images: list[Sequence], videos: list[Sequence]) -> dict[str, torch.Tensor]:
+    def _pixels(
+        self, images: list[Sequence], videos: list[Sequence], as_uint8: bool = False
+    ) -> dict[str, torch.Tensor]:
         """What the tower is given, from one list of images and one of videos per sample."""
         batch = {}
         if any(map(len, images)):
-            batch |= self.image_processor(images)
+            batch |= self.image_processor(images, as_uint8=as_uint8)
         if any(map(len, videos)):
-            batch |= self.image_processor.encode_videos(videos)
+            batch |= self.image_processor.encode_videos(videos, as_uint8=as_uint8)
         return batch
 
     def _image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:

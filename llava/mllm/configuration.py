@@ -22,6 +22,8 @@ class LlavaOVManagerConfig(PreTrainedConfig):
             Qwen2's vocabulary.
         turn_start_token_id, turn_end_token_id, newline_token_id (`int`): ids of `<|im_start|>`, `<|im_end|>` and a
             newline, by which adaptive managers find an image's question; defaults as in Qwen2's vocabulary.
+        image_mean, image_std (`list[float]`, *optional*): of the processor, by channel, on values from 0 to 1: by them
+            the model normalises uint8 pixels. Pixels that are numbers already need neither.
 
     Raises `LlavaError` when layers do not exist, when a pinpoint is not a whole number of tiles, or when a field of
     `managers` or `tiling` is unknown.
@@ -44,6 +46,8 @@ class LlavaOVManagerConfig(PreTrainedConfig):
     turn_start_token_id: int = 151644
     turn_end_token_id: int = 151645
     newline_token_id: int = 198
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):

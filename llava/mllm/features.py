@@ -47,8 +47,9 @@ class VisualFeaturesMixin:
     ) -> VisualFeatures:
         """Encodes, manages and packs images.
 
-        pixel_values: (crops, 3, S, S), normalised, the crops of all images in order. image_sizes: (images, 2), pixels
-        as (height, width). batch_num_images: (samples,), how many images each sample holds; None: one each.
+        pixel_values: (crops, 3, S, S), normalised, or uint8 which are normalised here; the crops of all images in
+        order. image_sizes: (images, 2), pixels as (height, width). batch_num_images: (samples,), how many images each
+        sample holds; None: one each.
         Raises LlavaError when the number of crops is not what the sizes call for.
         """
         return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images))
@@ -62,8 +63,8 @@ class VisualFeaturesMixin:
     ) -> VisualFeatures:
         """Encodes, manages and packs videos.
 
-        pixel_values_videos: (frames, 3, S, S), normalised, the frames of all videos in order. video_num_frames:
-        (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
+        pixel_values_videos: (frames, 3, S, S), normalised or uint8, the frames of all videos in order.
+        video_num_frames: (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
         Raises LlavaError when the numbers do not agree.
         """
         return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))

@@ -13,8 +13,8 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 class VisualInput:
     """Images or videos of a batch.
 
-    crops: (crops, 3, S, S), normalised, of all images or videos in order. layouts: one per image or video. samples: the
-    sample of the batch that each belongs to.
+    crops: (crops, 3, S, S), floating and normalised, of all images or videos in order. layouts: one per image or video.
+    samples: the sample of the batch that each belongs to.
     """
 
     crops: torch.Tensor
@@ -35,7 +35,7 @@ def image_input(
 ) -> VisualInput:
     """Images; arguments as in LlavaOVManagerModel.get_image_features.
 
-    Raises LlavaError when the number of images or crops is not what the other arguments call for.
+    Raises LlavaError when the number of images or crops is not what the other arguments call for, and as normalized.
     """
     sizes = image_sizes.tolist()
     counts = batch_num_images.tolist() if batch_num_images is not None else [1] * len(sizes)
@@ -50,7 +50,7 @@ def image_input(
         )
         for (height, width), several_images in zip(sizes, (count > 1 for count in counts for _ in range(count)))
     ]
-    return _checked(pixel_values, layouts, counts, len(sizes), "image")
+    return _checked(normalized(pixel_values, config), layouts, counts, len(sizes), "image")
 
 
 def video_input(
@@ -63,7 +63,28 @@ def video_input(
     frames = video_num_frames.tolist()
     counts = batch_num_videos.tolist() if batch_num_videos is not None else [1] * len(frames)
     layouts = [VideoLayout(number, config.patches_per_side) for number in frames]
-    return _checked(pixel_values_videos, layouts, counts, len(frames), "video")
+    return _checked(normalized(pixel_values_videos, config), layouts, counts, len(frames), "video")
+
+
+def normalized(crops: torch.Tensor, config: LlavaOVManagerConfig) -> torch.Tensor:
+    """uint8 crops (crops, 3, S, S) as float32 (x / 255 - mean) / std, where they are; floating ones as they are.
+
+    The bits are those of llava.data.images.normalize. Raises LlavaError for other types of numbers, and for uint8 where
+    the configuration does not tell mean and deviation.
+    """
+    if crops.is_floating_point():
+        return crops
+    if crops.dtype != torch.uint8:
+        raise LlavaError(f"pixels must be normalised floating numbers, or uint8; found {crops.dtype}")
+    if config.image_mean is None or config.image_std is None:
+        raise LlavaError(
+            "the model's configuration has no image_mean and image_std, by which to normalise uint8 pixels"
+        )
+    # A GPU divides by a number by multiplying with its inverse, which rounds otherwise; by a tensor it divides.
+    full, mean, std = torch.tensor([[255.0] * 3, config.image_mean, config.image_std], device=crops.device)[
+        ..., None, None
+    ]
+    return crops.float().div_(full).sub_(mean).div_(std)
 
 
 def _checked(crops, layouts, counts: list[int], given: int, modality: str) -> VisualInput:

@@ -155,6 +155,8 @@ def build_on_meta(config: LlavaOVManagerConfig, recipe: Recipe) -> LlavaOVManage
 def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
     """The model in float32 on the CPU, and its processor. New parts are drawn from torch's global generator."""
     model, processor = _continue(recipe) if recipe.model.start_from is not None else _compose(recipe)
+    model.config.image_mean = processor.image_processor.image_mean
+    model.config.image_std = processor.image_processor.image_std
     attach_adapters(model, recipe, torch.bfloat16 if trains_in_bf16(recipe) else torch.float32)
     if recipe.data.packing and attention_implementation(recipe) == "sdpa":
         model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)

@@ -91,6 +91,9 @@ for name, folder in json.loads(folders).items():
         processor = AutoProcessor.from_pretrained(inputs["resaved"], **remote)
         with torch.no_grad():
             results["resaved"] = again(**processor(text=prompt, **visual)).logits
+            pixels = processor.image_processor([visual["images"]], as_uint8=True)
+            pixels |= processor.image_processor.encode_videos([visual["videos"]], as_uint8=True)
+            results["uint8"] = model(**{**batch, **pixels}).logits
         results["foreign"] = [m for m in ("llava", "decord", "lmms_eval", "peft") if m in sys.modules]
 torch.save(results, output)
 """
@@ -169,6 +172,7 @@ def test_pipeline_and_saving_again_without_this_package(elsewhere, exported):
     processor = LlavaOVManagerProcessor.from_pretrained(exported[THOROUGH])
     assert elsewhere["pipeline"] == processor.decode(answer, skip_special_tokens=True)
     assert torch.equal(elsewhere["resaved"], elsewhere[THOROUGH][-1][1])
+    assert torch.equal(elsewhere["uint8"], elsewhere[THOROUGH][-1][1])
     assert elsewhere["foreign"] == []
 
 

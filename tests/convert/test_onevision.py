@@ -125,7 +125,8 @@ def test_configuration_and_processor(onevision, convert):
     assert config.tiling.unpad_rounding == "round"
     assert config.managers is None
     assert processor.image_processor.tiling == config.tiling
-    assert processor.image_processor.image_mean == [0.4] * 3
+    assert processor.image_processor.image_mean == config.image_mean == [0.4] * 3
+    assert processor.image_processor.image_std == config.image_std == [0.3] * 3
     assert processor.image_token_id == config.image_token_id
 
 

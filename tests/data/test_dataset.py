@@ -131,7 +131,8 @@ def test_a_batch_of_videos_and_images(video_samples, make_processor, make_model,
     assert batch["batch_num_videos"].tolist() == [1, 1, 0]
     assert batch["video_num_frames"].tolist() == [3, 3]  # one a second
     assert batch["pixel_values_videos"].shape == (6, 3, 56, 56)
-    levels = batch["pixel_values_videos"][:3].mean((1, 2, 3)) * 127.5 + 127.5
+    assert batch["pixel_values"].dtype == batch["pixel_values_videos"].dtype == torch.uint8
+    levels = batch["pixel_values_videos"][:3].float().mean((1, 2, 3))
     assert levels.tolist() == pytest.approx([20, 60, 100], abs=3)  # frames 0, 8 and 16
     assert torch.isfinite(make_model()(**batch).loss)
     assert dataset.is_multimodal == [True] * 5

@@ -79,10 +79,11 @@ def images_of(model, inputs) -> list:
     """(crops, (width, height)) of each image of a batch of one."""
     if "pixel_values" not in inputs:
         return []
-    sizes = [(width, height) for height, width in inputs["image_sizes"].tolist()]
+    sizes, pixels = [(width, height) for height, width in inputs["image_sizes"].tolist()], inputs["pixel_values"]
+    pixels = pixels / 127.5 - 1 if pixels.dtype == torch.uint8 else pixels
     if len(sizes) == 1:
-        return [(inputs["pixel_values"], sizes[0])]
-    return [(crop[None], size) for crop, size in zip(inputs["pixel_values"], sizes)]
+        return [(pixels, sizes[0])]
+    return [(crop[None], size) for crop, size in zip(pixels, sizes)]
 
 
 def text_of_last_turn(model, ids: list[int]) -> list[int]:

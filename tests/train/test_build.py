@@ -127,10 +127,25 @@ def test_pixel_statistics_come_with_the_tower(start_folders, tiny_recipe):
     path = start_folders / "siglip" / "preprocessor_config.json"
     path.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 1, 1], "size": {"height": 56}}))
     try:
-        _, processor = build(tiny_recipe("1"))
+        model, processor = build(tiny_recipe("1"))
     finally:
         path.unlink()
     assert processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert (model.config.image_mean, model.config.image_std) == ([0.1, 0.2, 0.3], [1, 1, 1])
+
+
+def test_a_checkpoint_without_pixel_statistics_takes_those_of_its_processor(make_model, make_processor, tiny_recipe):
+    """Checkpoints of before the model normalised pixels; their processors have always told."""
+    recipe = tiny_recipe("2")
+    model, processor = make_model(), make_processor()
+    model.config.image_mean = model.config.image_std = None
+    processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    folder = recipe.run.output_dir + "-start"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    continued, _ = build(tiny_recipe("2", **{"model.start_from": folder}))
+    assert continued.model.config.image_mean == [0.1, 0.2, 0.3]
+    assert continued.model.config.image_std == [0.5] * 3
 
 
 @pytest.mark.parametrize(("arm", "managers"), [("baseline", 0), ("manager", 13 * 6 * 896 + 13 * 896)])
