@@ -159,15 +159,17 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
         visuals = {modality: output for modality, output in (mm_encoder_outputs or {}).items() if output is not None}
         if pixel_values is not None or pixel_values_videos is not None:
             visuals = self._encode_inputs(
                 pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
             )
         elif not visuals and self._runs_blank_crop(past_key_values):
-            visuals = {"image": self._blank_features(inputs_embeds.device)}
+            visuals = {"image": self._blank_features((inputs_embeds if input_ids is None else input_ids).device)}
+        # Behind the vision side: the backward pass, which goes the other way round, has the gradients of a large
+        # embedding matrix tied to a head three times, so at a time when the tower's gradients are not there yet.
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
 
         positions, deltas = None, {}
         if visuals:

@@ -243,6 +243,18 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model, mixed_batch
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_the_embeddings_have_their_gradient_before_the_tower(make_model, mixed_batch):
+    """It is a large one, held three times for a moment where the head is tied to them: best while little else is."""
+    model, order = make_model().train(), []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    model(**with_labels(mixed_batch)).loss.backward()
+    tower = [place for place, name in enumerate(order) if name.startswith("model.vision_tower.")]
+    assert order.index("model.language_model.embed_tokens.weight") < tower[0]
+    assert tower[-1] == len(order) - 1
+
+
 def test_loss_at_supervised_positions_equals_the_full_loss(make_model, mixed_batch):
     model = make_model()
     inputs = with_labels(mixed_batch)
