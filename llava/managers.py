@@ -148,21 +148,23 @@ class StaticManager(nn.Module):
         super().__init__()
         self.scores = nn.Parameter(torch.zeros(num_maps, width))
 
-    def forward(self, maps, layer_embedding_ND, newline_D, jitter_SND, sample_of_crop_C):
-        """Returns the sums per crop (C, T, D) and, per sample, what a newline position receives (S or 1, D).
+    def forward(self, layer_embedding_ND, newline_D, jitter_SND, sample_of_crop_C):
+        """What is to be done with the maps: the scores per crop (C or 1, N, D), the sums before the first map (C or 1,
+        1, D) and, per sample, what a newline position receives (S or 1, D).
 
-        maps: N tensors (C, T, D). jitter_SND: factors on the scores per sample, or None for none.
-        sample_of_crop_C: the sample that each crop belongs to.
+        jitter_SND: factors on the scores per sample, or None for none. sample_of_crop_C: the sample that each crop
+        belongs to. The maps come one at a time and for all managers, see VisualManagers.forward.
         """
         count = self.scores.shape[0]
-        scores_SND = self.scores[None] if jitter_SND is None else (self.scores * jitter_SND[:, :count]).to(newline_D)
-        scores_CND = scores_SND if jitter_SND is None else scores_SND[sample_of_crop_C]
+        if jitter_SND is None:
+            scores_SND = scores_CND = self.scores[None].clone()  # ZeRO-3 takes the weights away after this call
+        else:
+            scores_SND = (self.scores * jitter_SND[:, :count]).to(newline_D)
+            scores_CND = scores_SND[sample_of_crop_C]
         # sum_i W_i e_i is one vector per sample, cheaper than an addition to every map
-        sums_CTD = (scores_CND * layer_embedding_ND[:count]).sum(1)[:, None]
-        for index in range(count):
-            sums_CTD = torch.addcmul(sums_CTD, scores_CND[:, index, None], maps[index])
+        embedding_CTD = (scores_CND * layer_embedding_ND[:count]).sum(1)[:, None]
         # Newlines carry the plain newline vector in every layer's map, without layer embedding.
-        return sums_CTD, scores_SND.sum(1) * newline_D
+        return scores_CND, embedding_CTD, scores_SND.sum(1) * newline_D
 
 
 class AdaptiveManager(nn.Module):
@@ -236,20 +238,30 @@ class VisualManagers(nn.Module):
     def forward(self, maps, newline_D, sample_of_crop_C, num_samples):
         """What is to be packed: the static managers' sums and, where adaptive managers follow, the maps themselves.
 
-        maps: one (C, T, D) tensor per selected vision layer. sample_of_crop_C: int64, the sample each crop belongs to.
+        maps: one (C, T, D) tensor per selected vision layer, best made as they are asked for: each is added to all sums
+        before the next, so that only what the backward pass needs of them is held. sample_of_crop_C: int64, the sample
+        each crop belongs to.
         Returns pairs (crops (C, T, D), newline vector per sample (S, D)): K sums in the order of injection_layers, or
         one sum and N maps with their layer embedding.
         """
-        outputs = []
+        scores, sums, newlines = [], [], []
         for manager in self.managers:
             if isinstance(manager, StaticManager):
-                jitter_SND = self._score_jitter((num_samples, len(maps), newline_D.shape[-1]), newline_D.device)
-                sums, newline_SD = manager(maps, self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
-                outputs.append((sums, newline_SD.expand(num_samples, -1)))
-        if self.config.query is not None:
-            newline_SD = newline_D.expand(num_samples, -1)
-            outputs += [(map_CTD + self.layer_embedding[index], newline_SD) for index, map_CTD in enumerate(maps)]
-        return outputs
+                shape = (num_samples, len(self.config.vision_layers), newline_D.shape[-1])
+                jitter_SND = self._score_jitter(shape, newline_D.device)
+                found = manager(self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
+                for outputs, output in zip((scores, sums, newlines), found):
+                    outputs.append(output)
+        adaptable = []
+        for index, map_CTD in enumerate(maps):
+            map_CTD = map_CTD.to(newline_D.device)  # as accelerate moves what is given at once
+            for manager, scores_CND in enumerate(scores):
+                if index < scores_CND.shape[1]:
+                    sums[manager] = torch.addcmul(sums[manager], scores_CND[:, index, None], map_CTD)
+            if self.config.query is not None:
+                adaptable.append(map_CTD + self.layer_embedding[index])
+        newlines = [newline_SD.expand(num_samples, -1) for newline_SD in newlines]
+        return list(zip(sums, newlines)) + [(crops, newline_D.expand(num_samples, -1)) for crops in adaptable]
 
     def is_output(self, index: int) -> bool:
         """Whether what forward returns at `index` is added as it is: a static manager's sums, not a map."""

@@ -1,5 +1,7 @@
 """SAUM against a slow loop over tokens and channels, and its configuration."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -62,6 +64,26 @@ def test_gradients_equal_those_of_the_slow_loop():
     slow_sums(managers, maps, 1).square().sum().backward()
     torch.testing.assert_close(found[0], managers.managers[1].scores.grad)
     torch.testing.assert_close(found[1], managers.layer_embedding.grad)
+
+
+def test_a_map_is_gone_when_the_one_behind_the_next_is_made():
+    managers = make_managers()
+    maps, newline = make_maps()
+    expected = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    made = []
+
+    def one_by_one():
+        for map_CTD in maps:
+            assert sum(reference() is not None for reference in made) <= 1
+            copy = map_CTD.clone()
+            made.append(weakref.ref(copy))
+            yield copy
+            del copy
+
+    with torch.no_grad():
+        found = managers(one_by_one(), newline, SAMPLE_OF_CROP, SAMPLES)
+    assert len(made) == len(maps) == 3
+    assert all(torch.equal(sums, others) for (sums, _), (others, _) in zip(found, expected))
 
 
 def test_released_jitter_is_drawn_anew_per_manager_and_sample_and_multiplies_the_scores(monkeypatch):

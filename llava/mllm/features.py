@@ -100,14 +100,16 @@ class VisualFeaturesMixin:
 
     def _project(self, states, sample_of_crop, num_samples):
         """As _encode, from the tower's states (C, T, width) of _needed_layers."""
-        layers = self._needed_layers()
-        # One by one: a stack would be a copy of all states, and the backward pass would keep it.
-        projected = {layer: self.multi_modal_projector(state) for layer, state in zip(layers, states)}
-        visual_input = projected[layers[0]]
+        (visual_input, *states), (last, *others) = states, self._needed_layers()
+        visual = self.multi_modal_projector(visual_input)
         if self.managers is None:
-            return visual_input, []
-        maps = [projected[layer] for layer in self.config.managers.vision_layers]
-        return visual_input, self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+            return visual, []
+        managed = dict(zip(others, states))
+        maps = (
+            visual if layer == last else self.multi_modal_projector(managed[layer])
+            for layer in self.config.managers.vision_layers
+        )
+        return visual, self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
 
     def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
         """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""

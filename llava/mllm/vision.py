@@ -21,8 +21,8 @@ class MultiLayerSiglip(SiglipVisionModel):
         max_tokens: how many tokens of each crop pass the layers, None for all; the first one exercises every weight.
 
         Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.
-        The gradient of each has one memory layout, so that sums over it have the same order, and bits, with and without
-        managers.
+        Every layer's gradient has one memory layout, so that sums over it have the same order, and bits, with and
+        without managers.
         """
         hidden_states = self.embeddings(pixel_values)
         if max_tokens is not None:
@@ -30,9 +30,8 @@ class MultiLayerSiglip(SiglipVisionModel):
         kept = {0: hidden_states} if 0 in layers else {}
         for index, layer in enumerate(self.encoder.layers[: max(layers)], start=1):
             hidden_states = layer(hidden_states, None)
+            if hidden_states.requires_grad:
+                hidden_states.register_hook(torch.Tensor.contiguous)
             if index in layers:
                 kept[index] = hidden_states
-        for state in kept.values():
-            if state.requires_grad:
-                state.register_hook(torch.Tensor.contiguous)
         return [kept[layer] for layer in layers]
