@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -34,9 +35,12 @@ class VisualFeaturesMixin:
         gradients must all run the same, and only who sets up the ranks knows what: `nothing` for one process; `trained`
         for replicas that average gradients (DDP, ZeRO-1, ZeRO-2): while training, what has a gradient; `all` where
         parameters are partitioned (ZeRO-3, FSDP) and every use of one takes all ranks, in evaluation too.
+    recomputes_projector: whether, while training, the backward pass computes each map's projection again: of a map
+        autograd then keeps the map alone and not what is inside the projector, twice as much. Set by who trains.
     """
 
     without_images: str = "nothing"
+    recomputes_projector: bool = False
 
     def get_image_features(
         self,
@@ -101,15 +105,19 @@ class VisualFeaturesMixin:
     def _project(self, states, sample_of_crop, num_samples):
         """As _encode, from the tower's states (C, T, width) of _needed_layers."""
         (visual_input, *states), (last, *others) = states, self._needed_layers()
-        visual = self.multi_modal_projector(visual_input)
+        visual = self._projected(visual_input)
         if self.managers is None:
             return visual, []
         managed = dict(zip(others, states))
         maps = (
-            visual if layer == last else self.multi_modal_projector(managed[layer])
-            for layer in self.config.managers.vision_layers
+            visual if layer == last else self._projected(managed[layer]) for layer in self.config.managers.vision_layers
         )
         return visual, self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+
+    def _projected(self, state: torch.Tensor) -> torch.Tensor:
+        if self.recomputes_projector and self.training:
+            return checkpoint(self.multi_modal_projector, state, use_reentrant=False)
+        return self.multi_modal_projector(state)
 
     def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
         """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""

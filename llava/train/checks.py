@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_yaml
-from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, raise_faults
+from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
 from llava.train.resume import check_resume
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
@@ -64,7 +65,7 @@ def _combinations(recipe: Recipe) -> list[str]:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    faults += _manager_keys(managers) + _lora_keys(recipe) + _eval_keys(recipe.eval)
+    faults += _manager_keys(managers) + _lora_keys(recipe) + _eval_keys(recipe.eval) + _layer_keys(recipe)
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
@@ -112,6 +113,17 @@ def _manager_keys(managers: ManagersRecipe) -> list[str]:
     ]
     if managers.question != defaults.question and managers.query in ("none", "self"):
         faults.append(f"managers.question {managers.question} is for no manager: managers.query is {managers.query}")
+    return faults
+
+
+def _layer_keys(recipe: Recipe) -> list[str]:
+    """What cannot be checkpointed or compiled."""
+    run, faults = recipe.run, []
+    for key in ("gradient_checkpointing", "compile"):
+        names = named_components(getattr(run, key))
+        faults += [f"run.{key} names {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
+    if run.compile and recipe.lora.base == "nf4":
+        faults.append("run.compile cannot compile 4-bit weights (lora.base nf4); pass --run.compile false")
     return faults
 
 
@@ -169,7 +181,10 @@ def _packages(recipe: Recipe) -> list[str]:
     needed = {"deepspeed": "run.deepspeed"} if recipe.run.deepspeed else {}
     if recipe.run.report_to != "none":
         needed[recipe.run.report_to] = "run.report_to"
-    return [
+    faults = []
+    if recipe.run.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        faults.append("run.compile needs a C++ compiler, g++ or clang++, and none is there; pass --run.compile false")
+    return faults + [
         f"{key} needs the package {package}: pip install -e '.[train]', or pass --{key} none"
         for package, key in needed.items()
         if find_spec(package) is None
@@ -217,6 +232,11 @@ def _check_deepspeed(recipe: Recipe) -> None:
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3 and not zero.get(GATHER):
         raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
+    if zero.get("stage") == 3 and recipe.run.compile:
+        raise LlavaError(
+            f"run.deepspeed {path}: stage 3 gathers weights between a layer's modules, which run.compile would make "
+            "one; use stage 2, or pass --run.compile false"
+        )
     if zero.get("stage") == 3 and recipe.lora.base == "nf4":
         raise LlavaError(f"run.deepspeed {path}: stage 3 would part 4-bit weights (lora.base nf4) from their scales")
 

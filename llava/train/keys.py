@@ -112,6 +112,10 @@ def type_name(expected: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if get_origin(expected) is list:
         return f"a list, each item {type_name(get_args(expected)[0])}"
+    if get_origin(expected) in (Union, types.UnionType):
+        return " or ".join(map(type_name, get_args(expected)))
+    if get_origin(expected) is Literal:
+        return f"one of {', '.join(get_args(expected))}"
     return names[expected]
 
 

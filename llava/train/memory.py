@@ -19,14 +19,14 @@ allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.components import ADAPTERS, Component
-from llava.train.recipes import Recipe
+from llava.train.recipes import Recipe, named_components
 
 GB = 1e9
 FP32 = 4
@@ -148,11 +148,12 @@ def _buffers(strategy: Strategy, total: int, trained: int, processes: int, width
 
 
 def activation_bytes(
-    config: LlavaOVManagerConfig, work: Work, trained: Sequence[str], width: int, checkpointing: bool
+    config: LlavaOVManagerConfig, work: Work, trained: Sequence[str], width: int, checkpointed: Collection[str]
 ) -> float:
     """What autograd keeps of one micro-batch, roughly; a frozen tower keeps nothing but the states that are used.
 
-    trained: names of the components that train.
+    trained: names of the components that train; checkpointed: of those that the backward pass computes again. While it
+    does, one layer of them is held whole.
     """
     vision, text = config.vision_config, config.text_config
     tokens, patches = work.samples * work.tokens, work.samples * work.crops * config.patches_per_side**2
@@ -160,17 +161,20 @@ def activation_bytes(
 
     # Whatever trains lies in front of the language model or in it: gradients pass all of its layers.
     layer = tokens * _text_layer(text, "language_model" in trained, width)
-    kept = (
-        text.num_hidden_layers * tokens * text.hidden_size + layer if checkpointing else text.num_hidden_layers * layer
-    )
+    if "language_model" in checkpointed:
+        kept = text.num_hidden_layers * tokens * text.hidden_size + layer
+    else:
+        kept = text.num_hidden_layers * layer
     layer = patches * _tower_layer(vision)
     if "vision_tower" in trained:
         layers = vision.num_hidden_layers
-        kept += layers * patches * vision.hidden_size + layer if checkpointing else layers * layer
+        kept += layers * patches * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
     else:
         kept += len(states) * patches * vision.hidden_size
     if {"vision_tower", "projector"} & set(trained):
-        kept += len(states) * patches * 3 * text.hidden_size  # behind the first matrix, the activation, the second
+        # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
+        inside = 1 if "projector" in checkpointed else len(states)
+        kept += (len(states) + 2 * inside) * patches * text.hidden_size
     # Logits in the precision, then in fp32 with their logarithms, then their gradient.
     logits = work.samples * work.supervised * text.vocab_size * (width + 3 * FP32)
     return width * kept + logits
@@ -198,15 +202,15 @@ def describe_memory(
 ) -> str:
     """The estimated memory of each process, as text: what is assumed, and the table. image: of a typical sample."""
     width = FP32 if recipe.run.precision == "fp32" else 2  # `auto` is bf16 on the GPUs that this is for
-    work, checkpointing = Work.of(recipe, image), recipe.run.gradient_checkpointing
+    work, checkpointed = Work.of(recipe, image), named_components(recipe.run.gradient_checkpointing)
     trained = [component.name.removesuffix(ADAPTERS) for component in components if component.trained]
-    activations = activation_bytes(config, work, trained, width, checkpointing)
+    activations = activation_bytes(config, work, trained, width, checkpointed)
     shown, own = strategies(recipe, config.text_config.hidden_size)
     estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
     assumed = (
         f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, {work.samples} x "
-        f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, {'' if checkpointing else 'not '}"
-        "checkpointed; * is this recipe's"
+        f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
+        f"checkpointed: {', '.join(checkpointed) or 'nothing'}; * is this recipe's"
     )
     return f"{assumed}\n\n{memory_table(estimates, own)}"
 

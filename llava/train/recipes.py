@@ -12,6 +12,15 @@ from typing import Any, Literal
 from llava.errors import LlavaError
 from llava.train.keys import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
 
+LAYERED = ("vision_tower", "language_model")  # the components that are many layers alike
+
+
+def named_components(asked: bool | list[str]) -> tuple[str, ...]:
+    """The components that `run.gradient_checkpointing` or `run.compile` names; true means LAYERED."""
+    if isinstance(asked, bool):
+        return LAYERED if asked else ()
+    return tuple(asked)
+
 
 @dataclass(frozen=True)
 class ModelRecipe:
@@ -168,6 +177,10 @@ class RunRecipe:
     deepspeed: a DeepSpeed JSON file, None for plain data parallelism. collective_timeout: seconds until a silent rank
     counts as dead.
 
+    gradient_checkpointing: the components whose activations are computed again in the backward pass instead of kept,
+    such as [language_model]; true is the tower's and the language model's layers. compile: the components whose layers
+    go through torch.compile; true is both. It costs minutes at the start, and is not for ZeRO-3.
+
     While a stage trains it writes checkpoints to `output_dir`.checkpoints, every `save_steps` optimizer steps and every
     `save_minutes`, whichever comes first (None for never), and keeps the last `keep_last`. resume: go on from the last
     one when the same stage is started again; false deletes them and starts anew. reshape: go on with another number of
@@ -179,7 +192,8 @@ class RunRecipe:
     seed: int = 42
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deepspeed: str | None = None
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | list[Literal["vision_tower", "projector", "language_model"]] = True
+    compile: bool | list[Literal["vision_tower", "language_model"]] = False
     logging_steps: int = 1
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     collective_timeout: int = 1800

@@ -38,6 +38,7 @@ FREE_KEYS = (
     "run.output_dir",
     "run.overwrite",
     "run.gradient_checkpointing",
+    "run.compile",
     "run.logging_steps",
     "run.report_to",
     "run.collective_timeout",

@@ -29,6 +29,7 @@ from llava.train.checkpoint import check_disk, start_working_folder, working_fol
 from llava.train.checks import held_out_folder, video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
+from llava.train.layers import prepare_layers
 from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
 from llava.train.preflight import preflight
@@ -102,6 +103,7 @@ def prepare(recipe: Recipe) -> Stage:
     model, processor = build(recipe)
     components = split_components(model, recipe)
     freeze(components)
+    prepare_layers(model, recipe)
     mixture = load_mixture(recipe.data.mixture, recipe.run.seed)
     plan = Plan.of(recipe, model.config, len(mixture.samples))
     check_disk(recipe.run.output_dir, components)
@@ -199,8 +201,6 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         warmup_steps=optim.warmup,
         max_grad_norm=optim.max_grad_norm,
         bf16=trains_in_bf16(recipe),
-        activation_checkpointing=run.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         deepspeed=run.deepspeed,
         use_cpu=not on_gpu,
         ddp_timeout=run.collective_timeout,

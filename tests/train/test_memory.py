@@ -22,7 +22,7 @@ from llava.train.memory import (
     strategies,
     time_line,
 )
-from llava.train.recipes import load_recipe
+from llava.train.recipes import LAYERED, load_recipe
 from llava.train.stage import prepare
 
 WORKER = Path(__file__).with_name("memory_worker.py")
@@ -157,11 +157,22 @@ def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, tmp_path, stage):
 
 
 @pytest.mark.parametrize("arm", ["grid", "grid_manager"])
-@pytest.mark.parametrize("frozen", [(), ("language_model",), ("vision_tower",), ("vision_tower", "language_model")])
-def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen):
-    """Of a micro-batch in fp32 without checkpointing. The estimate is rough: within a third."""
+@pytest.mark.parametrize(
+    ("frozen", "checkpointed"),
+    [
+        ((), []),
+        (("language_model",), []),
+        (("vision_tower",), []),
+        (("vision_tower", "language_model"), []),
+        ((), ["projector"]),
+        ((), ["vision_tower"]),
+        ((), ["language_model"]),
+    ],
+)
+def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen, checkpointed):
+    """Of a micro-batch in fp32. The estimate is rough: within a third."""
     trained = {f"components.{name}.trained": name not in frozen for name in ("vision_tower", "language_model")}
-    stage = prepare(tiny_recipe("1", arm, **trained, **{"run.gradient_checkpointing": False}))
+    stage = prepare(tiny_recipe("1", arm, **trained, **{"run.gradient_checkpointing": checkpointed}))
     trainer, model = stage.trainer, stage.trainer.model.train()
     batch = trainer.data_collator([trainer.train_dataset[0]])
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
@@ -179,7 +190,7 @@ def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen):
     supervised = int((batch["labels"] >= 0).sum())
     work = Work(1, batch["input_ids"].shape[1], batch["pixel_values"].shape[0], supervised)
     names = [component.name for component in trainer.components if component.trained]
-    guessed = activation_bytes(model.config, work, names, 4, False)
+    guessed = activation_bytes(model.config, work, names, 4, checkpointed)
     print(arm, frozen, work, f"measured {measured:,} bytes, estimated {guessed:,.0f}, ratio {guessed / measured:.2f}")
     assert guessed == pytest.approx(measured, rel=1 / 3)
 
@@ -188,10 +199,15 @@ def test_checkpointing_keeps_less():
     recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager")
     config, work = config_from_sizes(recipe), Work(2, 3189, 5, 260)
     everything = ["vision_tower", "projector", "managers", "newline", "language_model"]
-    with_it, without = (activation_bytes(config, work, everything, 2, flag) for flag in (True, False))
+    with_it, without, tower, projector = (
+        activation_bytes(config, work, everything, 2, names)
+        for names in (LAYERED, (), ("vision_tower",), (*LAYERED, "projector"))
+    )
     logits = 2 * 260 * 151936 * 14
     layers = 24 * 6378 * 896 * 2 + 26 * 7290 * 1152 * 2
     assert logits + layers < with_it < without / 4
+    assert with_it < tower < without
+    assert with_it - projector == 2 * 12 * 7290 * 896 * 2  # two of three tensors of 12 of 13 maps, 2 bytes a number
 
 
 def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
