@@ -2,6 +2,7 @@
 # Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh and stage2.sh.
 #
 #   --arm baseline|manager|grid|grid_manager    --override FILE.yaml    --key value (any key of the recipe, dotted)
+#   --hostfile FILE   the same as HOSTFILE, below
 #   --dry_run   print the resolved recipe, the steps, the memory and what trains, in one process, and exit
 #
 # NPROC_PER_NODE  processes here, default one per GPU, or one     MASTER_ADDR  address of node 0, default 127.0.0.1
@@ -17,7 +18,19 @@ set -euo pipefail
 
 stage=$1
 shift
-arguments=(--recipe "$(dirname "$0")/recipes/$stage.yaml" "$@")
+arguments=(--recipe "$(dirname "$0")/recipes/$stage.yaml")
+while [ $# -gt 0 ]; do
+    case $1 in
+    --hostfile) HOSTFILE=${2:?--hostfile needs a file} && shift 2 ;;
+    --hostfile=*) HOSTFILE=${1#*=} && shift ;;
+    *) arguments+=("$1") && shift ;;
+    esac
+done
+set -- "${arguments[@]}"
+if [ -n "${HOSTFILE:-}" ] && [ ! -r "$HOSTFILE" ]; then
+    echo "error: the hostfile $HOSTFILE cannot be read" >&2
+    exit 2
+fi
 if [ -n "${HOSTFILE:-}" ]; then
     hosts=$(sed 's/#.*//' "$HOSTFILE" | awk 'NF { print $1 }')
     slots=$(sed 's/#.*//' "$HOSTFILE" | sed -n 's/.*slots=\([0-9]*\).*/\1/p' | paste -sd +)

@@ -198,9 +198,13 @@ def test_deepspeeds_launcher_trains_on_the_hosts_of_a_file(tiny_keys, stand_ins,
 
 
 def test_a_hostfile_counts_its_processes(tmp_path):
-    (tmp_path / "hosts").write_text(HOSTS)
-    done = run("stage1", "--arm", "manager", "--dry_run", HOSTFILE=f"{tmp_path}/hosts")
-    assert "batch       512 = 16 x 8 accumulated x 4 processes" in done.stdout
+    hosts = tmp_path / "hosts"
+    hosts.write_text(HOSTS)
+    for given, environment in (([], {"HOSTFILE": f"{hosts}"}), (["--hostfile", f"{hosts}"], {"HOSTFILE": "another"})):
+        done = run("stage1", "--arm", "manager", *given, "--dry_run", **environment)
+        assert "batch       512 = 16 x 8 accumulated x 4 processes" in done.stdout
+    done = run("stage1", f"--hostfile={tmp_path}/none", "--dry_run")
+    assert (done.returncode, done.stderr) == (2, f"error: the hostfile {tmp_path}/none cannot be read\n")
 
 
 def test_slurm_runs_the_script_once_on_each_node(stand_ins):
