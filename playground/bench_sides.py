@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, Qwen2Config, SiglipVisionC
 from llava.anyres import image_layout
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
+from llava.data.images import normalize
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.attention import SDPA_BY_SAMPLE
 from llava.mllm.features import VisualFeatures
@@ -19,12 +20,13 @@ from llava.mllm.packing import pack
 from llava.train.build import manager_config
 from llava.train.checks import tiling_config
 from llava.train.keys import read_yaml
-from llava.train.recipes import load_recipe
+from llava.train.layers import checkpoint
+from llava.train.recipes import load_recipe, named_components
 from llava.train.trainer import supervised_only
 
 RECIPE, SIZES = "scripts/train/recipes/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
 ARMS = ("baseline", "manager", "grid", "grid_manager")
-NAIVE = ("logits", "eager", "maps")
+NAIVE = ("logits", "eager", "maps", "kept", "float")
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 20
 TINY = {
     "vision": {
@@ -65,6 +67,8 @@ class Bench:
             managers=manager_config(recipes["grid_manager"], vision, text),
             image_token_id=text.vocab_size - 1,
             video_token_id=text.vocab_size - 2,
+            image_mean=[0.5] * 3,
+            image_std=[0.5] * 3,
         )
         torch.manual_seed(0)
         with torch.device(device):
@@ -75,10 +79,9 @@ class Bench:
         for manager in self.managers.managers:
             init.normal_(manager.scores, std=0.02)  # at zero, the maps would have no gradient
         self.model.train()
-        self.model.activation_checkpointing_enable({"use_reentrant": False})
 
     def use(self, side: "Side") -> None:
-        """Makes the model that of the side's arm, with its attention."""
+        """Makes the model that of the side's arm, with its attention and checkpointing."""
         managed = "manager" in side.arm
         self.model.config.tiling = self.tilings[side.arm]
         self.model.config.managers = self.manager_config if managed else None
@@ -86,6 +89,8 @@ class Bench:
         self.model.set_attn_implementation(side.attention)
         if side.packing:
             self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
+        self.model.activation_checkpointing_disable()
+        checkpoint(self.model, named_components(side.checkpointed))
 
     def batch(self, sizes: list[tuple[int, int]], packing: bool = False) -> dict[str, torch.Tensor]:
         """One sample for each image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
@@ -104,7 +109,9 @@ class Bench:
             "labels": [IGNORE_INDEX] * (len(ids) - ANSWER_TOKENS) + ids[-ANSWER_TOKENS:],
             "num_images": 1,
             "num_videos": 0,
-            "pixel_values": torch.randn(layout.num_crops, 3, tile, tile, generator=generator).to(self.model.dtype),
+            "pixel_values": torch.randint(
+                256, (layout.num_crops, 3, tile, tile), generator=generator, dtype=torch.uint8
+            ),
             "image_sizes": torch.tensor([size[::-1]]),
         }
 
@@ -119,13 +126,20 @@ def loss_of_all_logits(model: LlavaOVManagerForConditionalGeneration, batch: dic
     return model(**batch, use_cache=False).loss
 
 
+def loss_of_float_pixels(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
+    """The crops normalised before they come to the device, as float32 and four times the bytes."""
+    config, pixels = model.config, batch["pixel_values"]
+    normalised = normalize(pixels.cpu().numpy(), config.image_mean, config.image_std)
+    return our_loss(model, {**batch, "pixel_values": torch.from_numpy(normalised).to(pixels.device)})
+
+
 def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
     """The tower's states all kept and stacked; every image's every map projected, packed and summed by itself."""
     batch = dict(batch)
     given = image_input(model.config, batch.pop("pixel_values"), batch.pop("image_sizes"), None)
     inner, merge = model.model, model.config.tiling.merge
     last = model.config.vision_config.num_hidden_layers
-    states = torch.stack(inner.vision_tower(given.crops, list(range(last + 1))))
+    states = torch.stack(inner.vision_tower(given.crops.to(model.dtype), list(range(last + 1))))
     newline, managers = inner.image_newline(), inner.managers
     features, deltas, end = [], [[] for _ in managers.managers], 0
     for layout in given.layouts:
@@ -150,6 +164,7 @@ class Side:
     loss: Callable = our_loss
     attention: str = "sdpa"
     packing: bool = False
+    checkpointed: bool = True
 
 
 def arm_sides(arms: list[str]) -> list[Side]:
@@ -162,6 +177,8 @@ def naive_sides(arm: str, ways: list[str]) -> list[Side]:
         "logits": Side("logits at every position", arm, loss=loss_of_all_logits),
         "eager": Side("eager attention", arm, attention="eager"),
         "maps": Side("managers map by map", arm, loss=loss_map_by_map),
+        "kept": Side("nothing checkpointed", arm, checkpointed=False),
+        "float": Side("pixels as float32", arm, loss=loss_of_float_pixels),
     }
     return [sides[way] for way in ways if way != "maps" or "manager" in arm]
 

@@ -13,7 +13,13 @@ from llava.errors import LlavaError
 from tests.paths import ROOT
 
 ARMS = ["baseline", "manager", "grid", "grid_manager"]
-NAIVE = ["logits at every position", "eager attention", "managers map by map"]
+NAIVE = [
+    "logits at every position",
+    "eager attention",
+    "managers map by map",
+    "nothing checkpointed",
+    "pixels as float32",
+]
 
 
 @pytest.fixture
@@ -34,7 +40,7 @@ def test_the_command(tmp_path):
         *(("56x56+384x384", side) for side in [*ARMS, *NAIVE, "samples packed"]),
     ]
     assert all(result["seconds"] > 0 for result in results)
-    assert [result["crops"] for result in results[:7]] == [1, 1] + 5 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
+    assert [result["crops"] for result in results[:9]] == [1, 1] + 7 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
     for side in ARMS + NAIVE:
         assert done.stdout.count(f"\n{side} ") == 2
     assert done.stdout.count("\nsamples packed ") == 1
