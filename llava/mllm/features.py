@@ -73,6 +73,10 @@ class VisualFeaturesMixin:
         """
         return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
 
+    def get_visual_features(self, given: VisualInput) -> VisualFeatures:
+        """Encodes, manages and packs what has its layouts already: some of the images of a prompt, say."""
+        return self._features(given)
+
     def _features(self, given: VisualInput) -> VisualFeatures:
         layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
