@@ -12,6 +12,7 @@ from threading import Event
 import torch
 from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
+from llava.chat.kept_cache import KeptCache, check_length
 from llava.constants import IMAGE_TOKEN
 from llava.data.conversation import END
 from llava.data.processor import LlavaOVManagerProcessor
@@ -129,13 +130,20 @@ class Engine:
         return [_cut(text, stop).strip() for text in texts]
 
     def stream(
-        self, dialogue: Dialogue, *, max_new_tokens: int, temperature: float = 0.0, top_p: float | None = None
+        self,
+        dialogue: Dialogue,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        kept: KeptCache | None = None,
     ) -> Iterator[str]:
         """Yields the answer in pieces as they are generated. Closing the iterator stops the generation.
 
+        kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
         The model works in a thread of its own; what it raises is raised here.
         """
-        inputs = self._inputs([dialogue])
+        kept = KeptCache() if kept is None else kept
         options = _options(max_new_tokens, temperature, top_p, num_beams=1)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = Event()
@@ -147,7 +155,9 @@ class Engine:
             criteria = StoppingCriteriaList([is_stopped])
             try:
                 with torch.inference_mode():
-                    self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+                    inputs = kept.prepare(self.model, self.processor, _placed(dialogue))
+                    output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+                kept.store(output[0].tolist())
             finally:
                 streamer.end()  # after an error too, or the reader below would wait for ever
 
@@ -161,9 +171,7 @@ class Engine:
 
     def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
         batch = self.processor.encode_prompts([_placed(dialogue) for dialogue in dialogues])
-        length, limit = batch["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
-        if length > limit:
-            raise LlavaError(f"the prompt has {length} tokens, but the model reads at most {limit}")
+        check_length(batch["input_ids"][0], self.model)
         return batch.to(self.device)
 
 
