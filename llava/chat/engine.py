@@ -6,14 +6,15 @@ Dialogue ── prompt text, <image> placed ── processor ── generate ─
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 
 import torch
-from transformers import GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from llava.chat.kept_cache import KeptCache, check_length
-from llava.constants import IMAGE_TOKEN
+from llava.constants import ADAPTER_FOLDER, IMAGE_TOKEN
 from llava.data.conversation import END
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue, Turn
@@ -66,24 +67,31 @@ class Engine:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str = "auto", dtype: str = "auto", attn_implementation: str | None = None
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        load_4bit: bool = False,
     ) -> "Engine":
         """Loads a checkpoint folder; LoRA adapters that it holds are merged into the weights.
 
-        device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU, float32 elsewhere.
-        attn_implementation: None is flash_attention_2 where it is installed and can be used, else sdpa.
+        device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU (float16 on one that only emulates
+        it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is installed and can be used,
+        else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
         Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
         """
         check_model_folder(path)
         place = _device(device)
         if dtype not in ("auto", *DTYPES):
             raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-        kind = DTYPES[dtype] if dtype != "auto" else (torch.bfloat16 if place.type == "cuda" else torch.float32)
+        kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
+        options = _four_bits(Path(path), place, kind) if load_4bit else {}
         if attn_implementation is None:
             attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
         try:
             processor = LlavaOVManagerProcessor.from_pretrained(path)
-            model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation)
+            model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
         except LlavaError:
             raise
         except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
@@ -92,7 +100,7 @@ class Engine:
         for problem in ("missing", "unexpected", "mismatched"):
             if names := sorted(map(str, loading[f"{problem}_keys"])):
                 raise LlavaError(f"{path}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
-        return cls(model.to(place), processor)
+        return cls(model if load_4bit else model.to(place), processor)  # 4 bits are where they shall be
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +109,8 @@ class Engine:
     def describe(self) -> str:
         """Device, dtype and attention in a few words."""
         dtype, attention = str(self.model.dtype).removeprefix("torch."), self.model.config._attn_implementation
-        return f"{self.device}, {dtype}, {attention}"
+        bits = ", language model in 4 bits" if getattr(self.model, "is_loaded_in_4bit", False) else ""
+        return f"{self.device}, {dtype}, {attention}{bits}"
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Length of the prompt with all visual tokens, without touching a pixel."""
@@ -198,6 +207,28 @@ def _device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
         raise LlavaError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
+    """Options of from_pretrained. The tower, from which all that is seen comes, and the head stay as they are."""
+    if find_spec("bitsandbytes") is None:
+        raise LlavaError("loading in 4 bits needs bitsandbytes: pip install 'llava-ov-manager[quantization]'")
+    if (folder / ADAPTER_FOLDER).is_dir():
+        raise LlavaError(
+            f"{folder} has LoRA adapters, which cannot be merged into 4 bits; merge them first: "
+            f"llava convert merge-lora {folder} --out DIR"
+        )
+    kept = ["lm_head", "model.vision_tower", "model.multi_modal_projector", "model.image_newline", "model.managers"]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def _options(max_new_tokens: int, temperature: float, top_p: float | None, num_beams: int) -> dict:

@@ -12,6 +12,7 @@ from transformers import Qwen2Config
 from llava.chat.engine import Engine, join_images
 from llava.data.schema import Dialogue, Turn
 from llava.errors import DataError, LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +193,27 @@ def test_damaged_weights_are_refused(tiny_model_dir, tmp_path, damage, message):
 def test_unknown_device_and_dtype(tiny_model_dir, choice, message):
     with pytest.raises(LlavaError, match=message):
         Engine.from_pretrained(tiny_model_dir, **choice)
+
+
+def test_four_bits_of_the_language_model_alone(tmp_path, make_config, make_processor, dialogues):
+    pytest.importorskip("bitsandbytes")
+    config = make_config().to_dict()
+    config["text_config"] |= {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}  # blocks of 64 weights
+    wide = LlavaOVManagerForConditionalGeneration(LlavaOVManagerConfig.from_dict(config))
+    wide.save_pretrained(tmp_path)
+    make_processor().save_pretrained(tmp_path)
+    engine = Engine.from_pretrained(tmp_path, device="cpu", load_4bit=True)
+    assert engine.describe() == "cpu, float32, sdpa, language model in 4 bits"
+    quantised = {name for name, weight in engine.model.named_parameters() if type(weight).__name__ == "Params4bit"}
+    linear = {name for name, module in wide.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert quantised == {f"{name}.weight" for name in linear if name.startswith("model.language_model.")} != set()
+    assert len(engine.generate(dialogues[:1], max_new_tokens=2)) == 1
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(LlavaError, match="cannot be merged into 4 bits; merge them first: llava convert merge-lora"):
+        Engine.from_pretrained(tmp_path, device="cpu", load_4bit=True)
+
+
+def test_four_bits_without_bitsandbytes(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr("llava.chat.engine.find_spec", lambda name: None)
+    with pytest.raises(LlavaError, match=r"pip install 'llava-ov-manager\[quantization\]'"):
+        Engine.from_pretrained(tiny_model_dir, load_4bit=True)
