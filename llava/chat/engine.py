@@ -56,6 +56,10 @@ def plain_generation(tokenizer, **options) -> GenerationConfig:
     return GenerationConfig(**settings | options)
 
 
+class _StoppedError(Exception):
+    """Breaks off the reading of a prompt, which can take long."""
+
+
 class Engine:
     """A loaded model with its processor. Answers are greedy unless a temperature is given."""
 
@@ -147,7 +151,7 @@ class Engine:
         top_p: float | None = None,
         kept: KeptCache | None = None,
     ) -> Iterator[str]:
-        """Yields the answer in pieces as they are generated. Closing the iterator stops the generation.
+        """Yields the answer in pieces as they are generated. Closing the iterator stops it, at any time.
 
         kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
         The model works in a thread of its own; what it raises is raised here.
@@ -160,14 +164,24 @@ class Engine:
         def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
             return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
 
+        def interrupt(layer: torch.nn.Module, arguments: tuple) -> None:
+            if stopped.is_set() and arguments[0].shape[1] > 1:  # a single token is soon done, and worth keeping
+                raise _StoppedError
+
         def work() -> None:
+            layers = [*self.model.model.language_model.layers, *self.model.model.vision_tower.encoder.layers]
+            hooks = [layer.register_forward_pre_hook(interrupt) for layer in layers]
             criteria = StoppingCriteriaList([is_stopped])
             try:
                 with torch.inference_mode():
-                    inputs = kept.prepare(self.model, self.processor, _placed(dialogue))
+                    inputs, store = kept.prepare(self.model, self.processor, _placed(dialogue))
                     output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
-                kept.store(output[0].tolist())
+                store(output[0].tolist())
+            except _StoppedError:
+                return
             finally:
+                for hook in hooks:
+                    hook.remove()
                 streamer.end()  # after an error too, or the reader below would wait for ever
 
         with ThreadPoolExecutor(max_workers=1) as pool:

@@ -8,7 +8,7 @@ What is alike is found by comparing, token by token and image by image, so that 
 came about: another turn, a turn taken back, another answer to the same question, another system message.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -45,6 +45,14 @@ class Span(NamedTuple):
     several: bool
 
 
+class Kept(NamedTuple):
+    """Tokens, what stands among them, and their keys and values."""
+
+    ids: list[int]
+    spans: list[Span]
+    past: DynamicCache | None
+
+
 class KeptCache:
     """Give the same one to each `Engine.stream` of a conversation. usage: of the last answer, None before the first.
 
@@ -57,45 +65,47 @@ class KeptCache:
 
     def clear(self) -> None:
         """Forgets all keys and values."""
-        self._past, self._ids, self._spans = None, [], []
+        self._kept = Kept([], [], None)
 
     def prepare(
         self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor, dialogue: Dialogue
-    ) -> dict:
-        """What `generate` is given for a dialogue. The cache is empty until `store`: a generation may fail half-way."""
+    ) -> tuple[dict, Callable[[list[int]], None]]:
+        """What `generate` is given for a dialogue, and a function to call with the ids of prompt and answer behind it.
+
+        Until that is called, nothing is kept: a generation may fail half-way.
+        """
         ids = processor.prompt_ids(dialogue)
         check_length(ids, model)
         spans = find_spans(ids, dialogue, processor)
         shared = self._shared(ids, spans, model.config)
-        past = self._past if shared else DynamicCache(config=model.config.text_config)
+        past = self._kept.past if shared else DynamicCache(config=model.config.text_config)
         if past.get_seq_length() > shared:
             past.crop(shared - past.get_seq_length())
         self.clear()
-        visual = sum(span.layout.num_tokens for span in spans)
-        self._prompt = (ids, spans, past, Usage(len(ids), visual, len(ids) - shared, 0))
-        new = [span for span in spans if span.start >= shared]
+
+        def store(output_ids: list[int]) -> None:
+            visual = sum(span.layout.num_tokens for span in spans)
+            self.usage = Usage(len(ids), visual, len(ids) - shared, len(output_ids) - len(ids))
+            self._kept = Kept(output_ids[: past.get_seq_length()], spans, past)  # an answer's last token is never read
+
         input_ids = torch.tensor([ids], device=model.device)
-        return {
+        inputs = {
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "past_key_values": past,
-            "mm_encoder_outputs": _encode(model, processor, new),
+            "mm_encoder_outputs": _encode(model, processor, [span for span in spans if span.start >= shared]),
         }
-
-    def store(self, output_ids: list[int]) -> None:
-        """Keeps what was computed since `prepare`. output_ids: the prompt and the answer."""
-        ids, self._spans, self._past, usage = self._prompt
-        self._ids = output_ids[: self._past.get_seq_length()]  # the last token of an answer is never read
-        self.usage = Usage(usage.prompt, usage.visual, usage.prefilled, len(output_ids) - len(ids))
+        return inputs, store
 
     def _shared(self, ids: list[int], spans: list[Span], config) -> int:
         """How many leading tokens have the keys and values that are kept; at least one token is left to compute."""
-        if self._past is None or "sliding_attention" in config.text_config.layer_types:  # a window cannot go back
+        if self._kept.past is None or "sliding_attention" in config.text_config.layer_types:  # a window cannot go back
             return 0
-        pairs = zip(ids, self._ids)
-        shared = next((n for n, (new, old) in enumerate(pairs) if new != old), min(len(ids), len(self._ids)))
+        kept = self._kept
+        pairs = zip(ids, kept.ids)
+        shared = next((n for n, (new, old) in enumerate(pairs) if new != old), min(len(ids), len(kept.ids)))
         shared = min(shared, len(ids) - 1)
-        for new, old in zip_longest(spans, self._spans):
+        for new, old in zip_longest(spans, kept.spans):
             if new is None or new.start >= shared:
                 break
             if not _alike(new, old):
@@ -112,7 +122,7 @@ class KeptCache:
         """
         starts = [position for position, token in enumerate(ids) if token == config.turn_start_token_id]
         if config.managers.question == "released":  # the first user turn, for all images; their number counts, too
-            nothing_new = len(spans) == len(self._spans) and all(span.start < shared for span in spans)
+            nothing_new = len(spans) == len(self._kept.spans) and all(span.start < shared for span in spans)
             return shared if nothing_new and shared >= starts[2] else 0
         begin = max((start for start in starts if start <= shared), default=0)
         end = min((start for start in starts if start > begin), default=len(ids))

@@ -1,7 +1,10 @@
 """The generation engine: prompts, batches, stop strings, streaming, and what it refuses to load."""
 
 import json
+import os
 import shutil
+import signal
+import time
 from contextlib import closing
 
 import pytest
@@ -115,6 +118,25 @@ def test_closing_a_stream_stops_the_generation(engine, dialogues, monkeypatch):
     with closing(engine.stream(dialogues[1], max_new_tokens=1500, temperature=3.0)) as stream:
         next(stream)
     assert 0 < len(steps) < 750
+
+
+@pytest.mark.parametrize("part", ["language_model.layers", "vision_tower.encoder.layers"])
+def test_a_prompt_is_not_read_to_its_end_when_the_reader_leaves(engine, dialogues, part):
+    first, second = engine.model.get_submodule(f"model.{part}")[:2]
+    ran = []
+
+    def interrupt_reader(*_):  # as Ctrl-C does: it reaches the main thread, which waits for the first piece
+        ran.append("first")
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)
+
+    hooks = [first.register_forward_hook(interrupt_reader), second.register_forward_hook(lambda *_: ran.append("next"))]
+    with pytest.raises(KeyboardInterrupt):
+        next(engine.stream(dialogues[0], max_new_tokens=8))
+    for hook in hooks:
+        hook.remove()
+    assert ran == ["first"]
+    assert engine.generate(dialogues[:1], max_new_tokens=2), "nothing of it stays"
 
 
 def test_an_error_while_streaming_reaches_the_caller(engine, dialogues, monkeypatch):

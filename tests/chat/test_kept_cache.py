@@ -40,7 +40,7 @@ def dialogue(*texts, images=(), videos=()):
 
 
 def keys_and_values(kept: KeptCache) -> torch.Tensor:
-    return torch.stack([torch.stack([layer.keys, layer.values]) for layer in kept._past.layers])
+    return torch.stack([torch.stack([layer.keys, layer.values]) for layer in kept._kept.past.layers])
 
 
 def answer(engine: Engine, kept: KeptCache, given: Dialogue) -> tuple[str, int]:
