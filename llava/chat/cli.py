@@ -1,70 +1,95 @@
-"""`llava chat`: one question and its answer, or a conversation, about images.
+"""`llava chat`: one question and its answer, or a conversation, about images and videos.
 
 Answers go to stdout; everything else (what was loaded, notes, errors) goes to stderr.
 """
 
 import argparse
+import json
+import os
 import sys
-from contextlib import closing
+import time
+from dataclasses import asdict
 from pathlib import Path
 
-from PIL import Image
 from transformers.utils import logging as transformers_logging
 
-from llava.chat.engine import Engine, check_model_folder, join_images
-from llava.constants import IMAGE_TOKEN
-from llava.data.images import open_image
-from llava.data.schema import Dialogue, Turn
+from llava.chat.chat import Chat
+from llava.chat.commands import help_text
+from llava.chat.display import Display
+from llava.chat.engine import Engine, check_model_folder
+from llava.chat.log import LogWriter, Talk, load, record_of
+from llava.chat.media import MediaReader, Medium
+from llava.chat.session import Session, checked_system
+from llava.chat.settings import Settings, changed
+from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.errors import LlavaError
-
-HELP = """\
-Type a question. Commands:
-  /image PATH   show an image together with the next question; repeat for several
-  /reset        forget the conversation and its images
-  /help         this text
-  /exit         leave; so does Ctrl-D
-Ctrl-C stops an answer."""
 
 
 def main(argv: list[str]) -> int:
     """Returns 0, or 130 when Ctrl-C stops a single answer. Raises LlavaError for arguments that cannot be used."""
     args = _parser().parse_args(argv)
-    if args.max_new_tokens < 1:
-        raise LlavaError(f"--max_new_tokens must be at least 1, found {args.max_new_tokens}")
-    if args.temperature < 0:
-        raise LlavaError(f"--temperature must not be negative, found {args.temperature}")
+    given = {name: getattr(args, name) for name in asdict(Settings()) if getattr(args, name) is not None}
+    settings, system = changed(Settings(), given, "--"), checked_system(args.system)
     check_model_folder(args.model)
-    images = [open_image(path) for path in args.image]
+    media = MediaReader(VideoSampling(args.video_fps, args.frames_upbound))
+    shown = [media.open(path, "image") for path in args.image] + [media.open(path, "video") for path in args.video]
+    talk = load(args.load, media) if args.load else None
     question = _single_question(args.question)
+    if args.json and question is None:
+        raise LlavaError("--json is for a single question: give one as an argument or on standard input")
+    if not os.environ.get("TERM"):
+        os.environ["TERM"] = "dumb"  # of a terminal without a name nothing can be expected
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    engine = Engine.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    chat = Chat(engine, images, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+
+    begin = time.perf_counter()
+    engine = Engine.from_pretrained(args.model, device=args.device, dtype=args.dtype, load_4bit=args.load_4bit)
+    load_seconds = time.perf_counter() - begin
+    session = Session(engine, settings, system)
+    chat = Chat(session, media, Display(args.preview), str(args.model), args.show_managers)
+    if talk is not None:
+        session.exchanges, session.settings = talk.exchanges, changed(talk.settings, given)
+        session.system = talk.system if system is None else system
+        chat.files.add(args.load.absolute())
+    if args.log:
+        _open_log(args, chat)
     if question is None:
-        _note(f"{args.model}: {engine.describe()}. /help lists the commands.")
-        converse(chat)
-        return 0
-    try:
-        chat.ask(question)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return _conversation(chat, talk, shown)
+    return _answer_once(chat, question, shown, args.json, load_seconds)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="llava chat",
-        description="Ask a model about images. Without a question, on a terminal, a conversation starts.",
-        epilog=HELP,
+        description="Ask a model about images and videos. Without a question, on a terminal, a conversation starts.",
+        epilog=help_text(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("question", nargs="?", metavar="QUESTION", help="answered once; a pipe will do as well")
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="checkpoint folder")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="image; repeat for several")
-    parser.add_argument("--max_new_tokens", type=int, default=512, metavar="N", help="longest answer (default 512)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0, the default, is greedy")
-    parser.add_argument("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default: a GPU if any)")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: bfloat16 on a GPU)")
+    add, defaults = parser.add_argument, Settings()
+    add("question", nargs="?", metavar="QUESTION", help="answered once; a pipe will do as well")
+    add("--model", required=True, type=Path, metavar="DIR", help="checkpoint folder")
+    add("--image", action="append", default=[], metavar="FILE|URL", help="image; repeat for several")
+    add("--video", action="append", default=[], metavar="FILE|URL", help="video; repeat for several")
+    add("--system", metavar="TEXT", help="system message (default: the one of training)")
+    add("--max_new_tokens", type=int, metavar="N", help=f"longest answer (default {defaults.max_new_tokens})")
+    add("--temperature", type=float, metavar="T", help="0, the default, is greedy")
+    add("--top_p", type=float, metavar="P", help="draw from so much of the probability (default 1)")
+    add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default: a GPU if any)")
+    add("--dtype", default="auto", help="float32, bfloat16, float16 (default: 16 bits on a GPU, else float32)")
+    add("--load_4bit", "--load-4bit", action="store_true", help="the language model in 4 bits (bitsandbytes)")
+    add("--video_fps", type=float, default=EVERY_SECOND.fps, metavar="N", help="frames taken per second (default 1)")
+    add(
+        "--frames_upbound",
+        type=int,
+        default=EVERY_SECOND.frames_upbound,
+        metavar="N",
+        help=f"most frames of a video (default {EVERY_SECOND.frames_upbound})",
+    )
+    add("--show_managers", "--show-managers", action="store_true", help="after an answer, the managers' weights")
+    add("--no_preview", "--no-preview", action="store_false", dest="preview", help="no pictures in the terminal")
+    add("--json", action="store_true", help="one question: answer, tokens, timings and images as one JSON object")
+    add("--log", type=Path, metavar="FILE", help="write the conversation to FILE as it goes, JSON lines")
+    add("--load", type=Path, metavar="FILE", help="go on with a conversation from a file of --log or /save")
     return parser
 
 
@@ -72,101 +97,84 @@ def _single_question(argument: str | None) -> str | None:
     """The question from the argument or from a pipe; None on a terminal."""
     if argument is None and sys.stdin.isatty():
         return None
-    question = (sys.stdin.read() if argument is None else argument).strip()
+    try:
+        question = (sys.stdin.read() if argument is None else argument).strip()
+    except UnicodeDecodeError:
+        raise LlavaError("standard input is no text") from None
     if not question:
         raise LlavaError("no question: give one as an argument or on standard input")
     return question
 
 
-class Chat:
-    """A conversation so far, and the images that wait for the next question."""
-
-    def __init__(self, engine: Engine, images: list[Image.Image], *, max_new_tokens: int, temperature: float):
-        self.engine = engine
-        self.waiting = list(images)
-        self.options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-        self.dialogue = Dialogue([])
-
-    def ask(self, question: str) -> None:
-        """Prints the answer as it comes and remembers both, also an answer that Ctrl-C cut short.
-
-        Waiting images go in front of the question, or where it says `<image>`. Raises LlavaError when it says so more
-        or less often than there are images.
-        """
-        places = question.count(IMAGE_TOKEN)
-        if places not in (0, len(self.waiting)):
-            raise LlavaError(f"found {places} {IMAGE_TOKEN} in the question but {len(self.waiting)} new images")
-        text = question if places else join_images(question, len(self.waiting))
-        dialogue = Dialogue([*self.dialogue.turns, Turn("human", text)], [*self.dialogue.images, *self.waiting])
-        pieces: list[str] = []
-        try:
-            with closing(self.engine.stream(dialogue, **self.options)) as stream:
-                for piece in stream:
-                    print(piece, end="", flush=True)
-                    pieces.append(piece)
-        except KeyboardInterrupt:
-            self._remember(dialogue, pieces)
-            raise
-        self._remember(dialogue, pieces)
-
-    def _remember(self, dialogue: Dialogue, pieces: list[str]) -> None:
-        print(flush=True)
-        # A model that writes <image> must not move the images of later turns.
-        answer = "".join(pieces).replace(IMAGE_TOKEN, "").strip()
-        self.dialogue = Dialogue([*dialogue.turns, Turn("gpt", answer)], dialogue.images)
-        self.waiting = []
-
-    def show(self, path: str) -> None:
-        """Opens an image for the next question. Raises DataError when it is none."""
-        image = open_image(str(Path(path).expanduser()))
-        self.waiting.append(image)
-        _note(f"{path}: {image.width}x{image.height}, goes with the next question")
-
-    def reset(self) -> None:
-        """Forgets the turns and all images."""
-        self.dialogue, self.waiting = Dialogue([]), []
-        _note("the conversation starts anew")
+def _open_log(args: argparse.Namespace, chat: Chat) -> None:
+    goes_on = args.load is not None and args.load.absolute() == args.log.absolute()
+    session = chat.session
+    session.record = LogWriter(args.log, chat.model, session, goes_on)
+    if goes_on:  # what the command line changed
+        session.set_system(session.system)
+        session.set_settings(session.settings)
 
 
-def converse(chat: Chat) -> None:
-    """Reads questions and commands from the terminal until /exit or Ctrl-D."""
-    import readline  # noqa: F401  (importing it gives input() line editing and history)
+def _conversation(chat: Chat, talk: Talk | None, shown: list[Medium]) -> int:
+    from llava.chat.terminal import converse
 
-    while True:
-        try:
-            line = input("> ").strip()
-        except KeyboardInterrupt:
-            print()
-            continue
-        except EOFError:
-            print()
-            return
-        if line == "/exit":
-            return
-        try:
-            _obey(chat, line)
-        except KeyboardInterrupt:
-            _note("stopped")
-        except (LlavaError, RuntimeError) as error:  # RuntimeError: the device is out of memory, say
-            _note(f"error: {error}")
+    chat.display.note(f"{chat.model}: {chat.session.engine.describe()}. /help lists the commands.")
+    if talk is not None:
+        chat.replay(talk)
+    chat.show(shown)
+    converse(chat)
+    return 0
 
 
-def _obey(chat: Chat, line: str) -> None:
-    command, _, rest = line.partition(" ")
-    path = rest.strip().strip("'\"")
-    if command == "/image" and path:
-        chat.show(path)
-    elif command == "/image":
-        _note("error: /image needs a path")
-    elif command == "/reset":
-        chat.reset()
-    elif command == "/help":
-        _note(HELP)
-    elif command.startswith("/"):
-        _note(f"error: unknown command {command}; /help lists them")
-    elif line:
-        chat.ask(line)
+def _answer_once(chat: Chat, question: str, shown: list[Medium], as_json: bool, load_seconds: float) -> int:
+    session = chat.session
+    session.waiting = shown
+    for medium in shown:
+        if medium.notes:  # what was done to an image is said, its size is known
+            chat.display.note(str(medium))
+    try:
+        if as_json:
+            chat.answer_silently(question)
+            print(json.dumps(_as_json(chat, load_seconds), ensure_ascii=False), flush=True)
+        else:
+            chat.ask(question)
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:  # the device is out of memory, say
+        raise LlavaError(" ".join(str(error).split())) from error
+    return 0
 
 
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _as_json(chat: Chat, load_seconds: float) -> dict:
+    """The last answer, and all that is known about it."""
+    engine, exchange = chat.session.engine, chat.session.exchanges[-1]
+    images = [medium for each in chat.session.exchanges for medium in each.of_kind("image")]
+    layout, video_layout = engine.processor.image_processor.layout, engine.processor.image_processor.video_layout
+    result = {
+        "answer": exchange.answer,
+        "question": exchange.question,
+        "images": [
+            {
+                **record_of(medium),
+                "width": medium.content.width,
+                "height": medium.content.height,
+                "tokens": layout(medium.content.size, len(images) > 1).num_tokens,
+                "notes": list(medium.notes),
+            }
+            for medium in exchange.of_kind("image")
+        ],
+        "videos": [
+            {
+                **record_of(medium),
+                "frames": len(medium.content),
+                "tokens": video_layout(len(medium.content)).num_tokens,
+            }
+            for medium in exchange.of_kind("video")
+        ],
+        "tokens": asdict(exchange.usage),
+        "timings": {"load": load_seconds, **asdict(exchange.timing)},
+        "settings": asdict(chat.session.settings),
+        "model": chat.model,
+        "device": engine.describe(),
+    }
+    return result | ({"managers": list(map(asdict, chat.manager_weights()))} if chat.shows_managers else {})

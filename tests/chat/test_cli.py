@@ -1,6 +1,7 @@
 """`llava chat` as a user meets it: in a terminal, from an argument, from a pipe."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -16,20 +17,12 @@ from llava.cli import main
 from llava.data.schema import Dialogue, Turn
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
-COMMAND = [sys.executable, "-m", "llava.cli", "chat", "--device", "cpu", "--max_new_tokens", "8"]
+COMMAND = [sys.executable, "-m", "llava.cli", "chat", "--device", "cpu"]
 
 
-@pytest.fixture(scope="module")
-def image_file(tmp_path_factory, make_image):
-    path = tmp_path_factory.mktemp("images") / "a page.png"
-    make_image(120, 90).save(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def expected(tiny_model_dir, make_image):
-    """A function: question and images to the engine's own answer."""
-    engine = Engine.from_pretrained(tiny_model_dir, device="cpu")
+@pytest.fixture
+def expected(engine, make_image):
+    """A function: turns and images to the engine's own answer."""
 
     def answer(*turns, images=()):
         turns = [Turn("gpt" if index % 2 else "human", text) for index, text in enumerate(turns)]
@@ -38,24 +31,72 @@ def expected(tiny_model_dir, make_image):
     return answer
 
 
-def run(*arguments, stdin=subprocess.DEVNULL, **options):
-    return subprocess.run([*COMMAND, *map(str, arguments)], stdin=stdin, capture_output=True, text=True, **options)
+@pytest.fixture
+def run(tiny_model_dir, capsys):
+    """A function: arguments to (status, stdout, stderr) of one question, answered in this process."""
+
+    def answer(*arguments) -> tuple[int, str, str]:
+        model = ("--model", tiny_model_dir, "--device", "cpu", "--max_new_tokens", 8)
+        status = main(["chat", *map(str, (*model, *arguments))])
+        shown = capsys.readouterr()
+        return status, shown.out, shown.err
+
+    return answer
 
 
-def test_a_question_as_argument_prints_the_answer_alone(tiny_model_dir, image_file, expected, make_image):
-    done = run("--model", tiny_model_dir, "--image", image_file, "What is in the picture?")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == expected("What is in the picture?", images=[make_image(120, 90)])
-    assert done.stdout.endswith("\n")
-    assert done.stderr == ""
+def test_a_question_as_argument_prints_the_answer_alone(run, page, expected, make_image):
+    status, out, err = run("--image", page, "What is in the picture?")
+    assert (status, err) == (0, "")
+    assert out.strip() == expected("What is in the picture?", images=[make_image(120, 90)])
+    assert out.endswith("\n")
 
 
-def test_a_question_from_a_pipe(tiny_model_dir, expected):
-    done = run("--model", tiny_model_dir, stdin=None, input="What is in the picture?\n")
-    assert (done.returncode, done.stdout.strip()) == (0, expected("What is in the picture?"))
+def test_a_question_from_a_pipe_without_a_terminal(tiny_model_dir, page, expected, make_image):
+    environment = {name: value for name, value in os.environ.items() if name not in ("TERM", "COLORTERM", "HOME")}
+    arguments = ["--max_new_tokens", "8", "--model", str(tiny_model_dir), "--image", str(page), "--json"]
+    done = subprocess.run(
+        [*COMMAND, *arguments], input="What is in\nthe picture?\n", capture_output=True, text=True, env=environment
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["answer"] == expected("What is in\nthe picture?", images=[make_image(120, 90)])
 
 
-def test_wrong_input_gets_one_line_and_no_answer(tiny_model_dir, tmp_path, image_file, capsys, monkeypatch):
+def test_json_tells_all_there_is_to_know(run, engine, page, expected, make_image, tmp_path):
+    transparent = tmp_path / "b.png"
+    make_image(50, 60).convert("RGBA").save(transparent)
+    status, out, err = run(
+        "--image", page, "--image", transparent, "--json", "--show-managers", "--log", tmp_path / "log.jsonl", "Which?"
+    )
+    assert (status, err, out.count("\n")) == (0, "", 1)
+    found = json.loads(out)
+    images = [make_image(120, 90), make_image(50, 60)]
+    assert found["answer"] == expected("Which?", images=images)
+    assert [(image["path"], image["width"], image["height"]) for image in found["images"]] == [
+        (str(page), 120, 90),
+        (str(transparent), 50, 60),
+    ]
+    tokens = found["tokens"]
+    assert sum(image["tokens"] for image in found["images"]) == tokens["visual"]
+    assert tokens["prompt"] == tokens["prefilled"] == engine.count_tokens(Dialogue([Turn("human", "Which?")], images))
+    assert 0 < found["timings"]["first_token"] <= found["timings"]["total"]
+    assert found["device"] == "cpu, float32, sdpa"
+    assert [manager["layer"] for manager in found["managers"]] == [0, 2, 4]
+
+    status, out, err = run("--load", tmp_path / "log.jsonl", "--log", tmp_path / "log.jsonl", "--json", "And?")
+    follow_up = json.loads(out)
+    assert follow_up["answer"] == expected("<image> <image>\nWhich?", found["answer"], "And?", images=images)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 5
+
+
+def test_what_was_done_to_an_image_is_said_and_the_managers_are_shown(run, tmp_path, make_image):
+    make_image().convert("CMYK").save(tmp_path / "a.jpg")
+    status, out, err = run("--image", tmp_path / "a.jpg", "--show_managers", "What?")
+    assert status == 0
+    assert err.startswith(f"{tmp_path}/a.jpg: 100x70, CMYK colors are converted to RGB\nmanagers: mean |W|")
+    assert "managers" not in out
+
+
+def test_wrong_input_gets_one_line_and_no_answer(tiny_model_dir, tmp_path, page, capsys, monkeypatch):
     text_model = tmp_path / "text"
     text_model.mkdir()
     (text_model / "config.json").write_text('{"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}')
@@ -72,67 +113,20 @@ def test_wrong_input_gets_one_line_and_no_answer(tiny_model_dir, tmp_path, image
         (model, "no question"),
         ((*model, "--max_new_tokens", "0", "Hi"), "--max_new_tokens must be at least 1, found 0"),
         ((*model, "--temperature", "-1", "Hi"), "--temperature must not be negative, found -1.0"),
+        ((*model, "--top_p", "0", "Hi"), "--top_p must be above 0 and at most 1, found 0.0"),
+        ((*model, "--video", tmp_path / "nowhere.mp4", "Hi"), "nowhere.mp4 does not exist"),
+        ((*model, "--frames_upbound", "-1", "Hi"), "video frames_upbound must be at least 0"),
+        ((*model, "--load", tmp_path / "nowhere.jsonl", "Hi"), "nowhere.jsonl does not exist"),
+        ((*model, "--log", no_image, "Hi"), "notes.txt exists"),
+        ((*model, "--system", "<image>", "Hi"), "the system message must not hold <image>"),
+        ((*model, "--json"), "no question"),
         ((*model, "--device", "abacus", "Hi"), "device 'abacus' cannot be used"),
-        ((*model, "--image", image_file, "<image> and <image>"), "found 2 <image> in the question but 1 new images"),
+        ((*model, "--image", page, "<image> and <image>"), "found 2 <image> in the question but 1 new images"),
     ]:
         assert main(["chat", *map(str, arguments)]) == 2, message
         shown = capsys.readouterr()
         assert message in shown.err
         assert (shown.out, shown.err.count("\n")) == ("", 1)
-
-
-@pytest.fixture
-def terminal(tiny_model_dir):
-    """A chat in a pseudo-terminal, at its first prompt."""
-    environment = {**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null"}
-    child = pexpect.spawn(
-        COMMAND[0], [*COMMAND[1:], "--model", str(tiny_model_dir)], env=environment, encoding="utf-8", timeout=60
-    )
-    child.setwinsize(40, 400)
-    child.expect(r"cpu, float32, sdpa\. /help lists the commands\.\r\n")
-    child.expect_exact("> ")
-    yield child
-    child.close(force=True)
-
-
-def say(terminal, line):
-    """Sends a line and returns what is shown up to the next prompt."""
-    terminal.sendline(line)
-    terminal.expect_exact(line)
-    terminal.expect(r"\r\n> ")
-    shown = re.sub(r"\x1b\[\?2004[hl]\r?", "", terminal.before)
-    return shown.strip()
-
-
-def test_a_conversation_keeps_its_turns_and_images(terminal, image_file, expected, make_image):
-    image = make_image(120, 90)
-    assert say(terminal, f"/image '{image_file}'") == f"{image_file}: 120x90, goes with the next question"
-    first = say(terminal, "What is in the picture?")
-    question = "<image>\nWhat is in the picture?"
-    assert first == expected(question, images=[image])
-    second = say(terminal, "A red car?")
-    assert second == expected(question, first, "A red car?", images=[image])
-    assert say(terminal, "/reset") == "the conversation starts anew"
-    assert say(terminal, "A red car?") == expected("A red car?")
-    assert second != expected("A red car?"), "the second answer should have depended on the first turn"
-
-
-def test_mistakes_get_one_line_and_the_chat_goes_on(terminal, tmp_path, expected):
-    notes = tmp_path / "notes.txt"
-    notes.write_text("not pixels")
-    assert say(terminal, "/image nowhere.png") == "error: image nowhere.png does not exist"
-    assert say(terminal, f"/image {notes}") == f"error: {notes} is not an image that Pillow can read"
-    assert say(terminal, "/image") == "error: /image needs a path"
-    assert say(terminal, "/imagine") == "error: unknown command /imagine; /help lists them"
-    assert "/reset" in say(terminal, "/help")
-    assert say(terminal, "Hello") == expected("Hello")
-
-
-def test_exit_and_end_of_input_leave_with_status_0(terminal):
-    terminal.sendline("/exit")
-    terminal.expect(pexpect.EOF)
-    terminal.close()
-    assert terminal.exitstatus == 0
 
 
 @pytest.fixture
@@ -149,29 +143,124 @@ def endless_model_dir(tiny_model_dir, tiny_tokenizer, tmp_path):
     return folder
 
 
-def test_ctrl_c_stops_the_answer_and_ctrl_d_the_program(endless_model_dir):
-    arguments = [*COMMAND[1:-1], "1900", "--model", str(endless_model_dir)]
-    child = pexpect.spawn(COMMAND[0], arguments, encoding="utf-8", timeout=60)
-    child.expect_exact("> ")
+def spawn(arguments, state, **environment) -> pexpect.spawn:
+    """A chat in a pseudo-terminal that is asked for nothing it does not know: where its cursor is."""
+    environment = {**os.environ, "PROMPT_TOOLKIT_NO_CPR": "1", "XDG_STATE_HOME": str(state), **environment}
+    return pexpect.spawn(
+        COMMAND[0],
+        [*COMMAND[1:], *map(str, arguments)],
+        env=environment,
+        encoding="utf-8",
+        timeout=120,
+        dimensions=(40, 200),
+    )
+
+
+class Terminal:
+    """Lines sent to a chat in a pseudo-terminal, and what it shows."""
+
+    def __init__(self, child: pexpect.spawn):
+        self.child = child
+
+    def shown(self) -> str:
+        """What comes up to the next prompt, without what moves the cursor and colors the text."""
+        self.child.expect(r"\x1b\[\?2004h.*?>")  # bracketed paste begins with the prompt
+        return re.sub(r"\x1b\[[?>\d;]*[A-Za-z]|\r|\x08", "", self.child.before)
+
+    def say(self, keys: str) -> str:
+        self.child.send(keys + "\r")
+        self.child.expect(r"\x1b\[\?2004l")  # the line is taken
+        return self.shown()
+
+
+def test_a_conversation_in_a_terminal(endless_model_dir, page, tmp_path, make_image):
+    """One process, since it takes seconds to start: every command meets the others, as in a real conversation."""
+    (page.parent / "clip.txt").touch()
+    arguments = ["--max_new_tokens", "1900", "--model", endless_model_dir, "--show-managers"]
+    child = spawn(arguments, tmp_path / "state", TERM="xterm-256color", COLORTERM="truecolor")
+    terminal = Terminal(child)
+    assert f"{endless_model_dir}: cpu, float32, sdpa. /help lists the commands." in terminal.shown()
+
     child.sendintr()  # at the prompt: a new prompt
-    child.expect_exact("> ")
-    child.sendline("Hello")
-    child.expect_exact("Hello\r\n")
+    terminal.shown()
+    child.send("Hello\r")
     child.expect(r"\w+ \w+ \w+")  # the answer has begun
     child.sendintr()
     child.expect_exact("stopped\r\n")
-    child.expect_exact("> ")
+    terminal.shown()
+
+    assert "max_new_tokens=4 " in terminal.say("/set max_new_tokens=4")
+    completed = terminal.say(f"/im\t{page.parent}/a\t")  # the command's name, and the only image there
+    assert f"{page}: 120x90, goes with the next question" in completed
+    assert completed.count("▀") == 37 * 14, "a picture of it"
+    answer = terminal.say("What is it?")
+    assert re.search(r"(\w+ ){3}\w+\s", answer)
+    assert "managers: mean |W| by vision layer" in answer
+    assert re.search(r"V4 +\S+ +0\.\d{4}", answer)
+    assert "were computed, 0 were kept" not in terminal.say("/tokens")
+
+    for line, message in {
+        "/image nowhere.png": "error: image nowhere.png does not exist",
+        f"/image {page.parent}": f"error: image {page.parent} is a folder",
+        "http://127.0.0.1:1/a.png what?": "error: http://127.0.0.1:1/a.png cannot be reached: ",
+        "/imagine": "error: unknown command /imagine; /help lists them",
+        "/paste": "clipboard",
+    }.items():
+        assert message in terminal.say(line)
+    assert f"taken back: What is it?, {page}" in terminal.say("/undo")
+    terminal.say("\x1b[200~" + f"'{page}' Dropped?" + "\x1b[201~")  # pasted
+    terminal.say("\x1b[A")  # the line before, again
+    assert f"taken back: '{page}' Dropped?" not in (last := terminal.say("/undo"))
+    assert f"taken back: Dropped?, {page}" in last
+    assert "saved" in terminal.say(f"/save {tmp_path}/talk.json")
+    events = json.loads((tmp_path / "talk.json").read_text())["events"]
+    assert [event["question"] for event in events] == ["Hello", "Dropped?"]
+    assert events[0]["stopped"]
+    assert "Dropped?" in terminal.say(f"/load {tmp_path}/talk.json")
+    history = tmp_path / "state/llava-ov-manager/chat_history"
+    assert "+What is it?\n" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+    child.send("half a line")
+    child.sendintr()
+    terminal.shown()
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
 
 
-def test_ctrl_c_ends_a_single_question_with_status_130(endless_model_dir):
-    arguments = [*COMMAND[1:-1], "1900", "--model", str(endless_model_dir), "Hello"]
-    child = pexpect.spawn(COMMAND[0], arguments, encoding="utf-8", timeout=60)
-    child.expect(r"\w+ \w+ \w+")
-    child.sendintr()
+def test_a_terminal_that_can_nothing(tiny_model_dir, page, expected, run, make_image, tmp_path):
+    """No TERM, no place for the history; a conversation goes on from a log, and ends with /exit."""
+    (tmp_path / "state").touch()
+    before = run("--log", tmp_path / "talk.jsonl", "Hello")[1].strip()
+    arguments = ["--max_new_tokens", "8", "--model", tiny_model_dir, "--load", tmp_path / "talk.jsonl"]
+    child = spawn(arguments, tmp_path / "state", TERM="")
+    child.expect_exact("> Hello\r\n")
+    child.expect_exact("the history is not kept")
+    assert child.before.strip() == before
+    child.expect_exact("> ")
+
+    def say(line: str) -> str:
+        child.sendline(line)
+        child.expect_exact(line)
+        child.expect(r"\r\n> ")
+        return child.before.strip()
+
+    assert say(f"/image '{page}'") == f"{page}: 120x90, goes with the next question"
+    first = say("What is in the picture?")
+    assert first == expected("Hello", before, "<image>\nWhat is in the picture?", images=[make_image(120, 90)])
+    assert "/reset" in say("/help")
+    child.sendline("/exit")
     child.expect(pexpect.EOF)
     child.close()
-    assert child.exitstatus == 130
+    assert child.exitstatus == 0
+
+
+def test_an_interrupt_ends_a_single_question_with_status_130(run, monkeypatch):
+    def stream(*args, **options):
+        yield "half an"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Engine, "stream", stream)
+    assert run("Hello") == (130, "half an\n", "")
+    assert run("--json", "Hello") == (130, "", "")

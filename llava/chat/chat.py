@@ -1,0 +1,103 @@
+"""What a line from the user does: a question with what it shows, or a command of llava/chat/commands.py."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+from llava.chat.display import Display
+from llava.chat.inline import split_media
+from llava.chat.log import Talk, load
+from llava.chat.manager_weights import ManagerWeights, ScoreRecorder
+from llava.chat.media import MediaReader, Medium
+from llava.chat.session import Exchange, Session
+
+
+class Chat:
+    """A session, and how it is shown.
+
+    model: its name in logs. show_managers: print a chart of the managers' weights after each answer.
+    leaving: set when the user wants to go. files: logs that were read or written, and may be written again.
+    """
+
+    def __init__(self, session: Session, media: MediaReader, display: Display, model: str, show_managers: bool = False):
+        self.session = session
+        self.media = media
+        self.display = display
+        self.model = model
+        self.leaving = False
+        self.files: set[Path] = set()
+        self._recorder = ScoreRecorder(session.engine.model) if show_managers else None
+
+    def say(self, line: str) -> None:
+        """Opens the images and videos that the line names and asks the rest; without any rest they wait.
+
+        Raises LlavaError; whatever cannot be opened stops the whole line, and the line can be given again.
+        """
+        question, named = split_media(line)
+        opened = [self.media.open(source, kind) for kind, source in named]
+        waiting = list(self.session.waiting)
+        self.show(opened, "this question" if question else "the next question")
+        if not question:
+            return
+        try:
+            self.ask(question)
+        except BaseException:
+            if self.session.waiting:  # there is no answer; else they belong to it
+                self.session.waiting = waiting
+            raise
+
+    def show(self, media: list[Medium], when: str = "the next question") -> None:
+        """Puts opened images and videos before the next question."""
+        self.session.waiting += media
+        for medium in media:
+            self.display.note(f"{medium}, goes with {when}")
+            self.display.show_image(medium.content if medium.kind == "image" else medium.content[0])
+
+    def ask(self, question: str) -> None:
+        self._answer(lambda show: self.session.ask(question, show))
+
+    def retry(self) -> None:
+        if self.session.exchanges and self.session.settings.temperature == 0:
+            self.display.note("temperature is 0, the answer will be the same; /set temperature=0.7 makes it vary")
+        self._answer(self.session.retry)
+
+    def answer_silently(self, question: str) -> None:
+        """Asks without showing anything."""
+        with self._recording():
+            self.session.ask(question, lambda piece: None)
+
+    @property
+    def shows_managers(self) -> bool:
+        return self._recorder is not None
+
+    def manager_weights(self) -> list[ManagerWeights]:
+        """What the managers took from each vision layer; only where they are shown."""
+        return self._recorder.weights()
+
+    def _answer(self, answered: Callable[[Callable[[str], None]], Exchange]) -> None:
+        with self._recording(), self.display.answer() as show:
+            answered(show)
+        if self.shows_managers:
+            self.display.show_weights(self.manager_weights())
+
+    def _recording(self):
+        return self._recorder.recording() if self._recorder else nullcontext()
+
+    def load(self, path: Path) -> None:
+        """Goes on with a conversation from a file, in place of this one, which is untouched when the file is faulty."""
+        talk = load(path, self.media)
+        self.session.restore(talk.exchanges, talk.system, talk.settings)
+        self.files.add(path.absolute())
+        self.replay(talk)
+
+    def replay(self, talk: Talk) -> None:
+        """Shows a conversation that was read."""
+        for note in talk.notes:
+            self.display.note(note)
+        if talk.model != self.model:
+            self.display.note(f"this was a conversation with {talk.model}")
+        for exchange in talk.exchanges:
+            for medium in exchange.media:
+                self.display.note(str(medium))
+            self.display.note(f"> {exchange.question}")
+            self.display.show_text(exchange.answer)

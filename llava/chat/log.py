@@ -1,0 +1,258 @@
+"""Conversations in files: written as they go (--log), or at once (/save), and read again (--load, /load).
+
+JSON lines, one event each, the first a header; or, in a file whose name ends in .json, the header with all "events".
+
+{"event": "start", "format": "llava-chat", "version": 1, "model": ..., "system": ..., "settings": {...}}
+{"event": "answer", "question": ..., "images": [{"path", "sha256", "source"}], "videos": [...], "answer": ..., ...}
+{"event": "retry", ...}        as answer, in place of the last one
+{"event": "undo"}  {"event": "reset"}  {"event": "system", "text": ...}  {"event": "set", "settings": {...}}
+
+Images and videos are not stored, but named by path and hash. What came from the web or the clipboard, and has no path
+of its own, is copied into a folder beside the log.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import UnionType
+
+from llava.chat.media import MediaReader, Medium
+from llava.chat.session import Exchange, Session, checked_system, placed
+from llava.chat.settings import SETTINGS, Settings, changed
+from llava.data.video import VideoSampling
+from llava.errors import DataError, LlavaError
+
+FORMAT, VERSION = "llava-chat", 1
+
+
+@dataclass
+class Talk:
+    """A conversation that was read. notes: what the user should know about it, a line each."""
+
+    model: str
+    system: str | None
+    settings: Settings
+    exchanges: list[Exchange]
+    notes: list[str]
+
+
+class LogWriter:
+    """Appends each change of a conversation to a file, as `Session.record`."""
+
+    def __init__(self, path: Path, model: str, session: Session, goes_on: bool):
+        """goes_on: the file holds the session's conversation already; else it must not exist.
+
+        Raises LlavaError when it cannot be written.
+        """
+        self.path = path
+        try:
+            if goes_on:
+                _prepare_to_append(path)
+            else:
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(_line(_header(model, session)))
+                for exchange in session.exchanges:
+                    self("answer", exchange)
+        except FileExistsError:
+            raise LlavaError(f"the log {path} exists; go on with it by --load {path}, or name another") from None
+        except OSError as error:
+            raise LlavaError(f"the log {path} cannot be written: {error.strerror}") from None
+
+    def __call__(self, event: str, value=None) -> None:
+        """Raises LlavaError when the file cannot be written; the conversation itself is untouched."""
+        try:
+            line = _line(_event(event, value, self.path))
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise LlavaError(f"the log {self.path} cannot be written: {error.strerror}") from None
+
+
+def save(path: Path, model: str, session: Session) -> None:
+    """Writes the conversation as it stands; the file is whole or is not there. Raises LlavaError."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        header = _header(model, session)
+        events = [_event("answer", exchange, path) for exchange in session.exchanges]
+        if path.suffix == ".json":
+            text = json.dumps({**header, "events": events}, ensure_ascii=False, indent=1) + "\n"
+        else:
+            text = "".join(map(_line, [header, *events]))
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise LlavaError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def load(path: Path, media: MediaReader) -> Talk:
+    """Reads a conversation and opens its images and videos.
+
+    Raises LlavaError, naming the file and the line or event, for what is no such log, and for an image or video that is
+    missing or has changed.
+    """
+    header, events, notes = _read(path)
+    if header.get("event") != "start" or header.get("format") != FORMAT:
+        raise LlavaError(f"{path} is no log of llava chat")
+    if header.get("version") != VERSION:
+        raise LlavaError(f"{path} has version {header.get('version')} of this format; version {VERSION} is read")
+    where = f"{path}, event 1"
+    system, settings = _system(header, where), _settings(header, where)
+    stored: list[tuple[str, dict]] = []
+    for number, event in enumerate(events, start=2):
+        where = f"{path}, event {number}"
+        kind = event.get("event")
+        if kind == "reset":
+            stored = []
+        elif kind == "system":
+            system = _system(event, where, "text")
+        elif kind == "set":
+            settings = _settings(event, where)
+        elif kind in ("undo", "retry", "answer"):
+            if kind != "answer" and not stored:
+                raise LlavaError(f"{where}: {kind} without a turn")
+            stored = stored[:-1] if kind != "answer" else stored
+            stored += [(where, event)] if kind != "undo" else []
+        else:
+            raise LlavaError(f"{where}: unknown event {kind!r}")
+    opened: dict[tuple, Medium] = {}
+    exchanges = [_exchange(event, path, where, media, opened) for where, event in stored]
+    return Talk(_field(header, "model", str, f"{path}, event 1"), system, settings, exchanges, notes)
+
+
+def record_of(medium: Medium) -> dict:
+    """A medium by path, hash, and the name that the user gave it; a video with how its frames were chosen."""
+    sampling = asdict(medium.sampling) if medium.sampling is not None else {}
+    return {"path": str(medium.path), "sha256": medium.sha256, "source": medium.source, **sampling}
+
+
+def _header(model: str, session: Session) -> dict:
+    start = {"event": "start", "format": FORMAT, "version": VERSION, "model": model}
+    return {**start, "system": session.system, "settings": asdict(session.settings)}
+
+
+def _event(event: str, value, path: Path) -> dict:
+    if event in ("answer", "retry"):
+        shown = {f"{kind}s": [_stored(m, path) for m in value.of_kind(kind)] for kind in ("image", "video")}
+        return {
+            "event": event,
+            "question": value.question,
+            **shown,
+            "answer": value.answer,
+            "stopped": value.stopped,
+            "tokens": asdict(value.usage) if value.usage else None,
+            "seconds": asdict(value.timing) if value.timing else None,
+        }
+    return {"event": event, **({"text": value} if event == "system" else {"settings": value} if event == "set" else {})}
+
+
+def _stored(medium: Medium, log: Path) -> dict:
+    record = record_of(medium)
+    if medium.fetched:
+        folder = log.with_name(f"{log.name}.media")
+        folder.mkdir(exist_ok=True)
+        name = medium.sha256[:16] + medium.path.suffix
+        shutil.copyfile(medium.path, folder / name)
+        record["path"] = f"{folder.name}/{name}"  # so that log and folder can go elsewhere together
+    return record
+
+
+def _line(event: dict) -> str:
+    return json.dumps(event, ensure_ascii=False) + "\n"
+
+
+def _prepare_to_append(path: Path) -> None:
+    """Removes a half-written last line. Raises LlavaError for a log that is one JSON document."""
+    with open(path, "rb+") as file:
+        content = file.read()
+        if content.startswith(b"{\n"):
+            raise LlavaError(f"the log {path} is one JSON document, nothing can be added; name a .jsonl file")
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
+    """The header, the events, and what is to be said about the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise LlavaError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise LlavaError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    notes = []
+    try:
+        whole = json.loads(text)
+        rest = whole.pop("events", []) if isinstance(whole, dict) else None
+        events = [whole, *rest] if isinstance(rest, list) else []
+    except ValueError:
+        *lines, rest = text.split("\n")
+        if rest:
+            notes.append(f"{path}: the last line is half-written and is left out")
+        events = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    if not events or not all(isinstance(event, dict) for event in events):
+        raise LlavaError(f"{path} is no log of llava chat")
+    return events[0], events[1:], notes
+
+
+def _parsed(line: str, where: str):
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise LlavaError(f"{where}: not JSON ({error})") from None
+
+
+def _field(event: dict, name: str, kind: type | UnionType, where: str):
+    if not isinstance(event.get(name), kind):
+        wanted = getattr(kind, "__name__", kind)
+        raise LlavaError(f"{where}: {name!r} must be of type {wanted}, found {event.get(name)!r}")
+    return event[name]
+
+
+def _system(event: dict, where: str, name: str = "system") -> str | None:
+    if event.get(name) is None:
+        return None
+    try:
+        return checked_system(_field(event, name, str, where))
+    except LlavaError as error:
+        raise LlavaError(f"{where}: {error}") from None
+
+
+def _settings(event: dict, where: str) -> Settings:
+    values = _field(event, "settings", dict, where)
+    for name, value in values.items():
+        wanted = int if name == "max_new_tokens" else int | float
+        if name not in SETTINGS or isinstance(value, bool) or not isinstance(value, wanted):
+            raise LlavaError(f"{where}: no setting: {name!r}: {value!r}")
+    return changed(Settings(), values, f"{where}: ")
+
+
+def _exchange(event: dict, log: Path, where: str, media: MediaReader, opened: dict) -> Exchange:
+    shown = [
+        _medium(record, kind, log, where, media, opened)
+        for kind in ("image", "video")
+        for record in _field(event, f"{kind}s", list, where)
+    ]
+    question, answer = (_field(event, name, str, where) for name in ("question", "answer"))
+    exchange = Exchange(question, tuple(shown), answer, event.get("stopped") is True)
+    try:
+        placed(exchange)  # raises when the question was edited, say
+    except LlavaError as error:
+        raise LlavaError(f"{where}: {error}") from None
+    return exchange
+
+
+def _medium(record, kind: str, log: Path, where: str, media: MediaReader, opened: dict) -> Medium:
+    """Opened once, so that the same image of two turns is the same object."""
+    if not isinstance(record, dict):
+        raise LlavaError(f"{where}: {kind} must be an object, found {record!r}")
+    path, sha256 = log.parent / _field(record, "path", str, where), _field(record, "sha256", str, where)
+    names = [field.name for field in fields(VideoSampling) if kind == "video"]
+    sampling = VideoSampling(**{name: _field(record, name, int | float, where) for name in names}) if names else None
+    key = (kind, path, sha256, sampling)
+    if key not in opened:
+        source = str(record.get("source", path))
+        try:
+            opened[key] = media.open_stored(Path(os.path.abspath(path)), sha256, source, kind, sampling)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+    return opened[key]

@@ -1,0 +1,179 @@
+"""A conversation with a model: its turns, what waits to be shown, and how answers are made."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+
+from llava.chat.engine import Engine
+from llava.chat.kept_cache import KeptCache, Usage
+from llava.chat.media import Medium
+from llava.chat.settings import Settings
+from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
+from llava.data.schema import Dialogue, Turn
+from llava.errors import LlavaError
+
+PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from the question to the first piece of the answer, and to its end."""
+
+    first_token: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question, what was shown with it, and the answer. stopped: it was cut short. usage, timing: of the answer."""
+
+    question: str
+    media: tuple[Medium, ...]
+    answer: str = ""
+    stopped: bool = False
+    usage: Usage | None = None
+    timing: Timing | None = None
+
+    def of_kind(self, kind: str) -> list[Medium]:
+        return [medium for medium in self.media if medium.kind == kind]
+
+
+class Session:
+    """The conversation so far, and all that an answer depends on.
+
+    exchanges: the turns. waiting: images and videos that go with the next question. system: the system message, None
+    for the model's own. record: called with each change of the conversation, as llava/chat/log.py stores it.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, system: str | None = None):
+        self.engine = engine
+        self.settings = settings
+        self.exchanges: list[Exchange] = []
+        self.waiting: list[Medium] = []
+        self.record: Callable[[str, object], None] = lambda event, value=None: None
+        self._kept = KeptCache()
+        self.system = checked_system(system)
+
+    def ask(self, question: str, show: Callable[[str], None]) -> Exchange:
+        """Answers, giving each piece to `show` as it comes; both are remembered.
+
+        What waits goes in front of the question, or where it says `<image>` and `<video>`.
+        KeyboardInterrupt ends an answer; what has come of it is remembered before the interrupt goes on to the caller.
+        After any other error, and when nothing has come yet, the conversation is as it was.
+        Raises LlavaError when the question has more or fewer places than there are images or videos.
+        """
+        return self._answer(self.exchanges, Exchange(question, tuple(self.waiting)), show, "answer")
+
+    def retry(self, show: Callable[[str], None]) -> Exchange:
+        """Answers the last question again, in place of the last answer; errors as in ask."""
+        last, waiting = self._last(), self.waiting
+        try:
+            return self._answer(self.exchanges[:-1], Exchange(last.question, last.media), show, "retry")
+        finally:
+            self.waiting = waiting
+
+    def undo(self) -> Exchange:
+        """Takes back the last question, what was shown with it, and its answer."""
+        last = self._last()
+        self.exchanges = self.exchanges[:-1]
+        self.record("undo")
+        return last
+
+    def reset(self) -> None:
+        """Forgets the turns and what waits; system message and settings stay."""
+        self.exchanges, self.waiting = [], []
+        self._kept.clear()
+        self.record("reset")
+
+    def set_system(self, text: str | None) -> None:
+        """Another system message, for the whole conversation; None for the model's own."""
+        self.system = checked_system(text)
+        self.record("system", self.system)
+
+    def set_settings(self, settings: Settings) -> None:
+        self.settings = settings
+        self.record("set", asdict(settings))
+
+    def restore(self, exchanges: Sequence[Exchange], system: str | None, settings: Settings) -> None:
+        """Another conversation in place of this one; what waits stays."""
+        self.exchanges, self.system, self.settings = list(exchanges), checked_system(system), settings
+        self.record("reset")
+        self.record("system", system)
+        self.record("set", asdict(settings))
+        for exchange in exchanges:
+            self.record("answer", exchange)
+
+    @property
+    def usage(self) -> Usage | None:
+        """Tokens of the last answer that was generated."""
+        return self._kept.usage
+
+    def count_next(self) -> int:
+        """Tokens of the prompt of the next question, without its text."""
+        return self.engine.count_tokens(self._dialogue([*self.exchanges, Exchange("", tuple(self.waiting))]))
+
+    def _last(self) -> Exchange:
+        if not self.exchanges:
+            raise LlavaError("the conversation has no turn yet")
+        return self.exchanges[-1]
+
+    def _answer(self, before: list[Exchange], asked: Exchange, show: Callable[[str], None], event: str) -> Exchange:
+        dialogue = self._dialogue([*before, asked])
+        pieces: list[str] = []
+        begin = time.perf_counter()
+        first, interrupt = None, None
+        try:
+            with closing(self.engine.stream(dialogue, **asdict(self.settings), kept=self._kept)) as stream:
+                for piece in stream:
+                    first = first or time.perf_counter()
+                    pieces.append(piece)
+                    show(piece)
+        except KeyboardInterrupt as caught:
+            if not pieces:
+                raise
+            interrupt = caught
+        end = time.perf_counter()
+        answer = "".join(pieces)
+        for placeholder in PLACEHOLDERS.values():  # that a model writes must not move the images of later turns
+            answer = answer.replace(placeholder, "")
+        timing = Timing((first or end) - begin, end - begin)
+        exchange = Exchange(
+            asked.question, asked.media, answer.strip(), interrupt is not None, self._kept.usage, timing
+        )
+        self.exchanges, self.waiting = [*before, exchange], []
+        self.record(event, exchange)
+        if interrupt is not None:
+            raise interrupt
+        return exchange
+
+    def _dialogue(self, exchanges: list[Exchange]) -> Dialogue:
+        """The turns, up to the last exchange's question."""
+        turns = [Turn("system", self.system)] if self.system is not None else []
+        for exchange in exchanges:
+            turns += [Turn("human", placed(exchange)), Turn("gpt", exchange.answer)]
+        images = [medium.content for exchange in exchanges for medium in exchange.of_kind("image")]
+        videos = [medium.content for exchange in exchanges for medium in exchange.of_kind("video")]
+        return Dialogue(turns[:-1], images, videos)
+
+
+def placed(exchange: Exchange) -> str:
+    """The question with a place for each image and video: where it says so itself, else in front, as in training.
+
+    Raises LlavaError when it says so more or less often than there are.
+    """
+    in_front = []
+    for kind, placeholder in PLACEHOLDERS.items():
+        places, count = exchange.question.count(placeholder), len(exchange.of_kind(kind))
+        if places not in (0, count):
+            raise LlavaError(f"found {places} {placeholder} in the question but {count} new {kind}s")
+        in_front += [placeholder] * (count - places)
+    return f"{' '.join(in_front)}\n{exchange.question}" if in_front else exchange.question
+
+
+def checked_system(text: str | None) -> str | None:
+    """The message; LlavaError for one that has places for images or videos, which stand in turns."""
+    for placeholder in PLACEHOLDERS.values():
+        if text is not None and placeholder in text:
+            raise LlavaError(f"the system message must not hold {placeholder}")
+    return text
