@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from llava.anyres import ImageLayout, VideoLayout
+from llava.data.images import normalize
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.errors import LlavaError
@@ -169,7 +170,9 @@ def _encode(model, processor: LlavaOVManagerProcessor, spans: list[Span]) -> dic
     for modality, (kind, crops_of) in makers.items():
         chosen = [span for span in spans if isinstance(span.layout, kind)]
         if chosen:
-            crops = torch.from_numpy(np.concatenate([crops_of(span) for span in chosen])).to(model.device)
-            given = VisualInput(crops, [span.layout for span in chosen], [0] * len(chosen))
+            crops = np.concatenate([crops_of(span) for span in chosen])
+            pixels = normalize(crops, processor.image_processor.image_mean, processor.image_processor.image_std)
+            layouts, of_one_sample = [span.layout for span in chosen], [0] * len(chosen)
+            given = VisualInput(torch.from_numpy(pixels).to(model.device), layouts, of_one_sample)
             features[modality] = model.model.get_visual_features(given)
     return features
