@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
-from llava.eval.judge_settings import NO_JUDGE, JudgeSettings, judge_settings
-from llava.eval.judged import prompts_version
+from llava.eval.judge.reviews import Reviewer, with_reviews
+from llava.eval.judge.rubrics import prompts_version
+from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.lmms_model import MODEL_ID
-from llava.eval.reviews import Reviewer, with_reviews
 from llava.eval.store import save_task_run
 from llava.eval.task import build_task
 from llava.train.checkpoint import trained_arm

@@ -12,11 +12,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.errors import LlavaError
-from llava.eval import report
 from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
 from llava.eval.harness import OFFLINE, Job, is_judged
-from llava.eval.judge_settings import NO_JUDGE, add_judge_arguments, judge_settings_from
-from llava.eval.judging import judge_jobs
+from llava.eval.judge.main import judge_jobs
+from llava.eval.judge.settings import NO_JUDGE, add_judge_arguments, judge_settings_from
+from llava.eval.report import main as report
+from llava.eval.report.comparison import build_report
+from llava.eval.report.tables import render_text
 from llava.eval.store import discard_task_run
 from llava.eval.task import data_folder, task_names
 
@@ -80,7 +82,7 @@ def _print_outcome(job: Job) -> None:
     if job.mode == "predict":
         print(f"{job.out}: the answers are stored")
     else:
-        print(report.render_text(report.build_report([Path(job.out)])), end="")
+        print(render_text(build_report([Path(job.out)])), end="")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,11 +13,11 @@ from llava.chat.engine import Engine
 from llava.cli import main
 from llava.errors import LlavaError
 from llava.eval import harness
-from llava.eval import judge as client
 from llava.eval import main as command
 from llava.eval.harness import Job, run
-from llava.eval.judge_settings import JudgeSettings
-from llava.eval.judging import judge_jobs
+from llava.eval.judge import client
+from llava.eval.judge.main import judge_jobs
+from llava.eval.judge.settings import JudgeSettings
 from tests.benchmarks.judged import MMVET, WILD, judge
 from tests.benchmarks.twins import scripted, write_twin
 from tests.benchmarks.unjudged import REALWORLDQA

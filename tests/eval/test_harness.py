@@ -16,9 +16,10 @@ from tenacity import Future, RetryError
 
 from llava.chat.engine import Engine
 from llava.errors import LlavaError
-from llava.eval import adapter, report, task
+from llava.eval import adapter, task
 from llava.eval.harness import Job, run
 from llava.eval.lmms_model import MODEL_ID
+from llava.eval.report.comparison import build_report
 from llava.eval.store import load_run
 
 # Document i accepts "i" and "the i", and its kind is place, read, count, compare in turn. (answer, ANLS, exact match)
@@ -71,7 +72,7 @@ def test_scores_are_those_computed_by_hand(job, batches):
     assert by_kind == {"place": [1, 0, 1], "read": [1, 0, 0], "count": [0, 1], "compare": [0, 1]}
     assert (result.run["documents"], result.run["versions"]["lmms-eval"], result.run["arm"]) == (10, "0.7.3", None)
 
-    rows = report.build_report([folder.parent]).rows
+    rows = build_report([folder.parent]).rows
     values = {metric: cells["run"].value for (_, metric), cells in rows.items()}
     assert values["anls"] == pytest.approx(66.0)
     assert values["exact_match"] == pytest.approx(50.0)

@@ -7,7 +7,7 @@ from PIL import Image
 
 from llava.errors import LlavaError
 from llava.eval.store import discard_task_run, load_run, save_task_run, unscored_tasks
-from tests.eval.run_folders import JUDGE, RUN, save_benchmark, save_digit_pages
+from tests.eval.report.run_folders import JUDGE, RUN, save_benchmark, save_digit_pages
 
 
 def change_rows(folder, change):

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from llava.errors import LlavaError
-from llava.eval import judge
-from llava.eval.judge import Judge, Prompt, Reply, ReviewError
-from llava.eval.judge_settings import JudgeSettings, judge_settings
-from llava.eval.reviews import Reviewer, ReviewStore, with_reviews
+from llava.eval.judge import client
+from llava.eval.judge.client import Judge, Prompt, Reply, ReviewError
+from llava.eval.judge.reviews import Reviewer, ReviewStore, with_reviews
+from llava.eval.judge.settings import JudgeSettings, judge_settings
 from tests.eval.judge_server import DEAD, Answer, JudgeServer, question
 
 SECRET = "sk-never-to-be-seen"
@@ -37,7 +37,7 @@ def pauses(monkeypatch):
             if seconds > 0:
                 slept.append(seconds)
 
-    monkeypatch.setattr(judge, "time", Clock)
+    monkeypatch.setattr(client, "time", Clock)
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     for name in ("OPENAI_API_URL", "OPENAI_BASE_URL", "MODEL_VERSION"):
         monkeypatch.delenv(name, raising=False)

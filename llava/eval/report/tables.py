@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.comparison import Report, Row
-from llava.eval.intervals import Difference, Score
+from llava.eval.report.comparison import Report, Row
+from llava.eval.report.intervals import Difference, Score
 
 WIDTH = 110  # of the terminal's tables: columns that do not fit beside the others stand below
 HEAD_WIDTH = 19  # longer headings take several lines, where they have spaces

@@ -6,7 +6,7 @@ runs: run -> task -> the "run" block of its results.
 from collections.abc import Iterable
 
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.intervals import RESAMPLES, SEED
+from llava.eval.report.intervals import RESAMPLES, SEED
 
 Runs = dict[str, dict[str, dict]]
 Place = tuple[str, str]  # run, task

@@ -8,10 +8,10 @@ import pytest
 from lmms_eval.utils import load_yaml_config
 
 from llava.errors import LlavaError
-from llava.eval import judged
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.judge_settings import JudgeSettings
-from llava.eval.reviews import Reviewer, reviewing
+from llava.eval.judge import rubrics
+from llava.eval.judge.reviews import Reviewer, reviewing
+from llava.eval.judge.settings import JudgeSettings
 from tests.eval.judge_server import JudgeServer, question
 
 UPSTREAM = Path(importlib.util.find_spec("lmms_eval").origin).parent / "tasks"
@@ -59,7 +59,7 @@ def score(tmp_path, monkeypatch):
             reviewer = Reviewer(JudgeSettings(server.url, "j", retries=0), tmp_path / "reviews.jsonl")
             reviewer.begin(counting=False)
             with reviewing(reviewer):
-                scores = getattr(judged, "mathvista" if task.startswith("mathvista") else task)(doc, [answer])
+                scores = getattr(rubrics, "mathvista" if task.startswith("mathvista") else task)(doc, [answer])
         return scores, [payload for _, payload in server.requests]
 
     return run
@@ -71,8 +71,8 @@ def kinds(payload):
 
 
 def test_every_judged_benchmark_has_a_rubric():
-    assert set(judged.RUBRICS) == {known.task for known in BENCHMARKS if known.judged}
-    assert len(judged.RUBRICS) == 7
+    assert set(rubrics.RUBRICS) == {known.task for known in BENCHMARKS if known.judged}
+    assert len(rubrics.RUBRICS) == 7
 
 
 # task, lmms-eval's file, reply, its metric, its score there (in [0, 1] or points), the same here
@@ -155,7 +155,7 @@ def test_the_wilder_judge_sees_both_answers_and_the_picture(docs, score):
 
 
 def test_a_failed_review_has_no_score(docs, score):
-    for task in judged.RUBRICS:
+    for task in rubrics.RUBRICS:
         scores, asked = score(task, docs[task], "It is about one.", "")
         assert set(scores.values()) == {None}, task
         assert len(asked) == 1, task
@@ -200,11 +200,11 @@ def test_mathvista_asks_only_where_the_response_is_more_than_an_answer(docs, sco
     ("read", "replies"),
     [
         (
-            judged.read_share,
+            rubrics.read_share,
             {"0.5": 0.5, "1": 1, "1.0.": 1, "| 0.3 |": 0.3, "0.0 since": 0, "1.5": None, "-0.5": None, "so 0.5": None},
         ),
         (
-            judged.read_final_score,
+            rubrics.read_final_score,
             {
                 "It is 30% dark.\nFinal Score: 75": 75,
                 "**Final Score:** 80.5/100": 80.5,
@@ -216,7 +216,7 @@ def test_mathvista_asks_only_where_the_response_is_more_than_an_answer(docs, sco
             },
         ),
         (
-            judged.read_points,
+            rubrics.read_points,
             {
                 "8 9": (9, 8),
                 "8, 9.5\n7 7": (9.5, 8),
@@ -232,7 +232,7 @@ def test_mathvista_asks_only_where_the_response_is_more_than_an_answer(docs, sco
             },
         ),
         (
-            judged.read_rating,
+            rubrics.read_rating,
             {
                 '{"Explanation": "{so}", "Rating": "8"}': 8,
                 '```json\n{"Rating": 0}\n```': 0,
@@ -252,18 +252,18 @@ def test_replies_are_read_strictly(read, replies):
 
 
 def test_benchmarks_are_summed_up_and_never_without_a_review():
-    assert judged.mean([0.0, 0.5]) == 0.25
-    assert judged.percentage([0.0, 0.5]) == 25
-    assert judged.percentage([0.0, 0.0]) == 0
-    assert judged.ratio([(8, 10), (9, 5)]) == pytest.approx(100 * 17 / 15)
-    assert {judged.mean([1.0, None]), judged.percentage([1.0, None]), judged.ratio([(1, 1), None])} == {None}
+    assert rubrics.mean([0.0, 0.5]) == 0.25
+    assert rubrics.percentage([0.0, 0.5]) == 25
+    assert rubrics.percentage([0.0, 0.0]) == 0
+    assert rubrics.ratio([(8, 10), (9, 5)]) == pytest.approx(100 * 17 / 15)
+    assert {rubrics.mean([1.0, None]), rubrics.percentage([1.0, None]), rubrics.ratio([(1, 1), None])} == {None}
 
 
 def test_the_version_of_the_prompts_follows_their_words(monkeypatch):
-    versions = [judged.prompts_version(task) for task in judged.RUBRICS]
+    versions = [rubrics.prompts_version(task) for task in rubrics.RUBRICS]
     assert len(set(versions)) == 7
-    assert versions == [judged.prompts_version(task) for task in judged.RUBRICS]
-    rules = {kind: dict(rule) for kind, rule in judged._in_the_wild_rules().items()}
+    assert versions == [rubrics.prompts_version(task) for task in rubrics.RUBRICS]
+    rules = {kind: dict(rule) for kind, rule in rubrics._in_the_wild_rules().items()}
     rules["llava_bench_detail"]["prompt"] += "!"
-    monkeypatch.setattr(judged, "_in_the_wild_rules", lambda: rules)
-    assert judged.prompts_version("llava_in_the_wild") not in versions
+    monkeypatch.setattr(rubrics, "_in_the_wild_rules", lambda: rules)
+    assert rubrics.prompts_version("llava_in_the_wild") not in versions

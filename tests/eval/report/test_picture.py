@@ -5,9 +5,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.comparison import build_report
-from llava.eval.picture import COLOURS, draw
-from tests.eval.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
+from llava.eval.report.comparison import build_report
+from llava.eval.report.picture import COLOURS, draw
+from tests.eval.report.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Reviews of answers: kept in a file as they come, asked for only once.
 
-The harness scores documents in threads; the functions of a judged task (llava/eval/judged.py) find the `Reviewer` of
-the task that is running here, because the harness hands them a document and an answer and nothing else.
+The harness scores documents in threads; the functions of a judged task (llava/eval/judge/rubrics.py) find the
+`Reviewer` of the task that is running here, because the harness hands them a document and an answer and nothing else.
 """
 
 import json
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from llava.errors import LlavaError
-from llava.eval.judge import Judge, Prompt, Reply, ReviewError
-from llava.eval.judge_settings import JudgeSettings
+from llava.eval.judge.client import Judge, Prompt, Reply, ReviewError
+from llava.eval.judge.settings import JudgeSettings
 
 Rating, Results = TypeVar("Rating"), TypeVar("Results")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.eval.harness import Job, answers_folder, is_judged
-from llava.eval.judge_settings import add_judge_arguments, judge_settings_from
+from llava.eval.judge.settings import add_judge_arguments, judge_settings_from
 from llava.eval.store import RESULTS
 from llava.eval.task import data_folder
 

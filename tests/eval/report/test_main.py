@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from llava.cli import main
-from llava.eval import report
-from llava.eval.comparison import build_report
-from tests.eval.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
+from llava.eval.report import main as report
+from llava.eval.report.comparison import build_report
+from tests.eval.report.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_command_draws(runs, tmp_path, capsys):
 
 def test_matplotlib_is_only_imported_for_pictures(tmp_path):
     save_digit_pages(tmp_path / "run", 1.0)
-    code = f"import sys; from llava.eval import report; report.main([{str(tmp_path / 'run')!r}])"
+    code = f"import sys; from llava.eval.report import main as report; report.main([{str(tmp_path / 'run')!r}])"
     code += "; print([name for name in ('matplotlib', 'torch', 'lmms_eval') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

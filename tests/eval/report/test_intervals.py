@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from llava.eval import intervals
+from llava.eval.report import intervals
 
 
 def pairs(values):

@@ -4,8 +4,8 @@ import pytest
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.comparison import build_report
-from tests.eval.run_folders import (
+from llava.eval.report.comparison import build_report
+from tests.eval.report.run_folders import (
     JUDGE,
     POINTS,
     RIGHT,

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from llava.errors import LlavaError
-from llava.eval import intervals, provenance
 from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, PAPER_OVERALL, Benchmark
-from llava.eval.intervals import Difference, Score
+from llava.eval.report import intervals, provenance
+from llava.eval.report.intervals import Difference, Score
 from llava.eval.store import TaskRun, headline_metric, load_run, unscored_tasks
 
 OVERALL, MISSING = "Overall", "missing"

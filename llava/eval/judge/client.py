@@ -21,7 +21,7 @@ import httpx
 from PIL import Image
 
 from llava.errors import LlavaError
-from llava.eval.judge_settings import KEY, JudgeSettings
+from llava.eval.judge.settings import KEY, JudgeSettings
 
 NO_KEY = "none"  # what a server without keys is sent
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a failed request is repeated; doubled each time

@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from llava.errors import LlavaError
-from llava.eval.judge import Prompt
-from llava.eval.reviews import current
+from llava.eval.judge.client import Prompt
+from llava.eval.judge.reviews import current
 from llava.eval.task import some_key, upstream_tasks
 
 NUMBER = r"(\d+(?:\.\d+)?)"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import PAPER_OVERALL
-from llava.eval.comparison import build_report
-from llava.eval.tables import WIDTH, render_csv, render_json, render_markdown, render_text
+from llava.eval.report.comparison import build_report
+from llava.eval.report.tables import WIDTH, render_csv, render_json, render_markdown, render_text
 
 STYLES = ("bar", "radar")
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(render(report), encoding="utf-8")
     if args.picture is not None:
-        from llava.eval.picture import draw  # imports matplotlib, which nothing else here needs
+        from llava.eval.report.picture import draw  # imports matplotlib, which nothing else here needs
 
         figure = draw(report, args.style)
         args.picture.parent.mkdir(parents=True, exist_ok=True)

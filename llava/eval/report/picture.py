@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, CATEGORIES
-from llava.eval.comparison import OVERALL, Report, Row
+from llava.eval.report.comparison import OVERALL, Report, Row
 
 # Okabe and Ito's colours, told apart with any colour vision; markers and hatches help where colours are lost.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from llava.eval.comparison import build_report
-from llava.eval.tables import CSV_COLUMNS, render_csv, render_json, render_markdown, render_text
-from tests.eval.run_folders import JUDGE, save_all_benchmarks, save_benchmark, save_digit_pages, scores_of
+from llava.eval.report.comparison import build_report
+from llava.eval.report.tables import CSV_COLUMNS, render_csv, render_json, render_markdown, render_text
+from tests.eval.report.run_folders import JUDGE, save_all_benchmarks, save_benchmark, save_digit_pages, scores_of
 
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 
