@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARMS ?= grid_manager
 SEED ?= 0
+WORKERS ?= 2
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
@@ -17,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # The random mixed batches of tests/train/test_mixed_batches.py, many more of them, and of another SEED if one is given.
 test-mixed: install

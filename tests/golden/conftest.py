@@ -1,6 +1,7 @@
 """`pytest tests/golden --golden-dir DIR` runs every case found in DIR; the last lines count them per family."""
 
 from collections import defaultdict
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tests.golden.reference_case import list_cases
 
 # Test argument -> the families whose cases it takes. A case of any other family goes to the first, and fails there.
 FAMILIES = {"forward_case": "abcdefgh", "generation_case": "i", "training_case": "j"}
-DIFFERENCES = pytest.StashKey[dict[str, dict[str, float]]]()
+DIFFERENCE = "golden difference"  # a report's property, which reaches the last lines from any process
 
 
 def pytest_generate_tests(metafunc):
@@ -28,21 +29,20 @@ def golden_dir(request) -> Path:
 
 
 @pytest.fixture
-def record_difference(request):
+def record_difference(record_property):
     """A function: (family, case, largest difference) into the closing lines."""
-    differences = request.config.stash.setdefault(DIFFERENCES, defaultdict(dict))
-
-    def record(family: str, case: str, difference: float) -> None:
-        differences[family][case] = difference
-
-    return record
+    return lambda family, case, difference: record_property(DIFFERENCE, (family, case, difference))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    golden_dir = config.getoption("--golden-dir")
-    if DIFFERENCES not in config.stash and not terminalreporter.stats.get("failed"):
+    reports = chain.from_iterable(terminalreporter.stats.get(outcome, ()) for outcome in ("passed", "failed"))
+    differences = defaultdict(dict)
+    for name, value in chain.from_iterable(report.user_properties for report in reports):
+        if name == DIFFERENCE:
+            family, case, difference = value
+            differences[family][case] = difference
+    if not differences and not terminalreporter.stats.get("failed"):
         return
-    differences = config.stash.get(DIFFERENCES, {})
     terminalreporter.section("golden cases")
     for family in sorted(differences):
         name, largest = max(differences[family].items(), key=lambda item: item[1])
@@ -50,4 +50,4 @@ def pytest_terminal_summary(terminalreporter, config):
             f"family {family}: {len(differences[family]):2} cases ran, largest difference {largest:.1e} ({name})"
         )
     ran = sum(map(len, differences.values()))
-    terminalreporter.line(f"{ran} of {len(list_cases(golden_dir))} cases ran")
+    terminalreporter.line(f"{ran} of {len(list_cases(config.getoption('--golden-dir')))} cases ran")
