@@ -26,7 +26,14 @@ from llava.chat.engine import DTYPES, Engine, check_model_folder
 from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore, answer_key, weights_id
-from llava.eval.messages import MAX_FRAMES, Settings, dialogue_from, dialogue_of_context, settings_from
+from llava.eval.messages import (
+    MAX_FRAMES,
+    Settings,
+    dialogue_from,
+    dialogue_of_context,
+    settings_from,
+    with_rgb_images,
+)
 from llava.eval.questions import Question, blind, prompt_cost, reason
 
 WINDOW = 8  # batches that are loaded and sorted together: images of all documents at once would fill the memory
@@ -148,7 +155,7 @@ class LlavaOVManager(lmms):
         _, _, doc_id, task, split = self._fields(request)
         name = f"{task} document {doc_id}"
         try:
-            dialogue = self._dialogue(request, self.task_dict[task][split][doc_id])
+            dialogue = self._dialogue(request, with_rgb_images(self.task_dict[task][split][doc_id]))
         except Exception as error:  # the task's own functions run on whatever a damaged document holds
             self._fail(name, error)
             return None

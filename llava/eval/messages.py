@@ -10,6 +10,7 @@ from loguru import logger
 from PIL import Image
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
+from llava.data.color import to_rgb
 from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
 from llava.data.video import VideoSampling, read_video
@@ -54,6 +55,22 @@ def settings_from(gen_kwargs: dict) -> Settings:
         num_beams=int(gen_kwargs.get("num_beams", 1)),
         stop=tuple(text for text in until if text and text != HARNESS_DEFAULT_STOP),
     )
+
+
+def with_rgb_images(doc: dict) -> dict:
+    """The document with its images, also those in lists, in RGB as in training (see to_rgb).
+
+    The tasks' own functions call Pillow's convert, for which 16 bits are white and what is transparent is black.
+    """
+
+    def plain(value):
+        if isinstance(value, Image.Image):
+            return to_rgb(value)[0]
+        if isinstance(value, list) and any(isinstance(entry, Image.Image) for entry in value):
+            return [plain(entry) for entry in value]
+        return value
+
+    return {column: plain(value) for column, value in doc.items()}
 
 
 def dialogue_from(messages: list, max_frames: int = MAX_FRAMES) -> Dialogue:
@@ -131,7 +148,7 @@ def _conversation(context: str) -> list[str]:
 
 
 def _image(given) -> Image.Image:
-    return given.convert("RGB") if isinstance(given, Image.Image) else open_image(given)
+    return to_rgb(given)[0] if isinstance(given, Image.Image) else open_image(given)
 
 
 def _frames(given, span: tuple[float | None, float | None], max_frames: int) -> list:

@@ -316,6 +316,24 @@ def test_a_damaged_document_is_named_and_all_others_are_answered(make_adapter, p
     assert stored.read_text().count("\n") == 11
 
 
+@pytest.mark.parametrize("simple", [False, True])
+def test_documents_look_as_in_training(make_adapter, asked, simple):
+    """Also where the task's own function calls Pillow's convert: 16 bits are scaled, what is transparent is white."""
+    images = [Image.new("I;16", (40, 30), 25700), Image.new("RGBA", (40, 30), (0, 0, 0, 0))]
+    model = make_adapter([{"images": images, "image": images[0]}], simple)
+
+    def visuals(doc):
+        return [image.convert("RGB") for image in (*doc["images"], doc["image"])]
+
+    arguments = ("What?", GREEDY, visuals) if simple else ("", lambda doc: [message("user", *visuals(doc))], GREEDY)
+    model.generate_until(
+        [Instance("generate_until", (*arguments, 0, "kinds", "test"), 0, {"task": "kinds", "doc_id": 0, "repeats": 1})]
+    )
+    ((dialogue,),) = asked
+    assert [image.getpixel((5, 5)) for image in dialogue.images] == [(100,) * 3, (255,) * 3, (100,) * 3]
+    assert "image" in model.task_dict["kinds"]["test"][0]
+
+
 def test_a_failure_on_one_rank_is_an_error_on_every_rank(make_adapter, documents, monkeypatch):
     """Else the others would wait for it. What the ranks tell each other is scripted here."""
     model = make_adapter(documents[:2])

@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from llava.data.color import to_rgb
 from llava.errors import LlavaError
 from llava.eval.judge.settings import KEY, JudgeSettings
 
@@ -66,7 +67,7 @@ class Prompt:
         """The SHA-256 of all that decides the review: the judge, the text (with the answer in it), the pixels."""
         digest = hashlib.sha256(json.dumps([model, self.text, self.images_first, self.max_tokens]).encode())
         for image in self.images:
-            digest.update(f"{image.size}".encode() + image.convert("RGB").tobytes())
+            digest.update(f"{image.size}".encode() + to_rgb(image)[0].tobytes())
         return digest.hexdigest()
 
     def tokens(self) -> int:
@@ -234,7 +235,7 @@ def _retry_after(value: str | None) -> float | None:
 
 def _data_url(image: Image.Image) -> str:
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, format="PNG")
+    to_rgb(image)[0].save(buffer, format="PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
