@@ -14,6 +14,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict, Image, List
 from datasets.exceptions import DatasetsError
+from PIL.Image import DecompressionBombError
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
@@ -115,12 +116,39 @@ def _decoding(documents: Dataset) -> Dataset:
     return documents
 
 
-def undecoded(documents: Dataset) -> Dataset:
-    """`documents` with the images of its columns as files; lists of images stay, which would be copied."""
-    for column, feature in documents.features.items():
-        if isinstance(feature, Image):
-            documents = documents.cast_column(column, Image(decode=False))
-    return documents
+def without_images(documents: Dataset) -> Dataset:
+    """`documents` without the columns that hold images or lists of images."""
+    return documents.remove_columns(_image_columns(documents))
+
+
+def with_readable_images(documents: Dataset) -> Dataset:
+    """`documents`, where an image that cannot be read is None, so that all others can be gone through."""
+    columns = _image_columns(documents)
+    for column in columns:
+        listed = isinstance(documents.features[column], List)
+        documents = documents.cast_column(column, List(Image(decode=False)) if listed else Image(decode=False))
+
+    def read(batch: dict) -> dict:
+        return batch | {column: [_readable(value) for value in batch[column]] for column in columns}
+
+    return documents.with_transform(read)
+
+
+def _readable(value):
+    """A file {bytes, path} as an image, None where it cannot be read; so for each entry of a list."""
+    if isinstance(value, list):
+        return [_readable(entry) for entry in value]
+    try:
+        return value and Image().decode_example(value)
+    except (OSError, ValueError, SyntaxError, DecompressionBombError):  # what Pillow raises on broken files
+        return None
+
+
+def _image_columns(documents: Dataset) -> list[str]:
+    def holds_images(feature) -> bool:
+        return isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
+
+    return [column for column, feature in documents.features.items() if holds_images(feature)]
 
 
 def _is_image_struct(feature) -> bool:

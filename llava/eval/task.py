@@ -53,17 +53,20 @@ def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
     from tenacity import RetryError
 
-    from llava.eval.documents import undecoded
+    from llava.eval.documents import with_readable_images, without_images
 
-    looked_at = undecoded(documents)  # of the first document: a damaged image is the plugin's to tell, as any other
+    # A damaged image is the plugin's to tell: it alone reads all, the harness only what it scores with.
+    looked_at = without_images(documents)
     config = task_config(task, protocol) | {"task": task, **source, "process_docs": lambda _: looked_at}
     try:
         built = (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
     except RetryError as error:
         cause = error.last_attempt.exception()
         raise LlavaError(f"task {task}: {source['dataset_path']} cannot be loaded ({cause})") from cause
-    for split in [split for split, given in built.dataset.items() if given is looked_at]:
-        built.dataset[split] = documents
+    scored = with_readable_images(documents) if built.config.process_results_use_image else looked_at
+    splits = [split for split, given in built.dataset.items() if given is looked_at]
+    built.dataset = {**built.dataset, **dict.fromkeys(splits, documents)}
+    built.dataset_no_image = {**built.dataset, **dict.fromkeys(splits, scored)}
     return built
 
 
