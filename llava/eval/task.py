@@ -16,6 +16,7 @@ from llava.eval.lmms_model import MODEL_ID
 
 TASKS = Path(__file__).parent / "tasks"
 KEY = "OPENAI_API_KEY"
+NO_VERSION = "not given"  # lmms-eval would say "Yaml"
 
 
 def task_names() -> list[str]:
@@ -36,8 +37,10 @@ def task_config(task: str, protocol: str) -> dict:
         config = load_yaml_config(yaml_config={"include": [str(file) for file in files]}, yaml_dir=str(TASKS))
     # What is only handed in to a challenge's server has no score.
     config["metric_list"] = [entry for entry in config["metric_list"] if entry["metric"] != "submission"]
-    if isinstance(config.get("metadata"), list):  # of entries, in which lmms-eval does not find the task's version
-        config["metadata"] = {key: value for entry in config["metadata"] for key, value in entry.items()}
+    metadata = config.get("metadata") or {}
+    if isinstance(metadata, list):  # of entries, in which lmms-eval does not find the task's version
+        metadata = {key: value for entry in metadata for key, value in entry.items()}
+    config["metadata"] = {"version": NO_VERSION, **metadata}
     if known and protocol == "paper":
         greedy = {"max_new_tokens": known.tokens, "temperature": 0, "do_sample": False}
         config["generation_kwargs"] = {**config.get("generation_kwargs", {}), **greedy}
