@@ -24,12 +24,12 @@ class Collator:
     packing: bool = False
 
     def __call__(self, items: list[dict]) -> dict:
-        """items: see LlavaOVManagerProcessor.encode_sample, or SupervisedDataset, which adds each sample's name.
+        """items: see LlavaOVManagerProcessor.encode_sample, or SupervisedDataset, which adds each sample's origin.
 
         Returns input_ids, attention_mask, labels (B, L); if any sample has images, pixel_values (crops, 3, S, S),
         image_sizes (images, 2) and batch_num_images (B,); if any has videos, pixel_values_videos (frames, 3, S, S),
-        video_num_frames (videos,) and batch_num_videos (B,). Where the items are named, samples has the B names, for
-        messages; the model does not take it.
+        video_num_frames (videos,) and batch_num_videos (B,). Where the items have origins, samples has the B of them,
+        for messages and counts; the model does not take it.
         With packing input_ids, position_ids, labels are (1, sum of L): the positions, which begin anew with each
         sample, keep them apart. The labels then leave out each sample's first token, which nothing predicts.
         """

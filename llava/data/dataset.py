@@ -1,7 +1,6 @@
 """Samples of a mixture as model inputs, one at a time."""
 
 import logging
-import multiprocessing
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,14 +33,26 @@ class SampleSizes:
     supervised: np.ndarray
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What an item was made of, for messages and counts: the sample, and whether it was bad or too long and changed."""
+
+    name: str
+    skipped: bool = False
+    shortened: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class SupervisedDataset(Dataset):
     """Opens a sample's images and videos and encodes it.
 
     Args:
         samples, processor, image_folder: what to encode, with what, and where images and videos lie.
         template, label_rule, max_length, on_over_long: see LlavaOVManagerProcessor.encode_sample.
-        on_bad_sample: `error` raises DataError; `skip` logs it, counts it in `skipped` and yields a sample without any
-            supervised token, so that batches keep their size and nothing is trained on in its place.
+        on_bad_sample: `error` raises DataError; `skip` logs it and yields a sample without any supervised token, so
+            that batches keep their size and nothing is trained on in its place.
         video_sampling: which frames of a video are taken.
         time_instruction: tell the model, behind each video, when its frames were taken.
     """
@@ -76,50 +87,32 @@ class SupervisedDataset(Dataset):
         self.on_bad_sample = on_bad_sample
         self.video_sampling = video_sampling
         self.time_instruction = time_instruction
-        self._skipped = multiprocessing.Value("q", 0)
-        self._shortened = multiprocessing.Value("q", 0)
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    @property
-    def skipped(self) -> int:
-        """Bad samples met so far, by all of this process's data loader workers."""
-        return self._skipped.value
-
-    @property
-    def shortened(self) -> int:
-        """Over-long samples met so far that were truncated or had their images made smaller."""
-        return self._shortened.value
-
-    def count_from(self, skipped: int, shortened: int) -> None:
-        """Continues the counts of a run that goes on. What was loaded ahead when it stopped counts twice."""
-        self._skipped.value, self._shortened.value = skipped, shortened
-
     def __getitem__(self, index: int | None) -> dict:
-        """See LlavaOVManagerProcessor.encode_sample; `sample` is added, the sample's name and origin.
+        """See LlavaOVManagerProcessor.encode_sample; `sample` replaces `shortened`, the item's Origin.
 
         None gives a sample without any supervised token, see LengthGroupedSampler.
         """
         if index is None:
-            return self._ignored("no sample, fills the last step")
+            return self._ignored(Origin("no sample, fills the last step"))
         sample = self.samples[index]
         try:
             encoded = self._encode(sample)
         except DataError as error:
             if self.on_bad_sample == "error":
                 raise
-            _count(self._skipped)
             logger.warning("skipped: %s", error)
-            return self._ignored(str(sample))
-        if encoded.pop("shortened"):
-            _count(self._shortened)
-        return {**encoded, "sample": str(sample)}
+            return self._ignored(Origin(str(sample), skipped=True))
+        origin = Origin(str(sample), shortened=encoded.pop("shortened"))
+        return {**encoded, "sample": origin}
 
-    def _ignored(self, name: str) -> dict:
+    def _ignored(self, origin: Origin) -> dict:
         """A sample on which nothing is trained."""
         token = self.processor.tokenizer.pad_token_id
-        return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0, "sample": name}
+        return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0, "sample": origin}
 
     def _encode(self, sample: Sample) -> dict:
         images, videos = self._open(sample)
@@ -200,8 +193,3 @@ class SupervisedDataset(Dataset):
         image_processor = self.processor.image_processor
         images = [image_processor.layout(size, len(sizes) > 1) for size in sizes]
         return images + [image_processor.video_layout(number) for number in frames]
-
-
-def _count(counter) -> None:
-    with counter.get_lock():
-        counter.value += 1

@@ -61,10 +61,9 @@ class EvaluatingTrainer(ResumableTrainer):
         dataset, model = self.held_out.dataset, self.model_wrapped
         model.eval()
         self.callback_handler.eval_dataloader = dataloader
-        skipped = dataset.skipped
-        sums = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        sums, lost = torch.zeros(2, dtype=torch.float64, device=self.args.device), 0
         for batch in dataloader:
-            del batch["samples"]
+            lost += sum(origin.skipped for origin in batch.pop("samples"))
             batch = self._prepare_inputs(batch)
             supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
             with torch.no_grad(), self.compute_loss_context_manager():
@@ -72,8 +71,8 @@ class EvaluatingTrainer(ResumableTrainer):
                 loss = self.compute_loss(model, batch, num_items_in_batch=self.args.world_size)
             sums += torch.stack([loss.double(), supervised.double()])
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        lost = torch.tensor(dataset.skipped - skipped, device=self.args.device)
-        loss, supervised, lost = *self.accelerator.reduce(sums).tolist(), self.accelerator.reduce(lost).item()
+        lost = self.accelerator.reduce(torch.tensor(lost, device=self.args.device)).item()
+        loss, supervised = self.accelerator.reduce(sums).tolist()
         metrics = {}
         if lost:
             self._tell(f"no held-out loss: {lost} samples cannot be read any more")

@@ -27,7 +27,7 @@ class Guard:
     def begin(self, batches: list[dict]) -> None:
         """Takes a step's micro-batches and, off each of them, the names of its samples."""
         self.batches = batches
-        self.samples = [batch.pop("samples") for batch in batches]
+        self.samples = [[str(origin) for origin in batch.pop("samples")] for batch in batches]
         self.losses: list[torch.Tensor] = []
 
     def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[float]:

@@ -1,10 +1,8 @@
-"""What a run's manifest tells beyond the plan: data, the rows that were drawn, the machines, the time."""
+"""What a run's manifest tells beyond the plan: data, the rows that were drawn, the machines."""
 
 import hashlib
 import json
-import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -69,10 +67,3 @@ def write_start(folder: Path, manifest: dict, rows: list[dict]) -> None:
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
         raise LlavaError(f"{folder}: the manifest could not be written: {error}") from error
-
-
-def wall_time(started: float) -> dict:
-    """When this process started and ended, in UTC, and the seconds between. started: of time.time()."""
-    ended = time.time()
-    first, last = (datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") for moment in (started, ended))
-    return {"started": first, "ended": last, "seconds": round(ended - started, 1)}

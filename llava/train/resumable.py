@@ -18,6 +18,7 @@ from llava.train.recipes import RunRecipe
 from llava.train.reshape import set_states
 from llava.train.resume import checkpoints_folder, complete_checkpoints, finish_checkpoint, read_mark, start_checkpoint
 from llava.train.stop import StopRequest, heed_parent_alone
+from llava.train.totals import Totals
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
 STATE_BYTES = 12  # of a trained parameter: its float32 copy and AdamW's two moments
@@ -42,6 +43,7 @@ class ResumableTrainer(Trainer):
         self.last_saved: Path | None = None  # known on the first rank
         self.joined_states: Path | None = None  # where another number of processes left its optimizer's
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), self.args.device)
+        self.totals = Totals(self.args.device)
         self.stop_request = StopRequest()
         self.stopped_by = 0  # the signal that ended training early
         self.requests = [0.0, 0.0]  # what the ranks agreed on in this step: a signal's number, and that time is up
@@ -50,12 +52,14 @@ class ResumableTrainer(Trainer):
 
     def get_batch_samples(self, *args):
         batches, num_items = super().get_batch_samples(*args)
+        self.totals.count(batches)
         self.guard.begin(batches)
         return batches, num_items
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
         self.guard.losses.append(loss)
+        self.totals.add_loss(loss)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
@@ -102,6 +106,10 @@ class ResumableTrainer(Trainer):
                 weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
         return weights
 
+    def joined_totals(self) -> dict:
+        """What the run has done so far, on the first rank over all its starts; every rank calls it."""
+        return self.totals.joined(self._all_ranks([self.totals.own()]))
+
     def _get_output_dir(self, trial) -> str:
         """Where the Trainer puts checkpoint-STEP."""
         return str(checkpoints_folder(self.run.output_dir) / "writing")
@@ -117,11 +125,9 @@ class ResumableTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             except OSError as error:
                 self.failures.append(str(error))
-        dataset = self.train_dataset
-        failures = self._all_ranks(self.failures)
-        counts = self._all_ranks([(dataset.skipped, dataset.shortened)])
+        failures, totals = self._all_ranks(self.failures), self.joined_totals()
         if self.args.should_save:
-            self._finish(failures, [sum(count) for count in zip(*counts)], started)
+            self._finish(failures, totals, started)
         self.accelerator.wait_for_everyone()
         self.saved_at = time.monotonic()
 
@@ -139,10 +145,10 @@ class ResumableTrainer(Trainer):
         if free < needed:
             raise OSError(f"it needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
 
-    def _finish(self, failures: list[str], counts: list[int], started: float) -> None:
+    def _finish(self, failures: list[str], totals: dict, started: float) -> None:
         step, folder = self.state.global_step, Path(self._get_output_dir(None))
         if not failures:
-            facts = {"step": step, "skipped": counts[0], "shortened": counts[1], **self.facts}
+            facts = {"step": step, "totals": totals, **self.facts}
             self._attempt(self._check_shared, folder / f"checkpoint-{step}")
             try:
                 if not self.failures:

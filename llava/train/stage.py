@@ -34,7 +34,7 @@ from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
 from llava.train.preflight import preflight
 from llava.train.recipes import Recipe
-from llava.train.record import run_facts, sampled_rows, wall_time, write_start
+from llava.train.record import run_facts, sampled_rows, write_start
 from llava.train.reshape import join_states
 from llava.train.resume import (
     check_data_unchanged,
@@ -45,6 +45,7 @@ from llava.train.resume import (
     resume_facts,
 )
 from llava.train.stop import die_with_launcher
+from llava.train.totals import results
 from llava.train.trainer import LlavaTrainer
 
 
@@ -67,12 +68,13 @@ def run_stage(recipe: Recipe) -> None:
     started = time.time()
     reports = preflight(recipe)
     stage = prepare(recipe)
+    stage.trainer.totals.start = started
     facts = run_facts(recipe, stage.mixture, reports)
     if rank() == 0:
         record = manifest(recipe, stage.plan, stage.trainer.components, **facts)
         write_start(working_folder(recipe.run.output_dir), record, sampled_rows(stage.mixture, recipe.run.seed))
     try:
-        outcome = train(stage.trainer)
+        train(stage.trainer)
     except NonFiniteError:
         leave_process_group()
         if rank() > 0:
@@ -82,7 +84,7 @@ def run_stage(recipe: Recipe) -> None:
     if stage.trainer.stopped_by:
         leave_process_group()
         exit_stopped(stage.trainer)
-    save(stage, train_loss=outcome.training_loss, **facts, **wall_time(started))
+    save(stage, **facts)
     leave_process_group()
 
 
@@ -314,7 +316,7 @@ def _decide(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> t
             joined = checkpoints_folder(recipe.run.output_dir) / "joined"
             shutil.rmtree(joined, ignore_errors=True)
             join_states(checkpoint, mark["step"], joined)
-        dataset.count_from(mark["skipped"], mark["shortened"])
+        trainer.totals.before = mark["totals"]
         print(f"\ngoes on after step {mark['step']}, from {checkpoint}", flush=True)
     return checkpoint, joined, facts
 
@@ -331,13 +333,11 @@ def train(trainer: LlavaTrainer):
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
 
-def save(stage: Stage, **results) -> None:
-    """Gathers the weights on every rank and writes the checkpoint on the first, with `results` in its manifest."""
+def save(stage: Stage, **facts) -> None:
+    """Gathers the weights on every rank and writes the checkpoint on the first, with `facts` in its manifest."""
     trainer, recipe = stage.trainer, stage.recipe
     weights = trainer.gather_weights()
-    dataset = trainer.train_dataset
-    counted = torch.tensor([dataset.skipped, dataset.shortened], device=trainer.args.device)
-    skipped, shortened = trainer.accelerator.reduce(counted).tolist()
+    totals = trainer.joined_totals()
     if rank() == 0:
         weights, adapter = split_weights(trainer.model, weights)
         check_disk(recipe.run.output_dir, trainer.components)
@@ -349,13 +349,13 @@ def save(stage: Stage, **results) -> None:
             mixture=[asdict(row) for row in stage.mixture.table],
             attention=trainer.model.config._attn_implementation,
             steps=trainer.state.global_step,
-            skipped=skipped,
-            shortened=shortened,
             tokens_seen=int(trainer.state.num_input_tokens_seen),
-            **results,
+            **facts,
+            **results(totals, trainer.state.global_step),
         )
         write_checkpoint(trainer.model, stage.processor, weights, trainer.state, record, recipe.run.output_dir, adapter)
         shutil.rmtree(checkpoints_folder(recipe.run.output_dir), ignore_errors=True)
+        skipped, shortened = totals["skipped"], totals["shortened"]
         notes = f"; {skipped} bad samples were skipped" * (skipped > 0)
         notes += f"; {shortened} samples were too long and were shortened" * (shortened > 0)
         print(f"saved {recipe.run.output_dir}{notes}", flush=True)

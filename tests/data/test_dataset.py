@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from llava.data.check import inspect_samples
 from llava.data.collator import Collator
@@ -56,7 +55,7 @@ def test_packed_samples_stand_one_behind_the_other(samples, make_processor, tmp_
         assert row["position_ids"][0][part] == list(range(len(item["input_ids"])))
     assert [len(rows[0]) for rows in row.values()] == [begin] * 3
     assert batch["batch_num_images"].tolist() == [1, 0, 0, 2]
-    assert [name.split("'")[1::2] for name in batch["samples"]] == [["one"], ["text"], [], ["two"]]
+    assert [origin.name.split("'")[1::2] for origin in batch["samples"]] == [["one"], ["text"], [], ["two"]]
     assert len(batch["pixel_values"]) == len(items[0]["pixel_values"]) + len(items[3]["pixel_values"])
 
 
@@ -66,12 +65,13 @@ def test_a_bad_sample_is_an_error_with_its_name(samples, make_processor, tmp_pat
         dataset[3]
 
 
-def test_a_skipped_sample_is_counted_and_trains_nothing(samples, make_processor, tmp_path, caplog):
+def test_a_skipped_sample_says_so_and_trains_nothing(samples, make_processor, tmp_path, caplog):
     dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path, on_bad_sample="skip")
     item = dataset[3]
     assert set(item["labels"]) == {-100}
     assert item["num_images"] == 0
-    assert dataset.skipped == 1
+    assert (item["sample"].skipped, item["sample"].shortened) == (True, False)
+    assert [dataset[index]["sample"].skipped for index in (None, 2)] == [False, False]
     assert "sample 'gone'" in caplog.text
     with pytest.raises(LlavaError, match="unknown on_bad_sample 'replace'"):
         SupervisedDataset(samples, make_processor(), on_bad_sample="replace")
@@ -100,12 +100,6 @@ def test_over_long_samples_are_found_from_sizes_alone(samples, make_processor, t
     (fault,) = dataset.over_long(inspection)
     longest = samples[lengths.index(max(lengths))]
     assert fault == f"{longest}: found {max(lengths)} tokens but max_length is {max(lengths) - 1}"
-
-
-def test_skipped_samples_are_counted_across_workers(samples, make_processor, tmp_path):
-    dataset = SupervisedDataset(samples[3:] * 4, make_processor(), image_folder=tmp_path, on_bad_sample="skip")
-    assert len(list(DataLoader(dataset, batch_size=None, num_workers=2))) == 4
-    assert dataset.skipped == 4
 
 
 @pytest.fixture

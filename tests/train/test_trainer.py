@@ -43,7 +43,8 @@ def test_loss_and_gradients_equal_those_of_all_logits(tiny_recipe, data_folder):
     model.requires_grad_(True)
     # text, several images, one image, text
     batch = Collator(stage.processor.tokenizer.pad_token_id)([dataset[index] for index in (4, 5, 6, 7)])
-    assert [name.split("'")[1] for name in batch.pop("samples")] == ["sample-4", "sample-5", "sample-6", "sample-7"]
+    names = [origin.name.split("'")[1] for origin in batch.pop("samples")]
+    assert names == ["sample-4", "sample-5", "sample-6", "sample-7"]
     results = []
     for inputs in (batch, supervised_only(batch)):
         model.zero_grad()
