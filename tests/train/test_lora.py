@@ -322,7 +322,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(lora_recipe, tmp_path, 
     log = tmp_path / "log"
     assert faulty.run(whole, log) == [0], log.read_text()
     assert faulty.run(cut, log, faulty.signal_after_step(3, signal.SIGKILL)) == [-9], log.read_text()
-    with pytest.raises(LlavaError, match=r"checkpoint-2: was written in the midst of a run with LoRA"):
+    with pytest.raises(LlavaError, match=r"checkpoint-2: was written in the midst of .* the run ends in$"):
         prepare(lora_recipe(**{"model.start_from": f"{tmp_path}/cut.checkpoints/checkpoint-2"}))
     assert faulty.run(cut, log) == [0], log.read_text()
     assert "goes on after step 2, from" in log.read_text()
