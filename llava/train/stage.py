@@ -1,14 +1,12 @@
 """One training stage on one process of a run: model, data, Trainer, checkpoint."""
 
-import datetime
 import os
 import shutil
 import signal
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,23 +14,21 @@ from torch import distributed
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
-from llava.data.check import Inspection, inspect_samples
 from llava.data.collator import Collator
-from llava.data.dataset import SupervisedDataset
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError, LlavaError
-from llava.mllm.cost import Cost, training_cost
-from llava.train.answers import HeldOut, last_exchange
+from llava.mllm.cost import training_cost
 from llava.train.build import build, trains_in_bf16
 from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
-from llava.train.checks import held_out_folder, video_sampling
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
+from llava.train.inputs import held_out, inspect_once, supervised_dataset
 from llava.train.layers import prepare_layers
 from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
 from llava.train.preflight import preflight
+from llava.train.process_group import leave_process_group, rank, start_process_group
 from llava.train.recipes import Recipe
 from llava.train.record import run_facts, sampled_rows, write_start
 from llava.train.reshape import join_states
@@ -142,11 +138,6 @@ def prepare(recipe: Recipe) -> Stage:
     return Stage(recipe, plan, mixture, processor, trainer)
 
 
-def rank() -> int:
-    """This process's number in the run, known before the process group exists; 0 prints and writes."""
-    return int(os.environ.get("RANK", 0))
-
-
 def quiet() -> None:
     """Silences what libraries say on every rank and step and a user cannot act on; errors still come through."""
     transformers_logging.set_verbosity_error()
@@ -155,31 +146,6 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
-def start_process_group(recipe: Recipe) -> None:
-    """Connects the ranks where transformers would not: under DeepSpeed on a CPU.
-
-    Without this ZeRO-3 sees a world of one process, and the timeout is gloo's half hour.
-    """
-    if recipe.run.deepspeed is None:
-        return
-    if "RANK" not in os.environ:
-        raise LlavaError("run.deepspeed needs torchrun: use scripts/train/stage*.sh, or pass --run.deepspeed none")
-    if torch.cuda.is_available():
-        return
-    import deepspeed
-    import deepspeed.ops
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 95 s that brings nothing here
-    timeout = datetime.timedelta(seconds=recipe.run.collective_timeout)
-    deepspeed.init_distributed(dist_backend="gloo", timeout=timeout, verbose=False)
-
-
-def leave_process_group() -> None:
-    """Ends the ranks' connections; a process that exits without can abort in gloo's threads."""
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
@@ -221,66 +187,6 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         per_device_eval_batch_size=recipe.eval.batch_size or optim.batch_size,
         seed=run.seed,
     )
-
-
-def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDataset:
-    """The samples, encoded as the recipe says."""
-    data = recipe.data
-    return SupervisedDataset(
-        samples,
-        processor,
-        image_folder=data.image_folder,
-        template=data.template,
-        label_rule=data.label_rule,
-        max_length=data.max_length,
-        on_bad_sample=data.on_bad_sample,
-        on_over_long=data.on_over_long,
-        video_sampling=video_sampling(recipe),
-        time_instruction=data.time_instruction,
-    )
-
-
-def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
-    """What is evaluated while the stage trains; None where the recipe names nothing.
-
-    Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
-    when its turn comes is skipped, and told; see EvaluatingTrainer.
-    """
-    if recipe.eval.data is None:
-        return None
-    samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
-    encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
-    dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor)
-    inspection = inspect_once(recipe, dataset, held_out=True)
-    sizes = dataset.sizes(inspection)
-    inspected = zip(samples, inspection.image_sizes, inspection.videos)
-    whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
-    asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
-    encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
-    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor)
-    costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
-    return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
-
-
-def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
-    """Image sizes for the sampler, read by rank 0 and sent to the others.
-
-    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped. Samples that are
-    held out are decoded, and never skipped: their loss would be another one.
-    """
-    found = [None]
-    if rank() == 0:
-        inspection = inspect_samples(dataset.samples, dataset.image_folder, dataset.video_sampling, decode=held_out)
-        too_long = dataset.over_long(inspection) if held_out or recipe.data.on_over_long == "error" else []
-        found[0] = replace(inspection, faults=inspection.faults + too_long)
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(found)
-    if found[0].faults and (held_out or recipe.data.on_bad_sample == "error"):
-        leave_process_group()
-        if rank() > 0:
-            raise SystemExit(2)  # rank 0 tells
-        found[0].raise_faults()
-    return found[0]
 
 
 def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> None:

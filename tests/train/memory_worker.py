@@ -9,8 +9,9 @@ from pathlib import Path
 
 from transformers import TrainerCallback
 
+from llava.train.process_group import leave_process_group, rank
 from llava.train.recipes import load_recipe
-from llava.train.stage import leave_process_group, prepare, rank
+from llava.train.stage import prepare
 
 
 def size(tensors) -> int:

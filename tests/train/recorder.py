@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 import llava.train.trainer
 from llava.data.collator import Collator
 from llava.data.sampler import LengthGroupedSampler
+from llava.train.process_group import leave_process_group, rank
 from llava.train.recipes import load_recipe
-from llava.train.stage import leave_process_group, prepare, rank, train
+from llava.train.stage import prepare, train
 from tests.train.worker import GradientRecorder
 
 

@@ -12,9 +12,9 @@ from llava.data.collator import Collator
 from llava.data.mixture import load_mixture
 from llava.train.components import PREFIXES, component_rows, component_table, freeze, split_components
 from llava.train.groups import check_groups
+from llava.train.inputs import supervised_dataset
 from llava.train.optimizer import create_adamw
 from llava.train.recipes import ComponentsRecipe, load_recipe
-from llava.train.stage import supervised_dataset
 
 NAMES = tuple(PREFIXES)
 COMBINATIONS = [trained for trained in product((False, True), repeat=len(NAMES)) if any(trained)]

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from llava.train.process_group import leave_process_group, rank
 from llava.train.recipes import load_recipe
-from llava.train.stage import leave_process_group, prepare, rank, save, train
+from llava.train.stage import prepare, save, train
 
 
 class GradientRecorder(TrainerCallback):

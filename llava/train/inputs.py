@@ -1,0 +1,75 @@
+"""What a stage trains on and what is held out, as datasets whose samples were inspected before training."""
+
+from dataclasses import replace
+from itertools import islice
+
+from torch import distributed
+
+from llava.data.check import Inspection, inspect_samples
+from llava.data.dataset import SupervisedDataset
+from llava.data.mixture import load_mixture
+from llava.mllm.cost import Cost
+from llava.train.answers import HeldOut, last_exchange
+from llava.train.checks import held_out_folder, video_sampling
+from llava.train.process_group import leave_process_group, rank
+from llava.train.recipes import Recipe
+
+
+def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDataset:
+    """The samples, encoded as the recipe says."""
+    data = recipe.data
+    return SupervisedDataset(
+        samples,
+        processor,
+        image_folder=data.image_folder,
+        template=data.template,
+        label_rule=data.label_rule,
+        max_length=data.max_length,
+        on_bad_sample=data.on_bad_sample,
+        on_over_long=data.on_over_long,
+        video_sampling=video_sampling(recipe),
+        time_instruction=data.time_instruction,
+    )
+
+
+def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
+    """What is evaluated while the stage trains; None where the recipe names nothing.
+
+    Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
+    when its turn comes is skipped, and told; see EvaluatingTrainer.
+    """
+    if recipe.eval.data is None:
+        return None
+    samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
+    encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
+    dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor)
+    inspection = inspect_once(recipe, dataset, held_out=True)
+    sizes = dataset.sizes(inspection)
+    inspected = zip(samples, inspection.image_sizes, inspection.videos)
+    whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
+    asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
+    encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
+    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor)
+    costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
+    return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
+
+
+def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
+    """Image sizes for the sampler, read by rank 0 and sent to the others.
+
+    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped. Samples that are
+    held out are decoded, and never skipped: their loss would be another one.
+    """
+    found = [None]
+    if rank() == 0:
+        inspection = inspect_samples(dataset.samples, dataset.image_folder, dataset.video_sampling, decode=held_out)
+        too_long = dataset.over_long(inspection) if held_out or recipe.data.on_over_long == "error" else []
+        found[0] = replace(inspection, faults=inspection.faults + too_long)
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(found)
+    if found[0].faults and (held_out or recipe.data.on_bad_sample == "error"):
+        leave_process_group()
+        if rank() > 0:
+            raise SystemExit(2)  # rank 0 tells
+        found[0].raise_faults()
+    return found[0]
