@@ -41,6 +41,11 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
             process.wait()
             status = f"no end within {TIMEOUT} s"
     assert status == 0, f"{status}\n{(out / 'log').read_text()[-5000:]}"
+    return read_run(out)
+
+
+def read_run(out: Path) -> dict:
+    """What worker.py and its checkpoint, out/checkpoint, tell of a run."""
     history = json.loads((out / "checkpoint/trainer_state.json").read_text())["log_history"]
     record = json.loads((out / "checkpoint/run.json").read_text())
     adapter = out / "checkpoint/adapter/adapter_model.safetensors"

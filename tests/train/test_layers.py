@@ -14,7 +14,9 @@ from llava.train import checks, layers
 from llava.train.checks import check_recipe
 from llava.train.recipes import load_recipe
 from llava.train.stage import prepare, save, train
-from tests.train.test_distributed import compare, run_worker, stage_2_keys  # noqa: F401  (a fixture)
+from tests.train import worker
+from tests.train.ranks import run_ranks
+from tests.train.test_distributed import compare, read_run, stage_2_keys  # noqa: F401  (a fixture)
 
 PARTS = ("vision_tower", "projector", "language_model")
 # A matrix of each, by which to count how often the component has run; the last of a layer is not needed again.
@@ -62,17 +64,33 @@ def test_what_is_asked_for_and_nothing_else_is_computed_again(step, asked):
         assert torch.equal(its_gradients[name], gradient), name
 
 
+@pytest.fixture(scope="module")
+def stage_2(stage_2_keys, tmp_path_factory):  # noqa: F811
+    """A function: the number of processes and changed keys to what two steps of stage 2 left behind."""
+
+    def run(processes: int | None, **changes) -> dict:
+        out = tmp_path_factory.mktemp("run")
+        keys = json.dumps(stage_2_keys | {"optim.max_steps": 2, "run.output_dir": f"{out}/checkpoint"} | changes)
+        recipe = "scripts/train/recipes/stage2.yaml"
+        run_ranks(worker.main, recipe, "grid_manager", keys, str(out), processes=processes, folder=out, timeout=140)
+        return read_run(out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def nothing_checkpointed(stage_2) -> dict:
+    return stage_2(None, **{"run.gradient_checkpointing": False})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "zero3"])
-def test_checkpointed_components_on_two_processes(stage_2_keys, tmp_path, strategy):  # noqa: F811
+def test_checkpointed_components_on_two_processes(stage_2, nothing_checkpointed, strategy):
     deepspeed = None if strategy == "ddp" else f"scripts/train/deepspeed/{strategy}.json"
-    one = run_worker(
-        "2", "grid_manager", stage_2_keys | {"run.gradient_checkpointing": False}, tmp_path / "one", processes=1
-    )
-    keys = stage_2_keys | {"run.deepspeed": deepspeed, "run.gradient_checkpointing": ["language_model", "projector"]}
-    two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
-    assert two["ranks"] == 2
-    compare(one, two)
+    keys = {"run.deepspeed": deepspeed, "run.gradient_checkpointing": ["language_model", "projector"]}
+    two = stage_2(2, **keys)
+    assert (two["ranks"], two["zero_stage"]) == (2, None if strategy == "ddp" else 3)
+    compare(nothing_checkpointed, two, steps=2)
 
 
 @pytest.fixture
