@@ -67,6 +67,8 @@ class AnswerLog:
     def _send_to_tensorboard(self, trainer: Trainer, step: int, rows: list[dict]) -> None:
         callbacks = trainer.callback_handler.callbacks
         writer = next(callback for callback in callbacks if isinstance(callback, TensorBoardCallback)).tb_writer
+        if writer is None:
+            return  # what it met has been told, see PatientTensorBoard
         for number, (row, pictures) in enumerate(zip(rows, self._pictures()), start=1):
             tag = f"eval/{number}"
             text = "\n\n".join(f"**{key}** {row[key]}" for key in ("sample", "question", "reference", "answer"))

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 from transformers import ProgressCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
 from llava.data.sampler import LengthGroupedSampler
@@ -15,6 +16,7 @@ from llava.train.evaluation import EvaluatingTrainer
 from llava.train.groups import OptimizerCheck
 from llava.train.optimizer import create_adamw
 from llava.train.step_log import StepLog, trained_peak_tflops
+from llava.train.tensorboard import PatientTensorBoard
 
 
 class LlavaTrainer(EvaluatingTrainer):
@@ -31,6 +33,8 @@ class LlavaTrainer(EvaluatingTrainer):
         super().__init__(*args, **kwargs)
         self.remove_callback(ProgressCallback)
         self.add_callback(CompactProgress)
+        if self.pop_callback(TensorBoardCallback) is not None:
+            self.add_callback(PatientTensorBoard)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
         self.add_callback(self.optimizer_check)
         self.model.model.without_images = without_images(self.args)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate import skip_first_batches
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llava.errors import LlavaError
 from llava.train.checks import check_recipe
@@ -179,6 +180,17 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(recipe, uninterrupted, t
     assert failed == ["6"], printed
     assert printed.count("/checkpoint-9 (") == 1
     check_equal(outcome(Path(made.run.output_dir)), uninterrupted)
+
+
+def test_a_full_disk_ends_neither_the_run_nor_its_curves(recipe, uninterrupted, tmp_path):
+    made, log = recipe(**{"run.report_to": "tensorboard"}), tmp_path / "log"
+    fault = faulty.disk_full_at("open", "events.out.tfevents", count=30)
+    assert faulty.run(made, log, fault) == [0], log.read_text()
+    assert log.read_text().count("tensorboard's file could not be written: [Errno 28]") == 1
+    check_equal(outcome(Path(made.run.output_dir)), uninterrupted)
+    events = EventAccumulator(next(Path(made.run.output_dir).glob("runs/*")).as_posix()).Reload()
+    logged = {event.step for event in events.Scalars("train/loss")}
+    assert {1, 7, 15, 16} <= logged < set(range(1, STEPS + 1))
 
 
 def test_too_little_room_is_seen_before_writing(recipe, tmp_path, uninterrupted):
