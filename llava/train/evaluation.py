@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,9 @@ class EvaluatingTrainer(ResumableTrainer):
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """The Trainer's metrics: `eval_loss`, time and speed. Then the answers; see AnswerLog."""
-        with kept_random_state(self.args.device):
+        # Each layer's part of a cache would be compiled anew, until torch gives up, for the training too.
+        compiled = torch.compiler.set_stance("force_eager") if self.run.compile else nullcontext()
+        with kept_random_state(self.args.device), compiled:
             metrics = super().evaluate(*args, **kwargs)
             if len(self.held_out.prompts):
                 self._answer()

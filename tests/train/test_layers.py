@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -124,6 +125,15 @@ def test_a_compiled_run_leaves_a_plain_checkpoint(tiny_recipe, counting):
     assert set(compiled) == set(plain)
     for name, weight in plain.items():
         torch.testing.assert_close(compiled[name], weight, rtol=0, atol=2e-5, msg=name)
+
+
+def test_held_out_samples_compile_nothing(tiny_recipe, counting, data_folder):
+    """Answers would use up the versions that torch keeps of a layer, and training would go on uncompiled."""
+    evaluation = {"eval.data": f"{data_folder}/captions.json", "eval.answers": 2, "eval.max_new_tokens": 2}
+    trainer = prepare(tiny_recipe("1", **{"run.compile": True, **evaluation})).trainer
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert (Path(trainer.args.output_dir) / "eval/step_0.jsonl").is_file()
+    assert counting.frame_count == 0
 
 
 def train_once(recipe) -> dict[str, torch.Tensor]:
