@@ -180,6 +180,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         logging_steps=run.logging_steps,
         logging_nan_inf_filter=False,
         log_level="error",
+        log_level_replica="error",  # of packed samples it would tell in every micro-batch how it counts their tokens
         disable_tqdm=False,
         save_strategy="no",
         eval_strategy="no" if recipe.eval.data is None else "steps",
