@@ -66,7 +66,7 @@ def curve(start, data_seed, tmp_path_factory):
             "run.output_dir": f"{out}/checkpoint",
         }
         recipe = ("scripts/train/recipes/stage2.yaml", "grid_manager", ["scripts/quickstart/stage2.yaml"])
-        run_ranks(record_losses, *recipe, keys, out, processes=processes, folder=out, timeout=120)
+        run_ranks(record_losses, *recipe, keys, out, processes=processes, folder=out, timeout=240)
         assert not any((out / f"rank-{rank}.log").read_text() for rank in range(1, processes or 1))
         facts = json.loads((out / "facts.json").read_text())
         strategy = "DeepSpeedEngine" if deepspeed else "DistributedDataParallel"
