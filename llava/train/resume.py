@@ -119,6 +119,11 @@ def check_resume(recipe: Recipe, processes: int) -> None:
     mark = checkpoint and read_mark(checkpoint)
     if mark is None:
         return
+    if "totals" not in mark:
+        raise LlavaError(
+            f"{checkpoint}: was written by an older version of this code. Go on with that version, or pass "
+            "--run.resume false to delete the checkpoints and start anew"
+        )
     now = _comparable(recipe)
     changed = [(key, old, now[key]) for key, old in mark["recipe"].items() if key in now and now[key] != old]
     if changed:

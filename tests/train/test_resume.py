@@ -257,6 +257,12 @@ CHANGES = {
 }
 
 
+def test_an_older_versions_checkpoint_is_refused(recipe, tmp_path):
+    write(tmp_path, 5)  # whose mark has no totals
+    with pytest.raises(LlavaError, match=r"checkpoint-5: was written by an older version of this code. Go on with"):
+        check_recipe(recipe(**{"run.output_dir": str(tmp_path / "out")}), 1, dry_run=False)
+
+
 def test_another_recipe_is_refused(recipe, unfinished):
     check_recipe(recipe(), 1, dry_run=False)
     for key, (value, message) in CHANGES.items():
