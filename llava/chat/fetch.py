@@ -34,7 +34,7 @@ def fetch(url: str, target: Path, kind: str, limit: int) -> None:
     Raises DataError with one line that names the URL: for another scheme than http and https, a host that cannot be
     reached, an answer that is an error, a web page, too large or too slow, and a redirect to elsewhere.
     """
-    _check(url)
+    check_url(url)
     deadline, place = time.monotonic() + SECONDS, url
     try:
         for _ in range(MOST_REDIRECTS + 1):
@@ -104,7 +104,7 @@ def _save(response, target: Path, url: str, kind: str, limit: int, deadline: flo
             raise DataError(f"{url} broke off after {file.tell()} of {size} bytes")
 
 
-def _check(url: str) -> None:
+def check_url(url: str) -> None:
     """Raises DataError for a URL that is not fetched."""
     try:
         parts = urlsplit(url)

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from PIL import Image, ImageGrab
 
-from llava.chat.fetch import MEBIBYTE, fetch, is_url
+from llava.chat.fetch import MEBIBYTE, check_url, fetch, is_url
 from llava.data.images import read_image
 from llava.data.video import VideoSampling, read_video
 from llava.errors import DataError, MissingFileError
@@ -63,6 +63,7 @@ class MediaReader:
         Raises DataError with one line that names the source.
         """
         if is_url(source) and not source.lower().startswith("file:"):
+            check_url(source)
             target = self._new_file(Path(urlsplit(source).path).suffix)
             fetch(source, target, kind, LIMITS[kind])
             return self._opened(target, source, kind, fetched=True)
@@ -124,7 +125,10 @@ def _web_formats() -> list[str]:
 
 def local_path(source: str) -> Path:
     """The file that a path or a file:// URL names."""
-    parts = urlsplit(source) if source.lower().startswith("file:") else None
+    try:
+        parts = urlsplit(source) if source.lower().startswith("file:") else None
+    except ValueError as error:
+        raise DataError(f"{source} is not a URL: {error}") from None
     if parts is None:
         return Path(os.path.abspath(os.path.expanduser(source)))
     if parts.netloc not in ("", "localhost"):
@@ -134,7 +138,10 @@ def local_path(source: str) -> Path:
 
 def kind_of(name: str) -> str | None:
     """`image` or `video`, by the end of a path or a URL; None for others."""
-    suffix = Path(urlsplit(name).path if is_url(name) else name).suffix.lower()
+    try:
+        suffix = Path(urlsplit(name).path if is_url(name) else name).suffix.lower()
+    except ValueError:  # http://[1/a.png
+        return None
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
 
 

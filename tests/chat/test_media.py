@@ -99,6 +99,8 @@ def test_what_is_bad_is_named_in_one_line(reader, tmp_path, page, web, monkeypat
         "\0": "cannot be read",
         "file://elsewhere/a.png": "the file is on another host",
         "ftp://example.com/a.png": "only http and https",
+        "http://[1/a.png": "is not a URL: Invalid IPv6",
+        "file://[1/a.png": "is not a URL: Invalid IPv6",
         f"{web.url}/page": "/page is not an image that Pillow can read",
     }.items():
         with pytest.raises(DataError, match=message) as caught:
@@ -158,6 +160,7 @@ def test_the_clipboard(reader, page, make_image, monkeypatch):
         ("/nowhere/a.png what?", "what?", ["/nowhere/a.png"]),
         ("file:///a%20b.jpg", "", ["file:///a%20b.jpg"]),
         ("./clip.mp4", "", ["./clip.mp4"]),
+        ("What is http://[1/b.jpg ?", "What is http://[1/b.jpg ?", []),
         ("two  blanks\n  and a line", "two  blanks\n  and a line", []),
         ("C:\\new.png \\", "C:\\new.png \\", []),
     ],
