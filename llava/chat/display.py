@@ -132,7 +132,7 @@ class MarkdownStream:
 
 def render(text: str) -> Markdown:
     """Markdown that loses nothing of the text: HTML is text, and a line's end ends a line."""
-    markdown = Markdown("")
+    markdown = Markdown("", hyperlinks=False)  # or a link would show no address
     markdown.parsed = _PARSER.parse(text)
     for token in markdown.parsed:
         for child in token.children or []:

@@ -84,7 +84,7 @@ def test_streamed_markdown_ends_as_if_it_came_at_once(size, monkeypatch):
     expected = lines_of(whole.file.getvalue())
     assert lines_of("\n".join(screen.lines)) == expected
     assert " • item 39" in expected
-    assert "and <b>no HTML</b>, a link, ![a " in " ".join(expected)
+    assert "and <b>no HTML</b>, a link (https://x.org), ![a " in " ".join(expected)
 
 
 def test_the_end_of_a_block_higher_than_the_screen_is_shown_while_it_grows():
