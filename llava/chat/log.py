@@ -174,6 +174,8 @@ def _prepare_to_append(path: Path) -> None:
 def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
     """The header, the events, and what is to be said about the file."""
     try:
+        if path.exists() and not path.is_file():  # a device or a pipe could be read for ever
+            raise LlavaError(f"{path} is no regular file")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LlavaError(f"{path} does not exist") from None

@@ -145,6 +145,8 @@ def test_what_cannot_be_read_is_named_and_the_conversation_stays(talked, make_ch
     bad.write_bytes(b"\xff\xfe")
     assert "cannot be read: it is no text" in refused()
     assert refused(tmp_path / "nowhere.jsonl").endswith("nowhere.jsonl does not exist")
+    for name in ("/dev/zero", tmp_path):
+        assert refused(name) == f"{name} is no regular file"
     make_image(121, 90).save(page)
     assert f"event 8: image {page} has changed: its sha256 is " in refused(path)
     page.unlink()
