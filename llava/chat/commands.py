@@ -29,7 +29,10 @@ def obey(chat: Chat, line: str) -> None:
     line = line.strip()
     name, _, rest = line.partition(" ")
     if name in COMMANDS:
-        COMMANDS[name].run(chat, rest.strip())
+        command, rest = COMMANDS[name], rest.strip()
+        if rest and not command.arguments:
+            raise LlavaError(f"{name} takes nothing behind it, found {rest!r}")
+        command.run(chat, rest)
     elif name.startswith("/") and not begins_with_media(line):
         raise LlavaError(f"unknown command {name}; /help lists them")
     elif line:
@@ -112,8 +115,10 @@ def _system(chat: Chat, rest: str) -> None:
 def _set(chat: Chat, rest: str) -> None:
     if rest:
         chat.session.set_settings(parse_settings(chat.session.settings, rest))
-    for name, value in asdict(chat.session.settings).items():
-        chat.display.note(f"  {f'{name}={value}':<22}{SETTINGS[name].help}")
+    values = {name: f"{name}={value}" for name, value in asdict(chat.session.settings).items()}
+    width = max(map(len, values.values()))
+    for name, value in values.items():
+        chat.display.note(f"  {value:<{width}}  {SETTINGS[name].help}")
 
 
 def _tokens(chat: Chat, rest: str) -> None:

@@ -29,7 +29,10 @@ class Setting(NamedTuple):
 SETTINGS = {
     "max_new_tokens": Setting(int, lambda value: value >= 1, "be at least 1", "the longest answer"),
     "temperature": Setting(
-        float, lambda value: 0 <= value < math.inf, "not be negative", "0 is greedy: always the likeliest token"
+        float,
+        lambda value: 0 <= value < math.inf,
+        "be 0 or a positive number",
+        "0 is greedy: always the likeliest token",
     ),
     "top_p": Setting(float, lambda value: 0 < value <= 1, "be above 0 and at most 1", "share of likely tokens to draw"),
 }

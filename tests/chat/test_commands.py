@@ -120,16 +120,27 @@ def test_system_and_settings(say, chat, expected):
     assert "temperature=0.5" in say("/set temperature=0.5 top_p = 0.9")[1]
     assert (chat.session.settings.temperature, chat.session.settings.top_p) == (0.5, 0.9)
     for wrong, message in {
-        "temperature=-1": "temperature must not be negative, found -1.0",
+        "temperature=-1": "temperature must be 0 or a positive number, found -1.0",
         "temperature=hot": "temperature must be a number, found 'hot'; write temperature=0.5",
         "temperature": "temperature must be a number, found nothing; write temperature=0.5",
-        "temperature=nan": "temperature must not be negative, found nan",
+        "temperature=nan": "temperature must be 0 or a positive number, found nan",
         "max_new_tokens=0": "max_new_tokens must be at least 1, found 0",
         "max_new_tokens=9 warmth=2": "unknown setting 'warmth'; choose max_new_tokens, temperature, top_p",
         "top_p=1.5": "top_p must be above 0 and at most 1, found 1.5",
     }.items():
         assert refused(chat, f"/set {wrong}") == message
     assert chat.session.settings.max_new_tokens == 6
+    assert "max_new_tokens=123456789  the longest" in say("/set max_new_tokens=123456789")[1]
+    assert "  top_p=0.9                 share" in say("/set")[1]
+
+
+def test_what_takes_no_argument_does_nothing_with_one(say, chat):
+    say("Hello")
+    names = [name for name, command in COMMANDS.items() if not command.arguments]
+    assert len(names) == 7
+    for name in names:
+        assert refused(chat, f"{name} 3") == f"{name} takes nothing behind it, found '3'"
+    assert (len(chat.session.exchanges), chat.leaving) == (1, False)
 
 
 def test_tokens(say, chat, page, engine):
