@@ -4,6 +4,7 @@ Answers go to stdout; everything else (what was loaded, notes, errors) goes to s
 """
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
         raise LlavaError("--json is for a single question: give one as an argument or on standard input")
     if not os.environ.get("TERM"):
         os.environ["TERM"] = "dumb"  # of a terminal without a name nothing can be expected
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a letter that the locale lacks must not end an answer
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 
@@ -95,10 +98,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _single_question(argument: str | None) -> str | None:
     """The question from the argument or from a pipe; None on a terminal."""
-    if argument is None and sys.stdin.isatty():
+    piped = argument is None and sys.stdin is not None  # None: it is closed
+    if piped and sys.stdin.isatty():
         return None
     try:
-        question = (sys.stdin.read() if argument is None else argument).strip()
+        question = (sys.stdin.read() if piped else argument or "").strip()
     except UnicodeDecodeError:
         raise LlavaError("standard input is no text") from None
     if not question:
@@ -135,14 +139,21 @@ def _answer_once(chat: Chat, question: str, shown: list[Medium], as_json: bool, 
     try:
         if as_json:
             chat.answer_silently(question)
-            print(json.dumps(_as_json(chat, load_seconds), ensure_ascii=False), flush=True)
+            print(json.dumps(_as_json(chat, load_seconds), ensure_ascii=not _writes_utf8()), flush=True)
         else:
             chat.ask(question)
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:  # the device is out of memory, say
         raise LlavaError(" ".join(str(error).split())) from error
+    except OSError as error:  # a full disk, a reader that has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try again when it ends
+        raise LlavaError(f"the answer cannot be written: {error.strerror}") from None
     return 0
+
+
+def _writes_utf8() -> bool:
+    return sys.stdout is not None and (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def _as_json(chat: Chat, load_seconds: float) -> dict:

@@ -61,9 +61,10 @@ class Session:
         What waits goes in front of the question, or where it says `<image>` and `<video>`.
         KeyboardInterrupt ends an answer; what has come of it is remembered before the interrupt goes on to the caller.
         After any other error, and when nothing has come yet, the conversation is as it was.
-        Raises LlavaError when the question has more or fewer places than there are images or videos.
+        Raises LlavaError for a question that is no text, or has more or fewer places than there are images or videos.
         """
-        return self._answer(self.exchanges, Exchange(question, tuple(self.waiting)), show, "answer")
+        asked = Exchange(as_text(question, "the question"), tuple(self.waiting))
+        return self._answer(self.exchanges, asked, show, "answer")
 
     def retry(self, show: Callable[[str], None]) -> Exchange:
         """Answers the last question again, in place of the last answer; errors as in ask."""
@@ -172,8 +173,18 @@ def placed(exchange: Exchange) -> str:
 
 
 def checked_system(text: str | None) -> str | None:
-    """The message; LlavaError for one that has places for images or videos, which stand in turns."""
+    """The message; LlavaError for one that is no text, or has places for images or videos, which stand in turns."""
+    if text is None:
+        return None
     for placeholder in PLACEHOLDERS.values():
-        if text is not None and placeholder in text:
+        if placeholder in text:
             raise LlavaError(f"the system message must not hold {placeholder}")
-    return text
+    return as_text(text, "the system message")
+
+
+def as_text(text: str, name: str) -> str:
+    """What Python made of bytes that the locale cannot read, read as UTF-8. LlavaError, with `name`, for others."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise LlavaError(f"{name} is no text: it is not UTF-8") from None

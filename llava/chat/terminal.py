@@ -43,7 +43,8 @@ def converse(chat: Chat) -> None:
             obey(chat, line)
         except KeyboardInterrupt:
             chat.display.note("stopped")
-        except (LlavaError, RuntimeError, MemoryError) as error:  # RuntimeError: the device is out of memory, say
+        # RuntimeError: the device is out of memory, say; OSError: stdout is a file on a full disk
+        except (LlavaError, RuntimeError, MemoryError, OSError) as error:
             chat.display.error(str(error) or "out of memory")
 
 
@@ -68,7 +69,7 @@ class _KeptHistory(FileHistory):
     def store_string(self, string: str) -> None:
         try:
             super().store_string(string)
-        except OSError:  # a full disk must not end the conversation; the line is still in memory
+        except (OSError, UnicodeEncodeError):  # a full disk must not end the conversation; the line is still in memory
             return
 
 

@@ -129,6 +129,34 @@ def test_wrong_input_gets_one_line_and_no_answer(tiny_model_dir, tmp_path, page,
         assert (shown.out, shown.err.count("\n")) == ("", 1)
 
 
+def test_closed_and_full_files_and_bytes_that_are_no_text_get_one_line(run, tiny_model_dir, capsys, monkeypatch):
+    ask = ["chat", "--model", str(tiny_model_dir)]
+    monkeypatch.setattr(sys, "stdin", None)  # as it is where it was closed
+    assert main(ask) == 2
+    assert "no question" in capsys.readouterr().err
+    assert main([*ask, b"\xff".decode("utf-8", "surrogateescape")]) == 2
+    assert capsys.readouterr() == ("", "error: the question is no text: it is not UTF-8\n")
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main([*ask, "Hi"]) == 2
+    assert capsys.readouterr().err == "error: the answer cannot be written: No space left on device\n"
+
+
+def test_letters_that_the_locale_does_not_know(run, expected, tiny_model_dir, monkeypatch):
+    unread = "Was ist größer?".encode().decode("ascii", "surrogateescape")
+    assert run(unread)[1].strip() == expected("Was ist größer?")
+
+    def written(*arguments) -> bytes:
+        out = io.TextIOWrapper(io.BytesIO(), "latin-1")
+        monkeypatch.setattr(sys, "stdout", out)
+        assert main(["chat", "--model", str(tiny_model_dir), "--max_new_tokens", "1", *arguments]) == 0
+        return out.buffer.getvalue()
+
+    assert json.loads(written("--json", "größer \u6f22"))["question"] == "größer \u6f22"
+    monkeypatch.setattr(Engine, "stream", lambda *args, **options: (piece for piece in ["größer als \u6f22"]))
+    assert written("Hi") == b"gr\xf6\xdfer als ?\n"
+
+
 @pytest.fixture
 def endless_model_dir(tiny_model_dir, tiny_tokenizer, tmp_path):
     """A checkpoint that answers in two words and never ends: their rows of the head are opposite, all others zero."""
