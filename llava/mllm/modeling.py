@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -212,6 +212,12 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
+
+    def generate(self, *args, tokenizer=None, **kwargs):
+        """transformers' own. tokenizer: for stop strings; `transformers serve` gives the processor that holds it."""
+        if isinstance(tokenizer, ProcessorMixin):
+            tokenizer = tokenizer.tokenizer
+        return super().generate(*args, tokenizer=tokenizer, **kwargs)
 
     def get_image_features(self, pixel_values, image_sizes, batch_num_images=None, **kwargs) -> VisualFeatures:
         """See LlavaOVManagerModel.get_image_features."""

@@ -122,6 +122,14 @@ def test_whole_and_streamed(ask, engine, make_image, sizes):
     assert expected.rstrip("\ufffd").startswith("".join(pieces).strip().rstrip("\ufffd"))
 
 
+def test_an_answer_ends_at_a_stop_string(ask, engine):
+    whole = engine.generate([Dialogue([Turn("human", QUESTION)])], max_new_tokens=8)[0]
+    stop = whole[1]
+    answer = ask([{"role": "user", "content": QUESTION}], stop=[stop]).choices[0].message.content
+    assert answer.partition(stop)[0].strip() == whole.partition(stop)[0].strip()
+    assert len(answer) < len(whole)
+
+
 def test_a_conversation(ask, engine, make_image):
     image = make_image(60, 200)
     turns = [Turn("system", "Be short."), Turn("human", "<image>\n" + QUESTION), Turn("gpt", "A car.")]
