@@ -74,7 +74,7 @@ def poisoned(monkeypatch):
 
     def spoiled(self, index):
         encoded = load(self, index)
-        if "'sample-5'" in encoded["sample"]:
+        if "'sample-5'" in encoded["sample"].name:
             encoded["pixel_values"] = encoded["pixel_values"].float()
             encoded["pixel_values"][0, 0, 0, 0] = float("nan")
         return encoded
