@@ -18,7 +18,7 @@ PROTOCOLS = ("paper", "harness")
 NO_LIMIT = 1024  # what LLaVA-OneVision generates at most for tasks that name no limit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Benchmark:
     """name: as the paper writes it. task, split: lmms-eval's. metric: its key in the harness's results.
 
@@ -41,10 +41,10 @@ class Benchmark:
     judged: bool = False
     image_kind: str | None = None
     resolution: str | None = None
-    yaml: str = ""
-    dataset: str = ""
+    yaml: str
+    dataset: str
     config: str | None = None
-    columns: tuple[str, ...] = ()
+    columns: tuple[str, ...]
     tokens: int = NO_LIMIT
     document_score: Callable[[object], float | list[float]] = float
     documents: int | None = None
