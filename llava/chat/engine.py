@@ -194,7 +194,7 @@ class Engine:
 
     def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
         batch = self.processor.encode_prompts([_placed(dialogue) for dialogue in dialogues])
-        check_length(batch["input_ids"][0], self.model)
+        check_length(batch["input_ids"].shape[1], self.model)
         return batch.to(self.device)
 
 

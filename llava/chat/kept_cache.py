@@ -8,7 +8,7 @@ What is alike is found by comparing, token by token and image by image, so that 
 came about: another turn, a turn taken back, another answer to the same question, another system message.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -76,7 +76,7 @@ class KeptCache:
         Until that is called, nothing is kept: a generation may fail half-way.
         """
         ids = processor.prompt_ids(dialogue)
-        check_length(ids, model)
+        check_length(len(ids), model)
         spans = find_spans(ids, dialogue, processor)
         shared = self._shared(ids, spans, model.config)
         past = self._kept.past if shared else DynamicCache(config=model.config.text_config)
@@ -130,11 +130,11 @@ class KeptCache:
         return begin if any(begin <= span.start < end for span in spans) else shared
 
 
-def check_length(ids: Sequence, model: LlavaOVManagerForConditionalGeneration) -> None:
+def check_length(tokens: int, model: LlavaOVManagerForConditionalGeneration) -> None:
     """Raises LlavaError for a prompt that the model cannot read."""
     limit = model.config.text_config.max_position_embeddings
-    if len(ids) > limit:
-        raise LlavaError(f"the prompt has {len(ids)} tokens, but the model reads at most {limit}")
+    if tokens > limit:
+        raise LlavaError(f"the prompt has {tokens} tokens, but the model reads at most {limit}")
 
 
 def find_spans(ids: list[int], dialogue: Dialogue, processor: LlavaOVManagerProcessor) -> list[Span]:

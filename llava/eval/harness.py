@@ -22,13 +22,12 @@ from llava.eval.judge.reviews import Reviewer, with_reviews
 from llava.eval.judge.rubrics import prompts_version
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.lmms_model import MODEL_ID
-from llava.eval.store import save_task_run
+from llava.eval.store import ANSWERS, HEADLINE_AGREEMENT, headline_metric, mean_score, save_task_run
 from llava.eval.task import build_task
 from llava.train.checkpoint import trained_arm
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
-AGREEMENT = 1e-4  # some aggregations round to four or five digits
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _said(error: BaseException) -> str:
 
 def answers_folder(out: str | Path, task: str) -> Path:
     """Where the task's answers are stored as they come; see llava/eval/answers.py."""
-    return Path(out) / f"{task}.answers"
+    return Path(out) / f"{task}{ANSWERS}"
 
 
 def _note_job(job: Job) -> None:
@@ -222,11 +221,9 @@ def _headline(known: Benchmark, values: dict, rows: list[dict]) -> float:
     if not isinstance(value, int | float):
         raise LlavaError(f"task {known.task}: lmms-eval gives no score ({known.metric}: {value!r})")
     score = known.score(value, len(rows))
-    metric = known.metric.split(",")[0]
-    found = [row["scores"][metric] for row in rows if metric in row["scores"]]
-    pairs = [entry if isinstance(entry, list) else (entry, 1.0) for entry in found]
-    mean = 100 * sum(points for points, _ in pairs) / sum(of for _, of in pairs)
-    if abs(mean - score) > 100 * AGREEMENT:
+    metric = headline_metric(known)
+    mean = 100 * mean_score([row["scores"][metric] for row in rows if metric in row["scores"]])
+    if abs(mean - score) > 100 * HEADLINE_AGREEMENT:
         raise LlavaError(f"task {known.task}: the documents' scores give {mean} but lmms-eval's value gives {score}")
     return score
 

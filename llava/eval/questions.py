@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from llava.chat.engine import Engine
+from llava.chat.kept_cache import check_length
 from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.eval.messages import noise_like
@@ -25,9 +26,8 @@ class Question:
 def prompt_cost(engine: Engine, dialogue: Dialogue) -> int:
     """Operations until the first token of the answer. LlavaError when the prompt is longer than the model can read."""
     config, pictures = engine.model.config, engine.processor.image_processor
-    tokens, limit = engine.count_tokens(dialogue), config.text_config.max_position_embeddings
-    if tokens > limit:
-        raise LlavaError(f"the prompt has {tokens} tokens, but the model reads at most {limit}")
+    tokens = engine.count_tokens(dialogue)
+    check_length(tokens, engine.model)
     several = len(dialogue.images) > 1
     crops = sum(pictures.layout(image.size, several).num_crops for image in dialogue.images)
     return forward_cost(config)(crops + sum(map(len, dialogue.videos)), tokens, 1)

@@ -149,7 +149,7 @@ def _task_scores(folder: Path, scored: dict[str, list[dict]], means: dict) -> di
     """Every metric that a document has. Raises LlavaError when the harness has another mean."""
     scores = {metric: _checked_scores(folder, metric, rows) for metric, rows in scored.items() if rows}
     for metric, values in scores.items():
-        _compare(folder, metric, _mean(values), means.get(f"{metric},none"), AGREEMENT)
+        _compare(folder, metric, mean_score(values), means.get(f"{metric},none"), AGREEMENT)
     return scores
 
 
@@ -164,7 +164,7 @@ def _benchmark_scores(folder: Path, known: Benchmark, run: dict, scored: dict[st
         rows = len(scored[metric])
         raise LlavaError(f"{folder}: {RESULTS} has the score {run['score']!r}, {rows} rows of {SAMPLES} have {metric}")
     values = _checked_scores(folder, metric, scored[metric])
-    _compare(folder, metric, _mean(values), run["score"] / 100, HEADLINE_AGREEMENT)
+    _compare(folder, metric, mean_score(values), run["score"] / 100, HEADLINE_AGREEMENT)
     return {metric: values}
 
 
@@ -192,9 +192,9 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
-def _mean(scores: list[float | tuple[float, float]]) -> float:
+def mean_score(scores: Sequence[float | Sequence[float]]) -> float:
     """The mean, or sum(points) / sum(of)."""
-    pairs = [score if isinstance(score, tuple) else (score, 1.0) for score in scores]
+    pairs = [score if isinstance(score, Sequence) else (score, 1.0) for score in scores]
     return math.fsum(points for points, _ in pairs) / math.fsum(of for _, of in pairs)
 
 
