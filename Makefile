@@ -4,10 +4,11 @@ VENV ?= .venv
 ARMS ?= grid_manager
 SEED ?= 0
 WORKERS ?= 2
+LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install test test-mixed lint quickstart clean
+.PHONY: install test test-mixed test-exits lint quickstart clean
 
 install: $(INSTALLED)
 
@@ -23,6 +24,10 @@ test: install
 # The random mixed batches of tests/train/test_mixed_batches.py, many more of them, and of another SEED if one is given.
 test-mixed: install
 	$(BIN)/python -m pytest tests/train/test_mixed_batches.py --mixed-steps 1000 --data-seed $(SEED)
+
+# LAUNCHES runs of two processes under DDP, ZeRO-2 and ZeRO-3 each, and half as many on two hosts, on a busy machine.
+test-exits: install
+	$(BIN)/python -m pytest tests/train/test_exits.py -s --timeout 0 --launches $(LAUNCHES)
 
 lint: install
 	$(BIN)/ruff check .

@@ -4,21 +4,65 @@ Takes torchrun's arguments. Ranks that end with TOLD have said why; any other en
 """
 
 import logging
+import os
 import platform
+import select
 import signal
 import sys
+import time
+from threading import Thread
 
+import psutil
 from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
+PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts
+LOOK = 0.5  # seconds between looks at the ranks
+
+
+class Waits(Thread):
+    """Ends this launcher where it waits for other hosts in vain.
+
+    torchrun meets the other hosts before its ranks start and once they have ended, in C++, where it hears no signal;
+    after the ranks it waits five minutes for a launcher that is gone. This thread ends the launcher soon after a signal
+    and, once the ranks have ended, after PATIENCE seconds. A rank that failed leads to no such wait, so that this
+    host's part is whole then.
+    """
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.signals, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def run(self) -> None:
+        had_ranks, since = False, time.monotonic()
+        while True:
+            heard, _, _ = select.select([self.signals], [], [], LOOK)
+            number = os.read(self.signals, 1)[0] if heard else 0
+            if _ranks():
+                had_ranks, since = True, time.monotonic()
+            elif number:
+                time.sleep(LOOK)  # where torchrun does hear it, it ends by itself
+                os._exit(128 + number)
+            elif had_ranks and time.monotonic() - since > PATIENCE:
+                line = f"this host's processes have ended; the other hosts' launchers did not within {PATIENCE} s\n"
+                os.write(2, line.encode())
+                os._exit(0)
+
+
+def _ranks() -> list[psutil.Process]:
+    """The processes of this run on this host that have not ended."""
+    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def main(argv: list[str]) -> int:
     """Runs the processes of this host to their end; returns the exit status of the first that failed, or 0."""
     logging.disable(logging.ERROR)  # the launcher's remarks; the ranks have their own
     arguments = run.parse_args(argv)
+    Waits().start()
     try:
         run.run(arguments)
     except ChildFailedError as error:

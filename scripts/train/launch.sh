@@ -54,7 +54,7 @@ if [ -n "${HOSTFILE:-}" ]; then
         case $word in *" "*) remote+=("$word") ;; *) remote+=("$(printf %q "$word")") ;; esac
     done
     exec deepspeed --hostfile "$HOSTFILE" --force_multi --master_addr "${MASTER_ADDR:-${hosts%%$'\n'*}}" \
-        --master_port "${MASTER_PORT:-29500}" --no_local_rank --module llava.cli train "${remote[@]}"
+        --master_port "${MASTER_PORT:-29500}" --no_local_rank --module llava.train.rank "${remote[@]}"
 fi
 if [ "$NNODES" = 1 ]; then
     meeting=(--standalone)
@@ -63,4 +63,4 @@ else
         --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}")
 fi
 exec python -m llava.train.launch "${meeting[@]}" --nproc_per_node "$NPROC_PER_NODE" \
-    -m llava.cli train "${arguments[@]}"
+    -m llava.train.rank "${arguments[@]}"

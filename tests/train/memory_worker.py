@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import TrainerCallback
 
 from llava.train.process_group import leave_process_group, rank
+from llava.train.rank import end_with
 from llava.train.recipes import load_recipe
 from llava.train.stage import prepare
 
@@ -80,4 +81,4 @@ def main(recipe: str, arm: str, keys: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    end_with(lambda: main(*sys.argv[1:]))

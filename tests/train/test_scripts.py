@@ -3,8 +3,10 @@
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -137,9 +139,9 @@ def test_the_processes_that_are_started(tiny_keys, stand_ins, environment, expec
     path = stand_ins(python=TELLS_LAUNCH, **{"nvidia-smi": "exit 1"})
     done = run("stage1", *words(tiny_keys("1")), **environment, PATH=path)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"{expected} -m llava.cli train --recipe scripts/train/recipes/stage1.yaml --model.")
+    assert done.stdout.startswith(f"{expected} -m llava.train.rank --recipe scripts/train/recipes/stage1.yaml --model.")
     arguments = done.stdout.split()[expected.count(" ") + 1 :]
-    assert launch.run.parse_args([*expected.split(), *arguments]).training_script == "llava.cli"
+    assert launch.run.parse_args([*expected.split(), *arguments]).training_script == "llava.train.rank"
 
 
 HOSTS = """# two nodes
@@ -165,8 +167,8 @@ def test_a_hostfile_goes_to_deepspeed(tiny_keys, stand_ins, tmp_path, environmen
     read = shlex.split(subprocess.check_output(["bash", "-c", f"printf '%q ' {started}"], text=True))
     host, _, port = address.partition(":")
     assert {f"--master_addr={host}", f"--master_port={port}", "--node_rank=%n", "--no_local_rank"} <= set(read)
-    assert read[read.index("llava.cli") :] == [
-        *("llava.cli", "train", "--recipe", "scripts/train/recipes/stage1.yaml"),
+    assert read[read.index("llava.train.rank") :] == [
+        *("llava.train.rank", "--recipe", "scripts/train/recipes/stage1.yaml"),
         *words(keys),
     ]
 
@@ -254,6 +256,74 @@ def test_the_launcher_names_the_rank_that_ended_the_run(tmp_path, ending, status
     done = subprocess.run([*command, f"{tmp_path}/rank.py"], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == status
     assert done.stderr == told.format(host=platform.node(), pid=done.stdout.strip())
+
+
+WAITS = """
+import sys
+from llava.train import launch
+launch.PATIENCE = 3
+sys.exit(launch.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (None, 0)])
+def test_a_launcher_does_not_wait_for_a_host_that_never_ends(tmp_path, stop, status):
+    """The ranks of the first host have ended well; the other host's goes on, as if its launcher were gone."""
+    (tmp_path / "rank.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "time.sleep(600 if os.environ['RANK'] == '1' else 2)\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+    )
+    port, launchers = str(free_port()), []
+    for node in range(2):
+        meeting = ["--nnodes", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", port]
+        command = [sys.executable, "-c", WAITS, *meeting, "--nproc_per_node", "1", f"{tmp_path}/rank.py"]
+        launchers.append(subprocess.Popen([*command, f"{tmp_path}/ended"], stderr=subprocess.PIPE, text=True))
+    try:
+        wait_until((tmp_path / "ended").exists)
+        if stop is not None:
+            time.sleep(1)  # torchrun looks at its ranks ten times a second, then waits
+            launchers[0].send_signal(stop)
+        assert launchers[0].wait(30) == status
+        waited = "this host's processes have ended; the other hosts' launchers did not within 3 s\n"
+        assert launchers[0].stderr.read() == ("" if stop else waited)
+    finally:
+        for launcher in launchers:
+            launcher.terminate()
+            launcher.wait(60)
+
+
+ENDS = {
+    "return 0": (0, ""),
+    "return 2": (2, ""),
+    "sys.exit(2)": (2, ""),
+    "sys.exit('why')": (1, "why\n"),
+    "raise KeyboardInterrupt": (130, ""),
+    "raise ValueError('why')": (1, "ValueError: why\n"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDS)
+def test_a_rank_ends_as_python_does_and_before_pythons_shutdown(tmp_path, ending):
+    """A thread whose lock Python takes away while it shuts down would abort the process from within torch's C++."""
+    status, told = ENDS[ending]
+    (tmp_path / "rank.py").write_text(
+        "import atexit, sys\nfrom llava.train.rank import end_with\n"
+        "class Shutdown:\n    def __del__(self): print('Python shut down')\n"
+        f"kept = Shutdown()\natexit.register(print, 'told at exit')\ndef main():\n    print('ran')\n    {ending}\n"
+        "end_with(main)\n"
+    )
+    done = subprocess.run([sys.executable, f"{tmp_path}/rank.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (status, "ran\ntold at exit\n")
+    assert done.stderr.endswith(told)
+    assert ("Traceback" in done.stderr) == told.startswith("ValueError")
+
+
+def wait_until(condition, timeout: float = 60) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, f"not within {timeout} s"
+        time.sleep(0.1)
 
 
 def test_recipe_keys():

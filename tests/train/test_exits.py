@@ -1,0 +1,85 @@
+"""A stage of two processes that trained to its end is told as finished, launch after launch, on a busy machine.
+
+`make test-exits` launches it many times under every strategy, and on two hosts; the suite does so once, under DDP.
+"""
+
+import multiprocessing
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.train.hosts import run_on_both, two_hosts
+
+TIMEOUT = 300  # seconds; a launch takes 15 on an idle machine, and a hang is noticed by the ranks after 60
+STRATEGIES = {"ddp": "none"} | {name: f"scripts/train/deepspeed/{name}.json" for name in ("zero2", "zero3")}
+STEPS = {"optim.max_steps": 2, "components.language_model.trained": True, "components.language_model.lora": True}
+
+
+@pytest.fixture(scope="module")
+def launches(request) -> int:
+    return request.config.getoption("--launches")
+
+
+@contextmanager
+def busy_machine():
+    """As many processes as cores, each computing all the time."""
+    burners = [multiprocessing.Process(target=_burn, daemon=True) for _ in range(os.cpu_count())]
+    for burner in burners:
+        burner.start()
+    try:
+        yield
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.join()
+
+
+def _burn() -> None:
+    while True:
+        sum(range(10**6))
+
+
+def words(keys: dict) -> list[str]:
+    return ["--arm", "manager", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The processes of a run that have not ended: those that were started with its folder's name."""
+    commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    return [" ".join(command) for command in commands if any(str(folder) in word for word in command)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_finished_run_ends_as_finished(tiny_keys, tmp_path, launches, strategy):
+    environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+    ends = []
+    with busy_machine():
+        for launch in range(max(launches, strategy == "ddp")):
+            out = tmp_path / f"{launch}"
+            keys = tiny_keys("1", **STEPS, **{"run.deepspeed": STRATEGIES[strategy], "run.output_dir": out})
+            command = ["bash", "scripts/train/stage1.sh", *words(keys)]
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False
+            )
+            assert (out / "model.safetensors").is_file(), done.stderr
+            ends.append((done.returncode, done.stderr if done.returncode else "", processes_of(out)))
+    assert ends == [(0, "", [])] * len(ends)
+    print(f"{len(ends)} launches under {strategy}, no abnormal end")
+
+
+@pytest.mark.slow
+def test_a_finished_run_on_two_hosts_ends_as_finished(tiny_keys, tmp_path, launches):
+    ends = []
+    with two_hosts() as hosts, busy_machine():
+        for launch in range(launches // 2):
+            out = tmp_path / f"{launch}"
+            keys = tiny_keys("1", **STEPS, **{"run.deepspeed": STRATEGIES["zero3"], "run.output_dir": out})
+            for status, output in run_on_both(hosts, "stage1", [words(keys)] * 2, tmp_path, TIMEOUT):
+                ends.append((status, output if status else "", processes_of(out)))
+    assert ends == [(0, "", [])] * len(ends)
+    print(f"{len(ends) // 2} launches on two hosts, no abnormal end")
