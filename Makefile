@@ -14,7 +14,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,eval-requirements,demo,video,quantization,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,eval-requirements,demo,heic,video,quantization,serve,dev]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lmms-eval
 	touch $@
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from PIL import Image, ImageGrab
+from PIL import ImageGrab
 
 from llava.chat.fetch import MEBIBYTE, check_url, fetch, is_url
 from llava.data.images import read_image
@@ -18,7 +18,7 @@ from llava.errors import DataError, MissingFileError
 
 LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes
 # What is shown on the web, and nothing that Pillow would hand to another program, as it does with EPS.
-WEB_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+WEB_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {
     "image": {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"},
     "video": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"},
@@ -105,7 +105,7 @@ class MediaReader:
         if sha256 not in (None, found):
             raise DataError(f"{kind} {source} has changed: its sha256 is {found[:12]}..., it was {sha256[:12]}...")
         if kind == "image":
-            content, notes = read_image(path, source, _web_formats() if fetched else None)
+            content, notes = read_image(path, source, WEB_FORMATS if fetched else None)
             measures = f"{content.width}x{content.height}"
             return Medium(kind, source, path, found, content, measures, tuple(notes), fetched)
         sampling = sampling or self.sampling
@@ -116,11 +116,6 @@ class MediaReader:
         width, height = video.frames[0].size
         measures = f"{width}x{height}, {len(video.frames)} frames of {video.duration:.1f} seconds"
         return Medium(kind, source, path, found, video.frames, measures, (), fetched, sampling)
-
-
-def _web_formats() -> list[str]:
-    Image.init()
-    return [name for name in WEB_FORMATS if name in Image.OPEN]  # not every build of Pillow has all
 
 
 def local_path(source: str) -> Path:

@@ -1,23 +1,91 @@
-"""Any Pillow image to RGB, 8 bits, opaque. Ordinary RGB, L and P images become what Pillow makes of them."""
+"""Any Pillow image to RGB: upright, 8 bits, opaque. Ordinary RGB, L and P images become what Pillow makes of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from llava.errors import DataError
 
 WIDE = 65535 / 255  # 16-bit values per 8-bit value
+# How an image is turned that was stored with this EXIF orientation; 1 is upright, other numbers mean nothing.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LONGEST_REASON = 200  # characters
+UNPREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts to this one alone
 
 
 def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The image in RGB, and what was done that a user may want to know, in words.
+    """The image upright and in RGB, and what was done that a user may want to know, in words.
 
-    Values of 16 bits are scaled (Pillow's convert would clip them to white); other wide integers and floating-point
-    numbers are stretched from the lowest to the highest. What is transparent shows white. Other modes, CMYK among them,
-    are converted by Pillow. Raises DataError for numbers that are not finite, ValueError for modes that Pillow cannot
-    convert.
+    It is turned as its EXIF says; the result has none, so that nothing turns it again. Values of 16 bits are scaled
+    (Pillow's convert would clip them to white); other wide integers and floating-point numbers are stretched from the
+    lowest to the highest. What is transparent shows white. Other modes, CMYK among them, are converted by Pillow.
+    Raises DataError for numbers that are not finite, ValueError for modes that Pillow cannot convert.
     """
+    if type(image) is Image.Image and image.mode == "RGB" and not image.info:
+        return image, []
+    told = orientation(image) if image.format == "TIFF" else 1
+    _load(image)
+    turn = TURNS.get(orientation(image))
+    rgb, notes = _opaque(image)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    if turn is not None or told > 1:
+        notes = ["turned upright as its EXIF says", *notes]
+    rgb.info = {}
+    return rgb, notes
+
+
+def _load(image: Image.Image) -> None:
+    """Reads the pixels. Pillow turns those of a TIFF itself, wrongly where it maps the file, whose name it needs to."""
+    name = getattr(image, "filename", None)
+    if image.format == "TIFF":
+        image.filename = ""
+    image.load()
+    if image.format == "TIFF":
+        image.filename = name
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder raises within becomes a DataError with the reason in one line.
+
+    Damaged files make Pillow's plugins raise nearly every kind of error there is: besides OSError and SyntaxError
+    RuntimeError (AVIF), struct.error, IndexError, KeyError, AttributeError, ZeroDivisionError, zlib.error, MemoryError
+    for a size that a header only claims. So here, and nowhere else, no kind is let through.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON]
+        spoken = isinstance(error, (OSError, EOFError, SyntaxError, ValueError, RuntimeError)) and reason
+        raise DataError(reason if spoken else f"{type(error).__name__} {reason}".strip()) from error
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where none is told, and for an EXIF that cannot be read."""
+    try:
+        with decoding():
+            told = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except DataError:
+        return 1
+    return told if told in TURNS else 1
+
+
+def _opaque(image: Image.Image) -> tuple[Image.Image, list[str]]:
     if image.mode.startswith(("I", "F")):
         return _from_wide(image)
+    if image.mode in UNPREMULTIPLIED:
+        image = image.convert(UNPREMULTIPLIED[image.mode])
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         if layered.getextrema()[3][0] < 255:

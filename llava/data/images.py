@@ -10,29 +10,36 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
-from llava.data.color import to_rgb
+from llava.data.color import decoding, orientation, to_rgb
 from llava.errors import DataError, MissingFileError, OversizedImageError
 
 RESAMPLING = Image.Resampling.BICUBIC
 ROWS_OF_BAND = 256
 # Beyond Pillow's limit there is an error here; the warning, which goes before it, would be a second line of the same.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF and the like that is damaged while the pixels are whole
+EXIF_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # of texts of a PNG
+LONGEST_KEYWORD = max(map(len, EXIF_KEYWORDS))
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+
+
+class _NoPackageError(DataError):
+    """An image that another package than Pillow reads, which is not installed."""
 
 
 def open_image(source, name: str | None = None) -> Image.Image:
-    """A decoded RGB image from a path or a binary file: the first frame, its colors converted as to_rgb says.
+    """A decoded RGB image from a path or a binary file: the first frame, upright, its colors as to_rgb says.
 
     Raises DataError with one line that names the file when it is missing, no image, truncated, or of more than
     Image.MAX_IMAGE_PIXELS pixels; such an image is not decoded.
     """
-    with _opened(source, name or str(source)) as image:
-        return to_rgb(image)[0]
+    return read_image(source, name or str(source))[0]
 
 
 def read_image(source, name: str, formats: Sequence[str] | None = None) -> tuple[Image.Image, list[str]]:
     """As open_image, and what was done that is not plain to see, in words.
 
-    formats: Pillow's names of the formats that are read, None for all of them.
+    formats: Pillow's names of the formats that are read, as far as this Pillow has them; None for all of them.
     """
     with _opened(source, name, formats) as image:
         rgb, notes = to_rgb(image)
@@ -40,26 +47,68 @@ def read_image(source, name: str, formats: Sequence[str] | None = None) -> tuple
     return rgb, ([f"the first of {frames} frames"] if frames > 1 else []) + notes
 
 
+def read_header(source, name: str) -> tuple[str, tuple[int, int]]:
+    """(Pillow's name of the format, (width, height) of the upright image) by the first bytes; errors as open_image."""
+    with _opened(source, name) as image:
+        return image.format, _upright_size(image)
+
+
 @contextmanager
 def _opened(source, name: str, formats: Sequence[str] | None = None):
     """Pillow's image, its pixels not read yet; what goes wrong, also while they are read, becomes a DataError."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries, lmms-eval among them, turn it on for the whole process
     try:
-        with Image.open(source, formats=formats) as image:
+        with decoding(), _identified(source, name, formats) as image:
             _check_pixels(image.size, name)
             yield image
-    except FileNotFoundError:
-        raise MissingFileError(f"image {name} does not exist") from None
-    except IsADirectoryError:
-        raise DataError(f"image {name} is a folder") from None
+    except DataError as error:
+        raise _named(error.__cause__, name) or DataError(f"image {name} cannot be decoded: {error}") from None
+
+
+def _named(cause: BaseException | None, name: str) -> DataError | None:
+    """What is wrong with a file that was not even opened, by what Pillow raised; None for others."""
+    match cause:
+        case OversizedImageError() | _NoPackageError():
+            return cause
+        case Image.DecompressionBombError():
+            return OversizedImageError(f"image {name} is refused: {cause}")
+        case FileNotFoundError():
+            return MissingFileError(f"image {name} does not exist")
+        case IsADirectoryError():
+            return DataError(f"image {name} is a folder")
+        case UnidentifiedImageError():
+            return DataError(f"{name} is not an image that Pillow can read")
+    return None
+
+
+def _identified(source, name: str, formats: Sequence[str] | None) -> Image.Image:
+    """Pillow's image. Of a HEIC file through pillow-heif, which is imported for the first of them."""
+    if formats is not None:
+        Image.init()
+    try:
+        return Image.open(source, formats=formats and [kind for kind in formats if kind in Image.OPEN])
     except UnidentifiedImageError:
-        raise DataError(f"{name} is not an image that Pillow can read") from None
-    except OversizedImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise OversizedImageError(f"image {name} is refused: {error}") from None
-    except (OSError, EOFError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise on broken files
-        raise DataError(f"image {name} cannot be decoded: {error}") from None
+        if "HEIF" in Image.OPEN or not _is_heic(source):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        needed = "HEIC images need pillow-heif: pip install 'llava-ov-manager[heic]'"
+        raise _NoPackageError(f"image {name} cannot be read: {needed}") from None
+    register_heif_opener()
+    return _identified(source, name, formats)
+
+
+def _is_heic(source) -> bool:
+    """By the first bytes, as Apple's phones write them; source: a path or a binary file, put back to its begin."""
+    if hasattr(source, "read"):
+        source.seek(0)
+        head = source.read(12)
+        source.seek(0)
+    else:
+        with open(source, "rb") as file:
+            head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 
 def _check_pixels(size: tuple[int, int], name: str) -> None:
@@ -71,21 +120,19 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """(width, height); raises DataError as open_image does, also for a file cut off at its end.
+    """(width, height) of the upright image; raises DataError as open_image does, also for a file cut off at its end.
 
     Whole JPEG and PNG files are known by their header and their last bytes; others are decoded.
     """
     try:
-        with Image.open(path) as image:
-            size, kind = image.size, image.format
-        _check_pixels(size, str(path))
-    except OversizedImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return open_image(path).size
-    if not _has_end_marker(path, kind):
-        open_image(path)
-    return size
+        with decoding(), Image.open(path) as image:
+            _check_pixels(image.size, str(path))
+            if _has_end_marker(path, image.format) and not _has_late_exif(image):
+                return _upright_size(image)
+    except DataError as error:
+        if isinstance(error.__cause__, OversizedImageError):
+            raise error.__cause__ from None
+    return open_image(path).size
 
 
 def _has_end_marker(path: str | os.PathLike, kind: str | None) -> bool:
@@ -96,6 +143,30 @@ def _has_end_marker(path: str | os.PathLike, kind: str | None) -> bool:
     with open(path, "rb") as file:
         file.seek(max(os.path.getsize(path) - 16, 0))
         return marker in file.read()
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """By the header alone. Pillow has exchanged the sides of a TIFF."""
+    turned = image.format != "TIFF" and _has_exif(image) and orientation(image) >= 5
+    return image.size[::-1] if turned else image.size
+
+
+def _has_exif(image: Image.Image) -> bool:
+    """Whether Pillow can tell the EXIF by the header; of a PNG without it decodes the pixels to look behind them."""
+    return image.format != "PNG" or "exif" in image.info
+
+
+def _has_late_exif(image: Image.Image) -> bool:
+    """Whether it is a PNG whose EXIF, also one in a text or XMP, Pillow tells only when the pixels are decoded."""
+    if _has_exif(image):
+        return False
+    image.fp.seek(len(b"\x89PNG\r\n\x1a\n"))
+    while len(head := image.fp.read(8 + LONGEST_KEYWORD)) > 8:
+        kind, keyword = head[4:8], head[8:]
+        if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and keyword.startswith(EXIF_KEYWORDS)):
+            return True
+        image.fp.seek(int.from_bytes(head[:4]) + len(b"CRC ") - len(keyword), os.SEEK_CUR)
+    return False
 
 
 def crop_image(

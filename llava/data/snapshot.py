@@ -10,8 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image
-
+from llava.data.images import read_header
 from llava.data.prepare_rules import MATHV360K, MATHV360K_FILE, MATHV360K_MISSING
 from llava.data.records import iter_records
 from llava.errors import DataError, LlavaError
@@ -131,11 +130,8 @@ def _image(image, file: Path) -> bytes | str:
 
 def image_header(content: bytes | Path) -> tuple[str, tuple[int, int]]:
     """(file name's extension, (width, height)) from an image's first bytes; DataError for no image and for a bomb."""
-    try:
-        with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return EXTENSIONS.get(image.format, image.format.lower()), image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"an image cannot be read: {error}") from None
+    kind, size = read_header(BytesIO(content) if isinstance(content, bytes) else content, "in a row")
+    return EXTENSIONS.get(kind, kind.lower()), size
 
 
 def archives_of(source: Path) -> list[Path]:

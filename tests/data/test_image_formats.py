@@ -1,0 +1,220 @@
+"""Images of every format as they come: turned by EXIF, of phones, in layers, damaged."""
+
+import io
+import random
+import struct
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import AvifImagePlugin, Image, ImageFile
+
+from llava.data.color import to_rgb
+from llava.data.images import image_size, open_image, read_header, read_image
+from llava.errors import DataError
+
+ORIENTATION = 274  # EXIF's tag
+# The upright pixels of an image that was stored with this orientation.
+UPRIGHT = {
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.swapaxes(0, 1),
+    6: lambda stored: stored[::-1].swapaxes(0, 1),
+    7: lambda stored: stored[::-1, ::-1].swapaxes(0, 1),
+    8: lambda stored: stored.swapaxes(0, 1)[::-1],
+}
+LOSSLESS = {"PNG": {}, "WEBP": {"lossless": True, "exact": True}, "TIFF": {}}
+LOSSY = {"JPEG": {"quality": 100, "subsampling": 0}, "MPO": {"quality": 100}, "AVIF": {"quality": 100}}
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ORIENTATION] = orientation
+    return tags
+
+
+def blocks(mode: str = "RGB") -> Image.Image:
+    """48 x 32 pixels in six squares of different colors, which survive lossy formats."""
+    colors = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255)], [(0, 0, 0), (255, 255, 255), (255, 255, 0)]], np.uint8)
+    return Image.fromarray(colors.repeat(16, 0).repeat(16, 1)).convert(mode)
+
+
+def alike(found: Image.Image, expected: np.ndarray) -> bool:
+    """Whether the squares' centers are, as far as lossy formats keep them."""
+    return np.abs(np.asarray(found)[8::16, 8::16].astype(int) - expected[8::16, 8::16]).max() < 40
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", [*LOSSLESS, *LOSSY])
+def test_an_image_is_upright(tmp_path, kind, orientation):
+    path = tmp_path / f"photo.{kind.lower()}"
+    blocks().save(path, kind, exif=exif(orientation), **{**LOSSLESS, **LOSSY}[kind])
+    expected = UPRIGHT[orientation](np.asarray(blocks()))
+    found, notes = read_image(path, "it")
+    assert found.size == expected.shape[1::-1] == image_size(path)
+    assert np.array_equal(found, expected) or (kind in LOSSY and alike(found, expected))
+    assert notes == (["turned upright as its EXIF says"] if orientation > 1 else [])
+    assert np.array_equal(open_image(io.BytesIO(path.read_bytes())), found)
+    with Image.open(path) as opened:
+        assert np.array_equal(to_rgb(opened)[0], found)
+    assert to_rgb(found) == (found, [])  # it is not turned again
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "RGBA", "CMYK"])
+def test_a_tiff_of_any_mode_is_upright(tmp_path, mode):
+    """Pillow maps some of these from the file, with their sides exchanged."""
+    stored = blocks("L").convert(mode) if mode != "I;16" else Image.fromarray(np.asarray(blocks("L")) * np.uint16(257))
+    stored.save(tmp_path / "a.tif", exif=exif(6))
+    expected = UPRIGHT[6](np.asarray(to_rgb(stored)[0]))
+    assert np.array_equal(open_image(tmp_path / "a.tif"), expected)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+XMP = b"XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta><rdf:Description tiff:Orientation='6'/>".replace(b"'", b'"')
+
+
+@pytest.mark.parametrize("place", ["before", "behind"])
+@pytest.mark.parametrize(("kind", "turned"), [("eXIf", True), ("iTXt", True), ("tEXt", False)])
+def test_where_a_png_has_its_exif(tmp_path, monkeypatch, kind, turned, place):
+    """Also behind the pixels; and pixels are not decoded for the size unless such a PNG has an EXIF."""
+    contents = {"eXIf": exif(6).tobytes()[6:], "iTXt": XMP, "tEXt": b"Software\0a camera"}
+    plain = io.BytesIO()
+    blocks().save(plain, "PNG")
+    content = plain.getvalue()
+    at = content.index({"before": b"IDAT", "behind": b"IEND"}[place]) - 4
+    (tmp_path / "a.png").write_bytes(content[:at] + chunk(kind.encode(), contents[kind]) + content[at:])
+    assert open_image(tmp_path / "a.png").size == ((32, 48) if turned else (48, 32))
+    if not turned:
+        monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("decoded"))
+    assert image_size(tmp_path / "a.png") == ((32, 48) if turned else (48, 32))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12\0\x03", b"x" * 40],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_costs_nothing(tmp_path, kind, broken):
+    blocks().save(tmp_path / "a", kind, exif=broken)
+    assert read_image(tmp_path / "a", "it")[1] == []
+    assert image_size(tmp_path / "a") == (48, 32)
+
+
+@pytest.mark.parametrize("told", [0, 9, 200])
+def test_an_orientation_that_does_not_exist_is_none(tmp_path, told):
+    blocks().save(tmp_path / "a.jpg", exif=exif(told))
+    assert open_image(tmp_path / "a.jpg").size == image_size(tmp_path / "a.jpg") == (48, 32)
+
+
+@pytest.fixture
+def without_heif():
+    """Pillow as it is before the first HEIC file."""
+    Image.OPEN.pop("HEIF", None)
+    if "HEIF" in Image.ID:
+        Image.ID.remove("HEIF")
+
+
+def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch, without_heif):
+    """As phones write it: turned by the container, so that the EXIF, which says the same, must not turn it again."""
+    content = (Path(__file__).parent / "phone.heic").read_bytes()
+    (tmp_path / "a.heic").write_bytes(content)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pillow_heif", None)
+        for opener in (open_image, image_size):
+            with pytest.raises(DataError, match=r"^image .*a.heic cannot be read: .* pip install .*\[heic\]'$"):
+                opener(tmp_path / "a.heic")
+    pytest.importorskip("pillow_heif")
+    found, notes = read_image(tmp_path / "a.heic", "it")
+    assert (found.size, notes) == ((32, 48), [])
+    assert alike(found, UPRIGHT[6](np.asarray(blocks())))
+    assert image_size(tmp_path / "a.heic") == (32, 48)
+    assert np.array_equal(open_image(io.BytesIO(content)), found)
+    with pytest.raises(DataError, match="it is not an image that Pillow can read"):
+        read_image(io.BytesIO(content), "it", ["PNG", "JPEG"])
+    assert read_image(io.BytesIO(content), "it", ["PNG", "HEIF", "no such format"])[0].size == (32, 48)
+    with pytest.raises(DataError, match=r"^(image )?cut "):
+        read_image(io.BytesIO(content[:-100]), "cut")
+
+
+WRITTEN = sorted(
+    {"AVIF", "BLP", "BMP", "DDS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PNG"}
+    | {"PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"}
+)
+
+
+def test_every_format_that_pillow_writes_is_damaged_below():
+    Image.init()
+    others = {"BUFR", "EPS", "GRIB", "HDF5", "PDF", "WMF"}  # no pixels of Pillow's own
+    others |= {"DIB", "PALM"}  # BMP by another name; never read
+    assert set(Image.SAVE) - {"HEIF"} == others | set(WRITTEN)
+
+
+def stored(kind: str) -> bytes:
+    file = io.BytesIO()
+    blocks({"BLP": "P", "MSP": "1", "XBM": "1", "SPIDER": "F"}.get(kind, "RGB")).save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_whatever_is_wrong_with_a_file_is_one_line(tmp_path, kind):
+    """Bytes changed, zeroed, cut away and taken out: each file is read or refused, by its size as by its pixels."""
+    rng, whole, refused = random.Random(kind), stored(kind), 0
+    assert read_header(io.BytesIO(whole), "it")[1] == open_image(io.BytesIO(whole)).size
+    for _ in range(20):
+        content, at = bytearray(whole), rng.randrange(len(whole))
+        match rng.randrange(4):
+            case 0:
+                content[at] = rng.randrange(256)
+            case 1:
+                content[at : at + 64] = bytes(len(content[at : at + 64]))
+            case 2:
+                del content[at:]
+            case 3:
+                del content[at : at + 16]
+        path = tmp_path / "damaged"
+        path.write_bytes(content)
+        size, reason = size_or_reason(open_image, path)
+        by_header, _ = size_or_reason(image_size, path)
+        assert by_header == size or (size is None and kind in ("JPEG", "MPO", "PNG"))  # damage in the middle of these
+        assert size is not None or (str(path) in reason and "\n" not in reason)
+        refused += size is None
+    assert refused > 0
+
+
+def size_or_reason(opener, path: Path) -> tuple[tuple[int, int] | None, str]:
+    try:
+        opened = opener(path)
+    except DataError as error:
+        return None, str(error)
+    return getattr(opened, "size", opened), ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(RuntimeError("a plugin's"), struct.error("too short"), zlib.error("bad"), KeyError("tile"), IndexError()),
+        *(ZeroDivisionError("by 0"), MemoryError(), AttributeError("none"), OverflowError("wide"), AssertionError()),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_any_error_of_a_plugin_names_the_file(tmp_path, monkeypatch, error):
+    (tmp_path / "a.avif").write_bytes(stored("AVIF"))
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    monkeypatch.setattr(AvifImagePlugin.AvifImageFile, "load", fail)
+    for opener in (open_image, image_size):
+        with pytest.raises(DataError, match=r"^image .*a.avif cannot be decoded: .") as found:
+            opener(tmp_path / "a.avif")
+        assert (str(error) or type(error).__name__) in str(found.value)
