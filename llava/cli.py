@@ -1,5 +1,6 @@
 """The `llava` command. Subcommands are imported only when they run, so that help is instant."""
 
+import signal
 import sys
 from importlib import import_module
 
@@ -11,6 +12,7 @@ COMMANDS = {
     "convert": ("llava.convert.main", "bring in checkpoints of other formats, hand ours out in them"),
     "demo": ("llava.demo.main", "make the digit pages and pretrain their tiny tower and language model"),
 }
+PACKAGES = ("torch", "transformers")  # what a version is told of, besides this package's
 
 
 def usage() -> str:
@@ -18,26 +20,60 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
-        ["usage: llava COMMAND [options]", "", *lines, "", "llava COMMAND --help tells a command's options."]
+        [
+            "usage: llava COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "llava COMMAND --help tells a command's options, llava --version the versions.",
+        ]
     )
+
+
+def versions() -> str:
+    """The package's version and those of what it stands on, without importing them."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from llava import __version__
+
+    names = [f"llava-ov-manager {__version__}"]
+    for package in PACKAGES:
+        try:
+            names.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            names.append(f"{package} is not installed")
+    return f"{names[0]} ({', '.join(names[1:])}, Python {sys.version.split()[0]})"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; returns its exit status: 0, 2 after a wrong argument or input, or what the command says."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(usage())
+        print(usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
-    if argv[0] not in COMMANDS:
-        print(f"error: unknown command {argv[0]!r}\n{usage()}", file=sys.stderr)
-        return 2
+    if argv[0] in ("-V", "--version"):
+        print(versions())
+        return 0
     from llava.errors import LlavaError
 
     try:
-        return import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        return import_module(_module(argv[0])).main(argv[1:])
     except LlavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def _module(command: str) -> str:
+    if command in COMMANDS:
+        return COMMANDS[command][0]
+    from llava.arguments import unknown
+    from llava.errors import LlavaError
+
+    kind, known = ("option", ["--help", "--version"]) if command.startswith("-") else ("command", list(COMMANDS))
+    raise LlavaError(unknown(kind, command, known))
 
 
 if __name__ == "__main__":

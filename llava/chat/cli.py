@@ -14,6 +14,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
+from llava.arguments import ArgumentParser
 from llava.chat.chat import Chat
 from llava.chat.commands import help_text
 from llava.chat.display import Display
@@ -61,8 +62,8 @@ def main(argv: list[str]) -> int:
     return _answer_once(chat, question, shown, args.json, load_seconds)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="llava chat",
         description="Ask a model about images and videos. Without a question, on a terminal, a conversation starts.",
         epilog=help_text(),

@@ -1,7 +1,8 @@
 """`llava convert import | export | merge-lora`: other formats in, and out. Each is imported only when it runs."""
 
-import argparse
 from importlib import import_module
+
+from llava.arguments import ArgumentParser
 
 # A command's module exposes add_arguments(parser) and run(arguments) -> exit status.
 COMMANDS = {
@@ -12,8 +13,8 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="llava convert")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = ArgumentParser(prog="llava convert", description="Checkpoints of other formats in, ours out.")
+    commands = parser.add_commands()
     for name, (module, summary) in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary)
         if argv[:1] == [name]:

@@ -1,10 +1,11 @@
 """`llava data`: download, prepare and check the data of a mixture, and preview one sample."""
 
-import argparse
 import shlex
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+from llava.arguments import ArgumentParser
 from llava.data.conversation import LABEL_RULES, TEMPLATES
 from llava.errors import LlavaError
 
@@ -15,9 +16,9 @@ def main(argv: list[str]) -> int:
     return COMMANDS[arguments.command](arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava data")
-    commands = parser.add_subparsers(dest="command", required=True)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="llava data", description="Training data: from the hub to what the model sees.")
+    commands = parser.add_commands()
     check = commands.add_parser("check", help="find what is wrong with a mixture's records, images and videos")
     check.add_argument("mixture", help="mixture YAML")
     check.add_argument("--out", metavar="DIR", help="report folder; a check that was killed goes on from there")
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: Namespace) -> int:
     from llava.data.check_report import BadRowFile, BadRowPrinter, render_table
     from llava.data.mixture_check import CheckOptions, check_mixture
 
@@ -81,7 +82,7 @@ def _check(arguments: argparse.Namespace) -> int:
     return 1 if bad_rows.count else 0
 
 
-def _download(arguments: argparse.Namespace) -> int:
+def _download(arguments: Namespace) -> int:
     from llava.data.download import download_commands, prepare_commands, run_commands
     from llava.data.mixture import mixture_entries
 
@@ -95,7 +96,7 @@ def _download(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
+def _prepare(arguments: Namespace) -> int:
     from llava.data.prepare import prepare
     from llava.data.snapshot import find_sets
 
@@ -108,19 +109,19 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _workers(arguments: argparse.Namespace) -> int | None:
+def _workers(arguments: Namespace) -> int | None:
     if arguments.workers is not None and arguments.workers < 1:
         raise LlavaError(f"--workers must be at least 1, found {arguments.workers}")
     return arguments.workers
 
 
-def _video_sampling(arguments: argparse.Namespace):
+def _video_sampling(arguments: Namespace):
     from llava.data.video import VideoSampling
 
     return VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)
 
 
-def _preview(arguments: argparse.Namespace) -> int:
+def _preview(arguments: Namespace) -> int:
     from llava.data.preview import load_processor, preview_sample, read_sample, render_text
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":

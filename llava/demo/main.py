@@ -1,16 +1,17 @@
 """`llava demo`: writes the digit pages as a training mixture and a test set, and pretrains the tiny towers."""
 
-import argparse
 import sys
+from argparse import Namespace
 from pathlib import Path
 
+from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 
 
 def main(argv: list[str]) -> int:
     """`make` writes the data, `pretrain` the two models; each into a folder that must not exist yet."""
-    parser = argparse.ArgumentParser(prog="llava demo")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = ArgumentParser(prog="llava demo", description="The digit pages, and the tiny models that read them.")
+    commands = parser.add_commands()
     make = commands.add_parser("make", help="write pages, questions, mixtures and the test set")
     make.add_argument("folder", type=Path)
     make.add_argument("--captions", type=int, default=3000, help="notes of stage 1 (default 3000)")
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: Namespace) -> None:
     if arguments.folder.exists() and any(arguments.folder.iterdir()):
         raise LlavaError(f"{arguments.folder} is not empty; name a new folder")
     for name, value in vars(arguments).items():

@@ -15,16 +15,18 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
-from llava.eval.judge.reviews import Reviewer, with_reviews
-from llava.eval.judge.rubrics import prompts_version
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.lmms_model import MODEL_ID
 from llava.eval.store import ANSWERS, HEADLINE_AGREEMENT, headline_metric, mean_score, save_task_run
 from llava.eval.task import build_task
 from llava.train.checkpoint import trained_arm
+
+if TYPE_CHECKING:
+    from llava.eval.judge.reviews import Reviewer
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
@@ -65,6 +67,8 @@ def run(job: Job) -> Path | None:
     from loguru import logger
 
     from llava.eval.documents import load_documents, source_of
+    from llava.eval.judge.reviews import with_reviews
+    from llava.eval.judge.rubrics import prompts_version
 
     logger.remove()  # lmms-eval logs to stdout
     logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
@@ -118,8 +122,10 @@ def is_judged(task: str) -> bool:
     return known is not None and known.judged
 
 
-def _reviewer(job: Job) -> Reviewer | None:
+def _reviewer(job: Job) -> "Reviewer | None":
     """Who asks the judge; None where there is nothing to judge. Raises LlavaError when no judge is named."""
+    from llava.eval.judge.reviews import Reviewer
+
     if not is_judged(job.task) or job.mode == "predict":
         return None
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:

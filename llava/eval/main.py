@@ -1,24 +1,23 @@
 """`llava eval`: runs tasks through lmms-eval, one process per task, and prints the table of results."""
 
-import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from llava.arguments import ArgumentParser, unknown
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
 from llava.eval.harness import OFFLINE, Job, is_judged
 from llava.eval.judge.main import judge_jobs
 from llava.eval.judge.settings import NO_JUDGE, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report
-from llava.eval.report.comparison import build_report
-from llava.eval.report.tables import render_text
 from llava.eval.store import discard_task_run
 from llava.eval.task import data_folder, task_names
 
@@ -56,6 +55,8 @@ def main(argv: list[str]) -> int:
         return report.main(argv[1:])
     if argv[:1] == ["judge"]:
         return _run(judge_jobs(argv[1:]), processes=1)
+    if argv and not argv[0].startswith("-"):
+        raise LlavaError(unknown("command", argv[0], ["judge", "report"]))
     args = _parser().parse_args(argv)
     return _run(_jobs(args), args.processes)
 
@@ -82,15 +83,18 @@ def _print_outcome(job: Job) -> None:
     if job.mode == "predict":
         print(f"{job.out}: the answers are stored")
     else:
+        from llava.eval.report.comparison import build_report  # imports numpy
+        from llava.eval.report.tables import render_text
+
         print(render_text(build_report([Path(job.out)])), end="")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
         prog="llava eval",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     benchmarks = [known.task for known in BENCHMARKS]
     others = [task for task in task_names() if task not in benchmarks]
@@ -120,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _jobs(args: argparse.Namespace) -> list[Job]:
+def _jobs(args: Namespace) -> list[Job]:
     """The jobs, after checking all that can be known before a model is loaded."""
     tasks = list(dict.fromkeys(args.tasks.split(",")))
     for task in tasks:

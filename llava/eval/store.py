@@ -16,8 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
 
@@ -60,6 +58,8 @@ def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> P
 
 def _described(value: object) -> str:
     """An image in a document by mode and size: its repr has an address, another in every run."""
+    from PIL import Image
+
     return f"{value.mode} image, {value.width}x{value.height}" if isinstance(value, Image.Image) else str(value)
 
 

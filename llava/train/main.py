@@ -1,10 +1,12 @@
 """`llava train`: one stage from a recipe. scripts/train/stage*.sh start it on every process of a run."""
 
-import argparse
 import os
+from argparse import Namespace
+from collections.abc import Sequence
 
+from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
-from llava.train.checks import check_data, check_recipe, world_size
+from llava.train.keys import dotted_keys
 from llava.train.recipes import Recipe, load_recipe
 
 
@@ -19,6 +21,8 @@ def main(argv: list[str]) -> int:
             stop_all(error)
         raise
     if options.check:
+        from llava.train.checks import check_data
+
         check_data(recipe)
     elif options.dry_run:
         from llava.train.plan import dry_run
@@ -31,20 +35,22 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read(argv: list[str]) -> tuple[argparse.Namespace, Recipe]:
+def read(argv: list[str]) -> tuple[Namespace, Recipe]:
     """The fixed options and the checked recipe."""
     options, keys = parse(argv)
+    from llava.train.checks import check_recipe, world_size  # imports numpy
+
     recipe = load_recipe(options.recipe, options.arm, options.override, keys)
     check_recipe(recipe, world_size(), options.dry_run)
     return options, recipe
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
     """The fixed options, and the recipe keys given as `--key value` or `--key=value`."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="llava train",
         description="Trains one stage. Every key of the recipe can be given too, dotted: --optim.max_steps 10",
-        allow_abbrev=False,
+        takes_keys=True,
     )
     parser.add_argument("--recipe", required=True, help="recipe YAML, e.g. scripts/train/recipes/stage1.yaml")
     parser.add_argument("--arm", default="baseline", help="baseline, manager, grid or grid_manager")
@@ -55,17 +61,25 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     )
     parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")
     options, rest = parser.parse_known_args(argv)
-    return options, recipe_keys(rest)
+    return options, recipe_keys(rest, [flag.removeprefix("--") for flag in parser.flags])
 
 
-def recipe_keys(words: list[str]) -> dict[str, str]:
-    """["--a.b", "1", "--c=2"] -> {"a.b": "1", "c": "2"}; LlavaError for anything else."""
+def recipe_keys(words: list[str], options: Sequence[str] = ()) -> dict[str, str]:
+    """["--a.b-c", "1", "--d=2"] -> {"a.b_c": "1", "d": "2"}; LlavaError for anything else.
+
+    options: names of the fixed options, one of which a word may have meant.
+    """
     keys, words = {}, list(words)
+    sectionless = {name.rpartition(".")[2] for name in dotted_keys(Recipe)}
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--") or not key:
             raise LlavaError(f"unexpected argument '{word}'; recipe keys are given as --key value")
+        key = key.replace("-", "_")
+        meant = None if "." in key or key in sectionless else nearest(key, options)
+        if meant:
+            raise LlavaError(f"unknown option --{key}{did_you_mean(f'--{meant}')}")
         if not equals:
             if not words or words[0].startswith("--"):
                 raise LlavaError(f"--{key} has no value; recipe keys are given as --key value")

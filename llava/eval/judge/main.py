@@ -1,10 +1,10 @@
 """`llava eval judge RUN`: scores what `llava eval` has answered, on a machine that may have no GPU and no weights."""
 
-import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 from llava.eval.harness import Job, answers_folder, is_judged
 from llava.eval.judge.settings import add_judge_arguments, judge_settings_from
@@ -41,8 +41,8 @@ def judge_jobs(argv: list[str]) -> list[Job]:
     ]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava eval judge", description=DESCRIPTION)
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="llava eval judge", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that `llava eval --out RUN` has answered into")
     parser.add_argument("--tasks", metavar="T,T,...", help="only these")
     parser.add_argument("--data", type=Path, metavar="ROOT", help="where the documents are here, as in `llava eval`")

@@ -1,12 +1,13 @@
 """Which judge is asked, and how: from flags, else from the environment variables that lmms-eval reads."""
 
-import argparse
 import os
+from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 
 KEY, URL, MODEL = "OPENAI_API_KEY", ("OPENAI_API_URL", "OPENAI_BASE_URL"), "MODEL_VERSION"
@@ -68,7 +69,7 @@ def judge_settings(
     return JudgeSettings(url.rstrip("/").removesuffix("/chat/completions"), model, **settings)
 
 
-def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
+def add_judge_arguments(parser: ArgumentParser) -> None:
     """The flags that `judge_settings_from` reads."""
     group = parser.add_argument_group(
         "judge", f"any OpenAI-compatible endpoint; its key, if it wants one, is taken from {KEY}"
@@ -90,7 +91,7 @@ def add_judge_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def judge_settings_from(args: argparse.Namespace) -> JudgeSettings | None:
+def judge_settings_from(args: Namespace) -> JudgeSettings | None:
     """The settings that the flags and the environment give; None when no judge is named."""
     return judge_settings(
         args.judge,

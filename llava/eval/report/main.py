@@ -1,14 +1,12 @@
 """`llava eval report RUN ...`: prints finished runs side by side, and writes them as files and as a picture."""
 
-import argparse
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 from llava.eval.benchmarks import PAPER_OVERALL
-from llava.eval.report.comparison import build_report
-from llava.eval.report.tables import WIDTH, render_csv, render_json, render_markdown, render_text
 
 STYLES = ("bar", "radar")
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -21,6 +19,9 @@ def main(argv: list[str]) -> int:
         raise LlavaError(f"--picture {args.picture}: a picture is a file named {' or '.join(PICTURE_SUFFIXES)}")
     if args.picture is not None and find_spec("matplotlib") is None:
         raise LlavaError("--picture needs matplotlib: pip install matplotlib")
+    from llava.eval.report.comparison import build_report
+    from llava.eval.report.tables import WIDTH, render_csv, render_json, render_markdown, render_text
+
     reference = None if args.reference is None else args.reference.resolve().name
     report = build_report(args.runs, reference, _arms(args.paper), args.allow_missing)
     files = ((args.markdown, render_markdown), (args.csv, render_csv), (args.json, render_json))
@@ -44,8 +45,8 @@ def _arms(option: str | None) -> list[str] | None:
     return [] if option == "none" else option.split(",")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="llava eval report", description="Tables of one or several evaluation runs.")
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="llava eval report", description="Tables of one or several evaluation runs.")
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder written by llava eval --out")
     parser.add_argument(
         "--reference", type=Path, metavar="RUN", help="differences are to this run (default: the first)"

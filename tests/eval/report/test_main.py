@@ -8,6 +8,7 @@ from PIL import Image
 
 from llava.cli import main
 from llava.eval.report import main as report
+from llava.eval.report import tables
 from llava.eval.report.comparison import build_report
 from tests.eval.report.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
 
@@ -26,10 +27,10 @@ def test_command_writes_all_forms(runs, tmp_path, capsys, monkeypatch):
     assert report.main([*runs, *options, *choices]) == 0
     table = build_report([tmp_path.__class__(run) for run in runs], "two", ["grid", "manager"], allow_missing=True)
     assert "overall of 19 of 20 benchmarks" in table.title
-    assert capsys.readouterr().out == report.render_text(table, 100)
-    assert files["markdown"].read_text() == report.render_markdown(table)
-    assert files["csv"].read_text() == report.render_csv(table)
-    assert files["json"].read_text() == report.render_json(table)
+    assert capsys.readouterr().out == tables.render_text(table, 100)
+    assert files["markdown"].read_text() == tables.render_markdown(table)
+    assert files["csv"].read_text() == tables.render_csv(table)
+    assert files["json"].read_text() == tables.render_json(table)
 
 
 def test_command_draws(runs, tmp_path, capsys):
