@@ -103,7 +103,7 @@ def _single_question(argument: str | None) -> str | None:
     if piped and sys.stdin.isatty():
         return None
     try:
-        question = (sys.stdin.read() if piped else argument or "").strip()
+        question = (sys.stdin.read() if piped else argument or "").lstrip("\ufeff").strip()
     except UnicodeDecodeError:
         raise LlavaError("standard input is no text") from None
     if not question:

@@ -176,7 +176,7 @@ def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
     try:
         if path.exists() and not path.is_file():  # a device or a pipe could be read for ever
             raise LlavaError(f"{path} is no regular file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise LlavaError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -186,7 +186,7 @@ def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
         whole = json.loads(text)
         rest = whole.pop("events", []) if isinstance(whole, dict) else None
         events = [whole, *rest] if isinstance(rest, list) else []
-    except ValueError:
+    except (ValueError, RecursionError):
         *lines, rest = text.split("\n")
         if rest:
             notes.append(f"{path}: the last line is half-written and is left out")
@@ -199,7 +199,7 @@ def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
 def _parsed(line: str, where: str):
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LlavaError(f"{where}: not JSON ({error})") from None
 
 

@@ -55,6 +55,7 @@ def _parser() -> ArgumentParser:
 
 def _check(arguments: Namespace) -> int:
     from llava.data.check_report import BadRowFile, BadRowPrinter, render_table
+    from llava.data.mixture import mixture_entries, repeated_files
     from llava.data.mixture_check import CheckOptions, check_mixture
 
     workers = _workers(arguments)
@@ -71,9 +72,9 @@ def _check(arguments: Namespace) -> int:
     bad_rows = BadRowFile(out) if out else BadRowPrinter(sys.stderr)
     reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", workers)
     print(render_table(reports))
-    for report in reports:
-        if report.warning:
-            print(f"warning: {report.warning}", file=sys.stderr)
+    warnings = [report.warning for report in reports if report.warning]
+    for warning in warnings + repeated_files(mixture_entries(arguments.mixture)):
+        print(f"warning: {warning}", file=sys.stderr)
     bad_rows.finish(reports)
     unread = sum(not report.complete for report in reports)
     if unread:

@@ -1,26 +1,27 @@
 """A mixture file: which data sets, and how much of each."""
 
 import math
+import os
 import random
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from llava.data.records import iter_records
+from llava.data.records import SUFFIXES, iter_records
 from llava.data.schema import Sample, parse_sample
 from llava.errors import DataError
+from llava.text_files import parse_yaml, read_text
 
 KEYS = ("json_path", "sampling_strategy", "expected_rows", "hub")
 HUB_KEYS = ("repo", "config")
-DATA_SUFFIXES = (".json", ".jsonl")
 ROUNDED = 0.02  # how far a count may lie from an expected one that is only "about" right
-_STRATEGY = re.compile(r"(first|end|random):(\d+(?:\.\d+)?)(%?)")
-_EXPECTED = re.compile(r"(about )?(\d+)")
+_STRATEGY = re.compile(r"(first|end|random):(\d{1,12}(?:\.\d{1,12})?)(%?)")
+_EXPECTED = re.compile(r"(about )?(\d{1,12})")
 
 
 class ExpectedRows(NamedTuple):
@@ -64,35 +65,36 @@ class MixtureRow:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The samples of all data files, in order, and the table of where they come from."""
+    """The samples of all data files, in order, the table of where they come from, and which files came again."""
 
     samples: list[Sample]
     table: list[MixtureRow]
+    repeated: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [
             f"{row.taken:>9,} of {row.rows:>9,}  {row.sampling_strategy:<12} {row.json_path}" for row in self.table
         ]
-        return "\n".join([*lines, f"{len(self.samples):>9,} samples"])
+        return "\n".join([*lines, *self.repeated, f"{len(self.samples):>9,} samples"])
 
 
 def mixture_entries(path: str | Path) -> list[MixtureEntry]:
-    """The mixture's data files; relative paths count from the mixture file, braces are expanded.
+    """The mixture's data files; relative paths count from the mixture file, braces and a leading ~ are expanded.
 
     A data file in place of a mixture is a mixture of itself alone, whole.
     Raises DataError for a file that is missing or empty, and for an entry with anything but KEYS.
     """
     path = Path(path)
-    if path.suffix in DATA_SUFFIXES:
+    if path.suffix.lower() in SUFFIXES:
         return [MixtureEntry(path, "all")]
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(read_text(path))
     except OSError as error:
         raise DataError(f"mixture {path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise DataError(f"mixture {path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        raise DataError(f"mixture {path} is not YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"mixture {path} is not YAML: {error}") from None
     datasets = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(datasets, list) or not datasets:
         raise DataError(f"mixture {path} has no entries; it needs 'datasets: [{{json_path, sampling_strategy}}]'")
@@ -113,10 +115,34 @@ def _parse_entry(fields, folder: Path, where: str) -> list[MixtureEntry]:
     _parse_strategy(strategy, where)
     expected = _parse_expected(fields.get("expected_rows"), where)
     hub = _parse_hub(fields.get("hub"), where)
-    files = expand_braces(fields["json_path"])
+    files = _files_of(fields["json_path"], folder, where)
     if expected is not None and len(files) > 1:
         raise DataError(f"{where}: expected_rows is for one file, but json_path names {len(files)}")
-    return [MixtureEntry(folder / file, strategy, expected, hub) for file in files]
+    return [MixtureEntry(file, strategy, expected, hub) for file in files]
+
+
+def _files_of(pattern: str, folder: Path, where: str) -> list[Path]:
+    """The files that a json_path names. Other patterns than braces would take what happens to lie there."""
+    files = [os.path.expanduser(file) for file in expand_braces(pattern)]
+    for file in files:
+        if re.search(r"[*?{}]", file) and not os.path.exists(folder / file):
+            raise DataError(
+                f"{where}: json_path {pattern!r} is a pattern, of which {{a,b}} alone is expanded, and not within "
+                "braces; name the files"
+            )
+    return [folder / file for file in files]
+
+
+def repeated_files(entries: Sequence[MixtureEntry]) -> list[str]:
+    """A line for each file that several entries name, whose rows may be taken several times."""
+    numbers: dict[str, list[int]] = {}
+    for number, entry in enumerate(entries, start=1):
+        numbers.setdefault(os.path.realpath(entry.file), []).append(number)
+    return [
+        f"{entries[places[0] - 1].file} is in the mixture {len(places)} times; each takes its rows again"
+        for places in numbers.values()
+        if len(places) > 1
+    ]
 
 
 def _parse_expected(value, where: str) -> ExpectedRows | None:
@@ -140,14 +166,15 @@ def _parse_hub(value, where: str) -> HubSource | None:
 def load_mixture(path: str | Path, seed: int) -> Mixture:
     """Reads every data file of the mixture. `random` draws from (seed, file name) and so is the same on every rank."""
     samples, table = [], []
-    for file, strategy, *_ in mixture_entries(path):
+    entries = mixture_entries(path)
+    for file, strategy, *_ in entries:
         records = read_records(file)
         taken = choose_rows(len(records), strategy, f"{seed}/{file.name}", str(path))
         samples += [parse_sample(records[row], f"{file} row {row + 1}") for row in taken]
         table.append(MixtureRow(str(file), strategy, len(records), len(taken)))
     if not samples:
         raise DataError(f"mixture {path} is empty: its {len(table)} data files give 0 samples")
-    return Mixture(samples, table)
+    return Mixture(samples, table, repeated_files(entries))
 
 
 def read_records(file: Path) -> list:
@@ -170,6 +197,8 @@ def _parse_strategy(strategy: str, where: str) -> tuple[str, float, bool]:
         raise DataError(
             f"{where}: unknown sampling_strategy {strategy!r}; use all, first:N, end:N or random:N (N or N%)"
         )
+    if matched[3] and float(matched[2]) > 100:
+        raise DataError(f"{where}: sampling_strategy {strategy!r} asks for more than 100% of the rows")
     return matched[1], float(matched[2]), bool(matched[3])
 
 

@@ -18,6 +18,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.dataset import SupervisedDataset
 from llava.data.mixture import load_mixture, read_records
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.records import SUFFIXES
 from llava.data.schema import Sample, parse_sample
 from llava.errors import DataError, LlavaError
 
@@ -116,7 +117,7 @@ def load_processor(folder: str | Path) -> LlavaOVManagerProcessor:
 def read_sample(data: str | Path, index: int, seed: int) -> Sample:
     """Sample `index`, from 0, of a JSON or JSONL file, or of a mixture YAML, whose `random` rows depend on `seed`."""
     data = Path(data)
-    is_mixture = data.suffix in (".yaml", ".yml")
+    is_mixture = data.suffix.lower() not in SUFFIXES
     rows = load_mixture(data, seed).samples if is_mixture else read_records(data)
     if not 0 <= index < len(rows):
         raise DataError(f"index {index} is out of range: {data} has {len(rows)} samples, counted from 0")

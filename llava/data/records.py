@@ -7,29 +7,48 @@ from pathlib import Path
 from typing import TextIO
 
 from llava.errors import DataError
+from llava.text_files import open_text
 
 BLOCK = 1 << 20  # characters read at a time
-_BLANKS = re.compile(r"[ \t\r\n]*")
+SUFFIXES = (".json", ".jsonl")
+_BLANK = " \t\r\n"
+_BLANKS = re.compile(rf"[{_BLANK}]*")
+
+
+class NoRecordsError(DataError):
+    """A JSON file that is sound and holds something else than a list of records."""
 
 
 def iter_records(file: Path) -> Iterator:
-    """Yields what the list holds, or what each line holds; DataError names the file and the line of a fault."""
+    """Yields what the list holds, or what each line holds; DataError names the file and the line of a fault.
+
+    Beyond JSON's grammar it is a fault when an object has a key twice, since one of the values would be lost.
+    """
     try:
-        with open(file, encoding="utf-8", newline="\n") as stream:
-            yield from _lines(stream, file) if file.suffix == ".jsonl" else _elements(stream, file)
+        with open_text(file) as stream:
+            yield from _lines(stream, file) if file.suffix.lower() == ".jsonl" else _elements(stream, file)
     except OSError as error:
         raise DataError(f"data file {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise DataError(f"data file {file} is not UTF-8 text") from None
 
 
 def _lines(stream: TextIO, file: Path) -> Iterator:
+    is_first = True
     for number, line in enumerate(stream, start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise _not_json(file, number, error.msg) from None
+        text = line.strip(_BLANK + "\ufeff")  # files with byte order marks may have been joined
+        if not text:
+            continue
+        if is_first and text.startswith("["):
+            raise DataError(f"data file {file} holds a JSON list, not one record a line; name it {file.stem}.json")
+        is_first = False
+        try:
+            record, end = decode(text)
+        except ValueError as error:
+            raise _not_json(file, number, error) from None
+        if end < len(text):
+            raise _not_json(file, number, f"Extra data behind the record: {text[end : end + 20]!r}")
+        yield record
 
 
 def _elements(stream: TextIO, file: Path) -> Iterator:
@@ -37,7 +56,9 @@ def _elements(stream: TextIO, file: Path) -> Iterator:
     window = _Window(stream, file)
     if window.peek() not in ("[", ""):
         found = window.value()
-        raise DataError(f"data file {file} must hold a list of records, found {type(found).__name__}")
+        if window.peek() in ("{", "["):
+            raise DataError(f"data file {file} holds one record after another, not a list; name it {file.stem}.jsonl")
+        raise NoRecordsError(f"data file {file} must hold a list of records, found {type(found).__name__}")
     if not window.take():
         return  # an empty file is an empty list
     more = window.peek() != "]"
@@ -46,6 +67,8 @@ def _elements(stream: TextIO, file: Path) -> Iterator:
         more = window.peek() == ","
         if more:
             window.take()
+            if window.peek() == "]":
+                raise window.fault("a comma stands before the list's end")
     if window.take() != "]":
         raise window.fault("Expecting ',' delimiter")
     if window.peek():
@@ -58,7 +81,6 @@ class _Window:
     def __init__(self, stream: TextIO, file: Path):
         self.stream, self.file = stream, file
         self.text, self.position, self.line = "", 0, 1
-        self.decoder = json.JSONDecoder()
 
     def peek(self) -> str:
         """The next character that is not blank, not taken yet; "" at the end."""
@@ -78,13 +100,15 @@ class _Window:
         size = BLOCK
         while True:
             try:
-                found, self.position = self.decoder.raw_decode(self.text, self.position)
+                found, self.position = decode(self.text, self.position)
                 return found
             except json.JSONDecodeError as error:
                 if not self._read(size):
                     self.position = error.pos
                     raise self.fault(error.msg) from None
                 size *= 2
+            except ValueError as error:
+                raise self.fault(f"{error}, in the record that begins here") from None
 
     def fault(self, reason: str) -> DataError:
         return _not_json(self.file, self.line + self.text.count("\n", 0, self.position), reason)
@@ -97,5 +121,32 @@ class _Window:
         return bool(block)
 
 
-def _not_json(file: Path, line: int, reason: str) -> DataError:
+def decode(text: str, begin: int = 0) -> tuple:
+    """The JSON value that begins at `begin`, and where it ends.
+
+    Raises JSONDecodeError for what may be the beginning of a value, ValueError for what is none however it goes on.
+    """
+    try:
+        return _DECODER.raw_decode(text, begin)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        raise ValueError(str(error).partition(";")[0]) from None  # Python's advice about long numbers
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple]) -> dict:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in record if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} is there {names.count(twice)} times")
+    return record
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _not_json(file: Path, line: int, reason) -> DataError:
     return DataError(f"data file {file} line {line} is not JSON: {reason}")

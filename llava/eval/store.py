@@ -101,8 +101,8 @@ def _load_task_run(folder: Path) -> TaskRun:
         raise LlavaError(f"{folder}: results of {task} that were only half written; evaluate {task} again")
     known = benchmark(folder.name)
     try:
-        results = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
-        lines = (folder / SAMPLES).read_text(encoding="utf-8").split("\n")
+        results = json.loads((folder / RESULTS).read_text(encoding="utf-8-sig"))
+        lines = (folder / SAMPLES).read_text(encoding="utf-8-sig").split("\n")
         rows = sorted((json.loads(line) for line in lines if line), key=lambda row: row["doc_id"])
         run = LATER_KEYS | results["run"]
         _check_keys("run", run, KEYS)

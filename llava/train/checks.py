@@ -1,6 +1,5 @@
 """What can be wrong with a stage before it starts: combinations of keys, missing files, data. Imports no torch."""
 
-import json
 import os
 import shutil
 from dataclasses import fields, replace
@@ -13,7 +12,7 @@ from llava.data.mixture import load_mixture, mixture_entries
 from llava.data.video import VideoSampling
 from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
-from llava.train.keys import read_yaml
+from llava.train.keys import read_json, read_yaml
 from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
 from llava.train.resume import check_resume
 
@@ -221,11 +220,9 @@ def _check_deepspeed(recipe: Recipe) -> None:
     if path is None:
         return
     try:
-        config = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise LlavaError(f"run.deepspeed {path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise LlavaError(f"run.deepspeed {path}: not valid JSON ({error})") from error
+        config = read_json(path)
+    except LlavaError as error:
+        raise LlavaError(f"run.deepspeed {error}") from error
     for block in BUILT_BY_TRAINER:
         if block in config:
             raise LlavaError(f"run.deepspeed {path}: the block '{block}' would discard the components' learning rates")

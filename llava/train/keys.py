@@ -2,27 +2,41 @@
 
 import contextlib
 import difflib
+import json
 import types
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from llava.errors import LlavaError
+from llava.text_files import parse_yaml, read_text
 
 
 def read_yaml(path: str) -> dict[str, Any]:
     """A YAML mapping from a file; LlavaError when it is missing, broken or no mapping."""
     try:
-        document = yaml.safe_load(Path(path).read_text())
+        document = parse_yaml(read_text(path))
     except OSError as error:
         raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LlavaError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from error
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise LlavaError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(document, dict):
         raise LlavaError(f"{path}: expected a mapping of keys, found {type(document).__name__}")
+    return document
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file; LlavaError when it is missing, broken or no object."""
+    try:
+        document = json.loads(read_text(path))
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise LlavaError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise LlavaError(f"{path}: expected an object, found {type(document).__name__}")
     return document
 
 
@@ -48,13 +62,17 @@ def dotted_keys(kind: type, prefix: str = "") -> dict[str, Key]:
 
 
 def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optim": {"lr": 1}, "run.seed": 2} -> {"optim.lr": 1, "run.seed": 2}. No leaf is a mapping."""
+    """{"optim": {"lr": 1}, "run.seed": 2} -> {"optim.lr": 1, "run.seed": 2}. No leaf is a mapping.
+
+    Raises LlavaError for a key that is given in both ways.
+    """
     flat = {}
     for key, value in mapping.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
+        name = f"{prefix}{key}"
+        leaves = flatten(value, f"{name}.") if isinstance(value, dict) else {name: value}
+        if twice := flat.keys() & leaves.keys():
+            raise LlavaError(f"the key '{min(twice)}' is given twice, with a dot and in its section")
+        flat |= leaves
     return flat
 
 
@@ -103,7 +121,7 @@ def _parse(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return yaml.safe_load(value)
+        return parse_yaml(value)
     except yaml.YAMLError:
         return value
 

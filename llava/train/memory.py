@@ -18,14 +18,13 @@ Activations are rough: they follow the tensors that autograd keeps of SigLIP's a
 allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
 """
 
-import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.components import ADAPTERS, Component
+from llava.train.keys import read_json
 from llava.train.recipes import Recipe, named_components
 
 GB = 1e9
@@ -97,7 +96,7 @@ def strategies(recipe: Recipe, hidden_size: int) -> tuple[list[Strategy], Strate
 
 def read_strategy(path: str, hidden_size: int) -> Strategy:
     """What a DeepSpeed file asks for; `auto` is what transformers puts in its place."""
-    zero = json.loads(Path(path).read_text()).get("zero_optimization", {})
+    zero = read_json(path).get("zero_optimization", {})
     stage = zero.get("stage", 0)
     bucket = zero.get("reduce_bucket_size", 5e8)
     offloads = [zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")]

@@ -264,7 +264,11 @@ def load_recipe(path: str, arm: str, overrides: Sequence[str] = (), keys: dict[s
     del known["arm"]  # chosen by itself, before any key
     faults, given, values = [], set(), {"arm": arm}
     for origin, mapping in sources:
-        for key, value in flatten(mapping).items():
+        try:
+            flat = flatten(mapping)
+        except LlavaError as error:
+            raise LlavaError(f"{origin}: {error}") from error
+        for key, value in flat.items():
             given.add(key)
             if key not in known:
                 faults.append(f"{origin}: unknown key '{key}'{suggestion(key, known)}")

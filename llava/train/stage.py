@@ -24,6 +24,7 @@ from llava.train.checkpoint import check_disk, start_working_folder, working_fol
 from llava.train.components import freeze, split_components
 from llava.train.guard import NonFiniteError
 from llava.train.inputs import held_out, inspect_once, supervised_dataset
+from llava.train.keys import read_json
 from llava.train.layers import prepare_layers
 from llava.train.lora import split_weights
 from llava.train.plan import Plan, describe, manifest
@@ -169,7 +170,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         warmup_steps=optim.warmup,
         max_grad_norm=optim.max_grad_norm,
         bf16=trains_in_bf16(recipe),
-        deepspeed=run.deepspeed,
+        deepspeed=read_json(run.deepspeed) if run.deepspeed else None,
         use_cpu=not on_gpu,
         ddp_timeout=run.collective_timeout,
         ddp_find_unused_parameters=False,

@@ -56,6 +56,15 @@ def test_a_conversation_read_again_goes_on_alike(talked, make_chat, tmp_path, ca
     assert turns(other) == turns(talked)
 
 
+@pytest.mark.parametrize("name", ["talk.jsonl", "saved.json"])
+def test_a_log_that_an_editor_saved_with_a_byte_order_mark(talked, make_chat, tmp_path, name):
+    obey(talked, f"/save {tmp_path}/saved.json")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    other = make_chat()
+    obey(other, f"/load {tmp_path / name}")
+    assert turns(other) == turns(talked) != []
+
+
 def test_a_log_is_json_lines_with_paths_and_hashes(talked, tmp_path, page):
     lines = (tmp_path / "talk.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]

@@ -88,7 +88,22 @@ def test_brace_lists_are_expanded(tmp_path):
         ("datasets: [{json_path: a.json, sampling_strategy: 'end:0'}]", "is empty: its 1 data files give 0 samples"),
         ("datasets: [{json_path: broken.jsonl}]", "broken.jsonl line 2 is not JSON"),
         ("datasets: [{json_path: object.json}]", "must hold a list of records, found dict"),
-        ("datasets: [", "is not YAML"),
+        ("datasets: [", "is not YAML: line 1: "),
+        ("- json_path: a.json", "has no entries; it needs 'datasets"),
+        ("datasets:\n- json_path: a.json\n\tsampling_strategy: all", "is not YAML: line 3: .*character '.t'"),
+        ("datasets:\n- {json_path: a.json}\ndatasets:\n", "line 3: the key 'datasets' was given on line 1 already"),
+        (
+            "datasets: [{json_path: a.json, json_path: b.json}]",
+            "line 1: the key 'json_path' was given on line 1 already",
+        ),
+        ("datasets: [{json_path: a.json, sampling_strategy: 'random:150%'}]", "'random:150%' asks for more than 100%"),
+        (f"datasets: [{{json_path: a.json, sampling_strategy: 'first:{'1' * 5000}'}}]", "unknown sampling_strategy"),
+        (f"datasets: [{{json_path: a.json, expected_rows: '{'1' * 5000}'}}]", "expected_rows must be a number"),
+        ("datasets: [{json_path: '*.json'}]", r"entry 1: json_path '\*.json' is a pattern"),
+        ("datasets: [{json_path: '{a,{b,c}}.json'}]", "is a pattern, of which {a,b} alone is expanded, and not within"),
+        ("datasets: [{json_path: '{a,b.json'}]", "is a pattern"),
+        ('datasets: [{json_path: "a\\0.json"}]', "cannot be read: "),
+        ('datasets: [{json_path: "a\\ud83d.json"}]', "cannot be read: "),
         ("datasets: [{json_path: 5}]", "entry 1 must have json_path"),
         ("datasets: [{json_path: latin.json}]", "latin.json is not UTF-8 text"),
         ("datasets: [{json_path: a.json, rows: 10}]", "may have expected_rows and hub; found .*'rows': 10"),
@@ -126,6 +141,52 @@ def test_where_a_set_comes_from_and_how_many_rows_it_should_have(tmp_path):
     assert [exact.expected_rows.fits(n) for n in (5289, 5290, 5291)] == [False, True, False]
     assert [rounded.expected_rows.fits(n) for n in (979, 980, 1020, 1021)] == [False, True, True, False]
     assert [str(entry.expected_rows) for entry in (exact, rounded)] == ["5,290", "about 1,000"]
+
+
+def test_a_path_from_the_user_s_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    write_rows(tmp_path / "home/a1.json", 2)
+    write_rows(tmp_path / "home/a2.json", 1)
+    assert len(load_mixture(write_mixture(tmp_path, ("~/a{1,2}.json", "all")), 0).samples) == 3
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
+    folder = tmp_path / "a*{b"
+    folder.mkdir()
+    write_rows(folder / "what?[1].json", 2)
+    assert len(load_mixture(write_mixture(folder, ("what?[1].json", "all")), 0).samples) == 2
+
+
+def test_a_file_that_is_named_twice_is_taken_twice_and_told(tmp_path, capsys):
+    write_rows(tmp_path / "a.json", 4)
+    write_rows(tmp_path / "b.json", 1)
+    path = write_mixture(tmp_path, ("a.json", "all"), ("b.json", "first:0%"), ("./a.json", "random:50%"))
+    mixture = load_mixture(path, 0)
+    assert [row.taken for row in mixture.table] == [4, 0, 2]
+    told = f"{tmp_path}/a.json is in the mixture 2 times; each takes its rows again"
+    assert told in str(mixture)
+    main(["data", "check", path, "--image_folder", str(tmp_path), "--workers", "1"])
+    assert f"warning: {told}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_byte_order_marks(tmp_path, encoding):
+    (tmp_path / "mixture.yaml").write_text("datasets: [{json_path: a.json}]", encoding=encoding)
+    (tmp_path / "a.json").write_text('[{"conversations": [{"from": "human", "value": "a"}]}]', encoding=encoding)
+    (sample,) = load_mixture(tmp_path / "mixture.yaml", 0).samples
+    assert sample.turns == (Turn("human", "a"),)
+
+
+def test_the_mixture_that_llava_onevision_published(tmp_path):
+    """Its form: absolute paths, blanks in braces, shares of a file."""
+    for name in ("single", "multi_1", "multi_2"):
+        write_rows(tmp_path / f"{name}.json", 10)
+    (tmp_path / "onevision.yaml").write_text(
+        f"datasets:\n  - json_path: {tmp_path}/single.json # released\n    sampling_strategy: 'first:100%'\n"
+        f'  - json_path: "{tmp_path}/multi_{{1, 2}}.json"\n    sampling_strategy: random:30%\n'
+    )
+    assert [row.taken for row in load_mixture(tmp_path / "onevision.yaml", 0).table] == [10, 3, 3]
 
 
 @pytest.mark.parametrize(

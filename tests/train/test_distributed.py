@@ -118,7 +118,7 @@ def test_lora_on_two_processes(stage_2_keys, wide_start, tmp_path, case):
         config = json.loads(Path(f"scripts/train/deepspeed/{strategy}.json").read_text())
         if strategy == "zero3":
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # partitions small weights too
-        (tmp_path / "deepspeed.json").write_text(json.dumps(config))
+        (tmp_path / "deepspeed.json").write_text(json.dumps(config), encoding="utf-8-sig")  # as Notepad saves it
         keys |= {"run.deepspeed": f"{tmp_path}/deepspeed.json"}
     two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
     assert two["zero_stage"] == STRATEGIES[strategy]

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from llava.errors import LlavaError
-from llava.train.keys import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
+from llava.train.keys import assemble, coerce, dotted_keys, flatten, read_json, read_yaml, suggestion
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,19 @@ def test_suggestion(key, expected):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read"), ("a: [", "not valid YAML"), ("- 1", "expected a mapping"), ("", "expected a mapping")],
+    [
+        (None, "cannot be read"),
+        ("a: [", "not valid YAML"),
+        ("- 1", "expected a mapping"),
+        ("", "expected a mapping"),
+        ("optim:\n  lr: 1\n  lr: 2\n", r"not valid YAML \(line 3: the key 'lr' was given on line 2 already\)"),
+        ("optim: {lr: 1}\n\noptim: {epochs: 2}\n", r"line 3: the key 'optim' was given on line 1 already"),
+        ("a: 1\n\tb: 2", r"not valid YAML \(line 2: "),
+        ("a: 2026-13-45", "not valid YAML .*month"),
+        (f"a: {'1' * 5000}", "not valid YAML .*5000 digits"),
+        ("[" * 1000, "not valid YAML .*nested too deeply"),
+        ("a: !!python/name:os.system", "not valid YAML"),
+    ],
 )
 def test_unreadable_yaml(tmp_path, content, message):
     path = tmp_path / "recipe.yaml"
@@ -94,3 +106,29 @@ def test_unreadable_yaml(tmp_path, content, message):
         read_yaml(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_files_from_other_editors(tmp_path, encoding):
+    """Notepad and PowerShell write byte order marks."""
+    (tmp_path / "a.yaml").write_text(
+        "base: &base {n\u00e4me: 1}\r\nother: {<<: *base, n\u00e4me: 2}\r\n", encoding=encoding
+    )
+    assert read_yaml(str(tmp_path / "a.yaml")) == {"base": {"n\u00e4me": 1}, "other": {"n\u00e4me": 2}}
+    (tmp_path / "a.json").write_text('{"n\u00e4me": [1]}', encoding=encoding)
+    assert read_json(str(tmp_path / "a.json")) == {"n\u00e4me": [1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("[]", "expected an object, found list"), ("[" * 100_000, "not valid JSON")],
+)
+def test_unreadable_json(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(LlavaError, match=f"a.json: {message}"):
+        read_json(str(tmp_path / "a.json"))
+
+
+def test_a_key_that_is_given_with_a_dot_and_in_its_section():
+    with pytest.raises(LlavaError, match=r"the key 'inner\.steps' is given twice"):
+        flatten({"inner": {"rate": 1, "steps": 3}, "inner.steps": 2})
