@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from torch.nn.functional import pad
-from transformers import ProgressCallback, TrainingArguments
+from torch.nn.parallel import DistributedDataParallel
+from transformers import ProgressCallback
 from transformers.integrations import TensorBoardCallback
 
 from llava.constants import IGNORE_INDEX
@@ -37,12 +38,16 @@ class LlavaTrainer(EvaluatingTrainer):
             self.add_callback(PatientTensorBoard)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
         self.add_callback(self.optimizer_check)
-        self.model.model.without_images = without_images(self.args)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
         self.components = components
         self.lr_groups = lr_groups
         self.costs = costs
         self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(self.args))
+
+    def _prepare_for_training(self, *args):
+        prepared = super()._prepare_for_training(*args)
+        self.model.model.without_images = without_images(self.model_wrapped)
+        return prepared
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -86,16 +91,17 @@ class LlavaTrainer(EvaluatingTrainer):
         super().log(logs, start_time)
 
 
-def without_images(arguments: TrainingArguments) -> str:
+def without_images(wrapped: torch.nn.Module) -> str:
     """What a rank's micro-batch without any image must run of the vision side; see VisualFeaturesMixin.
 
-    DDP, as it is set up here, waits for a gradient of everything that trains; ZeRO-2 adds up buckets that are filled as
-    gradients come. ZeRO-3 gathers parameters, frozen ones too, on all ranks at once, and with any number of ranks uses
-    a gradient of the step before again where a step brings none.
+    wrapped: the model as it trains. One process can be wrapped as many are. DDP, as it is set up here, waits for a
+    gradient of everything that trains. ZeRO-2 adds up buckets that are filled as gradients come; offloaded, with any
+    number of ranks, it uses a gradient of the step before again where a step brings none. So does ZeRO-3, which also
+    gathers parameters, frozen ones too, on all ranks at once.
     """
-    if arguments.deepspeed_plugin is not None and arguments.deepspeed_plugin.zero_stage == 3:
-        return "all"
-    return "trained" if arguments.world_size > 1 else "nothing"
+    if hasattr(wrapped, "zero_optimization_stage"):
+        return "all" if wrapped.zero_optimization_stage() == 3 else "trained"
+    return "trained" if isinstance(wrapped, DistributedDataParallel) else "nothing"
 
 
 class CompactProgress(ProgressCallback):

@@ -73,7 +73,10 @@ def record_losses(recipe: str, arm: str, overrides: list[str], keys: dict, out: 
         "engine": type(trainer.model_wrapped).__name__,
         "ranks": trainer.args.world_size,
         "losses": [entry["loss"] for entry in steps],
+        "grad_norms": [entry["grad_norm"] for entry in steps],
+        "held_out": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         "padding": [entry["padding"] for entry in steps],
+        "crops": [entry["crops"] for entry in steps],
         "samples": len(trainer.train_dataset),
     }
     if rank() == 0:
