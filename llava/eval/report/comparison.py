@@ -53,7 +53,8 @@ class Report:
     """title: None where no run has a benchmark. runs: for each column, for each task, its "run" block.
 
     reference: the run that differences are to. arms: whose figures of the paper are shown. rows: of the tasks that are
-    no benchmark, (task, metric) -> column -> score. warnings, notes: lines that go with the tables.
+    no benchmark, (task, metric) -> column -> score; row_differences: likewise, to the reference's score on the same
+    documents. warnings, notes: lines that go with the tables.
     """
 
     title: str | None
@@ -63,6 +64,7 @@ class Report:
     benchmarks: list[Row]
     averages: list[Row]
     rows: dict[tuple[str, str], dict[str, Score]]
+    row_differences: dict[tuple[str, str], dict[str, Difference]]
     warnings: list[str]
     notes: list[str]
 
@@ -111,18 +113,21 @@ def build_report(
     faults = {name: _faults(folder, tasks[name]) for name, folder in zip(tasks, folders, strict=True)}
     benchmarked = {name: found for name, found in faults.items() if list(found.values()) != [MISSING] * len(BENCHMARKS)}
     runs = _Runs(tasks, results, benchmarked)
+    others = _other_results(tasks)
     averages = [_average_row(runs, name, reference, allow_missing) for name in GROUPS] if present else []
     blocks = {name: {task: run.run for task, run in found.items()} for name, found in tasks.items()}
+    shown = _arms(arms, blocks, averages)
     return Report(
         title=_title(runs, averages, allow_missing) if present else None,
         runs=blocks,
         reference=reference,
-        arms=(_recorded_arms(blocks) if arms is None else list(arms)) if present else [],
+        arms=shown,
         benchmarks=[_benchmark_row(runs, known, reference) for known in present],
         averages=[row for row in averages if row.scores or row.remarks],
-        rows=_other_rows(tasks),
-        warnings=[*_refusals(runs, allow_missing), *_unpaired(runs, reference), *provenance.warnings(blocks)],
-        notes=provenance.notes(blocks),
+        rows={key: {name: found[name].score for name in tasks if name in found} for key, found in others.items()},
+        row_differences={key: _differences(found, reference) for key, found in others.items()},
+        warnings=[*_refusals(runs, allow_missing), *_unpaired(runs, others, reference), *provenance.warnings(blocks)],
+        notes=provenance.notes(blocks, with_paper=bool(shown)),
     )
 
 
@@ -171,20 +176,25 @@ def _faults(folder: Path, found: dict[str, TaskRun]) -> dict[str, str]:
     return faults
 
 
+def _differences(found: dict[str, _Result], reference: str) -> dict[str, Difference]:
+    """Of the runs that scored the reference's documents: run -> its score minus the reference's."""
+    base = found.get(reference)
+    return {
+        name: intervals.difference(result.score, base.score, result.draws, base.draws)
+        for name, result in found.items()
+        if name != reference and base is not None and base.documents == result.documents
+    }
+
+
 def _benchmark_row(runs: _Runs, known: Benchmark, reference: str) -> Row:
     found = runs.results[known.task]
-    differences = {}
-    for name, result in found.items():
-        base = found.get(reference)
-        if name != reference and base is not None and base.documents == result.documents:
-            differences[name] = intervals.difference(result.score, base.score, result.draws, base.draws)
     return Row(
         name=known.name,
         label=known.name,
         tasks=[known.task],
         scores={name: result.score for name, result in found.items()},
         remarks={name: runs.faults[name][known.task] for name in runs.faults if name not in found},
-        differences=differences,
+        differences=_differences(found, reference),
         paper={},
     )
 
@@ -236,11 +246,15 @@ def _refusals(runs: _Runs, allow_missing: bool) -> list[str]:
     return [f"no averages over what is incomplete in {faults}; --allow_missing averages what every run has"]
 
 
-def _unpaired(runs: _Runs, reference: str) -> list[str]:
+def _unpaired(runs: _Runs, others: dict[tuple[str, str], dict[str, _Result]], reference: str) -> list[str]:
     lines = []
     for run in runs.tasks:
-        if tasks := _unpaired_tasks(runs, list(runs.results), run, reference):
-            names = ", ".join(tasks)
+        tasks = _unpaired_tasks(runs, list(runs.results), run, reference)
+        for (task, _), found in others.items():
+            if run in found and reference in found and found[run].documents != found[reference].documents:
+                tasks.append(task)
+        if tasks:
+            names = ", ".join(dict.fromkeys(tasks))
             lines.append(f"{run} and {reference} have other documents in {names}: no difference is given")
     return lines
 
@@ -269,13 +283,21 @@ def _faults_in_words(runs: _Runs) -> str:
     return ", ".join(f"{', '.join(named)} ({words})" for words, named in names.items() if words)
 
 
+def _arms(asked: Sequence[str] | None, blocks: dict[str, dict[str, dict]], averages: Sequence[Row]) -> list[str]:
+    """Whose figures are shown, by default those of the runs' arms, where a run has a score that one is given for."""
+    if asked is not None:
+        return list(asked) if averages else []
+    return _recorded_arms(blocks) if any(row.paper and row.scores for row in averages) else []
+
+
 def _recorded_arms(blocks: dict[str, dict[str, dict]]) -> list[str]:
     """The paper's arms among those that the runs' checkpoints were trained as, blind models left out."""
     arms = {run["arm"]: None for tasks in blocks.values() for run in tasks.values() if not run["image_noise"]}
     return [arm for arm in arms if arm in PAPER_OVERALL]
 
 
-def _other_rows(tasks: dict[str, dict[str, TaskRun]]) -> dict[tuple[str, str], dict[str, Score]]:
+def _other_results(tasks: dict[str, dict[str, TaskRun]]) -> dict[tuple[str, str], dict[str, _Result]]:
+    """Of the tasks that are no benchmark: (task, metric) -> run -> result."""
     named = {known.task for known in BENCHMARKS}
     metrics = {
         (task, metric): None
@@ -284,5 +306,4 @@ def _other_rows(tasks: dict[str, dict[str, TaskRun]]) -> dict[tuple[str, str], d
         for metric in run.scores
         if task not in named
     }
-    results = {(task, metric): _results(task, metric, tasks) for task, metric in metrics}
-    return {key: {name: found[name].score for name in tasks if name in found} for key, found in results.items()}
+    return {(task, metric): _results(task, metric, tasks) for task, metric in metrics}

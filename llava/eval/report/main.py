@@ -1,12 +1,17 @@
 """`llava eval report RUN ...`: prints finished runs side by side, and writes them as files and as a picture."""
 
+import io
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 from llava.eval.benchmarks import PAPER_OVERALL
+
+if TYPE_CHECKING:
+    from llava.eval.report.comparison import Report
 
 STYLES = ("bar", "radar")
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -17,26 +22,36 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.picture is not None and args.picture.suffix not in PICTURE_SUFFIXES:
         raise LlavaError(f"--picture {args.picture}: a picture is a file named {' or '.join(PICTURE_SUFFIXES)}")
-    if args.picture is not None and find_spec("matplotlib") is None:
-        raise LlavaError("--picture needs matplotlib: pip install matplotlib")
-    from llava.eval.report.comparison import build_report
+    from llava.eval.report.comparison import build_report  # imports numpy
     from llava.eval.report.tables import WIDTH, render_csv, render_json, render_markdown, render_text
 
     reference = None if args.reference is None else args.reference.resolve().name
     report = build_report(args.runs, reference, _arms(args.paper), args.allow_missing)
-    files = ((args.markdown, render_markdown), (args.csv, render_csv), (args.json, render_json))
-    for file, render in files:
+    print(render_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="", flush=True)
+    for file, render in ((args.markdown, render_markdown), (args.csv, render_csv), (args.json, render_json)):
         if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(render(report), encoding="utf-8")
+            _write(file, render(report).encode())
     if args.picture is not None:
-        from llava.eval.report.picture import draw  # imports matplotlib, which nothing else here needs
-
-        figure = draw(report, args.style)
-        args.picture.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.picture, dpi=150)
-    print(render_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="")
+        _write(args.picture, _picture(report, args.style, args.picture.suffix))
     return 0
+
+
+def _picture(report: "Report", style: str, suffix: str) -> bytes:
+    if find_spec("matplotlib") is None:
+        raise LlavaError("--picture needs matplotlib: pip install matplotlib")
+    from llava.eval.report.picture import draw  # imports matplotlib, which nothing else here needs
+
+    content = io.BytesIO()
+    draw(report, style).savefig(content, format=suffix.removeprefix("."), dpi=150)
+    return content.getvalue()
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    except OSError as error:
+        raise LlavaError(f"{file}: cannot be written: {error.strerror}") from error
 
 
 def _arms(option: str | None) -> list[str] | None:

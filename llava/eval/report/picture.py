@@ -16,41 +16,69 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 HATCHES = ("", "//", "..", "\\\\", "xx", "--", "oo")
 GREY = "#777777"
+FEWEST = 5  # groups of bars that a panel has room for at least
+ROOM = 0.35  # inches around a radar, for the names of categories
 
 
 def draw(report: Report, style: str) -> Figure:
-    """The runs that have benchmarks. style: "bar" or "radar".
+    """The scores of the runs, of benchmarks and of other tasks. style: "bar" or "radar".
 
     Raises LlavaError when there is nothing to draw, or more runs than can be told apart.
     """
-    runs = [run for run in report.runs if any(run in row.scores for row in report.benchmarks)]
+    tasks = _task_rows(report)
+    runs = [run for run in report.runs if any(run in row.scores for row in (*report.benchmarks, *tasks))]
     if not runs:
-        raise LlavaError("none of the runs has the score of a benchmark, there is nothing to draw")
+        raise LlavaError("none of the runs has a score, there is nothing to draw")
     if len(runs) > len(COLOURS):
         raise LlavaError(f"{len(runs)} runs cannot be told apart in a picture, {len(COLOURS)} can")
-    return _bars(report, runs) if style == "bar" else _radar(report, runs)
+    title = report.title or ", ".join(dict.fromkeys(row.tasks[0] for row in tasks))
+    return _bars(report, tasks, runs, title) if style == "bar" else _radar(report, tasks, runs, title)
 
 
-def _bars(report: Report, runs: list[str]) -> Figure:
-    """Averages above, with their values; benchmarks below; both with 95% intervals."""
-    title = textwrap.fill(report.title, 125)
+def _task_rows(report: Report) -> list[Row]:
+    """The scores of tasks that are no benchmark; where there are several, labels begin with the task."""
+    several = len({task for task, _ in report.rows}) > 1
+    return [
+        Row(metric, f"{task} {metric}" if several else metric, [task], scores, {}, {}, {})
+        for (task, metric), scores in report.rows.items()
+        if scores
+    ]
+
+
+def _bars(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figure:
+    """Averages above, with their values; then benchmarks, then other tasks; all with 95% intervals."""
+    title = textwrap.fill(title, 125)
     averages = [row for row in report.averages if row.name in (*CATEGORIES, OVERALL) and row.scores]
-    rows = [row for row in report.benchmarks if row.scores]
-    height = (9 if averages else 5.5) + 0.2 * title.count("\n")
+    panels = [rows for rows in (averages, [row for row in report.benchmarks if row.scores], tasks) if rows]
+    height = (5.5, 9, 13)[len(panels) - 1] + 0.2 * title.count("\n")
     figure = Figure(figsize=(13, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    if averages:
-        above, below = figure.subplots(2, 1)
-        _bar_panel(above, averages, runs, values=True)
-    else:
-        below = figure.subplots()
-    _bar_panel(below, rows, runs, values=len(rows) * len(runs) <= 20)
-    below.tick_params(axis="x", labelrotation=35)
-    for label in below.get_xticklabels():
-        label.set(ha="right", rotation_mode="anchor")
-    handles, labels = below.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(runs), 4), frameon=False)
+    for axes, rows in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        _bar_panel(axes, rows, runs, values=len(rows) * len(runs) <= 20 or rows is averages)
+        if rows is not averages and len(rows) > 5:
+            axes.tick_params(axis="x", labelrotation=35)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+        if rows is tasks and len(panels) > 1:
+            axes.set_xlabel(", ".join(dict.fromkeys(row.tasks[0] for row in tasks)))
+    handles, _ = axes.get_legend_handles_labels()
+    labels = _short(runs, 120)
+    columns = max(1, min(len(runs), 4, 150 // (8 + max(map(len, labels)))))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def _short(names: list[str], width: int) -> list[str]:
+    """The names where they fit in `width`, else of each what is around the place where they begin to differ."""
+    if max(map(len, names)) <= width:
+        return names
+    same = next((place for place, letters in enumerate(zip(*names, strict=False)) if len(set(letters)) > 1), 0)
+    first = max(0, same - 10)
+    parts = [name[first : first + width - 2] for name in names]
+    return [
+        ("\u2026" if first else "") + part + ("\u2026" if first + len(part) < len(name) else "")
+        for name, part in zip(names, parts, strict=True)
+    ]
 
 
 def _bar_panel(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> None:
@@ -72,8 +100,11 @@ def _bar_panel(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> No
             elif values:
                 axes.text(place, score.high + 1, f"{score.value:.1f}", ha="center", va="bottom", fontsize=8)
     top = max(score.high for row in rows for score in row.scores.values())
-    axes.set_ylim(0, max(100, 1.08 * top))
-    axes.set_xlim(-0.6, len(rows) - 0.4)
+    height = max(100, 1.08 * top)
+    axes.set_ylim(0, height)
+    axes.set_yticks(range(0, int(height) + 1, 20))
+    beside = 0.6 + max(0, FEWEST - len(rows)) / 2  # bars keep a width, and the middle
+    axes.set_xlim(-beside, len(rows) - 1 + beside)
     axes.set_xticks(range(len(rows)), [row.label for row in rows])
     axes.set_ylabel("score, 95% interval")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -81,18 +112,21 @@ def _bar_panel(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> No
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _radar(report: Report, runs: list[str]) -> Figure:
-    """A spoke per benchmark that every run has; the averages stand in the legend."""
-    rows = [row for row in report.benchmarks if all(run in row.scores for run in runs)]
+def _radar(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figure:
+    """A spoke per score that every run has; the averages stand in the legend."""
+    given = [*report.benchmarks, *tasks]
+    rows = [row for row in given if all(run in row.scores for run in runs)]
     if len(rows) < 3:
-        raise LlavaError(f"a radar needs 3 benchmarks that every run has, these runs have {len(rows)}; draw bars")
+        what = "benchmarks" if not tasks else "scores"
+        raise LlavaError(f"a radar needs 3 {what} that every run has, these runs have {len(rows)}; draw bars")
     values = [row.scores[run].value for row in rows for run in runs]
     low, high = max(0, 10 * math.floor(min(values) / 10) - 10), 10 * math.floor(max(values) / 10) + 10
     scale = f"scores from {low} in the centre to {high} at the rim"
-    if len(rows) < len(report.benchmarks):
-        scale = f"the {len(rows)} benchmarks that every run has; {scale}"
-    title = textwrap.fill(report.title, 105) + "\n" + scale
+    if len(rows) < len(given):
+        scale = f"the {len(rows)} {'scores' if tasks else 'benchmarks'} that every run has; {scale}"
+    title = textwrap.fill(title, 105) + "\n" + scale
     figure = Figure(figsize=(11, 9.5 + 0.2 * title.count("\n")), layout="constrained")
+    figure.get_layout_engine().set(h_pad=ROOM, w_pad=2 * ROOM)
     figure.suptitle(title, fontsize=11)
     axes = figure.add_subplot(projection="polar")
     angles = [2 * math.pi * index / len(rows) for index in range(len(rows))]
@@ -102,9 +136,9 @@ def _radar(report: Report, runs: list[str]) -> Figure:
         axes.plot(
             [*angles, angles[0]], [*values, values[0]], color=colour, marker=marker, markersize=4.5, linewidth=1.6
         )
-    _radar_axes(axes, [row.name for row in rows], angles, low, high)
-    _radar_categories(axes, rows, angles, low, high)
+    _radar_axes(axes, [row.label for row in rows], angles, low, high)
     _radar_legend(figure, report, runs)
+    _radar_categories(figure, axes, rows, angles)
     return figure
 
 
@@ -125,28 +159,53 @@ def _radar_axes(axes: Axes, names: list[str], angles: list[float], low: int, hig
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
 
 
-def _radar_categories(axes: Axes, rows: list[Row], angles: list[float], low: int, high: int) -> None:
-    """Tints the sector of every other category and names all of them far outside."""
+def _radar_categories(figure: Figure, axes: Axes, rows: list[Row], angles: list[float]) -> None:
+    """Tints the sector of every other category and names all of them outside; a task is a category of its own."""
     categories = {known.task: known.category for known in BENCHMARKS}
+    names = [categories.get(row.tasks[0], row.tasks[0]) for row in rows]
     half = math.pi / len(rows)
-    for index, category in enumerate(CATEGORIES):
-        own = [angle for angle, row in zip(angles, rows, strict=True) if categories[row.tasks[0]] == category]
-        if own:
-            first, last = own[0] - half, own[-1] + half
-            axes.axvspan(first, last, color=GREY, alpha=0.12 if index % 2 else 0, linewidth=0, zorder=0)
-            radius = low + 1.4 * (high - low)
-            axes.text((first + last) / 2, radius, category, color=GREY, weight="bold", ha="center", va="center")
+    middles = {}
+    for index, category in enumerate(dict.fromkeys(names)):
+        own = [angle for angle, name in zip(angles, names, strict=True) if name == category]
+        first, last = own[0] - half, own[-1] + half
+        axes.axvspan(first, last, color=GREY, alpha=0.12 if index % 2 else 0, linewidth=0, zorder=0)
+        middles[category] = (first + last) / 2
+    if len(middles) > 1:
+        _write_around(figure, axes, middles)
+
+
+def _write_around(figure: Figure, axes: Axes, names: dict[str, float]) -> None:
+    """Writes each name in the direction of its angle, as near to the circle as it overlaps no other text."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # places stay as they are now
+    circle = axes.get_window_extent()
+    centre_x, centre_y, radius = (circle.x0 + circle.x1) / 2, (circle.y0 + circle.y1) / 2, circle.width / 2
+    taken = [label.get_window_extent().padded(8) for label in axes.get_xticklabels()]
+    taken.append(figure.legends[0].get_window_extent())
+    for name, angle in names.items():
+        text = axes.text(0, 0, name, color=GREY, weight="bold", ha="center", va="center", transform=figure.transFigure)
+        for distance in range(round(radius) + 10, round(2 * radius), 3):
+            place = (centre_x + distance * math.sin(angle), centre_y + distance * math.cos(angle))
+            text.set_position(figure.transFigure.inverted().transform(place))
+            box = text.get_window_extent()
+            nearest = math.hypot(
+                min(max(centre_x, box.x0), box.x1) - centre_x, min(max(centre_y, box.y0), box.y1) - centre_y
+            )
+            if nearest > radius + 5 and not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
 
 
 def _radar_legend(figure: Figure, report: Report, runs: list[str]) -> None:
     """Lines with the names of the runs and, as far as they are given, their averages in columns."""
     averages = [row for row in report.averages if row.name in (*CATEGORIES, OVERALL) and row.scores]
-    width = max(map(len, runs))
-    handles, labels = [Line2D([], [], linestyle="none")], ["".ljust(width)]
-    labels[0] += "".join(f"  {row.label}" for row in averages)
+    head = "".join(f"  {row.label}" for row in averages)
+    names = _short(runs, 124 - len(head))
+    width = max(map(len, names))
+    handles, labels = [Line2D([], [], linestyle="none")] if head else [], ["".ljust(width) + head] if head else []
     for index, run in enumerate(runs):
         handles.append(Line2D([], [], color=COLOURS[index], marker=MARKERS[index], markersize=4.5, linewidth=1.6))
         cells = [f"{row.scores[run].value:.1f}" if run in row.scores else "-" for row in averages]
         padded = (f"  {cell.rjust(len(row.label))}" for cell, row in zip(cells, averages, strict=True))
-        labels.append(run.ljust(width) + "".join(padded))
+        labels.append(names[index].ljust(width) + "".join(padded))
     figure.legend(handles, labels, loc="outside lower center", frameon=False, prop={"family": "monospace", "size": 9})

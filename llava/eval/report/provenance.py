@@ -59,12 +59,12 @@ def _places(values: dict[Place, str]) -> dict[str, str]:
     }
 
 
-def notes(runs: Runs) -> list[str]:
-    """How to read the numbers, then the models and settings of each run, judges and task versions."""
+def notes(runs: Runs, with_paper: bool) -> list[str]:
+    """How to read the numbers, the paper's among them, then the models and settings of each run, judges, versions."""
     intervals = f"Wilson for 0/1 scores, bootstrap ({RESAMPLES} resamples, seed {SEED}) for others"
     lines = [f"Scores on [0, 100] with 95% intervals over n documents: {intervals}."]
     if any(known.task in tasks for tasks in runs.values() for known in BENCHMARKS):
-        lines += _benchmark_notes()
+        lines += _benchmark_notes(with_paper)
     for run, tasks in runs.items():
         settings = _places({(run, task): _settings(block) for task, block in tasks.items()})
         days = sorted({block["date"][:10] for block in tasks.values()})
@@ -76,13 +76,14 @@ def notes(runs: Runs) -> list[str]:
     return [*lines, *_judges(runs), *_task_versions(runs), *remarks]
 
 
-def _benchmark_notes() -> list[str]:
+def _benchmark_notes(with_paper: bool) -> list[str]:
+    paper = "The paper's figures are means of all 20 benchmarks (Table IV); it gives no table of the single ones."
     stated = ", ".join(known.name for known in BENCHMARKS if known.image_kind or known.resolution)
     return [
         "Averages are unweighted means of benchmarks, their intervals resample the documents of every benchmark; "
         "differences resample the same documents for both runs.",
         f"Image kind and resolution: only of the benchmarks of which the paper states them ({stated}).",
-        "The paper's figures are means of all 20 benchmarks (Table IV); it gives no table of the single ones.",
+        *([paper] if with_paper else []),
     ]
 
 

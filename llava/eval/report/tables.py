@@ -65,7 +65,8 @@ def render_csv(report: Report) -> str:
                 )
     for (task, metric), scores in report.rows.items():
         for run, score in scores.items():
-            writer.writerow({"table": "task", "name": task, "metric": metric, "run": run} | asdict(score))
+            difference = _csv_difference(report, report.row_differences[task, metric].get(run))
+            writer.writerow({"table": "task", "name": task, "metric": metric, "run": run} | asdict(score) | difference)
     return stream.getvalue()
 
 
@@ -73,20 +74,30 @@ def _csv_values(report: Report, row: Row, run: str) -> dict:
     values: dict = {"remark": row.remarks.get(run, "")}
     if run in row.scores:
         values |= asdict(row.scores[run])
-    if run in row.differences:
-        difference = row.differences[run]
-        values |= {"difference": difference.value, "reference": report.reference}
-        values |= {"difference_low": difference.low, "difference_high": difference.high}
-    return values
+    return values | _csv_difference(report, row.differences.get(run))
+
+
+def _csv_difference(report: Report, difference: Difference | None) -> dict:
+    if difference is None:
+        return {}
+    bounds = {"difference_low": difference.low, "difference_high": difference.high}
+    return {"difference": difference.value, "reference": report.reference} | bounds
 
 
 def render_json(report: Report) -> str:
-    """The report's fields; "rows" as [{task, metric, scores: {run: {value, low, high, documents, interval}}}]."""
+    """The report's fields; "rows" as [{task, metric, scores: {run: {value, low, ...}}, differences: {run: ...}}]."""
     rows = [
-        {"task": task, "metric": metric, "scores": {run: asdict(score) for run, score in scores.items()}}
+        {
+            "task": task,
+            "metric": metric,
+            "scores": {run: asdict(score) for run, score in scores.items()},
+            "differences": {run: asdict(value) for run, value in report.row_differences[task, metric].items()},
+        }
         for (task, metric), scores in report.rows.items()
     ]
-    return json.dumps({**asdict(report), "rows": rows}, indent=2, ensure_ascii=False) + "\n"
+    fields = asdict(report)
+    del fields["row_differences"]
+    return json.dumps(fields | {"rows": rows}, indent=2, ensure_ascii=False) + "\n"
 
 
 def _tables(report: Report) -> list[_Table]:
@@ -94,16 +105,23 @@ def _tables(report: Report) -> list[_Table]:
     if report.benchmarks:
         tables.append(_benchmark_table(report))
     if report.rows:
-        lines = [
-            [
-                task,
-                metric,
-                *(f"{scores[run]} n={scores[run].documents}" if run in scores else "-" for run in report.runs),
-            ]
-            for (task, metric), scores in report.rows.items()
-        ]
-        tables.append(_Table(["task", "metric", *report.runs], lines, names=2))
+        tables.append(_task_table(report))
     return tables
+
+
+def _task_table(report: Report) -> _Table:
+    """Columns: task, metric, the runs, their differences to the reference where they scored the same documents."""
+    compared = [run for run in report.runs if any(run in found for found in report.row_differences.values())]
+    lines = []
+    for (task, metric), scores in report.rows.items():
+        cells = [f"{scores[run]} n={scores[run].documents}" if run in scores else "-" for run in report.runs]
+        cells += [_cell(report.row_differences[task, metric].get(run), "-") for run in compared]
+        lines.append([task, metric, *cells])
+    return _Table(["task", "metric", *report.runs, *(_compared(run, report) for run in compared)], lines, names=2)
+
+
+def _compared(run: str, report: Report) -> str:
+    return f"{run} - {report.reference}"
 
 
 def _benchmark_table(report: Report) -> _Table:
@@ -114,8 +132,7 @@ def _benchmark_table(report: Report) -> _Table:
     for run in scored:
         columns.append((run, lambda row, run=run: _cell(row.scores.get(run), row.remarks.get(run, "-"))))
     for run in compared:
-        head = f"{run} - {report.reference}"
-        columns.append((head, lambda row, run=run: _cell(row.differences.get(run), "-")))
+        columns.append((_compared(run, report), lambda row, run=run: _cell(row.differences.get(run), "-")))
     if report.arms:
         columns.append((f"paper: {' / '.join(report.arms)}", lambda row: _paper(row, report.arms)))
     lines: list[list[str] | None] = [[cell(row) for _, cell in columns] for row in report.benchmarks]

@@ -172,6 +172,10 @@ def test_the_papers_figures(full, tmp_path):
     given = {row.name: row.paper for row in (*report.benchmarks, *report.averages) if row.paper}
     assert given == {"Overall": {"baseline": 50.61, "manager": 51.67, "grid": 53.87, "grid_manager": 55.21}}
     assert build_report([full], arms=["manager"]).arms == ["manager"]
+    save_benchmark(tmp_path / "some", "gqa", [1.0, 0.0], arm="grid")
+    some = build_report([tmp_path / "some"])  # has no overall score, of which alone the paper gives figures
+    assert (some.arms, [line for line in some.notes if "paper's figures" in line]) == ([], [])
+    assert build_report([tmp_path / "some"], arms=["grid"]).arms == ["grid"]
     assert build_report([grid], arms=[]).arms == []
     with pytest.raises(LlavaError, match="the paper has no arm 'grids', it has baseline, manager, grid, grid_manager"):
         build_report([full], arms=["grids"])
@@ -223,3 +227,15 @@ def test_two_runs_of_one_name_are_refused(tmp_path):
         save_digit_pages(tmp_path / folder / "run", 1.0)
     with pytest.raises(LlavaError, match="another run is already called 'run'"):
         build_report([tmp_path / "a" / "run", tmp_path / "b" / "run"])
+
+
+def test_other_tasks_are_compared_on_the_same_documents(tmp_path):
+    save_digit_pages(tmp_path / "one", 1.0, 0.0, 0.0, 0.0)
+    save_digit_pages(tmp_path / "two", 1.0, 1.0, 1.0, 0.0)
+    save_digit_pages(tmp_path / "three", 1.0, 1.0)
+    report = build_report([tmp_path / name for name in ("one", "two", "three")])
+    found = report.row_differences["digit_pages", "exact_match"]
+    assert set(found) == {"two"}
+    assert found["two"].value == pytest.approx(50)
+    assert found["two"].low < 50 < found["two"].high
+    assert report.warnings == ["three and one have other documents in digit_pages: no difference is given"]

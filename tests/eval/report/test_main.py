@@ -51,13 +51,36 @@ def test_matplotlib_is_only_imported_for_pictures(tmp_path):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_the_table_is_printed_whatever_happens_to_the_picture(tmp_path, capsys, monkeypatch):
+    for run in ("one", "two"):
+        save_digit_pages(tmp_path / run, 1.0, 0.0)
+    runs = [str(tmp_path / run) for run in ("one", "two")]
+    assert main(["eval", "report", *runs, "--picture", str(tmp_path / "bars.png")]) == 0
+    table = capsys.readouterr().out
+    assert "exact_match  50.0 [9.5, 90.5] n=2  50.0 [9.5, 90.5] n=2  +0.0 [+0.0, +0.0]" in table
+    with Image.open(tmp_path / "bars.png") as image:
+        assert len(image.convert("RGB").getcolors(2**24)) > 20
+    (tmp_path / "file").write_text("")
+    for options, reason in {
+        ("--picture", str(tmp_path / "x.png"), "--style", "radar"): "a radar needs 3 scores that every run has",
+        ("--picture", str(tmp_path / "file" / "x.png")): "x.png: cannot be written: ",
+        ("--csv", str(tmp_path)): f"{tmp_path}: cannot be written: Is a directory",
+    }.items():
+        assert main(["eval", "report", *runs, *options]) == 2
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.count("\n")) == (table, 1)
+        assert reason in shown.err
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    assert main(["eval", "report", *runs, "--picture", str(tmp_path / "y.png")]) == 2
+    assert capsys.readouterr() == (table, "error: --picture needs matplotlib: pip install matplotlib\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--picture", "table.pdf"], "--picture table.pdf: a picture is a file named .png or .svg"),
         (["--paper", "grids"], "the paper has no arm 'grids'"),
         (["--reference", "other"], "no run is called 'other', the runs are run"),
-        (["--picture", "x.png", "--style", "radar"], "a radar needs 3 benchmarks"),
         (["nowhere"], "nowhere: no such run folder"),
     ],
 )

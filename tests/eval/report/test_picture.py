@@ -7,7 +7,7 @@ from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.report.comparison import build_report
 from llava.eval.report.picture import COLOURS, draw
-from tests.eval.report.run_folders import save_all_benchmarks, save_benchmark, save_digit_pages
+from tests.eval.report.run_folders import JUDGE, save_all_benchmarks, save_benchmark, save_digit_pages, scores_of
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,35 @@ def test_text_is_inside_and_apart(runs, style, count, allow_missing):
         if box.shrunk(0.95, 0.8).overlaps(second.shrunk(0.95, 0.8))
     ]
     assert together == []
+    table = figure.legends[0].get_window_extent()
+    above = [text for axes in figure.axes for text in (*axes.texts, *axes.get_xticklabels())]
+    assert min(text.get_window_extent().y0 for text in above) > table.y1 + 3
+
+
+@pytest.mark.parametrize("style", ["bar", "radar"])
+@pytest.mark.parametrize(("benchmarks", "digits"), [(3, False), (0, True), (2, True), (20, True)])
+def test_any_tasks_are_drawn(tmp_path, benchmarks, digits, style):
+    """Few and many, benchmarks and others, of runs with long names."""
+    names = [f"stage2-grid_manager-AAUM-lr1e-5-seed{seed}-a-name-{'so-' * 20}long" for seed in range(6)]
+    for name in names:
+        for known in BENCHMARKS[:: len(BENCHMARKS) // benchmarks] if benchmarks else ():
+            save_benchmark(tmp_path / name, known.task, scores_of(known.task))
+        if digits:
+            save_digit_pages(tmp_path / name, 1.0, 0.0, 0.5)
+    report = build_report([tmp_path / name for name in names])
+    if style == "radar" and benchmarks == 0:
+        with pytest.raises(LlavaError, match="a radar needs 3 scores that every run has, these runs have 2; draw bars"):
+            draw(report, style)
+        return
+    figure = draw(report, style)
+    found = boxes(figure)
+    assert digits == ("exact_match" in {text for text, _ in found})
+    width, height = figure.canvas.get_width_height()
+    assert [text for text, box in found if box.x0 < 0 or box.y0 < 0 or box.x1 > width or box.y1 > height] == []
+    assert len({text for text, _ in found if "-5-seed" in text}) == 6
+    if style == "radar":
+        pairs = [(a, b) for index, a in enumerate(found) for b in found[index + 1 :]]
+        assert [(a[0], b[0]) for a, b in pairs if a[1].shrunk(0.95, 0.8).overlaps(b[1].shrunk(0.95, 0.8))] == []
 
 
 BENCHMARK_NAMES = {known.name for known in BENCHMARKS}  # the bars' are slanted: their boxes overlap, they do not
@@ -73,9 +102,9 @@ def test_refused_averages_are_not_drawn(tmp_path):
 
 
 def test_what_cannot_be_drawn(tmp_path):
-    save_digit_pages(tmp_path / "digits", 1.0)
-    with pytest.raises(LlavaError, match="none of the runs has the score of a benchmark"):
-        draw(build_report([tmp_path / "digits"]), "bar")
+    save_benchmark(tmp_path / "failed", "mmvet", [1.0, 0.0], judge={**JUDGE, "failed_reviews": 1}, score=None)
+    with pytest.raises(LlavaError, match="none of the runs has a score, there is nothing to draw"):
+        draw(build_report([tmp_path / "failed"]), "bar")
     names = [f"run{index}" for index in range(len(COLOURS) + 1)]
     for name in names:
         save_benchmark(tmp_path / name, "gqa", [1.0, 0.0])
