@@ -4,6 +4,7 @@ requests ── windows of questions ── stored answer ───────�
                     └── some missing: sorted by cost ── batches ── engine ── stored ──┴── answers
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +77,8 @@ class LlavaOVManager(lmms):
             raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
         if not stored_only:
             check_model_folder(pretrained)
-        self.accelerator = Accelerator(cpu=device == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        on_cpu = _on_cpu(device)
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.pretrained, self.dtype, self.attn_implementation = pretrained, dtype, attn_implementation
         self.device_name = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
@@ -254,6 +256,16 @@ class LlavaOVManager(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]):
         raise LlavaError("tasks in several rounds (generate_until_multi_round) cannot be run with this model")
+
+
+def _on_cpu(device: str | None) -> bool:
+    """Whether this rank computes on the CPU. LlavaError where ranks would have to share a GPU, or there is none."""
+    if device == "cpu" or (device in (None, "auto") and not torch.cuda.is_available()):
+        return True
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if ranks > max(1, gpus):
+        raise LlavaError(f"{ranks} processes need a GPU each and there are {gpus}; ask for fewer, or for device cpu")
+    return False
 
 
 class SimpleLlavaOVManager(LlavaOVManager):

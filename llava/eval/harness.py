@@ -21,9 +21,17 @@ from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.lmms_model import MODEL_ID
-from llava.eval.store import ANSWERS, HEADLINE_AGREEMENT, headline_metric, mean_score, save_task_run
+from llava.eval.store import (
+    ANSWERS,
+    HEADLINE_AGREEMENT,
+    UNFINISHED,
+    headline_metric,
+    mean_score,
+    save_task_run,
+)
 from llava.eval.task import build_task
 from llava.train.checkpoint import trained_arm
+from llava.train.stop import die_with_launcher
 
 if TYPE_CHECKING:
     from llava.eval.judge.reviews import Reviewer
@@ -176,7 +184,9 @@ def _note_job(job: Job) -> None:
     folder = answers_folder(job.out, job.task)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**asdict(job), "judge": None}, indent=2)
-    (folder / "job.json").write_text(text + "\n", encoding="utf-8")
+    unfinished = folder / f"job.json{UNFINISHED}"
+    unfinished.write_text(text + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / "job.json")
 
 
 def _model_class(job: Job) -> type:
@@ -236,6 +246,7 @@ def _headline(known: Benchmark, values: dict, rows: list[dict]) -> float:
 
 def main(argv: list[str]) -> int:
     """Runs the job; a failure's reason goes to stderr and, for the process that waits, to the file `argv[1]`."""
+    die_with_launcher()
     job = Job(**json.loads(argv[0]))
     try:
         run(job)

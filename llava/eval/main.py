@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,11 +20,12 @@ from llava.eval.judge.settings import NO_JUDGE, add_judge_arguments, judge_setti
 from llava.eval.report import main as report
 from llava.eval.store import discard_task_run
 from llava.eval.task import data_folder, task_names
+from llava.eval.workers import StopError, run_worker, sole_writer, stoppable
 
-STDERR = 2  # file descriptor
 DESCRIPTION = """\
 Evaluates a checkpoint with lmms-eval, one process per task. A task that fails is reported at the end, with the reason;
-the others go on. The exit status is 0 when every task has complete results, 1 when one failed, 2 after wrong arguments.
+the others go on. The exit status is 0 when every task has complete results, 1 when one failed, 2 after wrong arguments,
+130 after Ctrl-C, 143 after SIGTERM: what was answered is stored, and the same command goes on from there.
 """
 EPILOG = """\
 Local data, --data ROOT: the documents of task T lie in ROOT/T/ (for a single task also in ROOT itself), as on the hub:
@@ -50,7 +51,20 @@ name. Without --data, the benchmarks' data sets are taken from the hub.
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0 when every task has complete results, 1 when one failed; raises LlavaError for wrong arguments."""
+    """Returns 0 when every task has complete results, 1 when one failed, 128 + N after a signal N.
+
+    Raises LlavaError for wrong arguments.
+    """
+    try:
+        with stoppable():
+            return _main(argv)
+    except StopError as stop:
+        kept = "" if argv[:1] == ["report"] else "; what was answered and judged is stored, the same command goes on"
+        print(f"\n{signal.Signals(stop.number).name}: stopped{kept}", file=sys.stderr)
+        return 128 + stop.number
+
+
+def _main(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return report.main(argv[1:])
     if argv[:1] == ["judge"]:
@@ -65,12 +79,13 @@ def _run(jobs: list[Job], processes: int) -> int:
     unjudged = [job.task for job in jobs if _lacks_judge(job)]
     if unjudged:
         print(f"error: {', '.join(unjudged)}: {NO_JUDGE}", file=sys.stderr)
-    failures = {job.task: reason for job in jobs if (reason := _failure(job, processes))}
+    with sole_writer(Path(jobs[0].out), [job.task for job in jobs]) as locks:
+        failures = {job.task: reason for job in jobs if (reason := _failure(job, processes, locks))}
     if len(failures) < len(jobs):
         _print_outcome(jobs[0])
     for task, reason in failures.items():
         print(f"error: task {task} failed: {reason.removeprefix(f'task {task}: ')}", file=sys.stderr)
-    if failures:
+    if failures and len(jobs) > 1:
         print(f"error: {len(failures)} of {len(jobs)} tasks failed: {', '.join(failures)}", file=sys.stderr)
     return 1 if failures else 0
 
@@ -162,25 +177,26 @@ def _jobs(args: Namespace) -> list[Job]:
     ]
 
 
-def _failure(job: Job, processes: int) -> str | None:
-    """Runs one task; returns why it failed, None when it did not."""
+def _failure(job: Job, processes: int, locks: Sequence[int] = ()) -> str | None:
+    """Runs one task; returns why it failed, None when it did not. locks: see llava/eval/workers.py."""
     if _lacks_judge(job):
         return "no judge is named"
     if processes > 1 and is_judged(job.task) and job.mode == "run":  # all processes answer, one asks the judge
-        return _failure(replace(job, mode="predict"), processes) or _failure(replace(job, mode="judge"), 1)
+        predicted = _failure(replace(job, mode="predict"), processes, locks)
+        return predicted or _failure(replace(job, mode="judge"), 1, locks)
     discard_task_run(Path(job.out), job.task)
     if job.data is not None and not Path(job.data).is_dir():
         return f"{job.data}: no such dataset folder"
     print(f"== {job.task} ==", file=sys.stderr)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    with TemporaryDirectory() as folder:
+    launcher = ["-m", "llava.train.launch", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    with TemporaryDirectory(prefix="llava_eval_", ignore_cleanup_errors=True) as folder:
         said = Path(folder) / "reason"
         command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job)), str(said)]
         local = {**OFFLINE, "HF_DATASETS_CACHE": folder} if job.data is not None else {}
-        # Some tasks print to stdout, which is the table's.
-        status = subprocess.run(command, env={**os.environ, **local}, stdout=STDERR, check=False).returncode
+        status = run_worker(command, {**os.environ, "TMPDIR": folder, **local}, locks)
         if status == 0:
             return None
         if said.is_file():
             return said.read_text(encoding="utf-8")
-    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    number = -status if status < 0 else status - 128  # launch.py gives a killed rank's signal as shells do
+    return f"killed by {signal.Signals(number).name}" if number > 0 else f"ended with status {status}"

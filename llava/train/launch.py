@@ -17,6 +17,8 @@ from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from llava.train.stop import LAUNCHER
+
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts
 LOOK = 0.5  # seconds between looks at the ranks
@@ -63,6 +65,7 @@ def main(argv: list[str]) -> int:
     logging.disable(logging.ERROR)  # the launcher's remarks; the ranks have their own
     arguments = run.parse_args(argv)
     Waits().start()
+    os.environ[LAUNCHER] = str(os.getpid())
     try:
         run.run(arguments)
     except ChildFailedError as error:

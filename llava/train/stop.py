@@ -7,6 +7,7 @@ import sys
 from threading import Thread
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LAUNCHER = "LLAVA_LAUNCHER"  # the variable in which llava/train/launch.py tells its ranks its process id
 
 
 class StopRequest:
@@ -54,5 +55,14 @@ def _end_with(parent: int) -> None:
 
 def die_with_launcher() -> None:
     """On Linux, ends this rank when torchrun ends: an orphan would train on, beside the run that is started next."""
-    if sys.platform == "linux" and "RANK" in os.environ:
+    if "RANK" in os.environ:
+        die_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
+
+
+def die_with_parent(parent: int) -> None:
+    """On Linux, ends this process when `parent`, which started it, ends; at once where it has ended already."""
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.write(2, f"error: process {parent}, which started this one, has ended\n".encode())
+        os._exit(1)

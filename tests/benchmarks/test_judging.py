@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 from dataclasses import asdict, replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -64,13 +63,13 @@ def results_of(folder):
 def in_this_process(monkeypatch):
     """`llava eval` runs its harness here: another process would take half a minute to import it all."""
 
-    def start(line, env, **_):
+    def run_worker(line, environment, locks):
         with monkeypatch.context() as patch:
-            for name, value in env.items():
+            for name, value in environment.items():
                 patch.setenv(name, value)
-            return subprocess.CompletedProcess(line, harness.main(line[line.index("llava.eval.harness") + 1 :]))
+            return harness.main(line[line.index("llava.eval.harness") + 1 :])
 
-    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=start))
+    monkeypatch.setattr(command, "run_worker", run_worker)
 
 
 def test_a_judge_that_died_half_way_leaves_no_trace_in_the_table(predicted, tmp_path, in_this_process, capsys):
@@ -161,11 +160,11 @@ def test_without_a_judge_nothing_is_started(predicted, tmp_path, tiny_model_dir,
 def test_all_processes_answer_and_one_judges(predicted, tmp_path, tiny_model_dir, monkeypatch):
     commands = []
 
-    def start(line, **_):
+    def run_worker(line, environment, locks):
         commands.append(line)
-        return subprocess.CompletedProcess(line, returncode=0)
+        return 0
 
-    monkeypatch.setattr(command, "subprocess", SimpleNamespace(run=start))
+    monkeypatch.setattr(command, "run_worker", run_worker)
     settings = JudgeSettings("http://127.0.0.1:1/v1", "j")
     data = str(write_twin(MMVET, tmp_path / "mmvet"))
     job = Job(str(tiny_model_dir), "mmvet", data, str(tmp_path / "run"), judge=asdict(settings))
