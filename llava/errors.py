@@ -15,3 +15,15 @@ class MissingFileError(DataError):
 
 class OversizedImageError(DataError):
     """An image of so many pixels that decoding it could exhaust the memory (a decompression bomb)."""
+
+
+class PlaceholderError(DataError):
+    """A conversation with more or less places for images or videos than there are, or with one where none can stand."""
+
+
+class TemplateError(DataError):
+    """Turns that a prompt template does not take."""
+
+
+class NoAnswerError(DataError):
+    """A conversation of which nothing would be learned."""

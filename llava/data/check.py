@@ -2,28 +2,44 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.data.conversation import check_placeholders
+from llava.data.conversation import NO_ANSWER, check_placeholders, is_answer, template_turns
 from llava.data.images import image_size, open_image
+from llava.data.notes import NOTES, Note, notes_on
 from llava.data.schema import Sample
 from llava.data.video import EVERY_SECOND, VideoSampling, VideoTimes, probe_video, read_video
-from llava.errors import DataError, MissingFileError, OversizedImageError
+from llava.errors import (
+    DataError,
+    MissingFileError,
+    NoAnswerError,
+    OversizedImageError,
+    PlaceholderError,
+    TemplateError,
+)
+from llava.printable import one_line
 
 SHOWN_FAULTS = 20
 KINDS = {
     "record": "not a record that can be read",
-    "placeholder": "as many images or videos as the text has places for",
+    "placeholder": "not a place for each image and video, or a place where nothing can be shown",
+    "template": "turns that the template does not take",
     "no_answer": "no answer to learn from",
     "outside": "a path that leaves the image folder",
     "missing": "an image or video that does not exist",
     "undecodable": "an image or video that cannot be decoded",
     "bomb": "an image of suspiciously many pixels",
-    "over_long": "more tokens than max_length",
-    "duplicate_id": "an id that an earlier row has",
+    "over_long": "more tokens than max_length, or no answer left within it",
+}
+_KIND_OF_ERROR = {
+    PlaceholderError: "placeholder",
+    TemplateError: "template",
+    NoAnswerError: "no_answer",
+    MissingFileError: "missing",
+    OversizedImageError: "bomb",
 }
 
 
@@ -35,35 +51,49 @@ class Fault(NamedTuple):
 
 
 class InspectedSample(NamedTuple):
-    """The (width, height) of a sample's images, what is known of its videos, and what is wrong with it.
+    """The (width, height) of a sample's images, what is known of its videos, what is wrong and what is odd with it.
 
-    Sizes and videos are empty where there is a fault.
+    Sizes and videos are empty where a file cannot be read, and where the record has no answer or other than one place
+    for each image and video.
     """
 
     image_sizes: list[tuple[int, int]]
     videos: list[VideoTimes]
     faults: list[Fault]
+    notes: list[Note]
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What is known of each sample without decoding it.
 
-    image_sizes: the (width, height) of its images. videos: what is known of its videos' frames. Both are empty where
-    the sample is unusable. faults: one line for each sample that is.
+    image_sizes: the (width, height) of its images. videos: what is known of its videos' frames. Both as in
+    InspectedSample. faults: one line for each sample that is unusable. notes: {kind of NOTES: one line for each sample
+    that is odd so}.
     """
 
     image_sizes: list[list[tuple[int, int]]]
     videos: list[list[VideoTimes]]
     faults: list[str]
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
-    def raise_faults(self) -> None:
-        """DataError with all faults (the first 20 and their number) if there is any."""
+    def raise_faults(self, way_on: str = "") -> None:
+        """DataError with all faults (the first 20 and their number) if there is any; way_on: a last line of it."""
         if self.faults:
-            shown = "\n".join(f"  {fault}" for fault in self.faults[:SHOWN_FAULTS])
-            more = len(self.faults) - SHOWN_FAULTS
-            rest = f"\n  and {more} more" if more > 0 else ""
-            raise DataError(f"{len(self.faults)} of {len(self.image_sizes)} samples are unusable:\n{shown}{rest}")
+            raise DataError(f"{self._listed()}{way_on}")
+
+    def told(self) -> list[str]:
+        """A line for what is unusable and for each kind of oddity: how many samples, and the first of them."""
+        kinds = [("unusable", self.faults)] if self.faults else []
+        kinds += [(NOTES[kind], lines) for kind, lines in self.notes.items()]
+        total = len(self.image_sizes)
+        return [f"note: {len(lines)} of {total} samples: {what}; first {lines[0]}" for what, lines in kinds]
+
+    def _listed(self) -> str:
+        shown = "\n".join(f"  {fault}" for fault in self.faults[:SHOWN_FAULTS])
+        more = len(self.faults) - SHOWN_FAULTS
+        rest = f"\n  and {more} more" if more > 0 else ""
+        return f"{len(self.faults)} of {len(self.image_sizes)} samples are unusable:\n{shown}{rest}"
 
 
 def inspect_samples(
@@ -72,23 +102,34 @@ def inspect_samples(
     video_sampling: VideoSampling = EVERY_SECOND,
     workers: int = 16,
     decode: bool = False,
+    template: str = "qwen_1_5",
 ) -> Inspection:
-    """Reads the header of every image and video and counts placeholders. Files cut off at their end are found.
+    """Reads the header of every image and video and asks the template for the turns it takes, of every sample.
 
-    decode: see inspect_sample. The work is file access, so threads serve; the result does not depend on `workers`.
+    Files cut off at their end are found. decode, template: see inspect_sample. The work is file access, so threads
+    serve; the result does not depend on `workers`.
     """
     folder = Path(image_folder)
+
+    def inspect(sample: Sample) -> InspectedSample:
+        return inspect_sample(sample, folder, video_sampling, decode=decode, template=template)
+
     with ThreadPoolExecutor(workers) as pool:
-        results = list(pool.map(lambda sample: inspect_sample(sample, folder, video_sampling, decode=decode), samples))
-    return Inspection(
-        [result.image_sizes for result in results],
-        [result.videos for result in results],
-        [
-            f"{sample}: {'; '.join(fault.message for fault in result.faults)}"
-            for sample, result in zip(samples, results)
-            if result.faults
-        ],
-    )
+        results = list(pool.map(inspect, samples))
+    inspection = Inspection([result.image_sizes for result in results], [result.videos for result in results], [])
+    for sample, result in zip(samples, results):
+        if result.faults:
+            inspection.faults.append(f"{sample}: {'; '.join(fault.message for fault in result.faults)}")
+        for kind, messages in _by_kind(result.notes).items():
+            inspection.notes.setdefault(kind, []).append(f"{sample}: {'; '.join(messages)}")
+    return inspection
+
+
+def _by_kind(notes: list[Note]) -> dict[str, list[str]]:
+    messages = {}
+    for note in notes:
+        messages.setdefault(note.kind, []).append(note.message)
+    return messages
 
 
 def inspect_sample(
@@ -98,34 +139,51 @@ def inspect_sample(
     *,
     decode: bool = False,
     confined: bool = False,
+    template: str = "qwen_1_5",
 ) -> InspectedSample:
     """Reads the headers of one sample's images and videos, or all of them, and finds all that is wrong.
 
     decode: decode every pixel and every chosen frame, instead of reading headers and, of images, the end.
     confined: a path that leaves the image folder is a fault; it is not opened then.
+    template: the prompt template that has to take its turns.
     """
-    faults, sizes, videos = [], [], []
+    if sample.fault is not None:
+        return InspectedSample([], [], [Fault("record", sample.fault)], [])
+    images, videos = len(sample.images), len(sample.videos)
+    faults, notes, sizes, times = [], [], [], []
     try:
-        check_placeholders(sample.turns, len(sample.images), len(sample.videos))
+        encoded = template_turns(sample.turns, template, images, videos)
+        notes = notes_on(sample.turns, encoded, images, videos)
     except DataError as error:
-        faults.append(Fault("placeholder", str(error)))
-    if not any(turn.role == "gpt" and turn.text.strip() for turn in sample.turns):
-        faults.append(Fault("no_answer", "the conversation has no answer to learn from"))
+        faults.append(_fault(error))
+        if not any(map(is_answer, sample.turns)) and not isinstance(error, NoAnswerError):
+            faults.append(Fault("no_answer", NO_ANSWER))
 
     def probe(paths: tuple[str, ...], read, found: list) -> None:
         for path in paths:
             reason = why_outside(path, image_folder) if confined else None
-            if reason is not None:
-                faults.append(Fault("outside", f"the path {path} {reason}"))
-                continue
             try:
-                found.append(read(image_folder / path))
+                if reason is not None:
+                    faults.append(Fault("outside", one_line(f"the path {path} {reason}")))
+                else:
+                    found.append(read(image_folder / path))
             except DataError as error:
-                faults.append(Fault(_kind(error), str(error)))
+                faults.append(_fault(error))
 
     probe(sample.images, (lambda path: open_image(path).size) if decode else image_size, sizes)
-    probe(sample.videos, lambda path: (_decode_video if decode else probe_video)(path, video_sampling), videos)
-    return InspectedSample([], [], faults) if faults else InspectedSample(sizes, videos, faults)
+    probe(sample.videos, lambda path: (_decode_video if decode else probe_video)(path, video_sampling), times)
+    if not _has_places_and_answer(sample) or (len(sizes), len(times)) != (images, videos):
+        sizes, times = [], []
+    return InspectedSample(sizes, times, faults, notes)
+
+
+def _has_places_and_answer(sample: Sample) -> bool:
+    """Whether the record alone, whatever a template takes of it, has an answer and a place for each image and video."""
+    try:
+        check_placeholders(sample.turns, len(sample.images), len(sample.videos))
+    except PlaceholderError:
+        return False
+    return any(map(is_answer, sample.turns))
 
 
 def why_outside(path: str, folder: Path) -> str | None:
@@ -154,7 +212,5 @@ def _decode_video(path: Path, video_sampling: VideoSampling) -> VideoTimes:
     return VideoTimes(video.times, video.duration)  # without the frames
 
 
-def _kind(error: DataError) -> str:
-    if isinstance(error, MissingFileError):
-        return "missing"
-    return "bomb" if isinstance(error, OversizedImageError) else "undecodable"
+def _fault(error: DataError) -> Fault:
+    return Fault(_KIND_OF_ERROR.get(type(error), "undecodable"), one_line(str(error)))

@@ -2,19 +2,23 @@
 
 `<image>` stands for one image, `<video>` for one video; each becomes one placeholder id, which the processor expands.
 All other text is text: special tokens are put in by the template alone, so that nothing that a user writes can end a
-turn.
+turn. What a template takes and leaves out is decided in template_turns, for training, check and preview alike.
 """
 
 import re
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.schema import Turn
-from llava.errors import DataError, LlavaError
+from llava.errors import LlavaError, NoAnswerError, PlaceholderError, TemplateError
+from llava.printable import brief
 
 TEMPLATES = ("plain", "qwen_1_5")
 LABEL_RULES = ("answers", "released")
 START, END = "<|im_start|>", "<|im_end|>"
+NO_ANSWER = "the conversation has no answer to learn from"
 _CHATML_ROLES = {"human": "user", "gpt": "assistant"}
+_SHOWN = ((IMAGE_TOKEN, "image"), (VIDEO_TOKEN, "video"))
+_SHOWS_NOTHING = {"gpt": "an answer", "system": "a system turn"}
 
 
 def encode_conversation(
@@ -29,29 +33,67 @@ def encode_conversation(
     """Token ids and labels of a training sample, of equal length.
 
     template: `plain` is image and caption (stage 1), `qwen_1_5` is ChatML.
-    label_rule: `answers` supervises the assistant's text and its <|im_end|>; `released` supervises the assistant's
-        whole turn and every newline, <|im_start|> and <|im_end|> anywhere. `plain` supervises the caption under both.
+    label_rule: `answers` supervises the assistant's text and its <|im_end|>, of answers that have text; `released`
+        supervises the assistant's whole turn and every newline, <|im_start|> and <|im_end|> anywhere. `plain`
+        supervises the caption under both.
     images, videos: how many the sample has; without any, `<image>` or `<video>` in the text is plain text.
 
-    Raises DataError when the turns do not fit the template or their placeholders do not match `images` and `videos`.
+    The ids before an answer's text are those of encode_prompt, whatever the text begins with. Raises DataError as
+    template_turns does.
+    """
+    _check_choice("label rule", label_rule, LABEL_RULES)
+    turns = template_turns(turns, template, images, videos)
+    placeholders = _placeholders(images, videos)
+    if template == "plain":
+        return _encode_plain(tokenizer, turns, placeholders)
+    if turns[0].role != "system":
+        turns = (Turn("system", system), *turns)
+    ids, labels = [], []
+    for turn in turns:
+        turn_ids, text = _encode_turn(tokenizer, turn, placeholders)
+        ids += turn_ids
+        if label_rule == "released":
+            labels += _released_labels(tokenizer, turn, turn_ids, placeholders)
+        elif is_answer(turn):
+            labels += [token if position in text else IGNORE_INDEX for position, token in enumerate(turn_ids)]
+        else:
+            labels += [IGNORE_INDEX] * len(turn_ids)
+    return ids, labels
+
+
+def template_turns(turns: tuple[Turn, ...], template: str, images: int = 0, videos: int = 0) -> tuple[Turn, ...]:
+    """The turns of a training sample that a template encodes, their images and videos at the place where it has them.
+
+    images, videos: how many the sample has. `plain` takes two turns, a human one that shows something and the answer.
+    `qwen_1_5` leaves out a first turn, or one behind a leading system turn, that is not human.
+    Raises PlaceholderError when what is encoded has not a place for each image and video, or has one in an answer or a
+    system turn, and when it has none to show but a human turn whose first or last line is placeholders alone (elsewhere
+    in a text without images or videos they are words); TemplateError when the turns do not fit the template;
+    NoAnswerError when no encoded turn is an answer with text.
     """
     _check_choice("template", template, TEMPLATES)
-    _check_choice("label rule", label_rule, LABEL_RULES)
     placeholders = _placeholders(images, videos)
     turns = tuple(_visual_first(turn, placeholders) for turn in turns)
     check_placeholders(turns, images, videos)
+    _check_nothing_lost(turns, placeholders)
     if template == "plain":
-        return _encode_plain(tokenizer, turns, placeholders)
-    turns, system = _split_system(turns, system)
-    ids, labels = [], []
-    for turn in (Turn("system", system), *turns):
-        turn_ids, is_answer = _encode_turn(tokenizer, turn, placeholders)
-        ids += turn_ids
-        if label_rule == "answers":
-            labels += [token if answer else IGNORE_INDEX for token, answer in zip(turn_ids, is_answer)]
-        else:
-            labels += _released_labels(tokenizer, turn, turn_ids, placeholders)
-    return ids, labels
+        turns = _plain_turns(turns, placeholders)
+        check_placeholders(turns[:1], images, videos, " in the prompt")
+    else:
+        turns, system = _split_system(turns, None)
+        turns = turns if system is None else (Turn("system", system), *turns)
+        check_placeholders(turns, images, videos, " in the prompt")
+    for turn in turns:
+        if turn.role in _SHOWS_NOTHING and (misplaced := _split(turn.text, placeholders)[1::2]):
+            raise PlaceholderError(f"{misplaced[0]} stands in {_SHOWS_NOTHING[turn.role]}, which can show nothing")
+    if not any(is_answer(turn) for turn in turns):
+        raise NoAnswerError(NO_ANSWER)
+    return turns
+
+
+def is_answer(turn: Turn) -> bool:
+    """Whether a turn is the assistant's and has text: a blank one would teach to say nothing."""
+    return turn.role == "gpt" and bool(turn.text.strip())
 
 
 def encode_prompt(
@@ -66,12 +108,12 @@ def encode_prompt(
     return [*ids, tokenizer.convert_tokens_to_ids(START), *_text_ids(tokenizer, "assistant\n")]
 
 
-def check_placeholders(turns: tuple[Turn, ...], images: int, videos: int) -> None:
-    """Raises DataError unless the turns mark a place for each image and video."""
+def check_placeholders(turns: tuple[Turn, ...], images: int, videos: int, where: str = "") -> None:
+    """Raises PlaceholderError unless the turns mark a place for each image and video. where: for the message."""
     for token, count, things in ((IMAGE_TOKEN, images, "images"), (VIDEO_TOKEN, videos, "videos")):
         found = sum(turn.text.count(token) for turn in turns) if count else 0
         if found != count:
-            raise DataError(f"found {found} {token} placeholders but {count} {things}")
+            raise PlaceholderError(f"found {found} {token} placeholders{where} but {count} {things}")
 
 
 def _placeholders(images: int, videos: int) -> tuple[str, ...]:
@@ -93,43 +135,61 @@ def _visual_first(turn: Turn, placeholders: tuple[str, ...]) -> Turn:
     return Turn(turn.role, f"{placeholder}\n{(before + after).strip()}".strip())
 
 
-def _split_system(turns: tuple[Turn, ...], system: str) -> tuple[tuple[Turn, ...], str]:
+def _check_nothing_lost(turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> None:
+    """Raises PlaceholderError where a human turn is written as one that shows something of which there is none."""
+    for number, turn in enumerate(turns, start=1):
+        lines = "".join(_split(turn.text, placeholders)[::2]).strip().split("\n")
+        for token, thing in _SHOWN:
+            alone = any(token in line and not line.replace(token, "").strip() for line in (lines[0], lines[-1]))
+            if alone and turn.role == "human":
+                raise PlaceholderError(f"turn {number} shows {token}, but the sample has no {thing}")
+
+
+def _split_system(turns: tuple[Turn, ...], system: str | None) -> tuple[tuple[Turn, ...], str | None]:
     """A leading system turn replaces the system message; another leading turn that is not human is dropped."""
     if turns and turns[0].role == "system":
         turns, system = turns[1:], turns[0].text
     if turns and turns[0].role != "human":
         turns = turns[1:]
     if not turns:
-        raise DataError("the conversation has no human turn")
+        raise TemplateError("the conversation has no human turn")
     return turns, system
 
 
+def _plain_turns(turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> tuple[Turn, ...]:
+    needed = f"the template 'plain' needs two turns, the first with {IMAGE_TOKEN}"
+    if len(turns) != 2 or len(_split(turns[0].text, placeholders)) == 1:
+        raise TemplateError(f"{needed}; found {len(turns)} turns")
+    roles = [turn.role for turn in turns]
+    if roles != ["human", "gpt"]:
+        raise TemplateError(f"{needed} from human and the second from gpt; found {brief(roles)}")
+    return turns
+
+
 def _encode_plain(tokenizer, turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> tuple[list[int], list[int]]:
-    shown = _split(turns[0].text, placeholders)[1::2] if len(turns) == 2 else []
-    if not shown:
-        raise DataError(f"the template 'plain' needs two turns, the first with {IMAGE_TOKEN}; found {len(turns)} turns")
+    shown = _split(turns[0].text, placeholders)[1::2]
     caption = _text_ids(tokenizer, turns[1].text + "\n")
     return [*tokenizer.convert_tokens_to_ids(shown), *caption], [IGNORE_INDEX] * len(shown) + caption
 
 
-def _encode_turn(tokenizer, turn: Turn, placeholders: tuple[str, ...]) -> tuple[list[int], list[bool]]:
-    """Ids of one ChatML turn and, for each, whether it belongs to an answer (the assistant's text and its end)."""
-    header = f"{_CHATML_ROLES.get(turn.role, turn.role)}\n"
-    ids, in_text = [tokenizer.convert_tokens_to_ids(START)], [False]
-    text_begin = len(header)
-    for number, piece in enumerate(_split(header + turn.text, placeholders)):
-        if number % 2:
-            ids.append(tokenizer.convert_tokens_to_ids(piece))
-            in_text.append(False)
-            continue
-        encoding = tokenizer(piece, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True)
-        ids += encoding["input_ids"]
-        in_text += [begin >= text_begin for begin, _ in encoding["offset_mapping"]]
-        text_begin = 0
-    newline = _text_ids(tokenizer, "\n")
-    ids += [tokenizer.convert_tokens_to_ids(END), *newline]
-    in_text += [True] + [False] * len(newline)
-    return ids, [turn.role == "gpt" and inside for inside in in_text]
+def _encode_turn(tokenizer, turn: Turn, placeholders: tuple[str, ...]) -> tuple[list[int], range]:
+    """Ids of one ChatML turn and, of an assistant's, where its text and end stand among them.
+
+    An assistant's text is encoded apart from the line before it, which a prompt ends with: joined, "assistant\\n" and a
+    text that begins with a newline would become other tokens.
+    """
+    header, text = f"{_CHATML_ROLES.get(turn.role, turn.role)}\n", turn.text
+    ids = [tokenizer.convert_tokens_to_ids(START)]
+    if turn.role == "gpt":
+        ids += _text_ids(tokenizer, header)
+    else:
+        text = header + text
+    begin = len(ids)
+    for number, piece in enumerate(_split(text, placeholders)):
+        ids += [tokenizer.convert_tokens_to_ids(piece)] if number % 2 else _text_ids(tokenizer, piece)
+    ids.append(tokenizer.convert_tokens_to_ids(END))
+    end = len(ids)
+    return [*ids, *_text_ids(tokenizer, "\n")], range(begin, end)
 
 
 def _released_labels(tokenizer, turn: Turn, ids: list[int], placeholders: tuple[str, ...]) -> list[int]:

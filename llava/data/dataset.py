@@ -11,12 +11,16 @@ from torch.utils.data import Dataset
 
 from llava.anyres import ImageLayout, VideoLayout
 from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
-from llava.data.check import Inspection
+from llava.data.check import Fault, Inspection
+from llava.data.conversation import template_turns
 from llava.data.images import open_image
-from llava.data.processor import OVER_LONG, LlavaOVManagerProcessor
+from llava.data.notes import Note
+from llava.data.over_long import OVER_LONG, fit_sample
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
 from llava.errors import DataError, LlavaError
+from llava.printable import one_line
 
 logger = logging.getLogger(__name__)
 ON_BAD_SAMPLE = ("error", "skip")
@@ -115,6 +119,8 @@ class SupervisedDataset(Dataset):
         return {"input_ids": [token], "labels": [IGNORE_INDEX], "num_images": 0, "num_videos": 0, "sample": origin}
 
     def _encode(self, sample: Sample) -> dict:
+        if sample.fault is not None:
+            raise DataError(f"{sample}: {sample.fault}")
         images, videos = self._open(sample)
         frames = [video.frames for video in videos]
         return self.processor.encode_sample(self._timed(sample, videos), images, frames, **self.encoding)
@@ -124,7 +130,7 @@ class SupervisedDataset(Dataset):
             images = [open_image(self.image_folder / image) for image in sample.images]
             return images, [read_video(self.image_folder / video, self.video_sampling) for video in sample.videos]
         except DataError as error:
-            raise DataError(f"{sample}: {error}") from None
+            raise DataError(f"{sample}: {one_line(str(error))}") from None
 
     def _timed(self, sample: Sample, videos: Sequence[VideoTimes]) -> Sample:
         """The sample with its videos' times in the text, where they are asked for."""
@@ -143,37 +149,43 @@ class SupervisedDataset(Dataset):
         """Whether each sample has images or videos."""
         return [bool(sample.images or sample.videos) for sample in self.samples]
 
-    def over_long(self, inspection: Inspection) -> list[str]:
-        """One line for each sample that has more than max_length tokens and, shortened as asked, no answer any more.
-
-        With on_over_long `error`, for each that has more; else those are encoded.
-        """
-        faults = []
+    def over_long(self, inspection: Inspection) -> tuple[list[str], list[str]]:
+        """Faults and notes, one line for each sample of more than max_length tokens; see too_long."""
+        faults, notes = [], []
         for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
-            fault = self.too_long(sample, sizes, videos)
-            if fault is not None and self.encoding["on_over_long"] == "error":
-                faults.append(f"{sample}: {fault}")
-            elif fault is not None:
-                try:
-                    self._encode(sample)
-                except DataError as error:
-                    faults.append(str(error))
-        return faults
+            found = self.too_long(sample, sizes, videos)
+            if found is not None:
+                (faults if isinstance(found, Fault) else notes).append(f"{sample}: {found.message}")
+        return faults, notes
 
-    def too_long(self, stored: Sample, sizes: list[tuple[int, int]], videos: list[VideoTimes]) -> str | None:
-        """What is wrong with a sample of more than max_length tokens; None for others, and for an unusable one.
+    def too_long(
+        self, stored: Sample, image_sizes: list[tuple[int, int]], videos: list[VideoTimes]
+    ) -> Fault | Note | None:
+        """What becomes of a sample of more than max_length tokens: a fault, or a note where it can be shortened.
 
+        image_sizes, videos: as an inspection found them. None for a sample that is short enough, and for one that is
+        unusable whatever its length. With on_over_long `error` each is a fault, else one that loses every answer.
         A token is at least one byte of text, so that only samples that could be too long are tokenized.
         """
-        limit = self.encoding["max_length"]
-        if (len(sizes), len(videos)) != (len(stored.images), len(stored.videos)):
+        limit, template = self.encoding["max_length"], self.encoding["template"]
+        if (len(image_sizes), len(videos)) != (len(stored.images), len(stored.videos)):
             return None
         sample, frames = self._timed(stored, videos), [len(video.times) for video in videos]
         text = sum(len(turn.text.encode()) + TOKENS_PER_TURN for turn in sample.turns) + TOKENS_PER_TURN
-        if self._visual_tokens(sizes, frames) + text <= limit:
+        if self._visual_tokens(image_sizes, frames) + text <= limit:
             return None
-        found = self.processor.count_tokens(sample, sizes, self.encoding["template"], frames)
-        return f"found {found} tokens but max_length is {limit}" if found > limit else None
+        try:
+            template_turns(sample.turns, template, len(image_sizes), len(frames))
+        except DataError:
+            return None
+        try:
+            fitted = fit_sample(self.processor, sample.turns, image_sizes, frames, **self.encoding)
+        except DataError as error:
+            return Fault("over_long", str(error))
+        if fitted.tokens <= limit:
+            return None
+        kept = len(fitted.input_ids)
+        return Note("shortened", f"found {fitted.tokens} tokens but max_length is {limit}: shortened to {kept}")
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""

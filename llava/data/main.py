@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llava.arguments import ArgumentParser
 from llava.data.conversation import LABEL_RULES, TEMPLATES
+from llava.data.over_long import OVER_LONG
 from llava.errors import LlavaError
 
 
@@ -25,6 +26,9 @@ def _parser() -> ArgumentParser:
     check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
     check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
+    check.add_argument(
+        "--on_over_long", default="error", choices=OVER_LONG, help="what training makes of them (default error)"
+    )
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     download = commands.add_parser("download", help="print or run the hub commands that fetch a mixture's data sets")
     download.add_argument("mixture", help="mixture YAML, whose entries tell the hub's repository and folder")
@@ -59,6 +63,8 @@ def _check(arguments: Namespace) -> int:
     from llava.data.mixture_check import CheckOptions, check_mixture
 
     workers = _workers(arguments)
+    if arguments.on_over_long != "error" and arguments.model is None:
+        raise LlavaError(f"--on_over_long {arguments.on_over_long} needs --model, whose tokens are counted")
     options = CheckOptions(
         image_folder=arguments.image_folder,
         seed=arguments.seed,
@@ -66,6 +72,7 @@ def _check(arguments: Namespace) -> int:
         model=arguments.model,
         max_length=arguments.max_length,
         template=arguments.template,
+        on_over_long=arguments.on_over_long,
         video_sampling=_video_sampling(arguments),
     )
     out = Path(arguments.out) if arguments.out else None

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import yaml
 
 from llava.data.records import SUFFIXES, iter_records
-from llava.data.schema import Sample, parse_sample
+from llava.data.schema import Sample, sample_of
 from llava.errors import DataError
 from llava.text_files import parse_yaml, read_text
 
@@ -164,13 +164,16 @@ def _parse_hub(value, where: str) -> HubSource | None:
 
 
 def load_mixture(path: str | Path, seed: int) -> Mixture:
-    """Reads every data file of the mixture. `random` draws from (seed, file name) and so is the same on every rank."""
+    """Reads every data file of the mixture. `random` draws from (seed, file name) and so is the same on every rank.
+
+    A record that cannot be used is a sample that says why in `fault`, see sample_of.
+    """
     samples, table = [], []
     entries = mixture_entries(path)
     for file, strategy, *_ in entries:
         records = read_records(file)
         taken = choose_rows(len(records), strategy, f"{seed}/{file.name}", str(path))
-        samples += [parse_sample(records[row], f"{file} row {row + 1}") for row in taken]
+        samples += [sample_of(records[row], f"{file} row {row + 1}") for row in taken]
         table.append(MixtureRow(str(file), strategy, len(records), len(taken)))
     if not samples:
         raise DataError(f"mixture {path} is empty: its {len(table)} data files give 0 samples")

@@ -1,6 +1,6 @@
 """`llava data check`: every row that a mixture takes is inspected, by several processes, and can be gone on with later.
 
-Rows travel as the records of the file, some hundred at a time; nothing of a row is kept but its faults.
+Rows travel as samples, some hundred at a time; nothing of a row is kept but its faults and notes.
 """
 
 import json
@@ -16,13 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from llava.data.check import Fault, inspect_sample
+from llava.data.check import inspect_sample
 from llava.data.check_report import BadRow, FileReport
 from llava.data.mixture import MixtureEntry, choose_rows, mixture_entries
 from llava.data.records import iter_records
-from llava.data.schema import parse_sample
+from llava.data.schema import Sample, sample_of
 from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.errors import DataError, LlavaError
+from llava.printable import brief, one_line
 
 BATCH = 500  # rows that a process is handed at a time, and that a killed check has to inspect again at most
 
@@ -32,7 +33,9 @@ class CheckOptions:
     """What is looked for.
 
     decode: decode every image and the chosen frames of every video, instead of reading headers.
-    model: a model folder, whose processor counts tokens; more than max_length of them, in `template`, are a fault.
+    template: the prompt template that has to take the turns.
+    model: a model folder, whose processor counts tokens; more than max_length of them are a fault under on_over_long
+        `error`, and else where the sample cannot be shortened so that an answer is left.
     """
 
     image_folder: str = "."
@@ -41,6 +44,7 @@ class CheckOptions:
     model: str | None = None
     max_length: int = 16384
     template: str = "qwen_1_5"
+    on_over_long: str = "error"
     video_sampling: VideoSampling = EVERY_SECOND
 
 
@@ -53,7 +57,7 @@ def check_mixture(
 ) -> list[FileReport]:
     """Inspects every row that the mixture takes; returns a report per data file, in the mixture's order.
 
-    on_bad_row: is given the bad rows, file by file and row by row.
+    on_bad_row: is given the faults and notes, file by file and row by row.
     progress_folder: keeps what is finished until all is, so that a check that was killed goes on when it is started
         again with the same files and options.
     workers: processes; by default one per core, and none besides this one for small files.
@@ -96,35 +100,35 @@ def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspec
             bad += [BadRow(report.file, *fault) for fault in _duplicates(batch, first_rows)]
     except DataError as error:
         report.complete = False
-        bad.append(BadRow(report.file, 0, None, "record", str(error)))
+        bad.append(BadRow(report.file, 0, None, "record", one_line(str(error))))
     bad.sort(key=lambda row: row.row)
     report.counts.update(row.kind for row in bad)
-    report.bad = len({row.row for row in bad if row.row})
+    report.bad = len({row.row for row in bad if row.row and not row.is_note})
     return report, bad
 
 
 def _inspected(file: Path, taken: Sequence[int], inspectors: "_Inspectors", log: "_Log | None") -> Iterator[tuple]:
-    """Batches of (row, record), in the file's order, with their faults: (row, id, kind, message)."""
+    """Batches of (row, sample), in the file's order, with their faults and notes: (row, id, kind, message)."""
     batches = _batches(file, taken)
     for faults, batch in zip(log.batches if log else [], batches):
         yield batch, faults
     pending = deque()
     for batch in batches:
-        pending.append((batch, inspectors.start(file, batch)))
+        pending.append((batch, inspectors.start(batch)))
         if len(pending) > inspectors.ahead:
             yield _finish(*pending.popleft(), log)
     while pending:
         yield _finish(*pending.popleft(), log)
 
 
-def _batches(file: Path, taken: Sequence[int]) -> Iterator[list[tuple[int, object]]]:
-    """The rows that are taken, as (row, counted from 1, and record), BATCH at a time."""
+def _batches(file: Path, taken: Sequence[int]) -> Iterator[list[tuple[int, Sample]]]:
+    """The rows that are taken, as (row, counted from 1, and sample), BATCH at a time."""
     wanted = iter(taken)
     following = next(wanted, None)
     batch = []
     for row, record in enumerate(iter_records(file)):
         if row == following:
-            batch.append((row + 1, record))
+            batch.append((row + 1, sample_of(record, f"{file} row {row + 1}")))
             following = next(wanted, None)
         if len(batch) == BATCH:
             yield batch
@@ -148,42 +152,41 @@ def _finish(batch: list, result, log: "_Log | None") -> tuple[list, list]:
 
 
 def _duplicates(batch: list, first_rows: dict[str, int]) -> Iterator[tuple]:
-    """A fault for each row whose id an earlier row of the file has. first_rows: id to row, grows."""
-    for row, record in batch:
-        name = record.get("id") if isinstance(record, dict) else None
-        if name is not None and first_rows.setdefault(str(name), row) != row:
-            yield row, str(name), "duplicate_id", f"row {first_rows[str(name)]} has the id {str(name)!r} too"
+    """A note for each row whose id an earlier row of the file has. first_rows: id to row, grows."""
+    for row, sample in batch:
+        name = _id(sample)
+        if name is not None and first_rows.setdefault(name, row) != row:
+            yield row, name, "duplicate_id", f"row {first_rows[name]} has the id {brief(name)} too"
+
+
+def _id(sample: Sample) -> str | None:
+    return None if sample.id == sample.origin else sample.id
 
 
 class RowInspector:
-    """Finds what is wrong with records: (row, id, kind, message) for each fault."""
+    """Finds what is wrong and what is odd with samples: (row, id, kind, message) for each fault and note."""
 
     def __init__(self, options: CheckOptions):
         self.options = options
         self.token_counter = _token_counter(options) if options.model else None
 
-    def __call__(self, file: Path, batch: list[tuple[int, object]]) -> list[tuple[int, str | None, str, str]]:
-        return [fault for row, record in batch for fault in self._inspect(file, row, record)]
+    def __call__(self, batch: list[tuple[int, Sample]]) -> list[tuple[int, str | None, str, str]]:
+        return [(row, _id(sample), *found) for row, sample in batch for found in self._inspect(sample)]
 
-    def _inspect(self, file: Path, row: int, record) -> Iterator[tuple]:
-        try:
-            sample = parse_sample(record, f"{file} row {row}")
-        except DataError as error:
-            name = record.get("id") if isinstance(record, dict) else None
-            yield row, None if name is None else str(name), "record", str(error)
-            return
+    def _inspect(self, sample: Sample) -> list[tuple[str, str]]:
         options = self.options
-        sizes, videos, faults = inspect_sample(
-            sample, Path(options.image_folder), options.video_sampling, decode=options.decode, confined=True
+        sizes, videos, faults, notes = inspect_sample(
+            sample,
+            Path(options.image_folder),
+            options.video_sampling,
+            decode=options.decode,
+            confined=True,
+            template=options.template,
         )
         if not faults and self.token_counter is not None:
-            try:
-                too_long = self.token_counter.too_long(sample, sizes, videos)
-                faults = [Fault("over_long", too_long)] if too_long else []
-            except DataError as error:  # turns that do not fit the template
-                faults = [Fault("record", str(error))]
-        for fault in faults:
-            yield row, sample.id, fault.kind, fault.message
+            too_long = self.token_counter.too_long(sample, sizes, videos)
+            notes = notes if too_long is None else [*notes, too_long]
+        return [*faults, *notes]
 
 
 def _token_counter(options: CheckOptions):
@@ -195,6 +198,7 @@ def _token_counter(options: CheckOptions):
         load_processor(options.model),
         template=options.template,
         max_length=options.max_length,
+        on_over_long=options.on_over_long,
         video_sampling=options.video_sampling,
     )
 
@@ -207,8 +211,8 @@ def _start_worker(options: CheckOptions) -> None:
     _inspect_rows = RowInspector(options)
 
 
-def _work(file: Path, batch: list) -> list:
-    return _inspect_rows(file, batch)
+def _work(batch: list) -> list:
+    return _inspect_rows(batch)
 
 
 class _Inspectors:
@@ -220,15 +224,15 @@ class _Inspectors:
         self.pool = None
         self.inline = RowInspector(options)  # here, so that a wrong model folder is told before any process starts
 
-    def start(self, file: Path, batch: list) -> Callable[[], list]:
+    def start(self, batch: list) -> Callable[[], list]:
         """A function that returns the batch's faults, and waits for them if need be."""
         if self.pool is None and (self.workers == 1 or len(batch) < BATCH):
-            faults = self.inline(file, batch)
+            faults = self.inline(batch)
             return lambda: faults
         if self.pool is None:
             context = multiprocessing.get_context("spawn")  # decoders and tokenizers have threads, which a fork breaks
             self.pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.options,))
-        return self.pool.submit(_work, file, batch).result
+        return self.pool.submit(_work, batch).result
 
     def __enter__(self) -> "_Inspectors":
         return self

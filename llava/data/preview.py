@@ -21,9 +21,9 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.records import SUFFIXES
 from llava.data.schema import Sample, parse_sample
 from llava.errors import DataError, LlavaError
+from llava.printable import visible
 
 NEWLINE_MARK = "\\n"  # put before a supervised newline, which no colour would show
-_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), 127] if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True)
@@ -210,11 +210,6 @@ def describe_video(video: PreviewedVideo, number: int) -> str:
     layout = video.layout
     frames = f"{layout.num_frames} frames x {layout.pooled_side} rows x {layout.pooled_side} columns"
     return f"video {number}: {video.name}, {frames} + 1 newline = {layout.num_tokens} tokens"
-
-
-def visible(text: str) -> str:
-    """Control characters, which could rule a terminal, as their codes; newlines and tabs stay."""
-    return text.translate(_CONTROLS)
 
 
 def marked(span: Span) -> str:

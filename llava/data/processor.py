@@ -11,11 +11,10 @@ from transformers.image_utils import load_image
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.conversation import encode_conversation, encode_prompt
 from llava.data.images import RESAMPLING
-from llava.data.schema import Dialogue, Sample
+from llava.data.over_long import fit_sample
+from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
 
-OVER_LONG = ("error", "truncate", "shrink_images")
-SHRINK_STEP = 0.9  # each try makes the sides of a sample's images so much shorter
 # Images and videos of one turn are joined by spaces and followed by a newline, as in training.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -66,37 +65,35 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         normalises them.
         Raises DataError, naming the sample, for placeholders that do not match, and when what is left has no answer.
         """
-        images, videos, turns = list(images), list(videos), sample.turns
+        sizes, frames = [image.size for image in images], [len(video) for video in videos]
+        limits = {"max_length": max_length, "on_over_long": on_over_long}
         try:
-            ids, labels = self._encode_turns(turns, images, videos, template, label_rule)
-            _check_answer(labels, "the conversation has no answer to learn from")
-            found = len(ids)
-            if found > max_length:
-                too_long = f"found {found} tokens but max_length is {max_length}"
-                if on_over_long == "error":
-                    raise DataError(too_long)
-                if on_over_long == "shrink_images":
-                    images = self._shrunk(images, found - max_length, too_long)
-                else:
-                    turns, images, videos = self._fitting(turns, images, videos, template, max_length, too_long)
-                ids, labels = self._encode_turns(turns, images, videos, template, label_rule)
-                ids, labels = ids[:max_length], labels[:max_length]
-                _check_answer(labels, f"{too_long}, and a cut there would leave no answer")
+            fitted = fit_sample(self, sample.turns, sizes, frames, template=template, label_rule=label_rule, **limits)
         except DataError as error:
             raise DataError(f"{sample}: {error}") from None
-        encoded = {"input_ids": ids, "labels": labels, "num_images": len(images), "num_videos": len(videos)}
-        encoded["shortened"] = found > max_length
+        images = [_resized(image, size) for image, size in zip(images, fitted.image_sizes)]
+        videos = videos[: fitted.num_videos]
+        encoded = {"input_ids": fitted.input_ids, "labels": fitted.labels}
+        encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": fitted.tokens > max_length}
         visual = self._pixels([images], [videos], as_uint8=True)
         return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 
-    def count_tokens(
-        self, sample: Sample, image_sizes: list[tuple[int, int]], template: str, video_frames: Sequence[int] = ()
-    ) -> int:
-        """Length of encode_sample's input_ids, from the images' (width, height) and the videos' frames alone."""
-        ids, _ = encode_conversation(
-            self.tokenizer, sample.turns, template, "answers", images=len(image_sizes), videos=len(video_frames)
+    def encode_turns(
+        self,
+        turns: Sequence[Turn],
+        image_sizes: Sequence[tuple[int, int]],
+        video_frames: Sequence[int],
+        template: str,
+        label_rule: str,
+    ) -> tuple[list[int], list[int]]:
+        """Token ids and labels of a training sample, placeholders expanded. Touches no pixel.
+
+        image_sizes: (width, height) of each image. video_frames: of each video. Raises DataError as template_turns.
+        """
+        ids, labels = encode_conversation(
+            self.tokenizer, tuple(turns), template, label_rule, images=len(image_sizes), videos=len(video_frames)
         )
-        return len(self._expand(ids, self._token_counts(image_sizes, video_frames))[0])
+        return self._expand(ids, self._token_counts(image_sizes, video_frames), labels)
 
     def prompt_ids(self, dialogue: Dialogue, system: str = SYSTEM_MESSAGE) -> list[int]:
         """Token ids of a prompt that ends where the next answer begins, placeholders expanded. Touches no pixel."""
@@ -138,7 +135,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         expanded = []
         for prompt, images_of_text, videos_of_text in zip(texts, image_groups, video_groups):
             for token, counts in (
-                (IMAGE_TOKEN, self._image_tokens([image.size for image in images_of_text])),
+                (IMAGE_TOKEN, self.image_tokens([image.size for image in images_of_text])),
                 (VIDEO_TOKEN, self._video_tokens([len(video) for video in videos_of_text])),
             ):
                 pieces = prompt.split(token) if counts else [prompt]
@@ -152,13 +149,6 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         names = [*self.image_processor.model_input_names, *self.image_processor.video_input_names]
         return [*self.tokenizer.model_input_names, *names]
 
-    def _encode_turns(self, turns, images, videos, template: str, label_rule: str) -> tuple[list[int], list[int]]:
-        ids, labels = encode_conversation(
-            self.tokenizer, turns, template, label_rule, images=len(images), videos=len(videos)
-        )
-        counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
-        return self._expand(ids, counts, labels)
-
     def _pixels(
         self, images: list[Sequence], videos: list[Sequence], as_uint8: bool = False
     ) -> dict[str, torch.Tensor]:
@@ -170,7 +160,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             batch |= self.image_processor.encode_videos(videos, as_uint8=as_uint8)
         return batch
 
-    def _image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+    def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
+        """Of each of a sample's images, from their (width, height)."""
         return [self.image_processor.layout(size, len(sizes) > 1).num_tokens for size in sizes]
 
     def _video_tokens(self, frames: Sequence[int]) -> list[int]:
@@ -178,7 +169,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
     def _token_counts(self, sizes: Sequence[tuple[int, int]], frames: Sequence[int]) -> dict[int, list[int]]:
         """{placeholder id: tokens of each image or video}"""
-        return {self.image_token_id: self._image_tokens(sizes), self.video_token_id: self._video_tokens(frames)}
+        return {self.image_token_id: self.image_tokens(sizes), self.video_token_id: self._video_tokens(frames)}
 
     def _expand(self, ids: list[int], counts: dict[int, list[int]], labels: list[int] | None = None):
         """Each placeholder repeated as often as its image or video has tokens; labels grow alike, ignored.
@@ -198,38 +189,9 @@ class LlavaOVManagerProcessor(ProcessorMixin):
                 expanded_labels += [IGNORE_INDEX if token in pending else labels[position]] * times
         return expanded, expanded_labels
 
-    def _fitting(self, turns, images: list, videos: list, template: str, max_length: int, too_long: str):
-        """The turns before the first that shows something beyond max_length, and the images and videos of those."""
-        visual = (self.image_token_id, self.video_token_id)
-        while any(turn.role == "gpt" for turn in turns):
-            ids, _ = self._encode_turns(turns, images, videos, template, "answers")
-            if not any(token in visual for token in ids[max_length:]):
-                return turns, images, videos
-            shown = [(turn.text.count(IMAGE_TOKEN), turn.text.count(VIDEO_TOKEN)) for turn in turns]
-            last = max(number for number, counts in enumerate(shown) if any(counts))
-            turns = turns[:last]
-            images = images[: sum(count for count, _ in shown[:last])]
-            videos = videos[: sum(count for _, count in shown[:last])]
-        raise DataError(f"{too_long}, and a cut there would leave no answer behind a whole image or video")
 
-    def _shrunk(self, images: list[Image.Image], excess: int, too_long: str) -> list[Image.Image]:
-        """The images, all made smaller by the same factor until they have `excess` tokens less.
-
-        The factor is found from sizes alone. Raises DataError when the smallest images still have too many tokens.
-        """
-        allowed = sum(self._image_tokens([image.size for image in images])) - excess
-        scale, sizes = 1.0, [image.size for image in images]
-        while sum(self._image_tokens(sizes)) > allowed:
-            if all(size == (1, 1) for size in sizes):
-                raise DataError(f"{too_long}, and smaller images would not help")
-            scale *= SHRINK_STEP
-            sizes = [(max(int(w * scale), 1), max(int(h * scale), 1)) for w, h in (image.size for image in images)]
-        return [image.convert("RGB").resize(size, RESAMPLING) for image, size in zip(images, sizes)]
-
-
-def _check_answer(labels: Sequence, message: str) -> None:
-    if all(label == IGNORE_INDEX for label in labels):
-        raise DataError(message)
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image if image.size == size else image.convert("RGB").resize(size, RESAMPLING)
 
 
 def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.errors import DataError
+from llava.printable import brief, one_line, visible
 
-_ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
+LONGEST_PATH = 4096  # characters: more are no path on Linux
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,9 @@ class Turn:
 class Sample:
     """One training sample.
 
-    images, videos: paths relative to the image folder, in the order of their placeholders. origin: the file and row it
-    came from.
+    id: the record's; `origin` where it has none. images, videos: paths relative to the image folder, in the order of
+    their placeholders. origin: the file and row it came from. fault: why the record cannot be used; such a sample has
+    no turns.
     """
 
     id: str
@@ -31,9 +34,10 @@ class Sample:
     images: tuple[str, ...]
     origin: str
     videos: tuple[str, ...] = ()
+    fault: str | None = None
 
     def __str__(self) -> str:
-        return f"sample {self.id!r} ({self.origin})"
+        return f"sample {brief(self.id)} ({one_line(self.origin)})"
 
 
 class Dialogue(NamedTuple):
@@ -49,38 +53,84 @@ class Dialogue(NamedTuple):
 
 
 def parse_sample(record: dict, origin: str) -> Sample:
+    """As sample_of; raises DataError, with `origin` in the message, for a record that cannot be used."""
+    sample = sample_of(record, origin)
+    if sample.fault is not None:
+        raise DataError(f"{one_line(origin)}: {sample.fault}")
+    return sample
+
+
+def sample_of(record, origin: str) -> Sample:
     """`{id?, image?, video?, conversations: [{from: human|gpt, value}]}`, or role/content in place of from/value.
 
-    image, video: a path or a list of paths. LLaVA's records mark a video's place with `<image>`; in a record that has
-    videos and no image it is read as `<video>`. Raises DataError, with `origin` in the message, for anything else.
+    id: a text or a finite number; null, NaN and an empty text are none. image, video: a path or a list of paths; null
+    and an empty list are none. from: `human` or `user`, `gpt`, `assistant` or `model`, `system`, in any case; another
+    one-line name is passed through. LLaVA's records mark a video's place with `<image>`; in a record that has videos
+    and no image it is read as `<video>`. Texts are Unicode: a lone surrogate is a fault. Keys that are not named here
+    are not read. Any other record gives a sample without turns that says in `fault` what is wrong.
     """
-    if not isinstance(record, dict):
-        raise DataError(f"{origin}: a record must be an object, found {type(record).__name__}")
-    images, videos = _parse_paths(record, "image", origin), _parse_paths(record, "video", origin)
-    for key, instead in (("images", "image"), ("videos", "video")):
-        if record.get(key) is not None:
-            raise DataError(f"{origin}: {key!r} is not supported; give a path or a list of paths as {instead!r}")
-    conversation = record.get("conversations")
-    if not isinstance(conversation, list) or not conversation:
-        raise DataError(f"{origin}: 'conversations' must be a list of turns, found {conversation!r}")
-    turns = tuple(_parse_turn(turn, f"{origin} turn {number}") for number, turn in enumerate(conversation, start=1))
+    name = origin = visible(origin)
+    try:
+        if not isinstance(record, dict):
+            raise DataError(f"a record must be an object, found {type(record).__name__}")
+        name = _parse_id(record.get("id")) or origin
+        check_text(name, "the id")
+        images, videos = _parse_paths(record, "image"), _parse_paths(record, "video")
+        turns = _parse_turns(record)
+    except DataError as error:
+        return Sample(visible(name), (), (), origin, fault=str(error))
     if videos and not images:
         turns = tuple(Turn(turn.role, turn.text.replace(IMAGE_TOKEN, VIDEO_TOKEN)) for turn in turns)
-    name = record.get("id")
-    return Sample(str(name) if name is not None else origin, turns, images, origin, videos)
+    return Sample(name, turns, images, origin, videos)
 
 
-def _parse_paths(record: dict, key: str, origin: str) -> tuple[str, ...]:
+def check_text(text: str, what: str) -> None:
+    """Raises DataError for a lone surrogate, as is left where an emoji was cut in two: no UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start])[1:-1]
+        around = one_line(text[max(error.start - 20, 0) : error.start + 20])
+        raise DataError(
+            f"{what} holds half a character, {half}, as character {error.start + 1} of {len(text)}: '{around}'"
+        ) from None
+
+
+def _parse_id(name) -> str | None:
+    if isinstance(name, (list, dict, bool)) or name in (float("inf"), float("-inf")):
+        raise DataError(f"'id' must be a text or a number, found {brief(name)}")
+    return None if name is None or name != name else str(name)  # NaN is what pandas writes where there is none
+
+
+def _parse_paths(record: dict, key: str) -> tuple[str, ...]:
+    if record.get(f"{key}s"):
+        raise DataError(f"'{key}s' is not supported; give a path or a list of paths as {key!r}")
     paths = record.get(key)
     paths = [] if paths is None else [paths] if isinstance(paths, str) else paths
     if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
-        raise DataError(f"{origin}: {key!r} must be a path or a list of paths, found {record[key]!r}")
+        raise DataError(f"{key!r} must be a path or a list of paths, found {brief(record[key])}")
+    for path in paths:
+        check_text(path, f"the path of {key!r}")
+        if len(path) > LONGEST_PATH or "\0" in path:
+            problem = "a NUL character in" if "\0" in path else f"{len(path):,} characters, the file itself perhaps:"
+            raise DataError(f"{key!r} must be a path or a list of paths, found {problem} {brief(path)}")
     return tuple(paths)
 
 
-def _parse_turn(turn, origin: str) -> Turn:
+def _parse_turns(record: dict) -> tuple[Turn, ...]:
+    conversation = record.get("conversations")
+    if not isinstance(conversation, list) or not conversation:
+        raise DataError(f"'conversations' must be a list of turns, found {brief(conversation)}")
+    return tuple(_parse_turn(turn, f"turn {number}") for number, turn in enumerate(conversation, start=1))
+
+
+def _parse_turn(turn, where: str) -> Turn:
     for role_key, text_key in (("from", "value"), ("role", "content")):
         if isinstance(turn, dict) and isinstance(turn.get(role_key), str) and isinstance(turn.get(text_key), str):
-            role = turn[role_key]
-            return Turn(_ROLES.get(role, role), turn[text_key])
-    raise DataError(f"{origin}: a turn needs the texts 'from' and 'value', found {turn!r}"[:300])
+            role, text = turn[role_key], turn[text_key]
+            check_text(role, f"the role of {where}")
+            check_text(text, f"the text of {where}")
+            if not role.strip() or not role.isprintable():
+                raise DataError(f"{where}: a role is a name on one line, found {brief(role)}")
+            return Turn(ROLES.get(role.strip().lower(), role), text)
+    raise DataError(f"{where}: a turn needs the texts 'from' and 'value', found {brief(turn)}")

@@ -14,7 +14,7 @@ from llava.errors import LlavaError
 from llava.train.checkpoint import check_output_folder, check_start_folders
 from llava.train.keys import read_json, read_yaml
 from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
-from llava.train.resume import check_resume
+from llava.train.resume import WAY_ON, check_resume
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -50,10 +50,12 @@ def check_data(recipe: Recipe) -> None:
     """
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
-        inspect_samples(samples, recipe.data.image_folder, video_sampling(recipe)).raise_faults()
+        folder, template = recipe.data.image_folder, recipe.data.template
+        inspect_samples(samples, folder, video_sampling(recipe), template=template).raise_faults(WAY_ON)
     if recipe.eval.data is not None:
         samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
-        inspect_samples(samples, held_out_folder(recipe), video_sampling(recipe), decode=True).raise_faults()
+        folder, template = held_out_folder(recipe), recipe.data.template
+        inspect_samples(samples, folder, video_sampling(recipe), decode=True, template=template).raise_faults()
 
 
 def _combinations(recipe: Recipe) -> list[str]:

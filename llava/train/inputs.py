@@ -13,6 +13,7 @@ from llava.train.answers import HeldOut, last_exchange
 from llava.train.checks import held_out_folder, video_sampling
 from llava.train.process_group import leave_process_group, rank
 from llava.train.recipes import Recipe
+from llava.train.resume import WAY_ON
 
 
 def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDataset:
@@ -55,21 +56,32 @@ def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
 
 
 def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
-    """Image sizes for the sampler, read by rank 0 and sent to the others.
+    """Image sizes for the sampler, read by rank 0 and sent to the others; rank 0 also tells what is odd.
 
     Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped. Samples that are
     held out are decoded, and never skipped: their loss would be another one.
     """
     found = [None]
+    skips = recipe.data.on_bad_sample == "skip" and not held_out
     if rank() == 0:
-        inspection = inspect_samples(dataset.samples, dataset.image_folder, dataset.video_sampling, decode=held_out)
-        too_long = dataset.over_long(inspection) if held_out or recipe.data.on_over_long == "error" else []
-        found[0] = replace(inspection, faults=inspection.faults + too_long)
+        inspection = inspect_samples(
+            dataset.samples,
+            dataset.image_folder,
+            dataset.video_sampling,
+            decode=held_out,
+            template=dataset.encoding["template"],
+        )
+        too_long, shortened = dataset.over_long(inspection)
+        notes = inspection.notes | ({"shortened": shortened} if shortened else {})
+        inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
+        if skips or not inspection.faults:
+            print("".join(f"{line}\n" for line in inspection.told()), end="", flush=True)
+        found[0] = replace(inspection, notes={})
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
-    if found[0].faults and (held_out or recipe.data.on_bad_sample == "error"):
+    if found[0].faults and not skips:
         leave_process_group()
         if rank() > 0:
             raise SystemExit(2)  # rank 0 tells
-        found[0].raise_faults()
+        found[0].raise_faults("" if held_out else WAY_ON)
     return found[0]

@@ -25,6 +25,7 @@ FREE_KEYS = (
     "data.mixture",  # its content is compared, see data_digest
     "data.image_folder",
     "data.workers",
+    "data.on_bad_sample",  # a sample that is skipped has its place in the order all the same
     "data.expected_samples",
     "data.expected_image",
     "data.expected_text_tokens",
@@ -48,6 +49,8 @@ FREE_KEYS = (
     "run.resume",
     "run.reshape",
 )
+
+WAY_ON = "\nMend them, or pass --data.on_bad_sample skip to leave them out, also of a run that is unfinished"
 
 
 def checkpoints_folder(output_dir: str) -> Path:

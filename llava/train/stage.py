@@ -238,7 +238,9 @@ def train(trainer: LlavaTrainer):
         with trainer.stop_request:
             return trainer.train(resume_from_checkpoint=trainer.last_saved and str(trainer.last_saved))
     except DataError as error:
-        raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
+        fault = str(error).strip().rpartition("DataError: ")[2]
+        begin = f", from {trainer.last_saved}" if trainer.last_saved else ""
+        raise DataError(f"{fault}; mend it, or go on with --data.on_bad_sample skip{begin}") from None
 
 
 def save(stage: Stage, **facts) -> None:

@@ -95,9 +95,10 @@ def test_over_long_samples_are_found_from_sizes_alone(samples, make_processor, t
     processor = make_processor()
     whole = SupervisedDataset(samples, processor, image_folder=tmp_path)
     lengths = [len(whole[index]["input_ids"]) for index in range(3)]
-    assert whole.over_long(inspection) == []
+    assert whole.over_long(inspection) == ([], [])
     dataset = SupervisedDataset(samples, processor, image_folder=tmp_path, max_length=max(lengths) - 1)
-    (fault,) = dataset.over_long(inspection)
+    (fault,), notes = dataset.over_long(inspection)
+    assert notes == []
     longest = samples[lengths.index(max(lengths))]
     assert fault == f"{longest}: found {max(lengths)} tokens but max_length is {max(lengths) - 1}"
 
@@ -144,7 +145,7 @@ def test_videos_are_inspected_before_training(video_samples, make_processor, tmp
         lengths = [len(dataset[index]["input_ids"]) for index in range(3)]
         dataset.encoding["max_length"] = min(lengths) - 1
         expected = [f"found {length} tokens but max_length is {min(lengths) - 1}" for length in lengths]
-        assert [fault.partition(": ")[2] for fault in dataset.over_long(inspection)] == expected
+        assert [fault.partition(": ")[2] for fault in dataset.over_long(inspection)[0]] == expected
     sizes = dataset.sizes(inspection)
     assert sizes.tokens[0] == 3 * 4 + 1 + (len("<video>\nWhat happens?It grows brighter.")) // 4
     assert sizes.crops[0] == 3

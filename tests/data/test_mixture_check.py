@@ -11,6 +11,7 @@ from llava.cli import main
 from llava.data import mixture_check
 from llava.data.check import KINDS, why_outside
 from llava.data.mixture_check import CheckOptions, check_mixture
+from llava.data.notes import NOTES
 from llava.errors import LlavaError
 
 TURNS = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A red car."}]
@@ -59,7 +60,7 @@ FAULTY = [
     (row("gone", "gone.png"), "missing", "gone.png does not exist"),
     (row("cut", "cut.png"), "undecodable", "cut.png cannot be decoded"),
     (row("huge", "huge.png"), "bomb", "160000 pixels) exceeds limit of 100000 pixels"),
-    (row("first"), "duplicate_id", "row 1 has the id 'first' too"),
+    (row("begun", None, [TURNS[1]]), "template", "no human turn"),
     ({"id": 7, "image": 3}, "record", "'image' must be a path"),
     ("text", "record", "must be an object, found str"),
     (row("long", turns=[TURNS[0], {"from": "gpt", "value": "zq7 " * 400}]), "over_long", "max_length is 1000"),
@@ -69,8 +70,9 @@ FAULTY = [
 def test_every_kind_of_fault_is_found_counted_and_kept(tmp_path, images, tiny_model_dir, monkeypatch, capsys):
     assert {kind for _, kind, _ in FAULTY} == set(KINDS)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
-    good = [row("first"), row("inside", "inside.png"), row("round", "away/images/good.png"), row("text", None)]
-    mixture = write_data(tmp_path, [*good, *(record for record, _, _ in FAULTY)], good)
+    good = [row("first"), row("inside", "inside.png"), row("round", "away/images/good.png")]
+    good.append(row("text", None, [{"from": "human", "value": "What?"}, TURNS[1]]))
+    mixture = write_data(tmp_path, [*good, *(record for record, _, _ in FAULTY), row("first")], good)
     command = ["data", "check", mixture, "--image_folder", str(images), "--out", str(tmp_path / "report")]
     assert main([*command, "--model", str(tiny_model_dir), "--max_length", "1000"]) == 1
     found = [json.loads(line) for line in (tmp_path / "report/bad.jsonl").read_text().splitlines()]
@@ -82,16 +84,20 @@ def test_every_kind_of_fault_is_found_counted_and_kept(tmp_path, images, tiny_mo
         assert fault["file"] == str(tmp_path / "a.json")
         assert fault["id"] == (str(record["id"]) if isinstance(record, dict) else None)
     first, second = json.loads((tmp_path / "report/report.json").read_text())
-    assert (first["rows"], first["taken"], first["bad"]) == (len(good) + len(FAULTY),) * 2 + (len(FAULTY),)
+    note = {"file": str(tmp_path / "a.json"), "row": len(good) + len(FAULTY) + 1, "id": "first"}
+    note |= {"kind": "duplicate_id", "message": "row 1 has the id 'first' too"}
+    assert [json.loads(line) for line in (tmp_path / "report/notes.jsonl").read_text().splitlines()] == [note]
+    assert (first["rows"], first["taken"], first["bad"]) == (note["row"],) * 2 + (len(FAULTY),)
+    assert {kind: first[kind] for kind in NOTES} == {kind: kind == "duplicate_id" for kind in NOTES}
     assert {kind: first[kind] for kind in KINDS} == {
         kind: sum(kind == other for _, other, _ in FAULTY) for kind in KINDS
     }
     assert (second["rows"], second["bad"]) == (len(good), 0)
     output = capsys.readouterr().out
     total = next(line for line in output.splitlines() if line.endswith("total"))
-    assert total.split()[:3] == [str(2 * len(good) + len(FAULTY))] * 2 + [str(len(FAULTY))]
-    assert f"{len(FAULTY)} of {2 * len(good) + len(FAULTY)} samples are unusable" in output
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["bad.jsonl", "report.json"]
+    assert total.split()[:3] == [str(2 * len(good) + len(FAULTY) + 1)] * 2 + [str(len(FAULTY))]
+    assert f"{len(FAULTY)} of {2 * len(good) + len(FAULTY) + 1} samples are unusable" in output
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["bad.jsonl", "notes.jsonl", "report.json"]
 
 
 def test_the_number_of_tokens_is_the_encoded_sample_s(tmp_path, images, tiny_model_dir, make_processor):
@@ -202,9 +208,10 @@ def test_a_killed_check_goes_on(tmp_path, run_until):
     assert done.stderr.split()[-1] == "6"  # b.json alone was left
     whole = run_until(100, "whole")
     assert whole.stderr.split()[-1] == "28"
-    for name in ("bad.jsonl", "report.json"):
+    for name in ("bad.jsonl", "notes.jsonl", "report.json"):
         assert (tmp_path / "report" / name).read_text() == (tmp_path / "whole" / name).read_text()
-    assert len((tmp_path / "whole/bad.jsonl").read_text().splitlines()) == 14 + 2 + 4
+    assert len((tmp_path / "whole/bad.jsonl").read_text().splitlines()) == 14 + 4
+    assert len((tmp_path / "whole/notes.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_changed_file_is_checked_anew(tmp_path, run_until):
