@@ -4,4 +4,8 @@ IGNORE_INDEX = -100  # label of a position that carries no loss, torch's and tra
 IMAGE_TOKEN = "<image>"  # one per image in text; expanded to the image's token count before the model
 VIDEO_TOKEN = "<video>"  # likewise for a video
 SYSTEM_MESSAGE = "You are a helpful assistant."  # Qwen2's default system turn
+MODEL_TYPE = "llava_ov_manager"  # of this model, in config.json
+# Checkpoints that `llava convert import` makes ours of: the reference's code and its kin, and transformers' own format.
+REFERENCE_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
+ONEVISION_MODEL_TYPE = "llava_onevision"
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format

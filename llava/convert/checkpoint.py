@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import llava
 from llava.convert.keys import EMBEDDINGS, KeyMatch, check_tied_head, match_keys, read_matched
-from llava.convert.output import check_room, new_folder
+from llava.convert.output import RECORD, check_room, new_folder
 from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
 from llava.convert.shards import write_shards
 from llava.convert.source import Source, pixel_statistics
@@ -18,7 +18,6 @@ from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids
 
-RECORD = "conversion.json"
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
 
 

@@ -1,41 +1,27 @@
-"""`llava convert export`: a checkpoint of this package becomes a folder that transformers loads without it."""
+"""`llava convert export`: a checkpoint of this package becomes a folder that transformers loads without it.
 
-import argparse
-import json
-import shutil
-from collections.abc import Callable
+Imports nothing heavy: what is wrong with the arguments and the folders is told before.
+"""
+
+from argparse import Namespace
 from pathlib import Path
 
-import torch
-from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
-
+from llava.arguments import ArgumentParser
 from llava.constants import ADAPTER_FOLDER
-from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
-from llava.convert.output import check_free, new_folder
-from llava.convert.remote_code import auto_map, write_code
-from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
+from llava.convert.output import check_free
 from llava.errors import LlavaError
-from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder, read_json
+from llava.sizes import in_bytes
+from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 FORMATS = ("llava_onevision", "remote_code")
-# Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
-_CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """MODEL, --out, --format and --accept_differences."""
-    parser.add_argument("model", metavar="MODEL", help="checkpoint folder of this package")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder of this package")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist, or be empty"
+    )
     parser.add_argument(
         "--format",
         required=True,
@@ -50,86 +36,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
-    source, out = Path(arguments.model), Path(arguments.out)
+    source, out = arguments.model, arguments.out
     check_free(out)
     check_folder("MODEL", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
     if (source / ADAPTER_FOLDER).is_dir():
         raise LlavaError(f"MODEL {source} has LoRA adapters; first run llava convert merge-lora {source} --out DIR")
-    config = LlavaOVManagerConfig.from_pretrained(source)
-    if arguments.format == "llava_onevision":
-        notes = _export_onevision(source, out, config, arguments.accept_differences)
-    else:
-        notes = _export_remote_code(source, out, config)
-    for note in notes:
+    from llava.convert.formats import export_as
+
+    for note in export_as(arguments.format, source, out, arguments.accept_differences):
         print(f"note: {note}")
     files = [path for path in out.iterdir() if path.suffix == ".safetensors"]
     size = sum(path.stat().st_size for path in files)
-    print(f"{out}: {arguments.format}, {size / 1e9:.2f} GB of weights in {len(files)} file{'s' * (len(files) > 1)}")
+    number = "1 file" if len(files) == 1 else f"{len(files)} files"
+    print(f"{out}: {arguments.format}, {in_bytes(size)} of weights in {number}")
     return 0
-
-
-def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, accept_differences: bool) -> list[str]:
-    differences, notes = check_expressible(config)
-    if differences and not accept_differences:
-        raise LlavaError(
-            f"llava_onevision computes something else for {'; '.join(differences)}. "
-            "Pass --accept_differences to export it all the same, or --format remote_code for an equal model"
-        )
-    target = onevision_config(config)
-    _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
-    processor = onevision_processor(config, read_json(source / "processor_config.json")["image_processor"])
-    with new_folder(out) as folder:
-        target.save_pretrained(folder)
-        _write_json(folder / "processor_config.json", processor)
-        _carry(source, folder)
-        tokenizer = read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
-        _write_json(folder / "tokenizer_config.json", tokenizer)
-        renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
-        write_shards(folder, renamed, MAX_SHARD_BYTES)
-    return [f"different from this model for {difference}" for difference in differences] + notes
-
-
-def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
-    _check_names(source, LlavaOVManagerForConditionalGeneration, config)
-    processor = read_json(source / "processor_config.json")
-    processor["auto_map"] = auto_map("AutoProcessor")
-    processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
-    model = read_json(source / "config.json")
-    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
-    with new_folder(out) as folder:
-        _write_json(folder / "config.json", model)
-        _write_json(folder / "processor_config.json", processor)
-        _carry(source, folder)
-        write_code(folder)
-        write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
-    return []
-
-
-def _check_names(
-    source: Path, kind: type[PreTrainedModel], config, rename: Callable[[str], str] = lambda name: name
-) -> None:
-    """LlavaError unless the weights, renamed, are those of a model of this kind, in name and shape; reads headers."""
-    with torch.device("meta"):
-        model = kind(config)
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {rename(name): shape for name, shape in tensor_shapes(source).items()}
-    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
-    for problem, names in (
-        ("missing", needed.keys() - found.keys() - tied),
-        ("unexpected", found.keys() - needed.keys()),
-        ("of another shape", {name for name in needed.keys() & found.keys() if needed[name] != found[name]}),
-    ):
-        if names:
-            raise LlavaError(f"{source}: {len(names)} weights are {problem}, first {min(names)}")
-
-
-def _carry(source: Path, folder: Path) -> None:
-    for name in _CARRIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,6 @@ from llava.convert.keys import Part, Rules
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
 
-MODEL_TYPE = "llava_onevision"
 # On disk the names are those of the first release, or those of the classes since; each prefix may be there or not.
 RULES = Rules(
     renames=(

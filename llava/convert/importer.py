@@ -4,107 +4,130 @@ Recognise the source, describe it in our terms, match every key, and only then w
 renamed when complete. Weights are read one tensor at a time and written shard by shard.
 """
 
-import argparse
 import re
+from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
+from llava.arguments import ArgumentParser, shown
+from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, REFERENCE_MODEL_TYPES
+from llava.convert.files import has_weights
+from llava.convert.output import check_free
 from llava.errors import LlavaError
+from llava.sizes import UNITS
+from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES, models_inside, read_json
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 NEWLINE_CHOICES = {"auto": None, "true": True, "false": False}
 HUB_PATTERNS = ("*.json", "*.txt", "*.jinja")
+HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/(.+?))?/?")
+PROJECTOR_FILE = "mm_projector.bin"
+PLACES = {  # what may be a folder here or one of the hub
+    "source": "SOURCE",
+    "vision_tower": "--vision_tower",
+    "language_model": "--language_model",
+    "tokenizer": "--tokenizer",
+}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "source", nargs="?", help="folder, mm_projector.bin or hub id; leave out to join a tower and a language model"
+        "source",
+        nargs="?",
+        metavar="SOURCE",
+        help="folder, mm_projector.bin or hub id; leave out to join a tower and a language model",
     )
-    parser.add_argument("--out", required=True, help="folder to write; must not hold anything yet")
-    parser.add_argument("--vision_tower", help="SigLIP folder: sizes and weights that the source lacks")
-    parser.add_argument("--language_model", help="Qwen2 folder: what a projector or a bare tower is joined to")
-    parser.add_argument("--tokenizer", help="folder of the tokenizer, if the source has none")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not hold anything yet"
+    )
+    parser.add_argument("--vision_tower", metavar="DIR", help="SigLIP folder: sizes and weights that the source lacks")
+    parser.add_argument(
+        "--language_model", metavar="DIR", help="Qwen2 folder: what a projector or a bare tower is joined to"
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="folder of the tokenizer, if the source has none")
     parser.add_argument(
         "--newline_after_one_crop",
         choices=NEWLINE_CHOICES,
         default="auto",
         help="end a one-crop image with a newline vector; auto: as the source's own code does",
     )
-    parser.add_argument("--max_shard_size", type=parse_size, default="5GB", help="of a weight file (default: 5GB)")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters that the source lacks (default: 0)")
+    parser.add_argument(
+        "--max_shard_size", type=parse_size, default="5GB", metavar="SIZE", help="of a weight file (default: 5GB)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of parameters that the source lacks (default: 0)"
+    )
 
 
 def parse_size(text: str) -> int:
     """Bytes from "5GB", "200MB" or a number."""
     found = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip().upper())
     if found is None or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 5GB or 200MB")
-    return int(found[1]) * UNITS[found[2] or ""]
+        raise ArgumentTypeError(f"{shown(text)} is no size such as 5GB or 200MB")
+    return int(found[1]) * (UNITS[found[2]] if found[2] else 1)
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """Converts, printing what became of every key. Raises LlavaError, with nothing left at --out, when it cannot."""
-    out = Path(arguments.out)
-    from llava.convert.checkpoint import convert
-    from llava.convert.output import check_free
-
-    check_free(out)
-
+    check_free(arguments.out)
     source = open_source(arguments)
+    from llava.convert.checkpoint import convert
+
     tokenizer_folder = local_path(arguments.tokenizer, "--tokenizer") if arguments.tokenizer else None
-    convert(source, out, tokenizer_folder, arguments.max_shard_size, arguments.seed)
+    convert(source, arguments.out, tokenizer_folder, arguments.max_shard_size, arguments.seed)
     return 0
 
 
-def open_source(arguments: argparse.Namespace):
-    """The source, recognised by its files and its config.json, never by its name."""
-    from llava.convert.hf import MODEL_TYPE, onevision_source
-    from llava.convert.parts import parts_source
-    from llava.convert.reference import (
-        MODEL_TYPES,
-        PROJECTOR_FILE,
-        projector_source,
-        read_reference_config,
-        reference_source,
-    )
-    from llava.convert.shards import has_weights
-    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES, read_json
+def open_source(arguments: Namespace):
+    """The source, recognised by its files and its config.json, never by its name.
 
+    Raises LlavaError, before torch is imported and anything is fetched, for all that is not there.
+    """
+    absent = [
+        f"{option} {name}: no such file or folder"
+        for key, option in PLACES.items()
+        if (name := getattr(arguments, key)) is not None and not _may_be_had(name)
+    ]
+    if absent:
+        raise LlavaError("; ".join(absent))
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
     tower = _part_folder(arguments, "vision_tower", TOWER_TYPES)
     language_model = _part_folder(arguments, "language_model", LANGUAGE_MODEL_TYPES)
     if name is None:
-        _require(tower, language_model, "without a SOURCE")
+        _require(arguments, "without a SOURCE")
+        from llava.convert.parts import parts_source
+
         return parts_source(tower, language_model)
     path = local_path(name, "SOURCE")
     projector = path if path.is_file() else path / PROJECTOR_FILE
     if path.is_file() or (projector.is_file() and not has_weights(path)):
-        _require(tower, language_model, f"for the projector {projector}")
+        _require(arguments, f"for the projector {projector}")
+        from llava.convert.reference import projector_source
+
         return projector_source(name, projector, tower, language_model, newline)
     if not (path / "config.json").is_file():
-        inside = sorted(found.parent.name for found in path.glob("*/config.json"))
-        hint = f"; name one of the folders in it: {', '.join(inside)}" if inside else ""
-        raise LlavaError(f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{hint}")
+        raise LlavaError(
+            f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{models_inside(path)}"
+        )
     model_type = read_json(path / "config.json").get("model_type")
-    if model_type == MODEL_TYPE:
+    if model_type not in (ONEVISION_MODEL_TYPE, *REFERENCE_MODEL_TYPES):
+        raise LlavaError(f"SOURCE {name}: {_why_not(model_type)}")
+    if model_type == ONEVISION_MODEL_TYPE:
+        from llava.convert.hf import onevision_source
+
         return onevision_source(name, path, newline)
-    if model_type in MODEL_TYPES:
-        return reference_source(name, path, read_reference_config(path / "config.json"), tower, newline)
-    raise LlavaError(f"SOURCE {name}: {_why_not(model_type, (*MODEL_TYPES, MODEL_TYPE))}")
+    from llava.convert.reference import read_reference_config, reference_source
+
+    return reference_source(name, path, read_reference_config(path / "config.json"), tower, newline)
 
 
-def _why_not(model_type: str | None, known: tuple[str, ...]) -> str:
-    from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, MODEL_TYPE, TOWER_TYPES
-
+def _why_not(model_type: str | None) -> str:
     if model_type == MODEL_TYPE:
         return "is a checkpoint of this model already and needs no conversion"
     if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
-    return f"unknown model_type {model_type!r}; known: {', '.join(known)}"
+    return f"unknown model_type {model_type!r}; known: {', '.join((*REFERENCE_MODEL_TYPES, ONEVISION_MODEL_TYPE))}"
 
 
-def _part_folder(arguments: argparse.Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:
-    from llava.train.checkpoint import read_json
-
+def _part_folder(arguments: Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:
     name = getattr(arguments, option)
     if name is None:
         return None
@@ -115,8 +138,8 @@ def _part_folder(arguments: argparse.Namespace, option: str, model_types: tuple[
     return folder
 
 
-def _require(tower: Path | None, language_model: Path | None, when: str) -> None:
-    if tower is None or language_model is None:
+def _require(arguments: Namespace, when: str) -> None:
+    if arguments.vision_tower is None or arguments.language_model is None:
         raise LlavaError(f"{when}, both --vision_tower DIR and --language_model DIR are needed")
 
 
@@ -127,16 +150,26 @@ def local_path(name: str, option: str) -> Path:
     """
     if Path(name).exists():
         return Path(name)
-    found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:/(.+?))?/?", name)
-    if found is None:
+    if not _may_be_on_hub(name):
         raise LlavaError(f"{option} {name}: no such file or folder")
     from huggingface_hub.errors import HfHubHTTPError
 
+    found = HUB_ID.fullmatch(name)
     try:
         return _fetched(found[1], found[2] or "")
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LlavaError(f"{option} {name}: no local folder, and not to be had from the hub ({reason})") from error
+
+
+def _may_be_had(name: str) -> bool:
+    return name != "" and (Path(name).exists() or _may_be_on_hub(name))
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether it is written as the hub's names are: `owner/name`, and no path below a folder that is here."""
+    below = len(Path(name).parts) > 2 and Path(name).parents[-2].exists()
+    return HUB_ID.fullmatch(name) is not None and not below
 
 
 def _fetched(repository: str, inside: str) -> Path:

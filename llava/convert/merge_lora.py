@@ -1,35 +1,40 @@
 """`llava convert merge-lora`: a checkpoint with LoRA adapters becomes a plain one, equal in what it computes."""
 
-import argparse
 import json
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
-import torch
-
 import llava
+from llava.arguments import ArgumentParser
 from llava.constants import ADAPTER_FOLDER
-from llava.convert.checkpoint import RECORD
-from llava.convert.output import check_free, check_room, new_folder
-from llava.convert.shards import tensor_infos, write_shards
+from llava.convert.output import RECORD, check_free, check_room, new_folder
 from llava.errors import LlavaError
-from llava.mllm.adapter import load_model
 from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: ArgumentParser) -> None:
     """CHECKPOINT and --out."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint folder of a stage trained with LoRA")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist, or be empty")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="checkpoint folder of a stage trained with LoRA"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist, or be empty"
+    )
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """Merges and prints what was written; LlavaError for a checkpoint without adapters and for a taken --out."""
-    source, out = Path(arguments.checkpoint), Path(arguments.out)
+    source, out = arguments.checkpoint, arguments.out
     check_free(out)
     check_folder("CHECKPOINT", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
     if not (source / ADAPTER_FOLDER).is_dir():
         raise LlavaError(f"CHECKPOINT {source}: has no LoRA adapters (no folder {ADAPTER_FOLDER}); it is plain already")
+    import torch
+
+    from llava.convert.shards import tensor_infos, write_shards
+    from llava.mllm.adapter import load_model
+
     check_room(out, str(source), tensor_infos(source).values())
     # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.
     dtypes = {name: info.dtype for name, info in tensor_infos(source).items()}

@@ -1,15 +1,20 @@
 """The folder that a conversion writes: complete, or not there."""
 
+import math
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from llava.convert.shards import TensorInfo
 from llava.errors import LlavaError
+from llava.sizes import in_bytes
 from llava.train.checkpoint import OTHER_BYTES
+
+if TYPE_CHECKING:
+    from llava.convert.shards import TensorInfo
+
+RECORD = "conversion.json"  # what was converted, and from what
 
 
 @contextmanager
@@ -34,12 +39,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(working, ignore_errors=True)
 
 
-def check_room(out: Path, source: str, infos: Iterable[TensorInfo]) -> None:
+def check_room(out: Path, source: str, infos: "Iterable[TensorInfo]") -> None:
     """Raises LlavaError unless the disk of `out` has room for such tensors and what stands beside them."""
-    needed = sum(torch.Size(info.shape).numel() * info.dtype.itemsize for info in infos) + OTHER_BYTES
+    needed = sum(math.prod(info.shape) * info.dtype.itemsize for info in infos) + OTHER_BYTES
     free = shutil.disk_usage(next(parent for parent in out.absolute().parents if parent.exists())).free
     if free < needed:
-        raise LlavaError(f"--out {out}: {source} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise LlavaError(f"--out {out}: {source} needs {in_bytes(needed)}, {in_bytes(free)} are free")
 
 
 def check_free(path: str | Path) -> None:

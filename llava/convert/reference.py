@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
+from llava.constants import REFERENCE_MODEL_TYPES
 from llava.convert.keys import Part, Rules
 from llava.convert.parts import LAYERS_DROPPED, language_model_part, tower_part
 from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config
@@ -17,8 +18,6 @@ from llava.errors import LlavaError
 from llava.managers import ManagerConfig
 from llava.train.checkpoint import TOWER_TYPES, read_json
 
-MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
-PROJECTOR_FILE = "mm_projector.bin"
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
 _ADAPTER = (
     (r"mm_projector\.0\.(.+)", r"model.multi_modal_projector.linear_1.\1"),
@@ -207,7 +206,7 @@ def read_reference_config(path: Path) -> dict:
     """A released config.json; LlavaError for another model's."""
     config = read_json(path)
     architectures = config.get("architectures") or ["LlavaQwen"]
-    if config.get("model_type") not in MODEL_TYPES or not str(architectures[0]).startswith("LlavaQwen"):
+    if config.get("model_type") not in REFERENCE_MODEL_TYPES or not str(architectures[0]).startswith("LlavaQwen"):
         raise LlavaError(
             f"{path}: a {config.get('model_type')!r} model of architecture {architectures[0]}; expected LlavaQwen..."
         )

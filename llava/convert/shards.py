@@ -15,51 +15,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from llava.convert.files import INDEX, LAYOUTS, weight_files
 from llava.errors import LlavaError
 
 MAX_SHARD_BYTES = 5 * 10**9
 MAPPED_BYTES = 2**28  # a file is mapped anew after so much of it, so that what was read does not stay in memory
-INDEX = "model.safetensors.index.json"
-# What a folder may hold, in the order in which transformers looks: (single file, index of several).
-_LAYOUTS = (("model.safetensors", INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-
-
-def weight_files(path: str | Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: of a folder, or the one .safetensors or .bin file `path` itself.
-
-    Raises LlavaError when there is none, when an index cannot be read, and when it names a file that does not exist.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise LlavaError(f"{path}: no such file or folder")
-    for single, index in _LAYOUTS:
-        if (path / single).is_file():
-            return [path / single]
-        if (path / index).is_file():
-            return _indexed_files(path / index)
-    names = ", ".join(name for layout in _LAYOUTS for name in layout)
-    raise LlavaError(f"{path}: no weights, found none of {names}")
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether the folder holds a model's weights in one of the known layouts."""
-    return any((folder / name).is_file() for layout in _LAYOUTS for name in layout)
-
-
-def _indexed_files(index: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise LlavaError(f"{index}: not readable as an index of weights ({error!r})") from None
-    outside = [name for name in names if Path(name).name != name]
-    if outside:
-        raise LlavaError(f"{index}: names {outside[0]!r}, which is not a file of the same folder")
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise LlavaError(f"{index}: {len(missing)} of {len(names)} files do not exist, first {missing[0]}")
-    return [index.parent / name for name in names]
 
 
 def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -131,7 +91,7 @@ def _mapped(file: Path) -> tuple[list[str], Callable[[str], torch.Tensor]]:
 
 
 def _indexed_names(folder: Path) -> set[str]:
-    index = next(folder / index for single, index in _LAYOUTS if (folder / index).is_file())
+    index = next(folder / index for single, index in LAYOUTS if (folder / index).is_file())
     return set(json.loads(index.read_text())["weight_map"])
 
 

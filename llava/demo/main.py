@@ -42,8 +42,11 @@ def main(argv: list[str]) -> int:
 
 
 def _check(arguments: Namespace) -> None:
-    if arguments.folder.exists() and any(arguments.folder.iterdir()):
-        raise LlavaError(f"{arguments.folder} is not empty; name a new folder")
+    folder = arguments.folder
+    if folder.exists() and not folder.is_dir():
+        raise LlavaError(f"{folder}: a file, and no folder; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise LlavaError(f"{folder} is not empty; name a new folder")
     for name, value in vars(arguments).items():
         if isinstance(value, int) and name != "seed" and value < 1:
             raise LlavaError(f"--{name} must be at least 1, found {value}")

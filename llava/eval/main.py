@@ -144,7 +144,7 @@ def _jobs(args: Namespace) -> list[Job]:
     tasks = list(dict.fromkeys(args.tasks.split(",")))
     for task in tasks:
         if task not in task_names():
-            raise LlavaError(f"unknown task {task!r}; choose of {', '.join(task_names())}")
+            raise LlavaError(unknown("task", task, task_names()))
     for name in ("limit", "batch_size", "processes"):
         value = getattr(args, name)
         if value is not None and value < 1:

@@ -7,21 +7,22 @@ stands in its place is always either the old checkpoint or the new one.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from llava.constants import ADAPTER_FOLDER
+from llava.constants import ADAPTER_FOLDER, MODEL_TYPE, ONEVISION_MODEL_TYPE, REFERENCE_MODEL_TYPES
+from llava.convert.files import indexed_names
 from llava.errors import LlavaError
+from llava.sizes import in_bytes
 from llava.train.recipes import Recipe
 
-MODEL_TYPE = "llava_ov_manager"
 TOWER_TYPES = ("siglip_vision_model", "siglip")
 LANGUAGE_MODEL_TYPES = ("qwen2",)
 PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples
 BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
@@ -40,14 +41,20 @@ def check_start_folders(recipe: Recipe) -> None:
 
 def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple[str, ...] = ()) -> None:
     """Raises LlavaError unless `path` holds config.json of one of `model_types`, whole weights and `files`."""
+    from safetensors import SafetensorError, safe_open
+
     folder = Path(path)
     if not folder.is_dir():
-        raise LlavaError(f"{key} {path}: no such folder")
+        hub = MODEL_TYPE in model_types and HUB_ID.fullmatch(path) and not folder.exists()
+        hint = f"; a model of the hub is fetched by llava convert import {path} --out DIR" if hub else ""
+        raise LlavaError(f"{key} {path}: {'a file, and no' if folder.exists() else 'no such'} folder{hint}")
     if not (folder / "config.json").is_file():
-        raise LlavaError(f"{key} {path}: no model folder, it has no config.json")
+        raise LlavaError(f"{key} {path}: no model folder, it has no config.json{models_inside(folder)}")
     found = read_json(folder / "config.json").get("model_type")
     if found not in model_types:
-        raise LlavaError(f"{key} {path}: holds a model of type '{found}'; expected {' or '.join(model_types)}")
+        other = MODEL_TYPE in model_types and found in (*REFERENCE_MODEL_TYPES, ONEVISION_MODEL_TYPE)
+        hint = f"; llava convert import {path} --out DIR makes one of it" if other else ""
+        raise LlavaError(f"{key} {path}: holds a model of type '{found}'; expected {' or '.join(model_types)}{hint}")
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise LlavaError(f"{key} {path}: incomplete, it has no {', '.join(missing)}")
@@ -59,10 +66,18 @@ def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple
             raise LlavaError(f"{key} {path}: {shard.name} is missing or cut off ({error})") from error
 
 
+def models_inside(folder: Path) -> str:
+    """How a message about a folder without a model ends: with the folders in or around it that have one."""
+    if (folder / ADAPTER_FILES[0]).is_file():
+        return f"; it holds adapters alone, their model is {folder.absolute().parent}"
+    inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"; name one of the folders in it: {', '.join(inside)}" if inside else ""
+
+
 def _weight_files(key: str, folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return sorted({folder / name for name in read_json(index)["weight_map"].values()})
+        return [folder / name for name in indexed_names(index)]
     if not (folder / "model.safetensors").is_file():
         raise LlavaError(f"{key} {folder}: incomplete, it has no model.safetensors")
     return [folder / "model.safetensors"]
@@ -123,7 +138,7 @@ def check_disk(output_dir: str, components: Sequence) -> None:
     free = shutil.disk_usage(_existing_parent(Path(output_dir))).free
     if free < needed:
         raise LlavaError(
-            f"run.output_dir {output_dir}: a checkpoint needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+            f"run.output_dir {output_dir}: a checkpoint needs {in_bytes(needed)}, {in_bytes(free)} are free"
         )
 
 
@@ -180,6 +195,8 @@ def write_checkpoint(
     adapter: of a model trained with LoRA, see split_weights in llava/train/lora.py.
     Raises LlavaError when it cannot be written; what stood at `output_dir` is then untouched.
     """
+    from safetensors import SafetensorError
+
     folder = working_folder(output_dir)
     try:
         write_model(model, processor, state_dict, folder)

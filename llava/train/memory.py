@@ -23,11 +23,11 @@ from dataclasses import dataclass
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
+from llava.sizes import UNITS, unit_of
 from llava.train.components import ADAPTERS, Component
 from llava.train.keys import read_json
 from llava.train.recipes import Recipe, named_components
 
-GB = 1e9
 FP32 = 4
 MOMENTS = 2 * FP32  # AdamW's exp_avg and exp_avg_sq
 BUCKET = {2: 200_000_000, 3: None}  # elements, of the shipped configurations; None is transformers' hidden_size squared
@@ -215,29 +215,30 @@ def describe_memory(
 
 
 def memory_table(estimates: Sequence[Estimate], own: Strategy) -> str:
-    """GB per GPU: a row for each component, then the same states by kind, buffers, activations, the sum.
+    """GB per GPU (MB of a small model): a row for each component, then the same states by kind, activations, the sum.
 
     The strategy of the recipe is marked with a star.
     """
-    rows = [("GB per GPU", *(found.strategy.name + " *" * (found.strategy == own) for found in estimates))]
+    unit = unit_of(max(found.total for found in estimates))
+
+    def cell(number: float) -> str:
+        return f"{number / UNITS[unit]:.2f}"
+
+    rows = [(f"{unit} per GPU", *(found.strategy.name + " *" * (found.strategy == own) for found in estimates))]
     for name in estimates[0].states:
-        rows.append((f"states of {name}", *(_gb(sum(found.states[name].values())) for found in estimates)))
+        rows.append((f"states of {name}", *(cell(sum(found.states[name].values())) for found in estimates)))
     for kind in STATES:
-        rows.append((f"  their {kind}", *(_gb(sum(p[kind] for p in e.states.values())) for e in estimates)))
-    rows.append(("buffers", *(_gb(found.buffers) for found in estimates)))
-    rows.append(("activations, roughly", *(_gb(found.activations) for found in estimates)))
-    rows.append(("sum", *(_gb(found.total) for found in estimates)))
+        rows.append((f"  their {kind}", *(cell(sum(p[kind] for p in e.states.values())) for e in estimates)))
+    rows.append(("buffers", *(cell(found.buffers) for found in estimates)))
+    rows.append(("activations, roughly", *(cell(found.activations) for found in estimates)))
+    rows.append(("sum", *(cell(found.total) for found in estimates)))
     if any(found.host for found in estimates):
-        rows.append(("on the host, a process", *(_gb(found.host) for found in estimates)))
+        rows.append(("on the host, a process", *(cell(found.host) for found in estimates)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
         for row in rows
     )
-
-
-def _gb(number: float) -> str:
-    return f"{number / GB:.2f}"
 
 
 def time_line(tokens: int, tokens_per_second: float | None) -> str:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import distributed
 from transformers import Trainer, TrainerCallback
 
+from llava.sizes import in_bytes
 from llava.train.checkpoint import write_model
 from llava.train.components import full_shape
 from llava.train.guard import Guard
@@ -143,7 +144,7 @@ class ResumableTrainer(Trainer):
             needed += sum(STATE_BYTES * full_shape(p).numel() for p in parameters if p.requires_grad)
         free = shutil.disk_usage(folder).free
         if free < needed:
-            raise OSError(f"it needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+            raise OSError(f"it needs about {in_bytes(needed)}, {in_bytes(free)} are free")
 
     def _finish(self, failures: list[str], totals: dict, started: float) -> None:
         step, folder = self.state.global_step, Path(self._get_output_dir(None))

@@ -1,6 +1,5 @@
 """Checkpoint folders to export; folders to import, as their publishers save them; both commands."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava.arguments import ArgumentParser
 from llava.cli import main
 from llava.convert.export import add_arguments, run
 from tests.conftest import GRID
@@ -60,7 +60,7 @@ def export():
     """A function: the command's arguments to its exit status."""
 
     def call(*arguments) -> int:
-        parser = argparse.ArgumentParser()
+        parser = ArgumentParser()
         add_arguments(parser)
         return run(parser.parse_args([str(argument) for argument in arguments]))
 

@@ -275,7 +275,7 @@ def test_wrong_folders_are_refused_in_one_line(tmp_path, save_model, export):
 
 def test_large_weights_leave_in_shards(tmp_path, save_model, export, monkeypatch):
     save_model(tmp_path / "model", GRID, "paper")
-    monkeypatch.setattr("llava.convert.export.MAX_SHARD_BYTES", 40_000)
+    monkeypatch.setattr("llava.convert.formats.MAX_SHARD_BYTES", 40_000)
     export(tmp_path / "model", "--out", tmp_path / "out", "--format", "remote_code")
     assert len(list(Path(tmp_path / "out").glob("model-*-of-*.safetensors"))) > 1
     models = [AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("model", "out")]

@@ -204,13 +204,13 @@ def test_a_full_disk_leaves_nothing(adapted, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(merge_lora, "write_shards", full)
+    monkeypatch.setattr("llava.convert.shards.write_shards", full)
     with pytest.raises(LlavaError, match=r"could not be written: .* No space left on device"):
-        merge_lora.run(type("Arguments", (), {"checkpoint": str(folder), "out": f"{tmp_path}/out"}))
+        merge_lora.run(type("Arguments", (), {"checkpoint": folder, "out": tmp_path / "out"}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
 
 
 def test_too_small_a_disk_is_found_first(adapted, refused, monkeypatch):
     folder, _ = adapted()
     monkeypatch.setattr(merge_lora.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6}))
-    assert "needs 0.1 GB, 0.0 GB are free" in refused(folder)
+    assert " MB, 1.00 MB are free" in refused(folder)

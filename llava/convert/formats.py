@@ -1,0 +1,105 @@
+"""What `llava convert export` writes: transformers' own format, or any model with its modeling files."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
+
+from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
+from llava.convert.output import new_folder
+from llava.convert.remote_code import auto_map, write_code
+from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.train.checkpoint import read_json
+
+# Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
+_CARRIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def export_as(format_name: str, source: Path, out: Path, accept_differences: bool) -> list[str]:
+    """Writes the checkpoint `source` to the new folder `out`; returns what the user should know about it.
+
+    Raises LlavaError, with nothing left at `out`, for what the format cannot hold and for weights that do not fit.
+    """
+    config = LlavaOVManagerConfig.from_pretrained(source)
+    if format_name == "llava_onevision":
+        return _export_onevision(source, out, config, accept_differences)
+    return _export_remote_code(source, out, config)
+
+
+def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, accept_differences: bool) -> list[str]:
+    differences, notes = check_expressible(config)
+    if differences and not accept_differences:
+        raise LlavaError(
+            f"llava_onevision computes something else for {'; '.join(differences)}. "
+            "Pass --accept_differences to export it all the same, or --format remote_code for an equal model"
+        )
+    target = onevision_config(config)
+    _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
+    processor = onevision_processor(config, read_json(source / "processor_config.json")["image_processor"])
+    with new_folder(out) as folder:
+        target.save_pretrained(folder)
+        _write_json(folder / "processor_config.json", processor)
+        _carry(source, folder)
+        tokenizer = read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
+        _write_json(folder / "tokenizer_config.json", tokenizer)
+        renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
+        write_shards(folder, renamed, MAX_SHARD_BYTES)
+    return [f"different from this model for {difference}" for difference in differences] + notes
+
+
+def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
+    _check_names(source, LlavaOVManagerForConditionalGeneration, config)
+    processor = read_json(source / "processor_config.json")
+    processor["auto_map"] = auto_map("AutoProcessor")
+    processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
+    model = read_json(source / "config.json")
+    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    with new_folder(out) as folder:
+        _write_json(folder / "config.json", model)
+        _write_json(folder / "processor_config.json", processor)
+        _carry(source, folder)
+        write_code(folder)
+        write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
+    return []
+
+
+def _check_names(
+    source: Path, kind: type[PreTrainedModel], config, rename: Callable[[str], str] = lambda name: name
+) -> None:
+    """LlavaError unless the weights, renamed, are those of a model of this kind, in name and shape; reads headers."""
+    with torch.device("meta"):
+        model = kind(config)
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {rename(name): shape for name, shape in tensor_shapes(source).items()}
+    tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
+    for problem, names in (
+        ("missing", needed.keys() - found.keys() - tied),
+        ("unexpected", found.keys() - needed.keys()),
+        ("of another shape", {name for name in needed.keys() & found.keys() if needed[name] != found[name]}),
+    ):
+        if names:
+            raise LlavaError(f"{source}: {len(names)} weights are {problem}, first {min(names)}")
+
+
+def _carry(source: Path, folder: Path) -> None:
+    for name in _CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
