@@ -15,6 +15,7 @@ import datasets
 from datasets import Dataset, DatasetDict, Image, List
 from datasets.exceptions import DatasetsError
 from PIL.Image import DecompressionBombError
+from pyarrow import ArrowInvalid, parquet
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
@@ -101,9 +102,20 @@ def _tried(task: str, place: str, load, *arguments, **options):
     try:
         return load(*arguments, **options)
     except (DatasetsError, OSError, ValueError) as error:
+        if _is_empty(Path(place)):  # which the datasets library cannot read
+            raise LlavaError(f"task {task}: {place} has no documents") from error
         cause = " ".join(str(error.__cause__ or error).split())
         advice = "" if Path(place).exists() else "; a local copy can be named with --data"
         raise LlavaError(f"task {task}: the data set {place} cannot be loaded ({cause}){advice}") from error
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether the folder has parquet files and none has a row."""
+    try:
+        rows = [parquet.read_metadata(file).num_rows for file in folder.rglob("*.parquet")]
+    except (OSError, ArrowInvalid):  # damaged files are another matter
+        return False
+    return bool(rows) and not any(rows)
 
 
 def _decoding(documents: Dataset) -> Dataset:

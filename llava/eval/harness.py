@@ -75,6 +75,7 @@ def run(job: Job) -> Path | None:
     from loguru import logger
 
     from llava.eval.documents import load_documents, source_of
+    from llava.eval.fields import check_documents
     from llava.eval.judge.reviews import with_reviews
     from llava.eval.judge.rubrics import prompts_version
 
@@ -84,6 +85,7 @@ def run(job: Job) -> Path | None:
     reviewer = _reviewer(job)
     source = source_of(job.task, job.data)
     documents = load_documents(job.task, source)  # first: lmms-eval and the model take longer to load
+    check_documents(job.task, source["dataset_path"], documents, job.limit, scores=job.mode != "predict")
     model_class = _model_class(job)
     task = build_task(job.task, job.protocol, source, documents, simple=model_class.is_simple)
     model = _load_model(job, model_class)

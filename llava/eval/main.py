@@ -79,6 +79,9 @@ def _run(jobs: list[Job], processes: int) -> int:
     unjudged = [job.task for job in jobs if _lacks_judge(job)]
     if unjudged:
         print(f"error: {', '.join(unjudged)}: {NO_JUDGE}", file=sys.stderr)
+    if not jobs:
+        print("every task has results already; nothing was judged")
+        return 0
     with sole_writer(Path(jobs[0].out), [job.task for job in jobs]) as locks:
         failures = {job.task: reason for job in jobs if (reason := _failure(job, processes, locks))}
     if len(failures) < len(jobs):
