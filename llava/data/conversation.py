@@ -15,6 +15,7 @@ from llava.printable import brief
 TEMPLATES = ("plain", "qwen_1_5")
 LABEL_RULES = ("answers", "released")
 START, END = "<|im_start|>", "<|im_end|>"
+_WORD = "<\0"  # for the "<" of what is no place, until it is encoded
 NO_ANSWER = "the conversation has no answer to learn from"
 _CHATML_ROLES = {"human": "user", "gpt": "assistant"}
 _SHOWN = ((IMAGE_TOKEN, "image"), (VIDEO_TOKEN, "video"))
@@ -201,7 +202,13 @@ def _released_labels(tokenizer, turn: Turn, ids: list[int], placeholders: tuple[
     return [token if token in always else IGNORE_INDEX for token in ids]
 
 
+def literal(text: str) -> str:
+    """The text, marked so that `<image>` and `<video>` in it are words in the prompt and no places."""
+    return re.sub(f"<(?={IMAGE_TOKEN[1:]}|{VIDEO_TOKEN[1:]})", _WORD, text)
+
+
 def _text_ids(tokenizer, text: str) -> list[int]:
+    text = text.replace(_WORD, "<")
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 

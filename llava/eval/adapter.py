@@ -36,6 +36,7 @@ from llava.eval.messages import (
     with_rgb_images,
 )
 from llava.eval.questions import Question, blind, prompt_cost, reason
+from llava.eval.task import task_names
 
 WINDOW = 8  # batches that are loaded and sorted together: images of all documents at once would fill the memory
 PATIENCE = timedelta(days=7)  # of ranks for each other: where answers are stored, one may be done hours before another
@@ -174,9 +175,15 @@ class LlavaOVManager(lmms):
         _, doc_to_messages, gen_kwargs, doc_id, task, split = request.args
         return doc_to_messages, gen_kwargs, doc_id, task, split
 
+    def _has_places(self, request: Instance) -> bool:
+        """Whether `<image>` in a text is a place, as lmms-eval has it; in the tasks of `llava eval` it is a word."""
+        return self._fields(request)[3] not in task_names()
+
     def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
         doc_to_messages = self._fields(request)[0]
-        return dialogue_from(ChatMessages(messages=doc_to_messages(doc)).messages, self.max_num_frames)
+        return dialogue_from(
+            ChatMessages(messages=doc_to_messages(doc)).messages, self.max_num_frames, self._has_places(request)
+        )
 
     def _batches(self, window: list[Question], settings: Settings) -> Iterator[list[Question]]:
         """The batches that have answers to generate, the most costly first.
@@ -281,4 +288,6 @@ class SimpleLlavaOVManager(LlavaOVManager):
         return doc_to_visual, gen_kwargs, doc_id, task, split
 
     def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
-        return dialogue_of_context(request.args[0], self._fields(request)[0](doc), self.max_num_frames)
+        return dialogue_of_context(
+            request.args[0], self._fields(request)[0](doc), self.max_num_frames, self._has_places(request)
+        )

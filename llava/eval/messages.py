@@ -11,6 +11,7 @@ from PIL import Image
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.color import to_rgb
+from llava.data.conversation import literal
 from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
 from llava.data.video import VideoSampling, read_video
@@ -73,11 +74,12 @@ def with_rgb_images(doc: dict) -> dict:
     return {column: plain(value) for column, value in doc.items()}
 
 
-def dialogue_from(messages: list, max_frames: int = MAX_FRAMES) -> Dialogue:
+def dialogue_from(messages: list, max_frames: int = MAX_FRAMES, places: bool = True) -> Dialogue:
     """Turns the harness's `ChatMessage`s into a dialogue.
 
     Images and videos that open a message are joined in front of its text, as in training; later ones stand where the
-    task put them. A text that writes `<image>` itself says where the images go. max_frames: of each video.
+    task put them. A text that writes `<image>` itself says where the images go; places False: it is a document's own
+    word. max_frames: of each video.
     Raises LlavaError for audio and for files that cannot be read.
     """
     turns, images, videos = [], [], []
@@ -85,7 +87,7 @@ def dialogue_from(messages: list, max_frames: int = MAX_FRAMES) -> Dialogue:
         pieces = []  # texts, and the placeholders of what is shown
         for content in message.content:
             if content.type == "text":
-                pieces.append(content.text)
+                pieces.append(content.text if places else literal(content.text))
             elif content.type == "image":
                 images.append(_image(content.url))
                 pieces.append(_Place(IMAGE_TOKEN))
@@ -99,28 +101,31 @@ def dialogue_from(messages: list, max_frames: int = MAX_FRAMES) -> Dialogue:
     return Dialogue(turns, images, videos)
 
 
-def dialogue_of_context(context: str, visuals: list | None, max_frames: int = MAX_FRAMES) -> Dialogue:
+def dialogue_of_context(
+    context: str, visuals: list | None, max_frames: int = MAX_FRAMES, places: bool = True
+) -> Dialogue:
     """The dialogue of a simple request: what is shown is joined in front, and the text is as the task wrote it.
 
     So does lmms-eval's own LLaVA-OneVision model, which the paper ran. A context that writes `<image>` itself says
-    where images, or the video, go. One that is a JSON list of {"value": text} is a conversation, begun by a person.
+    where images, or the video, go; places False: it is a document's own word. One that is a JSON list of
+    {"value": text} is a conversation, begun by a person.
     visuals: images, paths of images and videos, and dicts that name a video. Raises LlavaError as dialogue_from does.
     """
-    images, videos, places = [], [], []
+    images, videos, shown = [], [], []
     for visual in visuals or []:
         if isinstance(visual, Image.Image) or (isinstance(visual, str) and _extension(visual) in IMAGE_EXTENSIONS):
             images.append(_image(visual))
-            places.append(IMAGE_TOKEN)
+            shown.append(IMAGE_TOKEN)
         elif isinstance(visual, str) or (isinstance(visual, dict) and visual.get("type", "video") == "video"):
             videos.append(_frames(visual, (None, None), max_frames))
-            places.append(VIDEO_TOKEN)
+            shown.append(VIDEO_TOKEN)
         else:
             raise LlavaError(f"this model reads text, images and videos, not a {type(visual).__name__}")
-    texts = _conversation(context)
+    texts = [text if places else literal(text) for text in _conversation(context)]
     if videos and not images:
         texts = [text.replace(IMAGE_TOKEN, VIDEO_TOKEN) for text in texts]
-    if places and not any(place in text for place in places for text in texts):
-        texts[0] = f"{' '.join(places)}\n{texts[0]}"
+    if shown and not any(place in text for place in shown for text in texts):
+        texts[0] = f"{' '.join(shown)}\n{texts[0]}"
     return Dialogue([Turn(("human", "gpt")[number % 2], text) for number, text in enumerate(texts)], images, videos)
 
 

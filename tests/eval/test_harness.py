@@ -151,7 +151,7 @@ def test_what_a_retry_hides_is_told(job, monkeypatch):
 
 
 def test_a_document_that_cannot_be_asked_is_named(job, monkeypatch):
-    def fail(messages, max_frames):
+    def fail(messages, max_frames, places):
         raise LlavaError("no such page")
 
     monkeypatch.setattr(adapter, "dialogue_from", fail)

@@ -5,6 +5,7 @@ import pytest
 from lmms_eval.protocol import ChatMessages
 from PIL import Image
 
+from llava.data.conversation import encode_prompt
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.eval.messages import Settings, dialogue_from, dialogue_of_context, noise_like, settings_from
@@ -154,6 +155,22 @@ def test_simple_requests_keep_their_text_behind_what_is_shown(context, visuals, 
     assert [image.size for image in dialogue.images] == [sizes[name] for name in visuals or [] if name in sizes]
     assert all(image.mode == "RGB" for image in dialogue.images)
     assert [len(video) for video in dialogue.videos] == [32] * (visuals == ["clip"])
+
+
+def test_a_documents_own_words_are_no_places(make_image, tiny_tokenizer):
+    """What a question of `llava eval` says of `<image>` and `<video>` is read as it is written, behind the image."""
+    question, image = "What does <image> show? <video>, <image 1>", make_image(8, 9)
+    message = {"role": "user", "content": [{"type": "image", "url": image}, {"type": "text", "text": question}]}
+    chat = dialogue_from(ChatMessages(messages=[message]).messages, places=False)
+    dialogue = dialogue_of_context(question, [image], places=False)
+    assert dialogue.turns == chat.turns
+    ids = encode_prompt(tiny_tokenizer, dialogue.turns, images=1)
+    place = tiny_tokenizer.convert_tokens_to_ids("<image>")
+    spelled = tiny_tokenizer(f"\n{question}", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    start = ids.index(place) + 1
+    assert ids.count(place) == 1
+    assert ids[start : start + len(spelled)] == spelled
+    assert ids[start + len(spelled)] == tiny_tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
 def test_noise_is_uniform_of_the_same_size_and_seeded(make_image):
