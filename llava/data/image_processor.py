@@ -9,7 +9,10 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava.anyres import ImageLayout, TilingConfig, VideoLayout, image_layout
+from llava.data.given import is_image, rgb_frames, rgb_groups, rgb_image
 from llava.data.images import RESAMPLING, crop_image, normalize
+from llava.data.options import AS_UINT8, FIXED, NORMALIZED, PixelOptions, checked_tensors, pixel_options
+from llava.errors import DataError, LlavaError
 
 
 class LlavaOVManagerImageProcessor(BaseImageProcessor):
@@ -26,6 +29,9 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
     def __init__(
         self, size=384, patch_size=14, tiling=None, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), **kwargs
     ):
+        options = set(PixelOptions.__dataclass_fields__) | set(FIXED)
+        if pixel_options({name: value for name, value in kwargs.items() if name in options}) != NORMALIZED:
+            raise LlavaError("do_rescale, do_normalize and input_data_format are given with the images, not before")
         super().__init__(**kwargs)
         self.size = size
         self.patch_size = patch_size
@@ -51,50 +57,72 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         return VideoLayout(num_frames, self.size // self.patch_size)
 
     def crops(self, image: Image.Image, several_images: bool) -> np.ndarray:
-        """Crops of one image, uint8 (crops, 3, size, size)."""
-        image = image if image.mode == "RGB" else image.convert("RGB")
+        """Crops of one image, uint8 (crops, 3, size, size). image: see rgb_image."""
+        image = rgb_image(image)
         layout = self.layout(image.size, several_images)
         pad_color = tuple(int(mean * 255) for mean in self.image_mean)
         return crop_image(image, layout, self.tiling, self.size, several_images, pad_color)
 
     def frames(self, video: Sequence) -> np.ndarray:
-        """Frames of one video, resized to a crop each, uint8 (frames, 3, size, size).
-
-        video: images, or uint8 (frames, height, width, 3).
-        """
-        images = [frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for frame in video]
-        resized = [np.asarray(image.convert("RGB").resize((self.size,) * 2, RESAMPLING)) for image in images]
+        """Frames of one video, resized to a crop each, uint8 (frames, 3, size, size). video: see rgb_frames."""
+        resized = [np.asarray(frame.resize((self.size,) * 2, RESAMPLING)) for frame in rgb_frames(video)]
         return np.stack(resized).transpose(0, 3, 1, 2)
 
-    def encode_videos(self, videos: list[list[Sequence]], as_uint8: bool = False) -> BatchFeature:
-        """videos: one list of videos per sample. Returns pixel_values_videos, video_num_frames, batch_num_videos.
+    def __call__(self, images, as_uint8: bool = False, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+        """Crops of images, each what rgb_image takes: one, a list of samples of one each, or a list per sample.
 
-        as_uint8: see __call__.
+        as_uint8: leave it to the model to normalise the crops, which are then a quarter of the bytes; the same as
+        do_rescale=False with do_normalize=False. kwargs: see PixelOptions. return_tensors: `pt`, `np`, or None for
+        lists. Returns pixel_values, image_sizes (height, width) and batch_num_images.
+        Raises DataError, naming the image; LlavaError for keywords.
         """
-        flat = [self.frames(video) for group in videos for video in group]
-        return BatchFeature(
-            {
-                "pixel_values_videos": self._pixels(flat, as_uint8),
-                "video_num_frames": torch.tensor([len(frames) for frames in flat]),
-                "batch_num_videos": torch.tensor([len(group) for group in videos]),
-            }
-        )
+        options = AS_UINT8 if as_uint8 and not kwargs else pixel_options(kwargs)
+        if is_image(images):
+            images = [images]
+        if not isinstance(images, list | tuple | np.ndarray | torch.Tensor) or not len(images):
+            raise DataError(f"found no images, but {images!r:.60}")
+        groups = [[entry] if is_image(entry) else list(entry) for entry in images]
+        groups = rgb_groups(groups, "image", rgb_image, options.input_data_format)
+        return BatchFeature(as_tensors(self.encode_images(groups, options), checked_tensors(return_tensors)))
 
-    def __call__(self, images: list[list[Image.Image]], as_uint8: bool = False, **kwargs) -> BatchFeature:
-        """images: one list of images per sample. Returns tensors pixel_values, image_sizes, batch_num_images.
+    preprocess = __call__
 
-        as_uint8: leave it to the model to normalise the crops, which are then a quarter of the bytes; else they are
-        float32 and normalised.
-        """
+    def encode_images(self, images: list[list[Image.Image]], options: PixelOptions = NORMALIZED) -> dict:
+        """images: one list of RGB images per sample. Returns tensors pixel_values, image_sizes, batch_num_images."""
         flat = [(image, len(group) > 1) for group in images for image in group]
-        return BatchFeature(
-            {
-                "pixel_values": self._pixels([self.crops(*entry) for entry in flat], as_uint8),
-                "image_sizes": torch.tensor([(image.height, image.width) for image, _ in flat]),
-                "batch_num_images": torch.tensor([len(group) for group in images]),
-            }
-        )
+        return {
+            "pixel_values": self._pixels([self.crops(*entry) for entry in flat], options),
+            "image_sizes": torch.tensor([(image.height, image.width) for image, _ in flat]),
+            "batch_num_images": torch.tensor([len(group) for group in images]),
+        }
 
-    def _pixels(self, crops: list[np.ndarray], as_uint8: bool) -> torch.Tensor:
-        joined = np.concatenate(crops)
-        return torch.from_numpy(joined if as_uint8 else normalize(joined, self.image_mean, self.image_std))
+    def encode_videos(
+        self, videos: list[list[Sequence]], options: PixelOptions = NORMALIZED, as_uint8: bool = False
+    ) -> dict:
+        """videos: one list of videos per sample, each what rgb_frames takes. as_uint8: see __call__.
+
+        Returns tensors pixel_values_videos, video_num_frames, batch_num_videos.
+        """
+        options = AS_UINT8 if as_uint8 else options
+        flat = [self.frames(video) for group in videos for video in group]
+        return {
+            "pixel_values_videos": self._pixels(flat, options),
+            "video_num_frames": torch.tensor([len(frames) for frames in flat]),
+            "batch_num_videos": torch.tensor([len(group) for group in videos]),
+        }
+
+    def _pixels(self, crops: list[np.ndarray], options: PixelOptions) -> torch.Tensor:
+        pixels = np.concatenate(crops)
+        if options.do_normalize:
+            pixels = normalize(pixels, self.image_mean, self.image_std)
+        elif options.do_rescale:
+            pixels = normalize(pixels, (0.0,) * 3, (1.0,) * 3)
+        return torch.from_numpy(pixels)
+
+
+def as_tensors(batch: dict[str, torch.Tensor], kind: str | None) -> dict:
+    """kind: `pt`, `np`, or None for lists, of pixels one array (3, size, size) per crop."""
+    if kind == "pt":
+        return batch
+    arrays = {key: value.numpy() for key, value in batch.items()}
+    return arrays if kind == "np" else {k: list(v) if v.ndim == 4 else v.tolist() for k, v in arrays.items()}

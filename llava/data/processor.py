@@ -1,20 +1,25 @@
 """The one processor: images and text in, model inputs out, for training, evaluation and chat."""
 
+import re
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
+from llava.data.chat_messages import checked_messages, is_message, marked, special_tokens, unmarked
 from llava.data.conversation import encode_conversation, encode_prompt
+from llava.data.given import is_image, is_video, rgb_frames, rgb_groups, rgb_image, share_out
+from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
+from llava.data.options import AS_UINT8, NORMALIZED, Options, PixelOptions, TextOptions, read_options
 from llava.data.over_long import fit_sample
 from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
+from llava.request_errors import of_request
 
+LONGEST = 2**40  # a tokenizer's model_max_length beyond this means that it tells none
 # Images and videos of one turn are joined by spaces and followed by a newline, as in training.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
@@ -65,6 +70,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         normalises them.
         Raises DataError, naming the sample, for placeholders that do not match, and when what is left has no answer.
         """
+        images = [rgb_image(image) for image in images]
         sizes, frames = [image.size for image in images], [len(video) for video in videos]
         limits = {"max_length": max_length, "on_over_long": on_over_long}
         try:
@@ -75,7 +81,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         videos = videos[: fitted.num_videos]
         encoded = {"input_ids": fitted.input_ids, "labels": fitted.labels}
         encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": fitted.tokens > max_length}
-        visual = self._pixels([images], [videos], as_uint8=True)
+        visual = self._pixels([images], [videos], AS_UINT8, AS_UINT8)
         return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 
     def encode_turns(
@@ -98,6 +104,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
     def prompt_ids(self, dialogue: Dialogue, system: str = SYSTEM_MESSAGE) -> list[int]:
         """Token ids of a prompt that ends where the next answer begins, placeholders expanded. Touches no pixel."""
         turns, images, videos = dialogue
+        images = [rgb_image(image) for image in images]
         ids = encode_prompt(self.tokenizer, tuple(turns), system, images=len(images), videos=len(videos))
         counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
         return self._expand(ids, counts)[0]
@@ -109,6 +116,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         images or videos, what the image processor returns for them.
         """
         dialogues = [Dialogue(*fields) for fields in dialogues]
+        groups = rgb_groups([dialogue.images for dialogue in dialogues], "image", rgb_image)
+        dialogues = [dialogue._replace(images=images) for dialogue, images in zip(dialogues, groups)]
         rows = [self.prompt_ids(dialogue, system) for dialogue in dialogues]
         length = max(len(row) for row in rows)
         pad = self.tokenizer.pad_token_id
@@ -120,44 +129,120 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return BatchFeature(batch | visual)
 
     def __call__(
-        self, images=None, text=None, videos=None, padding=True, return_tensors="pt", **kwargs
+        self, images=None, text=None, videos=None, audio=None, padding=True, return_tensors="pt", **kwargs
     ) -> BatchFeature:
         """transformers' convention: prompts as text with `<image>` and `<video>`, images and videos.
 
         text: a string or a list. images, videos: one, a list (shared out over the texts by their placeholders) or one
-        list per text. An image may be a text that transformers' load_image understands (URL, data: URL, path). A video
-        is a list of images or uint8 (frames, height, width, 3). Other keywords go to the tokenizer.
+        list per text. Of an image see rgb_image for what it may be given as: PIL image, path, URL, data: URL, bytes,
+        array or tensor; a video is a list of such, or an array (frames, height, width, 3). Keywords: see Options, flat
+        or in text_kwargs, images_kwargs and videos_kwargs.
+        Raises DataError for what cannot be read, naming it, for placeholders that do not match, and for more than
+        max_length tokens unless they are truncated, which never cuts an image; LlavaError for keywords.
         """
-        texts = [text] if isinstance(text, str) else list(text)
-        image_groups = _group(images, texts, IMAGE_TOKEN, lambda given: isinstance(given, (Image.Image, str)))
-        image_groups = [[_loaded(image) for image in group] for group in image_groups]
-        video_groups = _group(videos, texts, VIDEO_TOKEN, _is_video)
-        expanded = []
-        for prompt, images_of_text, videos_of_text in zip(texts, image_groups, video_groups):
-            for token, counts in (
-                (IMAGE_TOKEN, self.image_tokens([image.size for image in images_of_text])),
-                (VIDEO_TOKEN, self._video_tokens([len(video) for video in videos_of_text])),
-            ):
-                pieces = prompt.split(token) if counts else [prompt]
-                prompt = "".join(p + token * count for p, count in zip(pieces, counts)) + pieces[-1]
-            expanded.append(prompt)
-        batch = self.tokenizer(expanded, padding=padding, return_tensors=return_tensors, **kwargs)
-        return BatchFeature(dict(batch) | self._pixels(image_groups, video_groups))
+        if audio is not None and len(audio):
+            raise DataError("this model reads text, images and videos, not audio")
+        of_audio = ("audio_from_video_indices", "load_audio_from_video", "sanitize_control_tokens")  # nothing to do
+        options = read_options({k: v for k, v in kwargs.items() if k not in of_audio}, padding, return_tensors)
+        texts = _checked_texts(text)
+        image_groups = share_out(images, texts, IMAGE_TOKEN, is_image)
+        video_groups = share_out(videos, texts, VIDEO_TOKEN, is_video)
+        image_groups = rgb_groups(image_groups, "image", rgb_image, options.images.input_data_format)
+        video_groups = rgb_groups(video_groups, "video", rgb_frames, options.videos.input_data_format)
+        rows = [self._prompt_row(*of_text) for of_text in zip(texts, image_groups, video_groups)]
+        batch = self._padded([self._cut(row, options.text) for row in rows], options)
+        visual = self._pixels(image_groups, video_groups, options.images, options.videos)
+        return BatchFeature(batch | as_tensors(visual, options.return_tensors))
+
+    def apply_chat_template(self, conversation, chat_template=None, *, tokenize=False, processor_kwargs=None, **kwargs):
+        """See transformers' method. What the messages say is text, also where it looks like a token of the template.
+
+        `<image>` in a text is an image only where no message shows one as a part of its content and the images are
+        given apart: to this processor with the rendered prompt, or in processor_kwargs.
+        Raises DataError for messages that are none and for what cannot be read, naming it.
+        """
+        processor_kwargs = dict(processor_kwargs or {})
+        kwargs.pop("sanitize_control_tokens", None)  # done always
+        apart = not tokenize or any(processor_kwargs.get(kind) is not None for kind in ("images", "videos"))
+        try:
+            is_batch = isinstance(conversation, list | tuple) and bool(conversation) and not is_message(conversation[0])
+            given = conversation if is_batch else [conversation]
+            chats = [marked(checked_messages(chat), special_tokens(self.tokenizer), apart) for chat in given]
+            return super().apply_chat_template(
+                chats if is_batch else chats[0],
+                chat_template,
+                tokenize=tokenize,
+                processor_kwargs=processor_kwargs,
+                **kwargs,
+            )
+        except LlavaError as error:
+            raise of_request(error) from None
 
     @property
     def model_input_names(self) -> list[str]:
         names = [*self.image_processor.model_input_names, *self.image_processor.video_input_names]
         return [*self.tokenizer.model_input_names, *names]
 
+    def _prompt_row(self, text: str, images: Sequence[Image.Image], videos: Sequence[Sequence]) -> list[int]:
+        """Token ids of a prompt, placeholders expanded; the pieces between special tokens are text and nothing else."""
+        special = special_tokens(self.tokenizer)
+        ids = []
+        for number, piece in enumerate(re.split(f"({'|'.join(map(re.escape, special))})", text)):
+            if number % 2:
+                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
+            elif piece:
+                encoding = self.tokenizer(unmarked(piece), add_special_tokens=False, split_special_tokens=True)
+                ids += encoding["input_ids"]
+        counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
+        return self._expand(ids, counts)[0]
+
+    def _cut(self, row: list[int], options: TextOptions) -> list[int]:
+        """At most max_length tokens. Raises DataError where more are not to be cut, and where an image would be."""
+        limit = options.max_length
+        if limit is None and (options.truncation or options.padding == "max_length"):
+            limit = self.tokenizer.model_max_length
+        if limit is None or len(row) <= limit:
+            return row
+        too_long = f"found {len(row)} tokens but max_length is {limit}"
+        if not options.truncation:
+            raise DataError(f"{too_long}; truncation=True would cut text")
+        right = self.tokenizer.truncation_side == "right"
+        kept, lost = (row[:limit], row[limit:]) if right else (row[-limit:], row[:-limit])
+        if self.image_token_id in lost or self.video_token_id in lost:
+            raise DataError(f"{too_long}, and a cut there would go through an image or video, or leave it out")
+        return kept
+
+    def _padded(self, rows: list[list[int]], options: Options) -> dict:
+        text = options.text
+        if text.padding == "do_not_pad" and options.return_tensors and len(set(map(len, rows))) > 1:
+            raise DataError(f"prompts of {len(min(rows, key=len))} to {len(max(rows, key=len))} tokens need padding")
+        if text.padding == "max_length" and text.max_length is None and self.tokenizer.model_max_length > LONGEST:
+            raise DataError("padding='max_length' needs a max_length: the tokenizer tells none")
+        padded = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=text.padding,
+            max_length=text.max_length,
+            padding_side=text.padding_side,
+            pad_to_multiple_of=text.pad_to_multiple_of,
+            return_attention_mask=text.return_attention_mask,
+            return_tensors=options.return_tensors,
+            verbose=False,
+        )
+        return dict(padded)
+
     def _pixels(
-        self, images: list[Sequence], videos: list[Sequence], as_uint8: bool = False
+        self,
+        images: list[Sequence],
+        videos: list[Sequence],
+        of_images: PixelOptions = NORMALIZED,
+        of_videos: PixelOptions = NORMALIZED,
     ) -> dict[str, torch.Tensor]:
         """What the tower is given, from one list of images and one of videos per sample."""
         batch = {}
         if any(map(len, images)):
-            batch |= self.image_processor(images, as_uint8=as_uint8)
+            batch |= self.image_processor.encode_images(images, of_images)
         if any(map(len, videos)):
-            batch |= self.image_processor.encode_videos(videos, as_uint8=as_uint8)
+            batch |= self.image_processor.encode_videos(videos, of_videos)
         return batch
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
@@ -209,31 +294,8 @@ def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
     return dict(zip(("image_token_id", "video_token_id"), ids))
 
 
-def _group(given, texts: list[str], token: str, is_one) -> list[list]:
-    """One list of images (or videos) per text; DataError when placeholders and images do not match."""
-    wanted = [text.count(token) for text in texts]
-    given = [] if given is None else [given] if is_one(given) else list(given)
-    if given and not is_one(given[0]):
-        groups = [list(group) for group in given]
-    elif sum(wanted) == len(given):
-        pending = iter(given)
-        groups = [[next(pending) for _ in range(count)] for count in wanted]
-    else:
-        groups = [given] + [[] for _ in texts[1:]]
-    found = [len(group) for group in groups]
-    if found != wanted:
-        raise DataError(f"found {wanted} {token} placeholders in the texts but {found} {token.strip('<>')}s")
-    return groups
-
-
-def _loaded(image: Image.Image | str) -> Image.Image:
-    return load_image(image) if isinstance(image, str) else image
-
-
-def _is_video(given) -> bool:
-    """Whether it is one video, not a list of videos; DataError for the path of one, also in a list."""
-    if isinstance(given, str) or (len(given) and isinstance(given[0], str)):
-        raise DataError("a video must be given as its frames, not as a path or URL")
-    if isinstance(given, np.ndarray):
-        return given.ndim == 4
-    return len(given) > 0 and (isinstance(given[0], Image.Image) or getattr(given[0], "ndim", 0) == 3)
+def _checked_texts(text) -> list[str]:
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    if not texts or not all(isinstance(prompt, str) for prompt in texts):
+        raise DataError(f"text must be a prompt or a list of prompts, with a place for each image; found {text!r:.100}")
+    return texts

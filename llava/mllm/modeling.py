@@ -33,6 +33,7 @@ from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
+from llava.request_errors import of_request
 
 
 class LlavaOVManagerPreTrainedModel(PreTrainedModel):
@@ -238,6 +239,14 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
                 f"managers that ask with a question (query {self.config.managers.query!r}) need the whole prompt at "
                 f"once: prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
             )
+
+    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+        """Called by generate. A prompt of more positions than the model was made for has no sensible answer."""
+        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        limit = self.config.text_config.max_position_embeddings
+        if input_ids_length > limit:
+            too_long = f"the prompt has {input_ids_length} tokens, but the model reads at most {limit}"
+            raise of_request(LlavaError(too_long))
 
     @can_return_tuple
     def forward(

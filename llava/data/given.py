@@ -1,0 +1,223 @@
+"""Images and videos in the forms that Python programs have them in, to RGB: one reader and one color rule for all."""
+
+import base64
+import binascii
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import torch
+from PIL import Image
+
+from llava.data.color import WIDE, decoding, to_rgb
+from llava.data.images import open_image
+from llava.errors import DataError
+
+SECONDS = 30  # of silence of a server
+LARGEST = 64 * 2**20  # bytes of an image from the web
+SHOWN = 60  # characters of a text that is no image
+CHANNELS = (1, 3)  # grey and RGB, by which a tensor's are found before those of two or four channels
+
+
+def rgb_image(given, name: str = "image", channels: str | None = None) -> Image.Image:
+    """An RGB image from whatever it is given as, its colors and its orientation as to_rgb has them.
+
+    given: a PIL image; a path; a text that is a URL, a data: URL, a path or base64; a file's bytes; or a numpy array or
+    torch tensor: (H, W), (H, W, C) or (C, H, W), of 1 to 4 channels (grey, grey and alpha, RGB, RGBA), uint8 or other
+    whole numbers from 0 to 255, floats from 0 to 1, or uint16, which is scaled. Where both ends could be channels, a
+    numpy array has them last and a tensor first.
+    name: for errors, where the image has no name of its own. channels: `channels_first` or `channels_last`, for arrays.
+    Raises DataError, naming the image.
+    """
+    if isinstance(given, Image.Image):
+        try:
+            with decoding():
+                return to_rgb(given)[0]
+        except DataError as error:
+            raise DataError(f"image {getattr(given, 'filename', '') or name} cannot be decoded: {error}") from None
+    if isinstance(given, bytes | bytearray | memoryview):
+        return open_image(BytesIO(given), name)
+    if isinstance(given, os.PathLike):
+        return open_image(given)
+    if isinstance(given, str):
+        return _from_text(given, name)
+    if is_array(given):
+        return _from_pixels(_eight_bits(_as_numpy(given), name), name, channels, torch.is_tensor(given))
+    raise DataError(
+        f"{name} is given as {type(given).__name__}; it may be a PIL image, a path, a URL, bytes, an array or a tensor"
+    )
+
+
+def rgb_frames(given, name: str = "video", channels: str | None = None) -> list[Image.Image]:
+    """The frames of one video in RGB: images as rgb_image takes them, or all in one array, frames first."""
+    if is_array(given):
+        given, is_tensor = _eight_bits(_as_numpy(given), name), torch.is_tensor(given)
+        if given.ndim != 4:
+            raise DataError(f"{name} has the shape {given.shape}; a video is (frames, H, W, C) or (frames, C, H, W)")
+        return [
+            _from_pixels(frame, f"frame {number} of {name}", channels, is_tensor) for number, frame in _numbered(given)
+        ]
+    return [rgb_image(frame, f"frame {number} of {name}", channels) for number, frame in _numbered(given)]
+
+
+def is_array(given) -> bool:
+    return isinstance(given, np.ndarray | torch.Tensor)
+
+
+def is_image(given) -> bool:
+    """Whether it is one image, not several; of arrays by their dimensions."""
+    if is_array(given):
+        return given.ndim <= 3
+    return isinstance(given, Image.Image | str | bytes | bytearray | memoryview | os.PathLike)
+
+
+def is_video(given) -> bool:
+    """Whether it is one video, not several; DataError for the path of one, also in a list."""
+    first = given[0] if isinstance(given, Sequence) and len(given) else None
+    if isinstance(given, str | os.PathLike) or isinstance(first, str | os.PathLike):
+        raise DataError("a video must be given as its frames, not as a path or URL")
+    if is_array(given):
+        return given.ndim <= 4
+    return is_image(first)
+
+
+def share_out(given, texts: list[str], token: str, is_one) -> list[list]:
+    """One list of images (or videos) per text; DataError when placeholders and images do not match.
+
+    given: None, one, several (shared out by the texts' placeholders), or a list per text. is_one: is_image or is_video.
+    """
+    thing = token.strip("<>")
+    if given is None:
+        given = []
+    elif is_one(given):
+        given = [given]
+    elif not is_array(given) and not isinstance(given, list | tuple):
+        raise DataError(f"{thing}s are given as {type(given).__name__}; give one, a list, or a list per prompt")
+    given = list(given)
+    singles = [is_one(entry) for entry in given]
+    wanted = [text.count(token) for text in texts]
+    if all(singles) and sum(wanted) == len(given):
+        pending = iter(given)
+        groups = [[next(pending) for _ in range(count)] for count in wanted]
+    elif all(singles):
+        groups = [given] + [[] for _ in texts[1:]]
+    elif any(singles) or not all(isinstance(entry, list | tuple) or is_array(entry) for entry in given):
+        kinds = ", ".join(sorted({type(entry).__name__ for entry in given}))
+        raise DataError(f"{thing}s must be given as one list or as a list per prompt, found {kinds} side by side")
+    else:
+        groups = [list(entry) for entry in given]
+    found = [len(group) for group in groups]
+    if found != wanted:
+        raise DataError(f"found {wanted} {token} placeholders in the texts but {found} {thing}s")
+    return groups
+
+
+def rgb_groups(groups: list[list], thing: str, reader, channels: str | None = None) -> list[list]:
+    """Each entry of each group in RGB. reader: rgb_image or rgb_frames. thing: its name in errors, with its number."""
+    several = len(groups) > 1
+    return [
+        [
+            reader(entry, f"{thing} {place} of prompt {number}" if several else f"{thing} {place}", channels)
+            for place, entry in _numbered(group)
+        ]
+        for number, group in _numbered(groups)
+    ]
+
+
+def _numbered(given):
+    return enumerate(given, start=1)
+
+
+def _from_text(text: str, name: str) -> Image.Image:
+    if text.startswith(("http://", "https://")):
+        return open_image(BytesIO(_fetched(text)), text)
+    shown = repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
+    if text.startswith("data:"):
+        head, comma, content = text.partition(",")
+        if not comma:
+            raise DataError(f"{name} is no data: URL: {shown} has no comma")
+        return open_image(BytesIO(_decoded(content, name) if "base64" in head else unquote_to_bytes(content)), name)
+    if os.path.isfile(text):
+        return open_image(text)
+    try:
+        content = _decoded(text, name)
+    except DataError:
+        content = b""
+    if len(content) <= SHOWN:  # no image is so small; it is a path, some of which are base64 too
+        raise DataError(f"{name} is neither a URL, nor a file that exists, nor base64 of an image: {shown}")
+    return open_image(BytesIO(content), name)
+
+
+def _decoded(text: str, name: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{name} is not whole base64: {error}") from None
+
+
+def _fetched(url: str) -> bytes:
+    import httpx
+
+    content = bytearray()
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=SECONDS) as response:
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > LARGEST:
+                    raise DataError(f"{url} is larger than {LARGEST // 2**20} MiB, the most that is fetched")
+    except httpx.HTTPStatusError as error:
+        answer = error.response
+        raise DataError(f"{url}: the server answers {answer.status_code} {answer.reason_phrase}".rstrip()) from None
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise DataError(f"{url} cannot be fetched: {' '.join(str(error).split()) or type(error).__name__}") from None
+    return bytes(content)
+
+
+def _as_numpy(given) -> np.ndarray:
+    if torch.is_tensor(given):
+        given = given.detach().cpu()
+        return (given.float() if given.is_floating_point() else given).numpy()
+    return given
+
+
+def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """Pixels as uint8; whole numbers of grey images beyond that are left to to_rgb."""
+    kind = values.dtype.kind
+    if values.size == 0 or kind not in "buif":
+        raise DataError(f"{name} is an array {values.shape} of {values.dtype}, no pixels")
+    if values.dtype == np.uint8:
+        return values
+    if kind == "b":
+        return values * np.uint8(255)
+    if values.dtype == np.uint16:
+        return np.rint(values / WIDE).astype(np.uint8)
+    low, high = values.min(), values.max()
+    if kind == "f" and low >= 0 and high <= 1:
+        return np.rint(values * 255.0).astype(np.uint8)
+    if low >= 0 and high <= 255 and (kind != "f" or (values == np.rint(values)).all()):
+        return values.astype(np.uint8)
+    if kind != "f" and values.ndim == 2 and low >= -(2**31) and high < 2**31:
+        return values.astype(np.int32)
+    raise DataError(f"{name} has values from {low:g} to {high:g}; give floats from 0 to 1, or whole numbers to 255")
+
+
+def _from_pixels(pixels: np.ndarray, name: str, channels: str | None, is_tensor: bool) -> Image.Image:
+    shape = pixels.shape
+    if len(shape) == 3:
+        if _channels_first(shape, name, channels, is_tensor):
+            pixels = pixels.transpose(1, 2, 0)
+        pixels = pixels[..., 0] if pixels.shape[2] == 1 else pixels
+    if pixels.ndim != 2 and (pixels.ndim != 3 or pixels.shape[2] > 4):
+        raise DataError(f"{name} has the shape {shape}; an image is (H, W), (H, W, C) or (C, H, W), C from 1 to 4")
+    return to_rgb(Image.fromarray(np.ascontiguousarray(pixels)))[0]
+
+
+def _channels_first(shape: tuple[int, ...], name: str, channels: str | None, is_tensor: bool) -> bool:
+    if channels is not None:
+        return channels == "channels_first"
+    if is_tensor:
+        return shape[0] in CHANNELS or (shape[2] not in CHANNELS and shape[0] <= 4)
+    return shape[2] > 4
