@@ -5,36 +5,55 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from llava.chat.display import Display
+from llava.chat.exchange import EMPTY, Exchange
 from llava.chat.inline import split_media
 from llava.chat.log import Talk, load
-from llava.chat.manager_weights import ManagerWeights, ScoreRecorder
 from llava.chat.media import MediaReader, Medium
-from llava.chat.session import Exchange, Session
+from llava.chat.session import Session
+from llava.chat.weights_chart import ManagerWeights
 
 
 class Chat:
     """A session, and how it is shown.
 
-    model: its name in logs. show_managers: print a chart of the managers' weights after each answer.
+    model: its name in logs. show_managers, show_stats: after each answer, print a chart of the managers' weights, and
+    its tokens per second.
     leaving: set when the user wants to go. files: logs that were read or written, and may be written again.
     """
 
-    def __init__(self, session: Session, media: MediaReader, display: Display, model: str, show_managers: bool = False):
+    def __init__(
+        self,
+        session: Session,
+        media: MediaReader,
+        display: Display,
+        model: str,
+        show_managers: bool = False,
+        show_stats: bool = False,
+    ):
         self.session = session
         self.media = media
         self.display = display
         self.model = model
+        self.show_stats = show_stats
         self.leaving = False
         self.files: set[Path] = set()
-        self._recorder = ScoreRecorder(session.engine.model) if show_managers else None
+        self._recorder = None
+        if show_managers:
+            from llava.chat.manager_weights import ScoreRecorder
+
+            self._recorder = ScoreRecorder(session.engine.model)
 
     def say(self, line: str) -> None:
         """Opens the images and videos that the line names and asks the rest; without any rest they wait.
 
         Raises LlavaError; whatever cannot be opened stops the whole line, and the line can be given again.
         """
-        question, named = split_media(line)
-        opened = [self.media.open(source, kind) for kind, source in named]
+        named = split_media(line)
+        named.check()
+        question = named.question
+        opened = [self.media.open(source, kind) for kind, source in named.media]
+        for note in named.notes:
+            self.display.note(note)
         waiting = list(self.session.waiting)
         self.show(opened, "this question" if question else "the next question")
         if not question:
@@ -76,7 +95,11 @@ class Chat:
 
     def _answer(self, answered: Callable[[Callable[[str], None]], Exchange]) -> None:
         with self._recording(), self.display.answer() as show:
-            answered(show)
+            exchange = answered(show)
+        if not exchange.answer and self.display.is_watched:
+            self.display.note(EMPTY)
+        if self.show_stats:
+            self.display.note(stats(exchange))
         if self.shows_managers:
             self.display.show_weights(self.manager_weights())
 
@@ -101,3 +124,13 @@ class Chat:
                 self.display.note(str(medium))
             self.display.note(f"> {exchange.question}")
             self.display.show_text(exchange.answer)
+
+
+def stats(exchange: Exchange) -> str:
+    """Tokens and time of an answer, in a line."""
+    usage, timing, rate = exchange.usage, exchange.timing, exchange.tokens_per_second
+    speed = "" if rate is None else f", {rate:.1f} a second"
+    return (
+        f"{usage.answer} token{'' if usage.answer == 1 else 's'} in {timing.writing:.2f} s{speed}, "
+        f"after {timing.first_token:.2f} s for the prompt: {usage.prefilled} of its {usage.prompt} tokens were computed"
+    )

@@ -1,17 +1,15 @@
 """What a user can write besides questions."""
 
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from llava.chat.chat import Chat
-from llava.chat.fetch import is_url
-from llava.chat.inline import begins_with_media
-from llava.chat.log import save
-from llava.chat.media import local_path
-from llava.chat.settings import SETTINGS, parse_settings
-from llava.errors import DataError, LlavaError
+from llava.chat.inline import begins_with_media, sources_of
+from llava.chat.log import check_suffix, save
+from llava.chat.paths import locate
+from llava.chat.settings import SETTINGS, parse_settings, settings_notes, written
+from llava.errors import LlavaError
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,17 @@ def obey(chat: Chat, line: str) -> None:
             raise LlavaError(f"{name} takes nothing behind it, found {rest!r}")
         command.run(chat, rest)
     elif name.startswith("/") and not begins_with_media(line):
-        raise LlavaError(f"unknown command {name}; /help lists them")
+        raise LlavaError(_no_command(name))
     elif line:
         chat.say(line)
+
+
+def _no_command(name: str) -> str:
+    if locate(name) is not None:
+        return f"{name} is a folder; name the images in it" if "/" in name[1:] else f"{name} is a folder and no command"
+    if "/" in name[1:] or "." in name:
+        return f"{name} is neither a command nor a file"
+    return f"unknown command {name}; /help lists them"
 
 
 def help_text() -> str:
@@ -46,7 +52,10 @@ def help_text() -> str:
     lines = [f"  {head:<{width}}  {text}" for head, text in heads.items()]
     return "\n".join(
         [
-            "Type a question; paths and URLs of images and videos in it are shown with it. Commands:",
+            "Type a question; images and videos in it, files or URLs, are shown with it. A word is",
+            "a file if it exists and has a /, a suffix, quotes or an @: a.png, 'my page', @page.",
+            "",
+            "Commands:",
             *lines,
             "Ctrl-C stops an answer, Ctrl-D leaves, Tab completes, Alt-Enter begins a line.",
         ]
@@ -57,28 +66,9 @@ def _show(kind: str) -> Callable[[Chat, str], None]:
     def run(chat: Chat, rest: str) -> None:
         if not rest:
             raise LlavaError(f"/{kind} needs a path")
-        chat.show([chat.media.open(source, kind) for source in _sources(rest)])
+        chat.show([chat.media.open(source, kind) for source in sources_of(rest)])
 
     return run
-
-
-def _sources(text: str) -> list[str]:
-    """One path, perhaps with blanks in it, or several paths and URLs, quoted where need be."""
-    whole = text.strip("'\"")
-    try:
-        words = shlex.split(text)
-    except ValueError:  # a single quotation mark
-        return [whole]
-    if _exists(whole) or not any(map(_exists, words)):
-        return [whole]
-    return words
-
-
-def _exists(source: str) -> bool:
-    try:
-        return is_url(source) or local_path(source).exists()
-    except (DataError, OSError, ValueError):
-        return False
 
 
 def _paste(chat: Chat, rest: str) -> None:
@@ -115,10 +105,18 @@ def _system(chat: Chat, rest: str) -> None:
 def _set(chat: Chat, rest: str) -> None:
     if rest:
         chat.session.set_settings(parse_settings(chat.session.settings, rest))
-    values = {name: f"{name}={value}" for name, value in asdict(chat.session.settings).items()}
+    values = {name: f"{name}={written(value)}" for name, value in asdict(chat.session.settings).items()}
     width = max(map(len, values.values()))
     for name, value in values.items():
         chat.display.note(f"  {value:<{width}}  {SETTINGS[name].help}")
+    for note in settings_notes(chat.session.settings):
+        chat.display.note(note)
+
+
+def _stats(chat: Chat, rest: str) -> None:
+    chat.show_stats = not chat.show_stats
+    shown = "shown after each answer" if chat.show_stats else "no longer shown"
+    chat.display.note(f"tokens per second are {shown}")
 
 
 def _tokens(chat: Chat, rest: str) -> None:
@@ -135,6 +133,7 @@ def _tokens(chat: Chat, rest: str) -> None:
 
 def _save(chat: Chat, rest: str) -> None:
     path = _file("/save", rest)
+    check_suffix(path)
     if path.exists() and path.absolute() not in chat.files:
         raise LlavaError(f"{path} exists; name another file")
     save(path, chat.model, chat.session)
@@ -149,7 +148,8 @@ def _load(chat: Chat, rest: str) -> None:
 
 def _file(command: str, rest: str) -> Path:
     if not rest:
-        raise LlavaError(f"{command} needs a file, .jsonl or .json")
+        kinds = ".jsonl, .json, .txt or .md" if command == "/save" else ".jsonl or .json"
+        raise LlavaError(f"{command} needs a file, {kinds}")
     return Path(rest.strip("'\"")).expanduser()
 
 
@@ -170,8 +170,9 @@ COMMANDS = {
     "/reset": Command("", "forget the conversation and its images", _reset),
     "/system": Command("[TEXT|default]", "show or change the system message", _system),
     "/set": Command("[NAME=VALUE...]", "show or change how answers are made: temperature=0.7", _set, "setting"),
+    "/stats": Command("", "show tokens per second after each answer, or no longer", _stats),
     "/tokens": Command("", "how long the conversation is", _tokens),
-    "/save": Command("FILE", "write the conversation to a file, .jsonl or .json", _save, "file"),
+    "/save": Command("FILE", "write it down: .jsonl or .json for /load, .txt or .md to read", _save, "file"),
     "/load": Command("FILE", "go on with a conversation from a file", _load, "file"),
     "/help": Command("", "this text", _help),
     "/exit": Command("", "leave; so does Ctrl-D", _exit),

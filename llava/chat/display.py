@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -13,10 +13,12 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 
-from llava.chat.manager_weights import ManagerWeights, chart
 from llava.chat.preview import can_preview, preview
+from llava.chat.quiet import quiet_terminal
+from llava.chat.weights_chart import ManagerWeights, chart
 
 FRAMES_PER_SECOND = 12
+SPINNER, SPINS_PER_SECOND = "|/-\\", 8
 # Tabs and newlines remain; what could move the cursor or change colors does not.
 _CONTROL = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
@@ -30,6 +32,11 @@ class Display:
         self.notes = Console(stderr=True, highlight=False, emoji=False, markup=False, soft_wrap=True)
         self.previews = preview
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody looks at answers or notes, in a terminal."""
+        return self.answers.file.isatty() or self.notes.file.isatty()
+
     def note(self, text: str) -> None:
         """A line about what happened."""
         print(text.translate(_CONTROL), file=sys.stderr, flush=True)
@@ -38,24 +45,50 @@ class Display:
         self.note(f"error: {' '.join(text.split())}")
 
     @contextmanager
-    def answer(self) -> Iterator[Callable[[str], None]]:
-        """Gives a function that shows the pieces of an answer as they come.
+    def working(self, text: str = "") -> Iterator[Callable[[], None]]:
+        """On a terminal, shows that something goes on, until the block or the function that it gives ends it.
+
+        Keys that are typed meanwhile are not echoed. A terminal that cannot draw gets the text as a line.
+        """
+        if not self.notes.file.isatty():
+            yield lambda: None
+            return
+        with quiet_terminal():
+            if self.notes.is_dumb_terminal:
+                if text:
+                    self.note(text)
+                yield lambda: None
+                return
+            spinner = Live(_Spinner(text), console=self.notes, transient=True, refresh_per_second=SPINS_PER_SECOND)
+            with spinner:
+                yield spinner.stop
+
+    @contextmanager
+    def answer(self, spin: bool = True) -> Iterator[Callable[[str], None]]:
+        """Gives a function that shows the pieces of an answer as they come. spin: a spinner is shown until the first.
 
         The answer ends with a line's end; one that breaks off before its first piece leaves nothing.
         """
         rendered = self.answers.file.isatty() and not self.answers.is_dumb_terminal
         shown = MarkdownStream(self.answers) if rendered else PlainStream(self.answers)
-        try:
-            yield shown.add
-        except BaseException:
-            if shown.begun:
-                shown.end()
-            raise
-        shown.end()
+        with quiet_terminal():
+            try:
+                with self.working() if spin else nullcontext(lambda: None) as stop:
+
+                    def show(piece: str) -> None:
+                        stop()
+                        shown.add(piece)
+
+                    yield show
+            except BaseException:
+                if shown.begun:
+                    shown.end()
+                raise
+            shown.end()
 
     def show_text(self, text: str) -> None:
         """A whole answer at once."""
-        with self.answer() as show:
+        with self.answer(spin=False) as show:
             show(text)
 
     def show_weights(self, weights: list[ManagerWeights]) -> None:
@@ -171,3 +204,16 @@ class _Tail:
         for line in [[]] * self.gap + lines[-max(console.height - 2, 1) :]:
             yield from line
             yield Segment.line()
+
+
+class _Spinner:
+    """A stroke that turns, what goes on, and the seconds since it began."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.begin = time.monotonic()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        seconds = time.monotonic() - self.begin
+        stroke = SPINNER[int(seconds * SPINS_PER_SECOND) % len(SPINNER)]
+        yield Segment(f"{stroke} {self.text} {seconds:.0f}s"[: console.width - 1].replace("  ", " "))

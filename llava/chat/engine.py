@@ -3,9 +3,9 @@
 Dialogue ── prompt text, <image> placed ── processor ── generate ── decoded, stripped
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -13,6 +13,7 @@ from threading import Event
 import torch
 from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
+from llava.chat.checks import DTYPE_NAMES, check_dtype, check_model_folder
 from llava.chat.kept_cache import KeptCache, check_length
 from llava.constants import ADAPTER_FOLDER, IMAGE_TOKEN
 from llava.data.conversation import END
@@ -23,30 +24,14 @@ from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGenerat
 from llava.mllm.adapter import load_model
 from llava.mllm.attention import best_attention
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
+
+BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
 
 
 def join_images(text: str, count: int) -> str:
     """`text` with `count` images in front: "<image> <image>\\n" + text, as the training data has it."""
     return f"{' '.join([IMAGE_TOKEN] * count)}\n{text}" if count else text
-
-
-def check_model_folder(path: str | Path) -> None:
-    """Raises LlavaError unless `path` is a folder that holds a LLaVA-OV-Manager model; reads config.json only."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise LlavaError(f"{folder}: no such model folder")
-    if not (folder / "config.json").is_file():
-        raise LlavaError(f"{folder}: not a model folder (no config.json)")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = config["model_type"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise LlavaError(f"{folder / 'config.json'}: not a model configuration ({error})") from error
-    if found != LlavaOVManagerConfig.model_type:
-        is_text_model = any(name.endswith("ForCausalLM") for name in config.get("architectures") or [])
-        kind = "a text-only model" if is_text_model and "vision_config" not in config else "a model"
-        raise LlavaError(f"{folder}: {kind} of type {found!r}; needed is {LlavaOVManagerConfig.model_type!r}")
 
 
 def plain_generation(tokenizer, **options) -> GenerationConfig:
@@ -86,14 +71,15 @@ class Engine:
         Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
         """
         check_model_folder(path)
+        check_dtype(dtype)
         place = _device(device)
-        if dtype not in ("auto", *DTYPES):
-            raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
         kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
         options = _four_bits(Path(path), place, kind) if load_4bit else {}
         if attn_implementation is None:
             attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
         try:
+            if load_4bit:
+                _check_widths(Path(path))
             processor = LlavaOVManagerProcessor.from_pretrained(path)
             model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
         except LlavaError:
@@ -116,6 +102,10 @@ class Engine:
         bits = ", language model in 4 bits" if getattr(self.model, "is_loaded_in_4bit", False) else ""
         return f"{self.device}, {dtype}, {attention}{bits}"
 
+    def new_cache(self) -> KeptCache:
+        """What `stream` is given as `kept`, one for each conversation."""
+        return KeptCache()
+
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Length of the prompt with all visual tokens, without touching a pixel."""
         return len(self.processor.prompt_ids(_placed(dialogue)))
@@ -135,7 +125,7 @@ class Engine:
         temperature 0 is greedy (or beam search with num_beams > 1). stop: an answer is cut before the first of these.
         """
         inputs = self._inputs(dialogues)
-        options = _options(max_new_tokens, temperature, top_p, num_beams)
+        options = _options(max_new_tokens, temperature, top_p, num_beams=num_beams)
         with torch.inference_mode():
             output = self.model.generate(**inputs, **options)
         answers = output[:, inputs["input_ids"].shape[1] :]
@@ -149,15 +139,19 @@ class Engine:
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float | None = None,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
         kept: KeptCache | None = None,
     ) -> Iterator[str]:
         """Yields the answer in pieces as they are generated. Closing the iterator stops it, at any time.
 
+        temperature 0 is greedy. top_k: 0 for all tokens. seed: of the tokens that are drawn, None for others each time.
         kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
         The model works in a thread of its own; what it raises is raised here.
         """
         kept = KeptCache() if kept is None else kept
-        options = _options(max_new_tokens, temperature, top_p, num_beams=1)
+        options = _options(max_new_tokens, temperature, top_p, top_k=top_k, repetition_penalty=repetition_penalty)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = Event()
 
@@ -173,7 +167,7 @@ class Engine:
             hooks = [layer.register_forward_pre_hook(interrupt) for layer in layers]
             criteria = StoppingCriteriaList([is_stopped])
             try:
-                with torch.inference_mode():
+                with torch.inference_mode(), _seeded(seed, self.device):
                     inputs, store = kept.prepare(self.model, self.processor, _placed(dialogue))
                     output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
                 store(output[0].tolist())
@@ -245,11 +239,45 @@ def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def _options(max_new_tokens: int, temperature: float, top_p: float | None, num_beams: int) -> dict:
+def _check_widths(folder: Path) -> None:
+    """Raises LlavaError for a language model whose matrices are not whole blocks; on some CPUs they fail when used."""
+    text = LlavaOVManagerConfig.from_pretrained(folder).text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    for name, width, block in (
+        ("hidden_size", text.hidden_size, BLOCK_OF_4BIT),
+        ("intermediate_size", text.intermediate_size, BLOCK_OF_4BIT),
+        ("num_attention_heads * head_dim", text.num_attention_heads * head, BLOCK_OF_4BIT),
+        ("num_key_value_heads * head_dim", text.num_key_value_heads * head, ROWS_OF_4BIT),
+    ):
+        if width % block:
+            raise LlavaError(f"{folder} cannot be loaded in 4 bits: {name} is {width}, no multiple of {block}")
+
+
+def _options(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float | None,
+    *,
+    num_beams: int = 1,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+) -> dict:
     options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": temperature > 0}
+    options |= {"repetition_penalty": repetition_penalty}
     if temperature > 0:
-        options |= {"temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": 0}
+        options |= {"temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": top_k}
     return options
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device):
+    """torch's generators begin at `seed` and are afterwards as they were; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ came about: another turn, a turn taken back, another answer to the same question
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from llava.anyres import ImageLayout, VideoLayout
+from llava.chat.exchange import Usage
 from llava.data.images import normalize
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
@@ -25,16 +25,6 @@ from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures
 from llava.mllm.inputs import VisualInput
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer. visual: those of images and videos in the prompt. prefilled: computed, not kept."""
-
-    prompt: int
-    visual: int
-    prefilled: int
-    answer: int
 
 
 class Span(NamedTuple):

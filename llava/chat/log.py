@@ -1,5 +1,6 @@
 """Conversations in files: written as they go (--log), or at once (/save), and read again (--load, /load).
 
+A file of /save that ends in .txt or .md is for people; others are for both:
 JSON lines, one event each, the first a header; or, in a file whose name ends in .json, the header with all "events".
 
 {"event": "start", "format": "llava-chat", "version": 1, "model": ..., "system": ..., "settings": {...}}
@@ -18,13 +19,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
 
+from llava.chat.exchange import EMPTY, Exchange, checked_system, placed
 from llava.chat.media import MediaReader, Medium
-from llava.chat.session import Exchange, Session, checked_system, placed
+from llava.chat.session import Session
 from llava.chat.settings import SETTINGS, Settings, changed
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
 
 FORMAT, VERSION = "llava-chat", 1
+READABLE = (".txt", ".md")
+SUFFIXES = (".jsonl", ".json", *READABLE)
 
 
 @dataclass
@@ -56,7 +60,7 @@ class LogWriter:
                 for exchange in session.exchanges:
                     self("answer", exchange)
         except FileExistsError:
-            raise LlavaError(f"the log {path} exists; go on with it by --load {path}, or name another") from None
+            raise LlavaError(_log_exists(path)) from None
         except OSError as error:
             raise LlavaError(f"the log {path} cannot be written: {error.strerror}") from None
 
@@ -75,15 +79,36 @@ def save(path: Path, model: str, session: Session) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         header = _header(model, session)
-        events = [_event("answer", exchange, path) for exchange in session.exchanges]
-        if path.suffix == ".json":
-            text = json.dumps({**header, "events": events}, ensure_ascii=False, indent=1) + "\n"
+        if path.suffix.lower() in READABLE:
+            text = _readable(model, session)
+        elif path.suffix.lower() == ".json":
+            text = json.dumps({**header, "events": _events(session, path)}, ensure_ascii=False, indent=1) + "\n"
         else:
-            text = "".join(map(_line, [header, *events]))
+            text = "".join(map(_line, [header, *_events(session, path)]))
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
         raise LlavaError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def check_suffix(path: Path) -> None:
+    """Raises LlavaError for a file whose name does not say what `save` writes into it."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise LlavaError(f"{path} must end in .jsonl or .json, to be loaded again, or in .txt or .md, to be read")
+
+
+def check_log(path: Path, goes_on: bool) -> None:
+    """Raises LlavaError for a log that `LogWriter` could not begin; writes nothing."""
+    if goes_on:
+        return
+    if path.exists():
+        raise LlavaError(_log_exists(path))
+    if not path.absolute().parent.is_dir():
+        raise LlavaError(f"the log {path} cannot be written: {path.absolute().parent} is no folder")
+
+
+def _log_exists(path: Path) -> str:
+    return f"the log {path} exists; go on with it by --load {path}, or name another"
 
 
 def load(path: Path, media: MediaReader) -> Talk:
@@ -147,6 +172,22 @@ def _event(event: str, value, path: Path) -> dict:
     return {"event": event, **({"text": value} if event == "system" else {"settings": value} if event == "set" else {})}
 
 
+def _events(session: Session, path: Path) -> list[dict]:
+    return [_event("answer", exchange, path) for exchange in session.exchanges]
+
+
+def _readable(model: str, session: Session) -> str:
+    """The conversation as text that is Markdown, too: questions are quoted."""
+    parts = [f"A conversation with {model}"]
+    if session.system is not None:
+        parts.append(f"System message: {session.system}")
+    for exchange in session.exchanges:
+        asked = [*map(str, exchange.media), *exchange.question.splitlines()]
+        parts += ["\n".join(f"> {line}" for line in asked), exchange.answer or EMPTY]
+        parts += ["(stopped)"] if exchange.stopped else []
+    return "\n\n".join(parts) + "\n"
+
+
 def _stored(medium: Medium, log: Path) -> dict:
     record = record_of(medium)
     if medium.fetched:
@@ -187,6 +228,10 @@ def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
         rest = whole.pop("events", []) if isinstance(whole, dict) else None
         events = [whole, *rest] if isinstance(rest, list) else []
     except (ValueError, RecursionError):
+        if path.suffix.lower() in READABLE and not text.startswith("{"):
+            raise LlavaError(
+                f"{path} is no log of llava chat; of what /save writes, .jsonl and .json are loaded"
+            ) from None
         *lines, rest = text.split("\n")
         if rest:
             notes.append(f"{path}: the last line is half-written and is left out")
@@ -222,8 +267,10 @@ def _system(event: dict, where: str, name: str = "system") -> str | None:
 def _settings(event: dict, where: str) -> Settings:
     values = _field(event, "settings", dict, where)
     for name, value in values.items():
-        wanted = int if name == "max_new_tokens" else int | float
-        if name not in SETTINGS or isinstance(value, bool) or not isinstance(value, wanted):
+        setting = SETTINGS.get(name)
+        wanted = int if setting is not None and setting.whole else int | float
+        fits = isinstance(value, wanted) and not isinstance(value, bool)
+        if setting is None or not (fits or (value is None and name == "seed")):
             raise LlavaError(f"{where}: no setting: {name!r}: {value!r}")
     return changed(Settings(), values, f"{where}: ")
 

@@ -7,21 +7,27 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from PIL import ImageGrab
 
 from llava.chat.fetch import MEBIBYTE, check_url, fetch, is_url
-from llava.data.images import read_image
+from llava.chat.paths import local_path, locate
+from llava.data.images import read_header, read_image
 from llava.data.video import VideoSampling, read_video
-from llava.errors import DataError, MissingFileError
+from llava.errors import DataError, MissingFileError, OversizedImageError
 
 LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes
 # What is shown on the web, and nothing that Pillow would hand to another program, as it does with EPS.
 WEB_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {
-    "image": {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"},
-    "video": {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"},
+    "image": {
+        *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+        *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp"),
+    },
+    "video": {
+        *(".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".webm", ".wmv"),
+    },
 }
 
 
@@ -67,7 +73,7 @@ class MediaReader:
             target = self._new_file(Path(urlsplit(source).path).suffix)
             fetch(source, target, kind, LIMITS[kind])
             return self._opened(target, source, kind, fetched=True)
-        return self._opened(local_path(source), source, kind)
+        return self._opened(locate(source) or local_path(source), source, kind)
 
     def open_stored(
         self, path: Path, sha256: str, source: str, kind: str, sampling: VideoSampling | None = None
@@ -118,19 +124,6 @@ class MediaReader:
         return Medium(kind, source, path, found, video.frames, measures, (), fetched, sampling)
 
 
-def local_path(source: str) -> Path:
-    """The file that a path or a file:// URL names."""
-    try:
-        parts = urlsplit(source) if source.lower().startswith("file:") else None
-    except ValueError as error:
-        raise DataError(f"{source} is not a URL: {error}") from None
-    if parts is None:
-        return Path(os.path.abspath(os.path.expanduser(source)))
-    if parts.netloc not in ("", "localhost"):
-        raise DataError(f"{source} is refused: the file is on another host")
-    return Path(os.path.abspath(unquote(parts.path)))
-
-
 def kind_of(name: str) -> str | None:
     """`image` or `video`, by the end of a path or a URL; None for others."""
     try:
@@ -138,6 +131,17 @@ def kind_of(name: str) -> str | None:
     except ValueError:  # http://[1/a.png
         return None
     return next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file's first bytes are those of an image that can be read."""
+    try:
+        read_header(path, str(path))
+    except OversizedImageError:
+        return True  # so that it is told why it is refused
+    except DataError:
+        return False
+    return True
 
 
 def file_hash(path: Path) -> str:

@@ -3,40 +3,18 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from random import Random
+from typing import TYPE_CHECKING
 
-from llava.chat.engine import Engine
-from llava.chat.kept_cache import KeptCache, Usage
+from llava.chat.exchange import PLACEHOLDERS, Exchange, Timing, Usage, as_text, checked_system, placed
 from llava.chat.media import Medium
 from llava.chat.settings import Settings
-from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 
-PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds from the question to the first piece of the answer, and to its end."""
-
-    first_token: float
-    total: float
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A question, what was shown with it, and the answer. stopped: it was cut short. usage, timing: of the answer."""
-
-    question: str
-    media: tuple[Medium, ...]
-    answer: str = ""
-    stopped: bool = False
-    usage: Usage | None = None
-    timing: Timing | None = None
-
-    def of_kind(self, kind: str) -> list[Medium]:
-        return [medium for medium in self.media if medium.kind == kind]
+if TYPE_CHECKING:  # it needs torch, which no early error should wait for
+    from llava.chat.engine import Engine
 
 
 class Session:
@@ -46,13 +24,14 @@ class Session:
     for the model's own. record: called with each change of the conversation, as llava/chat/log.py stores it.
     """
 
-    def __init__(self, engine: Engine, settings: Settings, system: str | None = None):
+    def __init__(self, engine: "Engine", settings: Settings, system: str | None = None):
         self.engine = engine
         self.settings = settings
         self.exchanges: list[Exchange] = []
         self.waiting: list[Medium] = []
         self.record: Callable[[str, object], None] = lambda event, value=None: None
-        self._kept = KeptCache()
+        self._drawn = 0  # answers since the seed was set or the conversation began
+        self._kept = engine.new_cache()
         self.system = checked_system(system)
 
     def ask(self, question: str, show: Callable[[str], None]) -> Exchange:
@@ -83,7 +62,7 @@ class Session:
 
     def reset(self) -> None:
         """Forgets the turns and what waits; system message and settings stay."""
-        self.exchanges, self.waiting = [], []
+        self.exchanges, self.waiting, self._drawn = [], [], 0
         self._kept.clear()
         self.record("reset")
 
@@ -93,11 +72,14 @@ class Session:
         self.record("system", self.system)
 
     def set_settings(self, settings: Settings) -> None:
+        if settings.seed != self.settings.seed:
+            self._drawn = 0
         self.settings = settings
         self.record("set", asdict(settings))
 
     def restore(self, exchanges: Sequence[Exchange], system: str | None, settings: Settings) -> None:
         """Another conversation in place of this one; what waits stays."""
+        self._drawn = len(exchanges)
         self.exchanges, self.system, self.settings = list(exchanges), checked_system(system), settings
         self.record("reset")
         self.record("system", system)
@@ -125,7 +107,7 @@ class Session:
         begin = time.perf_counter()
         first, interrupt = None, None
         try:
-            with closing(self.engine.stream(dialogue, **asdict(self.settings), kept=self._kept)) as stream:
+            with closing(self.engine.stream(dialogue, **self._options(), kept=self._kept)) as stream:
                 for piece in stream:
                     first = first or time.perf_counter()
                     pieces.append(piece)
@@ -148,6 +130,14 @@ class Session:
             raise interrupt
         return exchange
 
+    def _options(self) -> dict:
+        """The settings, with a seed of this answer's own: another answer to the same question is another draw."""
+        options = asdict(self.settings)
+        if self.settings.seed is not None:
+            options["seed"] = Random(f"{self.settings.seed} {self._drawn}").getrandbits(63)
+        self._drawn += 1
+        return options
+
     def _dialogue(self, exchanges: list[Exchange]) -> Dialogue:
         """The turns, up to the last exchange's question."""
         turns = [Turn("system", self.system)] if self.system is not None else []
@@ -156,35 +146,3 @@ class Session:
         images = [medium.content for exchange in exchanges for medium in exchange.of_kind("image")]
         videos = [medium.content for exchange in exchanges for medium in exchange.of_kind("video")]
         return Dialogue(turns[:-1], images, videos)
-
-
-def placed(exchange: Exchange) -> str:
-    """The question with a place for each image and video: where it says so itself, else in front, as in training.
-
-    Raises LlavaError when it says so more or less often than there are.
-    """
-    in_front = []
-    for kind, placeholder in PLACEHOLDERS.items():
-        places, count = exchange.question.count(placeholder), len(exchange.of_kind(kind))
-        if places not in (0, count):
-            raise LlavaError(f"found {places} {placeholder} in the question but {count} new {kind}s")
-        in_front += [placeholder] * (count - places)
-    return f"{' '.join(in_front)}\n{exchange.question}" if in_front else exchange.question
-
-
-def checked_system(text: str | None) -> str | None:
-    """The message; LlavaError for one that is no text, or has places for images or videos, which stand in turns."""
-    if text is None:
-        return None
-    for placeholder in PLACEHOLDERS.values():
-        if placeholder in text:
-            raise LlavaError(f"the system message must not hold {placeholder}")
-    return as_text(text, "the system message")
-
-
-def as_text(text: str, name: str) -> str:
-    """What Python made of bytes that the locale cannot read, read as UTF-8. LlavaError, with `name`, for others."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8")
-    except UnicodeError:
-        raise LlavaError(f"{name} is no text: it is not UTF-8") from None

@@ -44,7 +44,7 @@ def refused(chat, line: str) -> str:
 
 
 def test_the_help_names_every_command():
-    assert len(COMMANDS) == 13
+    assert len(COMMANDS) == 14
     for name in COMMANDS:
         assert f"\n  {name}" in help_text()
     assert max(map(len, help_text().splitlines())) <= 88
@@ -125,7 +125,8 @@ def test_system_and_settings(say, chat, expected):
         "temperature": "temperature must be a number, found nothing; write temperature=0.5",
         "temperature=nan": "temperature must be 0 or a positive number, found nan",
         "max_new_tokens=0": "max_new_tokens must be at least 1, found 0",
-        "max_new_tokens=9 warmth=2": "unknown setting 'warmth'; choose max_new_tokens, temperature, top_p",
+        "max_new_tokens=9 warmth=2": "unknown setting 'warmth'; choose "
+        "max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed",
         "top_p=1.5": "top_p must be above 0 and at most 1, found 1.5",
     }.items():
         assert refused(chat, f"/set {wrong}") == message
@@ -137,7 +138,7 @@ def test_system_and_settings(say, chat, expected):
 def test_what_takes_no_argument_does_nothing_with_one(say, chat):
     say("Hello")
     names = [name for name, command in COMMANDS.items() if not command.arguments]
-    assert len(names) == 7
+    assert len(names) == 8
     for name in names:
         assert refused(chat, f"{name} 3") == f"{name} takes nothing behind it, found '3'"
     assert (len(chat.session.exchanges), chat.leaving) == (1, False)

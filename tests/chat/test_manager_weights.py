@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llava.chat.engine import Engine
-from llava.chat.manager_weights import ManagerWeights, ScoreRecorder, chart
+from llava.chat.manager_weights import ScoreRecorder
+from llava.chat.weights_chart import ManagerWeights, chart
 from llava.data.schema import Dialogue, Turn
 from llava.managers import ManagerConfig
 

@@ -169,10 +169,10 @@ def test_media_in_a_line(page, monkeypatch, line, rest, found):
     monkeypatch.chdir(page.parent)
     (page.parent / "plain.png").touch()
     names = {"page": page, "escaped": str(page).replace(" ", "\\ ")}
-    text, media = split_media(line.format(**names))
-    assert text == rest
-    assert [source for _, source in media] == [source.format(**names) for source in found]
-    assert {kind for kind, _ in media} <= {"image"} or found == ["./clip.mp4"]
+    split = split_media(line.format(**names))
+    assert split.question == rest
+    assert [source for _, source in split.media] == [source.format(**names) for source in found]
+    assert {kind for kind, _ in split.media} <= {"image"} or found == ["./clip.mp4"]
 
 
 def test_lines_that_begin_with_a_path(page):
