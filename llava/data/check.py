@@ -7,9 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.data.conversation import NO_ANSWER, check_placeholders, is_answer, template_turns
+from llava.data.conversation import NO_ANSWER, check_placeholders, is_answer
 from llava.data.images import image_size, open_image
-from llava.data.notes import NOTES, Note, notes_on
+from llava.data.notes import NOTES, Note, notes_of
 from llava.data.schema import Sample
 from llava.data.video import EVERY_SECOND, VideoSampling, VideoTimes, probe_video, read_video
 from llava.errors import (
@@ -149,11 +149,9 @@ def inspect_sample(
     """
     if sample.fault is not None:
         return InspectedSample([], [], [Fault("record", sample.fault)], [])
-    images, videos = len(sample.images), len(sample.videos)
     faults, notes, sizes, times = [], [], [], []
     try:
-        encoded = template_turns(sample.turns, template, images, videos)
-        notes = notes_on(sample.turns, encoded, images, videos)
+        notes = notes_of(sample, template)
     except DataError as error:
         faults.append(_fault(error))
         if not any(map(is_answer, sample.turns)) and not isinstance(error, NoAnswerError):
@@ -172,7 +170,7 @@ def inspect_sample(
 
     probe(sample.images, (lambda path: open_image(path).size) if decode else image_size, sizes)
     probe(sample.videos, lambda path: (_decode_video if decode else probe_video)(path, video_sampling), times)
-    if not _has_places_and_answer(sample) or (len(sizes), len(times)) != (images, videos):
+    if not _has_places_and_answer(sample) or (len(sizes), len(times)) != (len(sample.images), len(sample.videos)):
         sizes, times = [], []
     return InspectedSample(sizes, times, faults, notes)
 

@@ -130,6 +130,7 @@ def _video_sampling(arguments: Namespace):
 
 
 def _preview(arguments: Namespace) -> int:
+    from llava.data.notes import notes_of
     from llava.data.preview import load_processor, preview_sample, read_sample, render_text
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
@@ -145,6 +146,8 @@ def _preview(arguments: Namespace) -> int:
         time_instruction=arguments.time_instruction,
     )
     print(render_text(preview, color=sys.stdout.isatty()))
+    for note in notes_of(sample, arguments.template):
+        print(f"note: {note.message}", file=sys.stderr)
     if arguments.out:
         from llava.data.preview_picture import draw_preview
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.conversation import is_answer
-from llava.data.schema import ROLES, Turn
+from llava.data.conversation import is_answer, template_turns
+from llava.data.schema import ROLES, Sample, Turn
 from llava.printable import brief
 
 NOTES = {
@@ -27,11 +27,10 @@ class Note(NamedTuple):
     message: str
 
 
-def notes_on(turns: Sequence[Turn], encoded: Sequence[Turn], images: int, videos: int) -> list[Note]:
-    """What is odd about the turns of a sample with so many images and videos.
-
-    encoded: what template_turns made of them.
-    """
+def notes_of(sample: Sample, template: str) -> list[Note]:
+    """What is odd about the turns of a sample. Raises DataError as template_turns does."""
+    turns, images, videos = sample.turns, len(sample.images), len(sample.videos)
+    encoded = template_turns(turns, template, images, videos)
     notes = [
         Note("words", f"turn {number} has {token}, but the sample has no {thing}: read as words")
         for number, turn in enumerate(turns, start=1)

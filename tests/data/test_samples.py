@@ -274,6 +274,17 @@ def test_nothing_in_a_record_rules_the_terminal(tmp_path, capsys):
     assert all(line.isprintable() and len(line) < 1200 for line in lines)
 
 
+def test_the_preview_tells_what_is_odd_and_refuses_what_check_refuses(tmp_path, tiny_model_dir, capsys):
+    rows = [record(ASKED, ASKED, ANSWERED), record(SHOWN, ANSWERED), record(ANSWERED, ASKED)]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    preview = ["data", "preview", "--model", str(tiny_model_dir), "--data", str(tmp_path / "a.json"), "--index"]
+    assert [main([*preview, index]) for index in "012"] == [0, 2, 2]
+    odd, lost, mute = capsys.readouterr().err.splitlines()
+    assert odd == "note: turn 1 of human has no answer: nothing is learned from it"
+    assert "turn 1 shows <image>, but the sample has no image" in lost
+    assert "no answer to learn from" in mute
+
+
 def test_on_over_long_needs_a_model(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps([record()]))
     assert main(["data", "check", str(tmp_path / "a.json"), "--on_over_long", "truncate"]) == 2

@@ -46,7 +46,7 @@ def test_unbroken_runs():
 
 
 def test_the_manifest(tiny_recipe, mixture, data_folder, start_folders):
-    recipe = tiny_recipe("1", **{"data.mixture": str(mixture), "optim.max_steps": 1})
+    recipe = tiny_recipe("1", **{"data.mixture": str(mixture), "data.template": "qwen_1_5", "optim.max_steps": 1})
     run_stage(recipe)
     folder = Path(recipe.run.output_dir)
     record = json.loads((folder / "run.json").read_text())
