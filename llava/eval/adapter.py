@@ -23,7 +23,8 @@ from loguru import logger
 from PIL import ImageFile
 from tqdm import tqdm
 
-from llava.chat.engine import DTYPES, Engine, check_model_folder
+from llava.chat.checks import check_dtype, check_model_folder
+from llava.chat.engine import Engine
 from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore, answer_key, weights_id
@@ -74,8 +75,7 @@ class LlavaOVManager(lmms):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise LlavaError(f"batch_size must be a whole number from 1, found {batch_size!r}")
-        if dtype not in ("auto", *DTYPES):
-            raise LlavaError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
+        check_dtype(dtype)
         if not stored_only:
             check_model_folder(pretrained)
         on_cpu = _on_cpu(device)

@@ -80,6 +80,7 @@ def test_the_script_wants_a_model():
     ("changes", "message"),
     [
         ({"--model": "nowhere"}, "nowhere: no such model folder"),
+        ({"--dtype": "fp16"}, "unknown dtype 'fp16'; choose auto, float32, bfloat16, float16"),
         ({"--tasks": "digit_pages,crosswords"}, "unknown task 'crosswords'; choose of vqav2_val, "),
         ({"--data": "nowhere"}, "nowhere: not a dataset folder"),
         ({"--limit": "0"}, "--limit must be at least 1, found 0"),
@@ -94,6 +95,30 @@ def test_wrong_arguments_get_one_line(tiny_model_dir, digit_pages, tmp_path, cap
     shown = capsys.readouterr()
     assert message in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "not a model folder (no config.json)"),
+        ('{"model_type": "llava_onevision"}', "make one of this model of it: llava convert import {folder} --out DIR"),
+        ('{"model_type": "llava_qwen"}', "make one of this model of it: llava convert import {folder} --out DIR"),
+        ('{"model_type": "siglip"}', "a model of type 'siglip'; needed is 'llava_ov_manager'"),
+    ],
+)
+def test_another_kind_of_folder_is_told_before_anything_heavy_is_loaded(tmp_path, config, message):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    code = "import sys; from llava.cli import main; print(main(sys.argv[1:]));"
+    code += "print([name for name in ('torch', 'transformers', 'lmms_eval', 'datasets') if name in sys.modules])"
+    arguments = ["eval", "--tasks", "ai2d,gqa", "--model", folder, "--data", tmp_path, "--out", tmp_path / "run"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert done.stdout == "2\n[]\n"
+    assert message.format(folder=folder) in done.stderr
+    assert done.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 

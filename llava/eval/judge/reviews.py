@@ -5,6 +5,7 @@ The harness scores documents in threads; the functions of a judged task (llava/e
 """
 
 import json
+import math
 import os
 import sys
 import threading
@@ -136,7 +137,8 @@ class Reviewer:
             return f"{line}; no price given (--judge_prices)"
         per_prompt, per_reply = (price / 1e6 for price in self.settings.prices)
         cost = self.prompt_tokens * per_prompt
-        return f"{line}; about {cost:.2f} and at most {cost + self.reply_tokens * per_reply:.2f} at the given prices"
+        most = cost + self.reply_tokens * per_reply
+        return f"{line}; about {_money(cost)} and at most {_money(most)} at the given prices"
 
     def facts(self, prompts: str) -> dict:
         """What results say of their judge; prompts: the version of the questions to it."""
@@ -150,6 +152,13 @@ class Reviewer:
             return f"judge {self.settings.model}: {self.reviews} reviews, {used} used now"
         ((reason, _),) = self._reasons.most_common(1)
         return f"{self.failed} of {self.reviews} reviews failed: {reason}"
+
+
+def _money(amount: float) -> str:
+    """In hundredths; what is less than one, with its first two digits."""
+    if amount == 0 or amount >= 0.01:
+        return f"{amount:.2f}"
+    return f"{amount:.{1 - math.floor(math.log10(amount))}f}"
 
 
 def with_reviews(reviewer: Reviewer, evaluate: Callable[[], Results]) -> Results:

@@ -40,7 +40,8 @@ class Difference:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        value, low, high = (round(number, 1) + 0.0 for number in (self.value, self.low, self.high))  # no -0.0
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def resample(task: str, documents_RN2: np.ndarray) -> np.ndarray:

@@ -351,6 +351,9 @@ def test_the_estimate_counts_what_is_not_stored(tmp_path, capsys):
             f"judge j at {server.url}: 4 reviews to ask for, 2 stored; about 1,000,000 prompt tokens, "
             "at most 4,096 reply tokens; about 2.50 and at most 2.54 at the given prices"
         )
+        little = Reviewer(JudgeSettings(server.url, "j", prices=(0.15, 0.6)), file)
+        little.review("d", Prompt("x" * 1000, max_tokens=100), number)  # 250 tokens
+        assert little.estimate().endswith("; about 0.000037 and at most 0.000097 at the given prices")
         asking = Reviewer(JudgeSettings(server.url, "j"), file)
         assert with_reviews(asking, lambda: reviews(asking, 3)) == [0.0, 0.1, 0.2]
         lines = capsys.readouterr().err.splitlines()

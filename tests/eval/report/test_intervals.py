@@ -82,6 +82,7 @@ def test_difference_pairs_the_documents():
     assert (varying.low, varying.high) == pytest.approx((varying.value - half, varying.value + half), abs=0.25)
     assert scores[0].high - scores[0].low > 2 * (varying.high - varying.low)
     assert str(intervals.Difference(1.44, -0.26, 3.0)) == "+1.4 [-0.3, +3.0]"
+    assert str(intervals.Difference(-0.04, -0.06, 0.0)) == "+0.0 [-0.1, +0.0]"
 
 
 def test_average_resamples_every_task_by_itself():
