@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageFile, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
 from llava.data.color import decoding, orientation, to_rgb
@@ -17,6 +17,9 @@ RESAMPLING = Image.Resampling.BICUBIC
 ROWS_OF_BAND = 256
 # Beyond Pillow's limit there is an error here; the warning, which goes before it, would be a second line of the same.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of a text or a color profile in a PNG, unpacked. Pillow's limit, 1 MiB, is less than the workflows that some tools
+# store there; all of a file's texts together stay within MAX_TEXT_MEMORY.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF and the like that is damaged while the pixels are whole
 EXIF_KEYWORDS = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # of texts of a PNG
 LONGEST_KEYWORD = max(map(len, EXIF_KEYWORDS))

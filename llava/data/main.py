@@ -35,10 +35,11 @@ def _parser() -> ArgumentParser:
     download.add_argument("--to", default="playground/snapshots", metavar="DIR", help="(default playground/snapshots)")
     download.add_argument("--run", action="store_true", help="run the commands instead of printing them")
     prepare = commands.add_parser("prepare", help="turn a local snapshot of a hub data set into JSON and images")
-    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON or JSONL with images")
+    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON or JSONL with images and videos")
     prepare.add_argument("--out", required=True, metavar="DIR", help="image folder; writes DIR/REPOSITORY/SET.json")
     prepare.add_argument("--set", action="append", metavar="NAME", help="only this set; can be given again")
     prepare.add_argument("--drop_missing", action="store_true", help="drop rows whose image is not in the snapshot")
+    prepare.add_argument("--headers", action="store_true", help="read images' headers instead of decoding every image")
     prepare.add_argument("--workers", type=int, default=1, metavar="N", help="processes for parquet files (default 1)")
     preview = commands.add_parser("preview", help="show what a model sees of one sample: crops, tokens, supervision")
     preview.add_argument("--model", required=True, metavar="DIR", help="model folder; only its processor is read")
@@ -111,7 +112,12 @@ def _prepare(arguments: Namespace) -> int:
     for file in find_sets(Path(arguments.source))[1]:
         print(f"left: {file} holds no conversations")
     for prepared in prepare(
-        arguments.source, arguments.out, arguments.set, arguments.drop_missing, _workers(arguments)
+        arguments.source,
+        arguments.out,
+        arguments.set,
+        arguments.drop_missing,
+        _workers(arguments),
+        decode=not arguments.headers,
     ):
         print(prepared, flush=True)
     return 0

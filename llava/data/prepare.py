@@ -18,22 +18,30 @@ from tqdm import tqdm
 
 from llava.data.check import why_outside
 from llava.data.prepare_rows import (
-    FILE_KEYS,
     IMAGES,
     NOTES,
     Part,
     Tally,
     file_key,
     file_names,
+    find_loose,
+    is_path,
     json_records,
     parquet_records,
 )
 from llava.data.prepare_rules import DROPPED, Row, rules_of
 from llava.data.records import iter_records
-from llava.data.snapshot import SourceSet, archives_of, extract, find_sets, repository_name, write_whole
-from llava.errors import LlavaError
-
-LOOSE = ("", IMAGES, "data_images")  # folders beside a JSON file in which its images may lie unpacked
+from llava.data.snapshot import (
+    FILE_KEYS,
+    SourceSet,
+    archives_of,
+    extract,
+    find_sets,
+    place_whole,
+    repository_name,
+    write_whole,
+)
+from llava.errors import DataError, LlavaError
 
 
 class PreparedSet(NamedTuple):
@@ -52,6 +60,8 @@ class PreparedSet(NamedTuple):
         summaries |= {name: summary for name, summary in DROPPED.items() if tally.dropped[name]}
         for name, summary in summaries.items():
             lines.append(f"  {tally.changed[name]:>9,} changed {tally.dropped[name]:>9,} dropped  {name}: {summary}")
+            if name in DROPPED:
+                lines.append(f"{'':>40}first {tally.first[name]}")
         return "\n".join(lines)
 
 
@@ -74,13 +84,20 @@ class _Work(NamedTuple):
 
 
 def prepare(
-    source: str | Path, out: str | Path, only: list[str] | None = None, drop_missing: bool = False, workers: int = 1
+    source: str | Path,
+    out: str | Path,
+    only: list[str] | None = None,
+    drop_missing: bool = False,
+    workers: int = 1,
+    decode: bool = True,
 ) -> Iterator[PreparedSet]:
     """Yields the sets of a snapshot as they are completed.
 
     only: names of sets; all by default. drop_missing: drop rows whose image is not in the snapshot instead of
-    refusing the set. workers: processes, which share out a set's parquet files.
-    Raises DataError for files that cannot be used, LlavaError for folders and names that do not fit.
+    refusing the set. workers: processes, which share out a set's parquet files. decode: decode every image, instead of
+    reading its header.
+    Raises DataError for files that cannot be used and, when all others are complete, for sets of which no row can be
+    used; LlavaError for folders and names that do not fit.
     """
     source, out = Path(source), Path(out)
     sets, _ = find_sets(source)
@@ -91,18 +108,31 @@ def prepare(
     repository = repository_name(source)
     try:
         works = [
-            _work(found, source, out, repository, drop_missing) for found in sets if not only or found.name in only
+            _work(found, source, out, repository, drop_missing, decode)
+            for found in sets
+            if not only or found.name in only
         ]
         _unpack(source, out / repository, [work for work in works if not work.is_parquet and work.tally is None])
+        unusable = []
         for work in works:
             tally = _complete(work, workers) if work.tally is None else work.tally
-            yield PreparedSet(repository, work.name, work.target, tally, work.tally is not None)
+            if tally.written:
+                yield PreparedSet(repository, work.name, work.target, tally, work.tally is not None)
+            else:
+                unusable.append(f"{work.name}: {_why_empty(tally)}")
+        if unusable:
+            raise DataError(f"no row of these sets can be used, and none is written: {'; '.join(unusable)}")
     except OSError as error:
         raise LlavaError(f"{error.filename or out} cannot be written: {error.strerror}") from None
 
 
-def _work(found: SourceSet, source: Path, out: Path, repository: str, drop_missing: bool) -> _Work:
-    parts = [Part(source, out, repository, found.name, file, drop_missing) for file in found.files]
+def _why_empty(tally: Tally) -> str:
+    reasons = [f"{count:,} dropped by {name}, first {tally.first[name]}" for name, count in tally.dropped.items()]
+    return f"{tally.rows:,} rows, {', '.join(reasons) or 'none of them'}"
+
+
+def _work(found: SourceSet, source: Path, out: Path, repository: str, drop_missing: bool, decode: bool) -> _Work:
+    parts = [Part(source, out, repository, found.name, file, drop_missing, decode) for file in found.files]
     work = _Work(found.name, found.is_parquet, parts, out / repository / f"{found.name}.json", None)
     if not work.target.exists():
         return work
@@ -118,6 +148,8 @@ def _complete(work: _Work, workers: int) -> Tally:
     counts = _each(_note_parquet if work.is_parquet else _note_json, work.parts, workers)
     for counted in tqdm(counts, total=len(work.parts), desc=work.name, unit="file", disable=None):
         tally.add(Tally.from_dict(counted))
+    if tally.written == 0:
+        return tally
     _join([part.records for part in work.parts], work.target, work.note, {"key": work.key, "tally": tally.to_dict()})
     return tally
 
@@ -182,19 +214,19 @@ def _unpack(source: Path, folder: Path, works: list[_Work]) -> None:
     wanted: dict[str, Path] = {}
     for work in works:
         (part,) = work.parts
-        beside = [base / loose for base in (part.file.parent, source) for loose in LOOSE]
         for name in _wanted_names(part, folder / IMAGES):
             target = wanted[name] = folder / IMAGES / name
-            if not target.exists():
-                _link_loose(name, target, beside)
-    if all(target.exists() for target in wanted.values()):
+            if not os.path.exists(target) and (found := find_loose(name, part)):
+                place_whole(target, found)
+    if all(os.path.exists(target) for target in wanted.values()):
         return
     digest = hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest()
+    taken: dict[Path, str] = {}
     for archive in tqdm(archives_of(source), desc="archives", unit="file", disable=None):
         note = folder / NOTES / "archives" / f"{'+'.join(archive.relative_to(source).parts)}.json"
         key = file_key(archive) | {"wanted": digest}
         if _read_note(note) != key:
-            extract(archive, wanted)
+            extract(archive, wanted, taken)
             write_whole(note, json.dumps(key).encode())
 
 
@@ -204,21 +236,8 @@ def _wanted_names(part: Part, folder: Path) -> Iterator[str]:
         row = Row(record, list)
         if isinstance(record, dict) and all(rule.apply(row) is not None for rule in selecting):
             for name in (name for key in FILE_KEYS for name in file_names(record, key)):
-                if not why_outside(name, folder):
+                if is_path(name) and not why_outside(name, folder):
                     yield name
-
-
-def _link_loose(name: str, target: Path, folders: list[Path]) -> None:
-    """Brings a file that lies unpacked in the snapshot: as a hard link where the file system can, else as a copy."""
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if found is None:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(found.resolve(), target)
-    except OSError:  # another file system
-        with open(found, "rb") as stream:
-            write_whole(target, stream)
 
 
 def _read_note(note: Path) -> dict | None:

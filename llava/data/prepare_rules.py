@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from llava.constants import IMAGE_TOKEN
+from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 
 RECAP_PROMPT = "Please generate detailed descriptions of the given image."
 RAVEN_SIDE = 500  # pixels
@@ -15,8 +15,9 @@ MATHV360K = "MathV360K"
 MATHV360K_FILE = "train_samples_all_tuning"  # all of MathV360K in one file; a row's subset is its image's first folder
 MATHV360K_MISSING = ("TQA", "PlotQA", "VQA-AS", "VQA-RAD")
 DROPPED = {  # rows of any set that cannot be used
-    "no_conversation": "rows without turns that have 'from' and 'value' are dropped",
-    "unreadable_image": "rows with an image that Pillow cannot read, or of suspiciously many pixels, are dropped",
+    "no_conversation": "rows that are no record with turns of 'from' and 'value', or 'role' and 'content', are dropped",
+    "placeholder": "rows without an answer, or without one place for each image and video, are dropped",
+    "unreadable_image": "rows with an image that cannot be decoded, or of suspiciously many pixels, are dropped",
     "unsafe_path": "rows whose path leaves the snapshot are dropped",
     "missing_file": "rows whose image or video is in no archive and no folder are dropped",
 }
@@ -30,8 +31,15 @@ class Row(NamedTuple):
 
     @property
     def images(self) -> list[str]:
-        images = self.record.get("image")
-        return [] if images is None else [images] if isinstance(images, str) else images
+        return self._files("image")
+
+    @property
+    def videos(self) -> list[str]:
+        return self._files("video")
+
+    def _files(self, key: str) -> list[str]:
+        files = self.record.get(key)
+        return [] if files is None else [files] if isinstance(files, str) else files
 
 
 class Rule(NamedTuple):
@@ -53,11 +61,12 @@ class Rule(NamedTuple):
 
 
 def _with_placeholder(row: Row) -> dict:
-    """One `<image>` per image at the start of the first human turn, where no turn has any."""
+    """One `<image>` per image, or `<video>` per video, at the start of the first human turn, where no turn has any."""
     turns = row.record["conversations"]
-    if not row.images or any(IMAGE_TOKEN in turn["value"] for turn in turns):
+    if any(token in turn["value"] for turn in turns for token in (IMAGE_TOKEN, VIDEO_TOKEN)):
         return row.record
-    return _with_first_question(row.record, lambda text: f"{IMAGE_TOKEN}\n" * len(row.images) + text)
+    places = f"{IMAGE_TOKEN}\n" * len(row.images) + f"{VIDEO_TOKEN}\n" * len(row.videos)
+    return _with_first_question(row.record, lambda text: places + text)
 
 
 def _with_recap_prompt(row: Row) -> dict:
@@ -69,7 +78,7 @@ def _with_recap_prompt(row: Row) -> dict:
 def _with_first_question(record: dict, change: Callable[[str], str]) -> dict:
     turns = record["conversations"]
     for number, turn in enumerate(turns):
-        if turn["from"] in ("human", "user"):
+        if turn["from"].strip().lower() in ("human", "user"):
             changed = change(turn["value"])
             if changed == turn["value"]:
                 return record
@@ -107,7 +116,7 @@ RULES = (
     Rule(
         "image_placeholder",
         ".*",
-        f"rows with an image and no {IMAGE_TOKEN} get one at the start of their first question",
+        f"rows with files and no {IMAGE_TOKEN} or {VIDEO_TOKEN} get them at the start of their first question",
         _with_placeholder,
     ),
     Rule(

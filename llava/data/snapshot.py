@@ -1,24 +1,37 @@
 """Local copies of the hub's data sets: which sets a folder holds, and their rows and images, one at a time."""
 
+import lzma
 import os
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from llava.data.images import read_header
+from llava.data.images import open_image, read_header
 from llava.data.prepare_rules import MATHV360K, MATHV360K_FILE, MATHV360K_MISSING
-from llava.data.records import iter_records
+from llava.data.records import SUFFIXES, NoRecordsError, iter_records
 from llava.errors import DataError, LlavaError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 WHOLE_REPOSITORY = ("data", "default", "train")  # folders that hold a repository's only set
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of formats that are not named after it
+ARCHIVE_ERRORS = (  # of archives that are cut off, damaged, encrypted or packed in a way that Python does not know
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    RuntimeError,
+)
 STRIPPED = 2  # leading folders that an archive may put before the names that its records use
+FILE_KEYS = ("image", "video")
+PARQUET_COLUMNS = ("id", "data_source", "conversations", "image", "images", "video", "videos")
 ROWS_READ = 64  # rows of a parquet file that are held at a time, with their images
 
 
@@ -49,14 +62,17 @@ def find_sets(source: Path) -> tuple[list[SourceSet], list[Path]]:
     """
     if not source.is_dir():
         raise LlavaError(f"{source} is not a folder")
+    _check_name(source.resolve())
     parquet: dict[str, list[Path]] = {}
     sets, others = [], []
     for file in _files(source):
         folders = file.relative_to(source).parts[:-1]
+        if file.suffix in (".parquet", *SUFFIXES):
+            _check_name(file)
         if file.suffix == ".parquet":
             whole = not folders or folders[0] in WHOLE_REPOSITORY
             parquet.setdefault(repository_name(source) if whole else folders[0], []).append(file)
-        elif file.suffix in (".json", ".jsonl"):
+        elif file.suffix in SUFFIXES:
             if not _has_conversations(file):
                 others.append(file)
             elif file.stem == MATHV360K_FILE:
@@ -73,6 +89,14 @@ def find_sets(source: Path) -> tuple[list[SourceSet], list[Path]]:
     return sets, others
 
 
+def _check_name(path: Path) -> None:
+    """Raises LlavaError for a name that is no UTF-8: records would have to hold it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise LlavaError(f"{os.fsencode(path)!r} is no name in UTF-8; rename it") from None
+
+
 def _files(source: Path) -> list[Path]:
     """All files but hidden ones: the hub's client keeps its own in a hidden folder."""
     return sorted(
@@ -87,15 +111,18 @@ def _files(source: Path) -> list[Path]:
 def _has_conversations(file: Path) -> bool:
     try:
         first = next(iter_records(file), None)
-    except DataError:  # a broken file is named when it is read, one that holds no list is none of LLaVA's
-        return file.suffix == ".jsonl" or file.read_bytes()[:1] == b"["
+    except NoRecordsError:
+        return False
+    except DataError:
+        return True  # a broken file is named when it is read
     return isinstance(first, dict) and "conversations" in first
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[dict, list[bytes | str]]]:
-    """LLaVA's record of each row, and its images: bytes, or a path.
+def parquet_rows(file: Path) -> Iterator[tuple[dict, dict[str, list]]]:
+    """LLaVA's record of each row, and its files, {"image" or "video": [bytes, a path, or what is neither]}.
 
-    Columns: conversations; id, data_source; image or images: {bytes, path}, bytes, a list of either, or null.
+    Columns: conversations; id, data_source; image or images, video or videos: {bytes, path}, bytes, a path, a list of
+    these, or null. A struct without bytes and path is null, too.
     """
     try:
         import pyarrow
@@ -107,31 +134,42 @@ def parquet_rows(file: Path) -> Iterator[tuple[dict, list[bytes | str]]]:
         names = reader.schema_arrow.names
         if "conversations" not in names:
             raise DataError(f"{file} has no column 'conversations'; found {', '.join(names)}")
-        columns = [name for name in ("id", "conversations", "image", "images", "data_source") if name in names]
+        columns = [name for name in PARQUET_COLUMNS if name in names]
         for batch in reader.iter_batches(batch_size=ROWS_READ, columns=columns):
             for row in batch.to_pylist():
-                images = [row.pop(name) for name in ("image", "images") if name in row]
-                yield row, [_image(image, file) for given in images for image in _listed(given)]
-    except (pyarrow.ArrowInvalid, OSError) as error:
+                yield row, {key: _content(row.pop(key, None)) + _content(row.pop(f"{key}s", None)) for key in FILE_KEYS}
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
 
 
-def _listed(given) -> list:
-    return [] if given is None else given if isinstance(given, list) else [given]
+def _content(given) -> list:
+    """A column's value as a list of bytes and paths; what is null is left out."""
+    entries = given if isinstance(given, list) else [given]
+    entries = [_of_struct(entry) if isinstance(entry, dict) else entry for entry in entries]
+    return [entry for entry in entries if entry is not None]
 
 
-def _image(image, file: Path) -> bytes | str:
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if not isinstance(image, bytes | str):
-        raise DataError(f"{file} has an image that is neither bytes nor a path: {type(image).__name__}")
-    return image
+def _of_struct(entry: dict) -> bytes | str | None:
+    """Bytes, or else the path; bytes that are empty where there is no path either."""
+    return entry.get("bytes") or entry.get("path") or entry.get("bytes")
 
 
-def image_header(content: bytes | Path) -> tuple[str, tuple[int, int]]:
-    """(file name's extension, (width, height)) from an image's first bytes; DataError for no image and for a bomb."""
-    kind, size = read_header(BytesIO(content) if isinstance(content, bytes) else content, "in a row")
+def image_header(content: bytes, name: str, decode: bool) -> tuple[str, tuple[int, int]]:
+    """(file name's extension, (width, height)) of an image; DataError for what is none, and for a bomb.
+
+    decode: read its pixels too, since damage in the middle leaves its first bytes whole.
+    """
+    kind, size = read_header(BytesIO(content), name)
+    if decode:
+        open_image(BytesIO(content), name)
     return EXTENSIONS.get(kind, kind.lower()), size
+
+
+def video_extension(content: bytes) -> str:
+    """A file name's extension for a video, by its first bytes: readers look at the content."""
+    if content.startswith(b"\x1aE\xdf\xa3"):
+        return "webm" if b"webm" in content[:64] else "mkv"
+    return "avi" if content[:4] == b"RIFF" and content[8:12] == b"AVI " else "mp4"
 
 
 def archives_of(source: Path) -> list[Path]:
@@ -139,10 +177,12 @@ def archives_of(source: Path) -> list[Path]:
     return [file for file in _files(source) if file.name.endswith(ARCHIVES)]
 
 
-def extract(archive: Path, wanted: dict[str, Path]) -> int:
+def extract(archive: Path, wanted: dict[str, Path], taken: dict[Path, str]) -> int:
     """Writes the members that are wanted, {name: where to}, and returns how many; what exists already is left.
 
     The archive may put up to two folders before the names. No other name is written to, whatever the archive holds.
+    taken: {where to: archive and member} of those before, grows. Raises DataError for two members of one file whose
+    contents differ, and neither is left.
     """
     count = 0
     try:
@@ -150,14 +190,32 @@ def extract(archive: Path, wanted: dict[str, Path]) -> int:
             parts = name.removeprefix("./").split("/")
             names = ["/".join(parts[skipped:]) for skipped in range(min(STRIPPED + 1, len(parts)))]
             target = next((wanted[name] for name in names if name in wanted), None)
-            if target is not None:
-                count += 1
+            if target is None:
+                continue
+            count += 1
+            if target in taken:
+                _check_same(target, stream, f"{archive} holds {name} with another content than {taken[target]}")
+            else:
+                taken[target] = f"{name} of {archive.name}"
                 if not target.exists():
                     with stream() as content:
                         write_whole(target, content)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except ARCHIVE_ERRORS as error:
         raise DataError(f"{archive} cannot be unpacked: {error}") from None
     return count
+
+
+def _check_same(target: Path, stream: Callable, fault: str) -> None:
+    with stream() as content, open(target, "rb") as known:
+        is_same = all(content.read(size) == block for size, block in _blocks(known)) and not content.read(1)
+    if not is_same:
+        target.unlink()  # so that it is taken anew from a mended archive
+        raise DataError(f"{fault}; leave the one that the records mean")
+
+
+def _blocks(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    while block := stream.read(1 << 20):
+        yield len(block), block
 
 
 def _members(archive: Path) -> Iterator:
@@ -172,6 +230,16 @@ def _members(archive: Path) -> Iterator:
             for member in reader:
                 if member.isfile():
                     yield member.name, lambda member=member: reader.extractfile(member)
+
+
+def place_whole(target: Path, source: Path) -> None:
+    """Brings a file to its place: as a hard link where the file system can, else as a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError:  # another file system, or it is there
+        with open(source, "rb") as stream:
+            write_whole(target, stream)
 
 
 def write_whole(target: Path, content: BinaryIO | bytes) -> None:

@@ -10,10 +10,12 @@ import zipfile
 import pyarrow
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pyarrow import parquet
 
 from llava.cli import main
 from llava.data import prepare as prepare_module
+from llava.data.images import image_size, open_image
 from llava.data.mixture import mixture_entries
 from llava.data.prepare import prepare
 from llava.data.prepare_rules import MATHV360K_MISSING, RECAP_PROMPT, RULES, rules_of
@@ -426,3 +428,157 @@ def test_every_rule_is_for_a_set_of_the_mixtures():
     found = {rule for entry in entries for rule in rules_of(entry.hub.repo.split("/")[1], entry.file.stem)}
     assert found == set(RULES)
     assert {rule.name for rule in RULES} == {"mathv360k_missing", "raven_small", "image_placeholder", "recap_prompt"}
+
+
+ROLE_TYPE = pyarrow.list_(pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())]))
+
+
+def write_columns(file, **columns) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), file)
+
+
+def write_json(source, *rows) -> None:
+    source.mkdir(parents=True, exist_ok=True)
+    (source / "own.json").write_text(json.dumps(rows))
+
+
+def test_image_structs_without_an_image(tmp_path, picture):
+    """As other writers leave them: a row that shows one is dropped and counted, a text alone is a text."""
+    structs = [{"bytes": picture, "path": None}, {"bytes": None, "path": None}, {"bytes": b"", "path": "gone.png"}]
+    structs += [{"bytes": b"", "path": None}, {"bytes": None, "path": None}, None, {"bytes": None, "path": "a\0b"}]
+    texts = ["<image>\nIt?"] * 4 + ["Hello."] + ["<image>\nIt?"] * 2
+    conversations = pyarrow.array([turns(text) for text in texts], TURN_TYPE)
+    write_columns(tmp_path / "own/a.parquet", image=pyarrow.array(structs, IMAGE_TYPE), conversations=conversations)
+    with pytest.raises(DataError, match=r"files of 1 of 7 rows .*, first gone\.png; .*--drop_missing"):
+        list(prepare(tmp_path / "own", tmp_path / "data"))
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data", drop_missing=True)
+    assert [row["conversations"][0]["value"] for row in read(prepared.file)] == ["<image>\nIt?", "Hello."]
+    assert prepared.tally.dropped == {"placeholder": 2, "missing_file": 1, "unreadable_image": 1, "unsafe_path": 1}
+    assert "row 2: " in prepared.tally.first["placeholder"]
+    assert "row 4" in prepared.tally.first["unreadable_image"]
+    assert prepared.tally.first["placeholder"] in str(prepared)
+
+
+def test_roles_and_contents_are_turns(tmp_path, picture):
+    given = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "An answer."}]
+    write_json(tmp_path / "own", {"id": 1, "image": "a.png", "conversations": given})
+    (tmp_path / "own/a.png").write_bytes(picture)
+    columns = {"image": pyarrow.array([picture]), "conversations": pyarrow.array([given], ROLE_TYPE)}
+    write_columns(tmp_path / "own/set/0.parquet", **columns)
+    for prepared in prepare(tmp_path / "own", tmp_path / "data"):
+        (row,) = read(prepared.file)
+        assert row["conversations"] == [
+            {"from": "user", "value": "<image>\nWhat?"},
+            {"from": "assistant", "value": "An answer."},
+        ]
+
+
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_a_column_of_videos(tmp_path, as_bytes):
+    content = b"\0\0\0\x18ftypmp42" + b"x" * 40
+    (tmp_path / "own/clips").mkdir(parents=True)
+    (tmp_path / "own/clips/c.mp4").write_bytes(content)
+    videos = pyarrow.array([content]) if as_bytes else pyarrow.array(["clips/c.mp4"])
+    conversations = pyarrow.array([turns("What happens?")], TURN_TYPE)
+    write_columns(tmp_path / "own/0.parquet", video=videos, conversations=conversations)
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data")
+    (row,) = read(prepared.file)
+    assert row["video"] == "own/own/0/000000.mp4"
+    assert row["conversations"][0]["value"] == "<video>\nWhat happens?"
+    assert (tmp_path / "data" / row["video"]).read_bytes() == content
+
+
+def test_a_set_of_which_nothing_is_left_is_an_error_and_the_others_are_made(tmp_path, picture, capsys):
+    write_parquet(tmp_path / "own/a/0.parquet", [("a", None, []), ("b", None, [])])
+    write_parquet(tmp_path / "own/b/0.parquet", [("c", picture, turns("What?"))])
+    assert main(["data", "prepare", str(tmp_path / "own"), "--out", str(tmp_path / "data")]) == 2
+    printed = capsys.readouterr()
+    assert "b.json: 1 of 1 rows" in printed.out
+    assert "no row of these sets can be used, and none is written: a: 2 rows, 2 dropped by no_conversation, first" in (
+        printed.err
+    )
+    assert printed.err.count("\n") == 1
+    assert [path.name for path in (tmp_path / "data/own").glob("*.json")] == ["b.json"]
+
+
+@pytest.mark.parametrize("pack", [pack_tar, pack_zip])
+@pytest.mark.parametrize("same", [True, False])
+def test_two_members_of_one_name(tmp_path, picture, make_image, pack, same):
+    write_json(tmp_path / "own", {"image": "a.png", "conversations": turns("<image>")})
+    other = picture if same else encode(make_image(50, 40))
+    suffix = "tar" if pack is pack_tar else "zip"
+    pack(tmp_path / f"own/x.{suffix}", {"images/a.png": picture, "./images/a.png": other, "b/a.png": picture})
+    if same:
+        (prepared,) = prepare(tmp_path / "own", tmp_path / "data")
+        assert prepared.tally.written == 1
+        return
+    with pytest.raises(
+        DataError, match=rf"x.{suffix} holds ./images/a.png with another content than images/a.png of x"
+    ):
+        list(prepare(tmp_path / "own", tmp_path / "data"))
+    assert not (tmp_path / "data/own/images/a.png").exists()
+    pack(tmp_path / f"own/x.{suffix}", {"a.png": other})
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data")
+    assert (tmp_path / "data" / read(prepared.file)[0]["image"]).read_bytes() == other
+
+
+def test_types_of_other_writers(tmp_path, picture):
+    turn_type = pyarrow.large_list(
+        pyarrow.struct([("from", pyarrow.large_string()), ("value", pyarrow.large_string())])
+    )
+    write_columns(
+        tmp_path / "own/a/0.parquet",
+        id=pyarrow.array([7.0, float("nan")]),
+        image=pyarrow.array([picture, picture], pyarrow.large_binary()),
+        conversations=pyarrow.array([turns("<image>It?")] * 2, turn_type),
+    )
+    write_columns(
+        tmp_path / "own/b/0.parquet",
+        id=pyarrow.array(["x", "x"]).dictionary_encode(),
+        conversations=pyarrow.array([json.dumps(turns("Hello.")), "no JSON"]),
+    )
+    a, b = prepare(tmp_path / "own", tmp_path / "data")
+    assert [row.get("id") for row in read(a.file)] == ["7.0", None]
+    assert read(b.file) == [{"id": "x", "conversations": turns("Hello.")}]
+    assert b.tally.dropped == {"no_conversation": 1}
+
+
+def test_half_characters_and_nul_bytes_are_counted(tmp_path, picture):
+    bad = [{"conversations": turns("Cut \ud83d")}, {"id": "\ud83d", "conversations": turns("a")}]
+    bad += [{"image": name, "conversations": turns("<image>")} for name in ("a\0.png", "\ud83d.png", "n" * 300)]
+    write_json(tmp_path / "own", *bad, {"data_source": "\ud83d", "id": float("nan"), "conversations": turns("Good.")})
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data", drop_missing=True)
+    assert read(prepared.file) == [{"conversations": turns("Good.")}]
+    assert prepared.tally.dropped == {"no_conversation": 2, "unsafe_path": 2, "missing_file": 1}
+
+
+@pytest.mark.parametrize("form", ["parquet", "json"])
+def test_damage_in_the_middle_is_found_unless_headers_are_trusted(tmp_path, picture, make_image, form):
+    whole = encode(make_image(80, 60))
+    middle = len(whole) // 2
+    damaged = whole[:middle] + bytes(40) + whole[middle + 40 :]
+    if form == "parquet":
+        write_parquet(tmp_path / "own/0.parquet", [("a", damaged, turns("It?")), ("b", picture, turns("It?"))])
+    else:
+        rows = [{"id": name, "image": f"{name}.png", "conversations": turns("<image>It?")} for name in "ab"]
+        write_json(tmp_path / "own", *rows)
+        (tmp_path / "own/a.png").write_bytes(damaged)
+        (tmp_path / "own/b.png").write_bytes(picture)
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data")
+    assert [row["id"] for row in read(prepared.file)] == ["b"]
+    assert prepared.tally.dropped == {"unreadable_image": 1}
+    (prepared,) = prepare(tmp_path / "own", tmp_path / "data", decode=False)
+    assert prepared.tally.written == 2
+
+
+def test_a_sound_png_with_a_long_text_is_read_everywhere(tmp_path, make_image):
+    """Two megabytes of workflow, as image generators store it; beyond Pillow's limit of one."""
+    texts = PngInfo()
+    texts.add_text("workflow", "x" * (2 << 20), zip=True)
+    make_image(80, 60).save(tmp_path / "long.png", pnginfo=texts)
+    assert image_size(tmp_path / "long.png") == open_image(tmp_path / "long.png").size == (80, 60)
+    texts.add_text("bomb", "x" * (65 << 20), zip=True)
+    make_image(80, 60).save(tmp_path / "bomb.png", pnginfo=texts)
+    with pytest.raises(DataError, match=r"bomb.png cannot be decoded: .*too large"):
+        open_image(tmp_path / "bomb.png")
