@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
     download.add_argument("--to", default="playground/snapshots", metavar="DIR", help="(default playground/snapshots)")
     download.add_argument("--run", action="store_true", help="run the commands instead of printing them")
     prepare = commands.add_parser("prepare", help="turn a local snapshot of a hub data set into JSON and images")
-    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON or JSONL with images and videos")
+    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON(L) with images, videos")
     prepare.add_argument("--out", required=True, metavar="DIR", help="image folder; writes DIR/REPOSITORY/SET.json")
     prepare.add_argument("--set", action="append", metavar="NAME", help="only this set; can be given again")
     prepare.add_argument("--drop_missing", action="store_true", help="drop rows whose image is not in the snapshot")
