@@ -1,6 +1,7 @@
-"""How sizes in bytes are written: 1.79 GB, 104.9 MB, 512 bytes."""
+"""How sizes in bytes and durations are written: 1.79 GB, 104.9 MB, 512 bytes; 38.5 hours, 12.0 seconds."""
 
 UNITS = {"GB": 10**9, "MB": 10**6, "KB": 10**3}
+TIMES = {"hours": 3600, "minutes": 60}
 
 
 def unit_of(size: float) -> str:
@@ -14,3 +15,9 @@ def in_bytes(size: float) -> str:
         return f"{size:.0f} bytes"
     number = size / UNITS[unit_of(size)]
     return f"{number:,.{2 if number < 9.995 else 1}f} {unit_of(size)}"
+
+
+def duration(seconds: float) -> str:
+    """`seconds` in the largest unit of which they are at least one."""
+    unit = next((unit for unit, length in TIMES.items() if seconds >= length), "seconds")
+    return f"{seconds / TIMES.get(unit, 1):,.1f} {unit}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llava.errors import LlavaError
+from llava.files import follow_umask
 from llava.sizes import in_bytes
 from llava.train.checkpoint import OTHER_BYTES
 
@@ -30,6 +31,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(working, ignore_errors=True)
         working.mkdir(parents=True)
         yield working
+        follow_umask(working)
         if path.exists():
             path.rmdir()
         working.rename(path)

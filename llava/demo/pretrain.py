@@ -37,6 +37,7 @@ from llava.demo.digit_pages import (
     read_page,
 )
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
+from llava.files import follow_umask
 
 SIDE = TILE // PATCH
 NOTHING = 10  # the label of a patch without digit
@@ -78,6 +79,7 @@ def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2
     SiglipImageProcessorPil(
         size={"height": TILE, "width": TILE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
+    follow_umask(folder)
     return right[labels != NOTHING].float().mean().item()
 
 
@@ -131,6 +133,7 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
         logits, labels = predictions([seed, 2**31 - 1], 200, chat_share=1.0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    follow_umask(folder)
     return (logits.argmax(-1) == labels).float().mean().item()
 
 

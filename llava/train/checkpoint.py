@@ -15,6 +15,7 @@ from pathlib import Path
 from llava.constants import ADAPTER_FOLDER, MODEL_TYPE, ONEVISION_MODEL_TYPE, REFERENCE_MODEL_TYPES
 from llava.convert.files import indexed_names
 from llava.errors import LlavaError
+from llava.files import follow_umask
 from llava.sizes import in_bytes
 from llava.train.recipes import Recipe
 
@@ -170,6 +171,7 @@ def start_working_folder(output_dir: str, goes_on: bool = False) -> Path:
 def publish(output_dir: str) -> None:
     """Renames the complete working folder to `output_dir`; an older checkpoint there is deleted only afterwards."""
     output, replaced = Path(output_dir), _replaced(output_dir)
+    follow_umask(working_folder(output_dir))
     if output.exists():
         shutil.rmtree(replaced, ignore_errors=True)
         output.rename(replaced)

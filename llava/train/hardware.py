@@ -29,7 +29,7 @@ def hardware(output_dir: str) -> dict:
         "memory_gb": round(memory / GB, 1),
         "cpus": os.cpu_count(),
         "network": network(),
-        "free_disk_gb": round(free_disk(output_dir) / GB, 1),
+        "free_disk_gb": round(free_disk(output_dir) / GB, 6),
     }
 
 

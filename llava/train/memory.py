@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
-from llava.sizes import UNITS, unit_of
+from llava.sizes import UNITS, duration, unit_of
 from llava.train.components import ADAPTERS, Component
 from llava.train.keys import read_json
 from llava.train.recipes import Recipe, named_components
@@ -245,5 +245,4 @@ def time_line(tokens: int, tokens_per_second: float | None) -> str:
     """How long `tokens` take at the speed of all processes together, or how to learn it."""
     if tokens_per_second is None:
         return "unknown; give --tokens_per_second N, of all processes together, as a run prints it behind its tokens"
-    hours = tokens / tokens_per_second / 3600
-    return f"about {hours:,.1f} hours at {tokens_per_second:,.0f} tokens a second"
+    return f"about {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens a second"

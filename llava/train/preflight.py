@@ -17,6 +17,7 @@ from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
 from llava.errors import LlavaError
+from llava.sizes import UNITS, in_bytes
 from llava.train.fingerprint import (
     code_hashes,
     combined_hash,
@@ -204,7 +205,7 @@ def describe(reports: list[dict]) -> str:
     found = [f"{name} {value}" for name, value in versions.items() if value != "not installed"]
     rows = [("ranks", "host", "device", "memory", "network", "free disk")]
     for row in hardware_table(reports):
-        memory, disk = f"{row['memory_gb']:,.1f} GB", f"{row['free_disk_gb']:,.1f} GB"
+        memory, disk = (in_bytes(row[key] * UNITS["GB"]) for key in ("memory_gb", "free_disk_gb"))
         rows.append((row["ranks"], row["host"], row["device"], memory, row["network"] or "-", disk))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(

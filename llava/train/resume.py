@@ -14,6 +14,7 @@ from pathlib import Path
 
 from llava.data.schema import Sample
 from llava.errors import LlavaError
+from llava.files import follow_umask
 from llava.train.keys import flatten
 from llava.train.recipes import Recipe
 
@@ -73,6 +74,7 @@ def finish_checkpoint(folder: Path, facts: dict, keep_last: int) -> Path:
     that stood before is touched.
     """
     written = folder / f"{PREFIX}{facts['step']}"
+    follow_umask(written)
     sizes = {}
     for path in sorted(path for path in written.rglob("*") if path.is_file()):
         with path.open("rb") as file:

@@ -228,3 +228,5 @@ def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
 
 def test_time():
     assert time_line(3_600_000, 1000) == "about 1.0 hours at 1,000 tokens a second"
+    assert time_line(120_000, 1000) == "about 2.0 minutes at 1,000 tokens a second"
+    assert time_line(2500, 1000) == "about 2.5 seconds at 1,000 tokens a second"

@@ -47,6 +47,12 @@ def ranks(**fields: list[str]) -> list[dict]:
     ]
 
 
+def test_a_nearly_full_disk_is_shown_in_its_unit():
+    reports = ranks(**{"code llava": ["a"] * 2})
+    shown = [describe([reports[0] | {"free_disk_gb": free}]).splitlines()[-1] for free in (0.03, 0.000004, 0.0, 2.5)]
+    assert [line.split("eth0")[1].strip() for line in shown] == ["30.0 MB", "4.00 KB", "0 bytes", "2.50 GB"]
+
+
 def test_ranks_that_were_given_the_same():
     assert difference(ranks(code=["a"] * 16, data=["b"] * 16)) is None
 

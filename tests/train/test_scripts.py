@@ -233,6 +233,14 @@ def test_the_shell_can_read_every_script(script):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_every_script_can_be_started_by_its_name():
+    scripts = [*SCRIPTS.parent.glob("*.sh"), *SCRIPTS.parent.glob("*/*.s*")]
+    assert {path.parent.name for path in scripts} == {"scripts", "train", "eval"}
+    assert [str(path) for path in scripts if not os.access(path, os.X_OK)] == []
+    done = subprocess.run([SCRIPTS / "stage2.sh", "--help"], capture_output=True, text=True, timeout=200, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("ending", "status", "told"),
     [
