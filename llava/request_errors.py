@@ -18,8 +18,10 @@ def of_request(error: LlavaError) -> LlavaError:
     from starlette.exceptions import HTTPException
 
     class RequestError(type(error), HTTPException):
+        def __init__(self, message: str):
+            HTTPException.__init__(self, BAD_REQUEST, message)
+            self.args = (message,)
+
         __str__ = type(error).__str__
 
-    refused = RequestError(BAD_REQUEST, str(error))
-    refused.args = error.args
-    return refused
+    return RequestError(str(error))
