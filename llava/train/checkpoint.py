@@ -17,7 +17,7 @@ from llava.convert.files import indexed_names
 from llava.errors import LlavaError
 from llava.files import follow_umask
 from llava.sizes import in_bytes
-from llava.train.recipes import Recipe
+from llava.train.recipes import Recipe, raise_faults
 
 TOWER_TYPES = ("siglip_vision_model", "siglip")
 LANGUAGE_MODEL_TYPES = ("qwen2",)
@@ -32,12 +32,24 @@ OTHER_BYTES = 100 * 2**20  # tokenizer, processor, logs
 
 def check_start_folders(recipe: Recipe) -> None:
     """Raises LlavaError unless the folders that the recipe starts from are complete and of the right architecture."""
-    if recipe.model.start_from is not None:
-        check_folder("model.start_from", recipe.model.start_from, (MODEL_TYPE,), PROCESSOR_FILES)
-    if recipe.model.vision_tower is not None:
-        check_folder("model.vision_tower", recipe.model.vision_tower, TOWER_TYPES)
-    if recipe.model.language_model is not None:
-        check_folder("model.language_model", recipe.model.language_model, LANGUAGE_MODEL_TYPES, PROCESSOR_FILES[1:])
+    raise_faults("the model to start from", start_folder_faults(recipe))
+
+
+def start_folder_faults(recipe: Recipe) -> list[str]:
+    """What is wrong with the folders that the recipe starts from, the first fault of each."""
+    faults = []
+    for name, types, files in (
+        ("start_from", (MODEL_TYPE,), PROCESSOR_FILES),
+        ("vision_tower", TOWER_TYPES, ()),
+        ("language_model", LANGUAGE_MODEL_TYPES, PROCESSOR_FILES[1:]),
+    ):
+        folder = getattr(recipe.model, name)
+        if folder is not None:
+            try:
+                check_folder(f"model.{name}", folder, types, files)
+            except LlavaError as error:
+                faults.append(str(error))
+    return faults
 
 
 def check_folder(key: str, path: str, model_types: tuple[str, ...], files: tuple[str, ...] = ()) -> None:

@@ -1,5 +1,6 @@
 """What can be wrong with a stage before it starts: combinations of keys, missing files, data. Imports no torch."""
 
+import math
 import os
 import shutil
 from dataclasses import fields, replace
@@ -11,7 +12,9 @@ from llava.data.check import inspect_samples
 from llava.data.mixture import load_mixture, mixture_entries
 from llava.data.video import VideoSampling
 from llava.errors import LlavaError
-from llava.train.checkpoint import check_output_folder, check_start_folders
+from llava.printable import brief
+from llava.train.bounds import LARGEST, out_of_bounds
+from llava.train.checkpoint import check_output_folder, start_folder_faults
 from llava.train.keys import read_json, read_yaml
 from llava.train.recipes import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
 from llava.train.resume import WAY_ON, check_resume
@@ -23,24 +26,30 @@ ABSENT = ("managers", "none")  # the one component that a model may lack, and th
 
 def world_size() -> int:
     """Processes of this run: torchrun's count, else what the launch script will start."""
-    launched = int(os.environ.get("NPROC_PER_NODE", 1)) * int(os.environ.get("NNODES", 1))
-    return int(os.environ.get("WORLD_SIZE", launched))
+    return _count("WORLD_SIZE") if "WORLD_SIZE" in os.environ else _count("NPROC_PER_NODE") * _count("NNODES")
+
+
+def _count(variable: str) -> int:
+    text = os.environ.get(variable, "1")
+    if not (text.isdecimal() and int(text) > 0):
+        raise LlavaError(f"the environment's {variable} must be a whole number of at least 1; found {text!r}")
+    return int(text)
 
 
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
-    faults = _combinations(recipe) + _batches(recipe, world_size)
+    faults = _combinations(recipe) + out_of_bounds(recipe) + _batches(recipe, world_size)
     checks = [_check_sizes, _check_tiling, video_sampling, _check_deepspeed, _check_mixture]
     if not dry_run:
-        faults += _packages(recipe)
-        checks += [check_start_folders, check_output_folder, _check_data_files, _check_held_out_files]
-        checks += [lambda recipe: check_resume(recipe, world_size)]
+        faults += _packages(recipe) + start_folder_faults(recipe)
+        checks += [check_output_folder, _check_data_files, _check_image_folder]
+        checks += [_check_held_out_files, _check_held_out_folder, lambda recipe: check_resume(recipe, world_size)]
     for check in checks:
         try:
             check(recipe)
         except LlavaError as error:
             faults.append(str(error))
-    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", faults)
+    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", list(dict.fromkeys(faults)))
 
 
 def check_data(recipe: Recipe) -> None:
@@ -60,7 +69,7 @@ def check_data(recipe: Recipe) -> None:
 
 def _combinations(recipe: Recipe) -> list[str]:
     faults = []
-    model, managers, optim = recipe.model, recipe.managers, recipe.optim
+    model, managers = recipe.model, recipe.managers
     sources = [name for name in ("vision_tower", "language_model") if getattr(model, name) is not None]
     if model.start_from is not None and sources:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
@@ -70,32 +79,6 @@ def _combinations(recipe: Recipe) -> list[str]:
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
-    rates = {"optim.lr": optim.lr}
-    rates |= {f"components.{name}.lr": getattr(recipe.components, name).lr for name in present}
-    faults += [
-        f"{key} must be above 0 and at most 1; found {rate} (components.*.trained false freezes)"
-        for key, rate in rates.items()
-        if rate is not None and not 0 < rate <= 1
-    ]
-    for key, value, low, high in (
-        ("optim.warmup", optim.warmup, 0, 1),
-        ("optim.epochs", optim.epochs, 0, float("inf")),
-        ("optim.max_steps", optim.max_steps, 1, float("inf")),
-        ("data.max_length", recipe.data.max_length, 1, float("inf")),
-        ("data.workers", recipe.data.workers, 0, float("inf")),
-        ("managers.interval", managers.interval, 1, float("inf")),
-        ("managers.vision_interval", managers.vision_interval, 1, float("inf")),
-        ("run.logging_steps", recipe.run.logging_steps, 1, float("inf")),
-        ("run.save_steps", recipe.run.save_steps, 1, float("inf")),
-        ("run.save_minutes", recipe.run.save_minutes, 0, float("inf")),
-        ("run.keep_last", recipe.run.keep_last, 1, float("inf")),
-        ("eval.steps", recipe.eval.steps, 1, float("inf")),
-        ("eval.batch_size", recipe.eval.batch_size, 1, float("inf")),
-        ("eval.answers", recipe.eval.answers, 0, float("inf")),
-        ("eval.max_new_tokens", recipe.eval.max_new_tokens, 1, float("inf")),
-    ):
-        if value is not None and not low <= value <= high:
-            faults.append(f"{key} must lie between {low} and {high}; found {value}")
     return faults
 
 
@@ -142,7 +125,9 @@ def _lora_keys(recipe: Recipe) -> list[str]:
     ]
     if lora.rank < 1:
         faults.append(f"lora.rank must be at least 1; found {lora.rank}")
-    if lora.alpha <= 0:
+    if lora.rank > LARGEST:
+        faults.append(f"lora.rank must be at most {LARGEST}; found {brief(lora.rank)}")
+    if not 0 < lora.alpha < math.inf:
         faults.append(f"lora.alpha must be above 0; found {lora.alpha}")
     if not 0 <= lora.dropout < 1:
         faults.append(f"lora.dropout must be at least 0 and below 1; found {lora.dropout}")
@@ -168,8 +153,11 @@ def _eval_keys(asked: EvalRecipe) -> list[str]:
 
 def _batches(recipe: Recipe, world_size: int) -> list[str]:
     optim = recipe.optim
-    if optim.batch_size < 1 or optim.global_batch_size < 1:
-        return [f"batch sizes must be at least 1; found {optim.batch_size} and {optim.global_batch_size}"]
+    sizes = optim.batch_size, optim.global_batch_size
+    if min(sizes) < 1:
+        return [f"batch sizes must be at least 1; found {sizes[0]} and {sizes[1]}"]
+    if max(sizes) > LARGEST:
+        return [f"batch sizes must be at most {LARGEST}; found {brief(sizes[0])} and {brief(sizes[1])}"]
     if optim.global_batch_size % (optim.batch_size * world_size):
         return [
             f"optim.global_batch_size {optim.global_batch_size} is not a multiple of optim.batch_size "
@@ -248,6 +236,9 @@ def _check_data_files(recipe: Recipe) -> None:
     missing = missing_data_files(recipe)
     if missing:
         raise LlavaError(f"data.mixture {recipe.data.mixture}: {len(missing)} data files missing, first {missing[0]}")
+
+
+def _check_image_folder(recipe: Recipe) -> None:
     if not Path(recipe.data.image_folder).is_dir():
         raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
 
@@ -263,8 +254,11 @@ def _check_held_out_files(recipe: Recipe) -> None:
     missing = [entry.file for entry in mixture_entries(recipe.eval.data) if not entry.file.is_file()]
     if missing:
         raise LlavaError(f"eval.data {recipe.eval.data}: {len(missing)} data files missing, first {missing[0]}")
-    if not Path(held_out_folder(recipe)).is_dir():
-        raise LlavaError(f"eval.image_folder {held_out_folder(recipe)} is not a folder")
+
+
+def _check_held_out_folder(recipe: Recipe) -> None:
+    if recipe.eval.image_folder is not None and not Path(recipe.eval.image_folder).is_dir():
+        raise LlavaError(f"eval.image_folder {recipe.eval.image_folder} is not a folder")
 
 
 def missing_data_files(recipe: Recipe) -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from llava.errors import LlavaError
+from llava.printable import brief
 from llava.text_files import parse_yaml, read_text
 
 
@@ -93,18 +94,18 @@ def coerce(value: Any, expected: Any) -> Any:
     if get_origin(expected) is Literal:
         if value in get_args(expected):
             return value
-        raise ValueError(f"must be one of {', '.join(get_args(expected))}; found {value!r}")
+        raise ValueError(f"must be one of {', '.join(get_args(expected))}; found {brief(value)}")
     if expected is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     parsed = _parse(value)
     if get_origin(expected) is list and isinstance(parsed, (list, tuple)):
         return [coerce(item, get_args(expected)[0]) for item in parsed]
     if expected is float and isinstance(parsed, (int, float, str)) and not isinstance(parsed, bool):
-        with contextlib.suppress(ValueError):  # YAML takes 1e-3 for a text
+        with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
             return float(parsed)
     if type(parsed) is expected:
         return parsed
-    raise ValueError(f"must be {type_name(expected)}; found {value!r}")
+    raise ValueError(f"must be {type_name(expected)}; found {brief(value)}")
 
 
 def _coerce_union(value: Any, members: tuple[Any, ...]) -> Any:

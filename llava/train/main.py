@@ -61,6 +61,8 @@ def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
     )
     parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")
     options, rest = parser.parse_known_args(argv)
+    if options.tokens_per_second is not None and options.tokens_per_second <= 0:
+        raise LlavaError(f"--tokens_per_second must be above 0; found {options.tokens_per_second:g}")
     return options, recipe_keys(rest, [flag.removeprefix("--") for flag in parser.flags])
 
 

@@ -93,6 +93,24 @@ def test_missing_folders_stop_training_but_no_dry_run(tiny_recipe, changes, faul
     assert faults_of(tiny_recipe("1", **changes), dry_run=True) == []
 
 
+def test_a_missing_mixture_is_one_fault_beside_all_missing_folders(tiny_recipe):
+    gone = {
+        "data.mixture": "gone.yaml",
+        "data.image_folder": "nowhere",
+        "eval.data": "gone.yaml",
+        "eval.image_folder": "neither",
+        "model.vision_tower": "absent",
+        "model.language_model": "lost",
+    }
+    assert faults_of(tiny_recipe("1", **gone)) == [
+        "model.vision_tower absent: no such folder",
+        "model.language_model lost: no such folder",
+        "mixture gone.yaml cannot be read: No such file or directory",
+        "data.image_folder nowhere is not a folder",
+        "eval.image_folder neither is not a folder",
+    ]
+
+
 def test_faults_are_reported_together(tiny_recipe):
     changes = {"optim.lr": 2, "optim.batch_size": 3, "model.vision_tower": "absent", "data.image_folder": "nowhere"}
     assert len(faults_of(tiny_recipe("1", **changes), world_size=2)) == 4

@@ -352,6 +352,25 @@ def test_wrong_arguments(given, message):
         recipe_keys(given)
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
+def test_a_speed_that_cannot_be(number, capsys):
+    words = ["train", "--recipe", f"{SCRIPTS}/recipes/stage1.yaml", "--dry_run", "--tokens_per_second", number]
+    assert cli.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: --tokens_per_second must be ")
+    assert number in printed.err
+
+
+@pytest.mark.parametrize("variable", ["NPROC_PER_NODE", "NNODES", "WORLD_SIZE"])
+@pytest.mark.parametrize("count", ["0", "-1", "two", "", "1.5"])
+def test_a_number_of_processes_that_cannot_be(variable, count, monkeypatch, capsys):
+    monkeypatch.setenv(variable, count)
+    assert cli.main(["train", "--recipe", f"{SCRIPTS}/recipes/stage1.yaml", "--dry_run"]) == 2
+    line = f"error: the environment's {variable} must be a whole number of at least 1; found {count!r}\n"
+    assert capsys.readouterr().err == line
+
+
 def test_the_llava_command_trains_too(capsys):
     assert cli.main(["train", "--recipe", "absent.yaml"]) == 2
     assert capsys.readouterr().err == "error: absent.yaml: cannot be read (No such file or directory)\n"
