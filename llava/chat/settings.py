@@ -92,7 +92,7 @@ SETTINGS = {
         _seed,
         lambda value: value is None or 0 <= value < 2**63,
         f"be {NO_SEED} or from 0 to 2^63 - 1",
-        f"of what is drawn: the same conversation gets the same answers; {NO_SEED}: others each time",
+        f"the same conversation draws the same answers; {NO_SEED}: others each time",
         whole=True,
         letter="N",
         draws=True,

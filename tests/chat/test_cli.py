@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import termios
 
 import pexpect
 import pytest
 import torch
 
+from llava.chat.display import Display
 from llava.chat.engine import Engine
 from llava.cli import main
 from llava.data.schema import Dialogue, Turn
@@ -292,3 +294,61 @@ def test_an_interrupt_ends_a_single_question_with_status_130(run, monkeypatch):
     monkeypatch.setattr(Engine, "stream", stream)
     assert run("Hello") == (130, "half an\n", "")
     assert run("--json", "Hello") == (130, "", "")
+
+
+def test_what_is_typed_while_an_answer_streams_is_not_echoed_and_waits(endless_model_dir, tmp_path):
+    arguments = ["--max_new_tokens", "1900", "--model", endless_model_dir, "--no_preview"]
+    child = spawn(arguments, tmp_path / "state", TERM="xterm-256color")
+    terminal = Terminal(child)
+    terminal.shown()
+    child.send("Hello\r")
+    child.expect(r"\w+ \w+ \w+")  # the answer has begun
+    assert not termios.tcgetattr(child.child_fd)[3] & termios.ECHO
+    child.send("/set max_new_tokens=3\r")
+    child.expect(r"max_new_tokens=3 +\w+ longest")  # the answer ended by itself, then the line was taken
+    answer, prompt, _ = child.before.partition("\x1b[0m> ")
+    assert prompt
+    assert "max_new_tokens" not in answer
+    child.sendintr()
+    terminal.shown()
+    child.send("/set max_new_tokens=1900\r")
+    child.expect(r"max_new_tokens=1900 +\w+ longest")
+    terminal.shown()
+    child.send("Again\r")
+    child.expect(r"\w+ \w+ \w+")
+    child.sendintr()
+    child.expect_exact("stopped\r\n")
+    assert "^C" not in child.before
+    terminal.shown()
+    child.sendeof()
+    child.expect(pexpect.EOF)
+    assert termios.tcgetattr(child.child_fd)[3] & termios.ECHO, "as it was before the chat"
+    child.close()
+
+
+def test_a_question_names_its_images_and_the_flags_reach_the_model(run, tmp_path, page, expected, make_image):
+    status, out, err = run(f"'{page}' What is it?")
+    assert (status, err) == (0, f"{page}: 120x90, goes with this question\n")
+    assert out.strip() == expected("What is it?", images=[make_image(120, 90)])
+    drawn = [run("--temperature", 2, "--top-k", 50, "--seed", seed, "Hello")[1] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert run("--temperature", 2, "--top_k", 1, "Hello")[1].strip() == expected("Hello")
+    penalised = json.loads(run("--repetition_penalty", 1.5, "--json", "Hello")[1])
+    assert penalised["settings"]["repetition_penalty"] == 1.5
+    assert penalised["answer"] != expected("Hello")
+    assert penalised["tokens_per_second"] is None or penalised["tokens_per_second"] > 0
+    assert run("--top_p", 0.5, "--seed", 1, "Hello")[2] == "temperature is 0: top_p, seed have no effect\n"
+    assert re.search(r"\d+ tokens? in [\d.]+ s.* after [\d.]+ s for the prompt", run("--stats", "Hello")[2])
+
+
+def test_urls_of_a_pipe_are_not_fetched(run, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\ufeffWhat is http://127.0.0.1:1/a.png ?"))
+    status, _, err = run()
+    assert (status, err) == (0, "not shown: http://127.0.0.1:1/a.png (not fetched)\n")
+
+
+def test_an_empty_answer_says_so(run, monkeypatch):
+    monkeypatch.setattr(Engine, "stream", lambda *args, **options: (piece for piece in ()))
+    assert run("Hello") == (0, "\n", "")
+    monkeypatch.setattr(Display, "is_watched", True)
+    assert run("Hello") == (0, "\n", "(the model gave an empty answer)\n")

@@ -197,3 +197,20 @@ def test_an_interrupted_answer_is_logged(make_chat, tmp_path, monkeypatch):
         obey(chat, "Hello")
     (exchange,) = load(tmp_path / "talk.jsonl", chat.media).exchanges
     assert (exchange.answer, exchange.stopped) == ("half", True)
+
+
+def test_what_is_saved_to_be_read(talked, tmp_path, page):
+    answers = [exchange.answer for exchange in talked.session.exchanges]
+    for name in ("talk.txt", "talk.md"):
+        obey(talked, f"/save {tmp_path / name}")
+        assert (tmp_path / name).read_text() == (
+            "A conversation with tiny\n\nSystem message: Be brief.\n\n"
+            f"> Hello\n\n{answers[0] or '(the model gave an empty answer)'}\n\n"
+            f"> {page}: 120x90\n> What is it?\n\n{answers[1] or '(the model gave an empty answer)'}\n"
+        )
+        with pytest.raises(LlavaError, match=r"is no log of llava chat; of what /save writes, .jsonl and .json are"):
+            obey(talked, f"/load {tmp_path / name}")
+    for name in ("talk", "talk.doc", "talk.pdf"):
+        with pytest.raises(LlavaError, match=rf"{name} must end in .jsonl or .json, to be loaded again, or in .txt or"):
+            obey(talked, f"/save {tmp_path / name}")
+        assert not (tmp_path / name).exists()

@@ -1,0 +1,99 @@
+"""What is wrong with the arguments is told before torch is imported, and Ctrl-C while a model loads is one line."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llava.chat.checks import check_model_folder
+from llava.chat.engine import Engine
+from llava.cli import main
+from llava.errors import LlavaError
+from tests.chat.test_cli import spawn
+
+SCRIPT = """
+import json, sys, time
+from llava.cli import main
+for arguments in json.loads(sys.argv[1]):
+    begin = time.perf_counter()
+    try:
+        status = main(["chat", *arguments])
+    except SystemExit as error:
+        status = error.code
+    assert status == (0 if "--help" in arguments else 2), (arguments, status)
+    heavy = {"torch", "transformers"} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
+
+
+def test_help_and_early_errors_do_not_wait_for_torch(tiny_model_dir, tmp_path):
+    model = ("--model", str(tiny_model_dir))
+    (tmp_path / "log.jsonl").touch()
+    arguments = [
+        ["--help"],
+        ["Hi"],
+        ["--model", str(tmp_path / "nowhere"), "Hi"],
+        ["--model", str(tmp_path), "Hi"],
+        [*model, "--image", "nowhere.png", "Hi"],
+        [*model, "--video", "nowhere.mp4", "Hi"],
+        [*model, "/nowhere/a.png what?"],
+        [*model, "nowhere.png"],
+        [*model, "--temperature", "hot", "Hi"],
+        [*model, "--temperature", "-1", "Hi"],
+        [*model, "--top-k", "-1", "Hi"],
+        [*model, "--repetition_penalty", "0", "Hi"],
+        [*model, "--seed", "x", "Hi"],
+        [*model, "--dtype", "int3", "Hi"],
+        [*model, "--modle", "x"],
+        [*model, "--system", "<image>", "Hi"],
+        [*model, "--load", str(tmp_path / "nowhere.jsonl"), "Hi"],
+        [*model, "--log", str(tmp_path / "log.jsonl"), "Hi"],
+        [*model, "--log", str(tmp_path / "no/log.jsonl"), "Hi"],
+        [*model, " "],
+    ]
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error: ") == len(arguments) - 1 == done.stderr.count("\n")
+    assert time.perf_counter() - begin < 10
+
+
+def test_checkpoints_of_other_formats_point_to_the_import(tmp_path, monkeypatch):
+    for name in ("llava", "llava_qwen", "llava_qwen_manager", "llava_onevision"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
+        with pytest.raises(LlavaError) as caught:
+            check_model_folder(tmp_path)
+        assert str(caught.value) == (
+            f"{tmp_path}: a checkpoint of type {name!r}; make one of this model of it: "
+            f"llava convert import {tmp_path} --out DIR"
+        )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LlavaError, match="if it is a model on the hub: llava convert import owner/name-0.5b --out DIR"):
+        check_model_folder("owner/name-0.5b")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "run/config.json")
+    with pytest.raises(LlavaError, match="name one of the folders in it: run"):
+        check_model_folder(tmp_path)
+
+
+def test_widths_that_cannot_be_quantised_are_one_line(tiny_model_dir, capsys):
+    pytest.importorskip("bitsandbytes")
+    message = f"{tiny_model_dir} cannot be loaded in 4 bits: hidden_size is 24, no multiple of 64"
+    with pytest.raises(LlavaError, match=message):
+        Engine.from_pretrained(tiny_model_dir, device="cpu", load_4bit=True)
+    assert main(["chat", "--model", str(tiny_model_dir), "--device", "cpu", "--load-4bit", "Hi"]) == 2
+    assert capsys.readouterr() == ("", f"error: {message}\n")
+
+
+def test_an_interrupt_while_the_model_loads_is_one_line(tiny_model_dir, tmp_path):
+    for question in ([], ["Hi"]):
+        child = spawn(["--model", tiny_model_dir, *question], tmp_path / "state", TERM="xterm")
+        child.expect_exact(f"loading {tiny_model_dir}")
+        child.sendintr()
+        child.expect_exact("interrupted")
+        rest = child.read()
+        child.close()
+        assert "Traceback" not in rest
+        assert child.exitstatus == 130
