@@ -70,7 +70,9 @@ def test_checkpoints_of_other_formats_point_to_the_import(tmp_path, monkeypatch)
             f"llava convert import {tmp_path} --out DIR"
         )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(LlavaError, match="if it is a model on the hub: llava convert import owner/name-0.5b --out DIR"):
+    with pytest.raises(
+        LlavaError, match=r"if it is a model on the hub: llava convert import owner/name-0\.5b --out DIR"
+    ):
         check_model_folder("owner/name-0.5b")
     (tmp_path / "run").mkdir()
     (tmp_path / "config.json").rename(tmp_path / "run/config.json")
