@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+case ${1:-} in -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0" && exit ;; esac
 arms=${1:-grid_manager}
 [ "$arms" = all ] && arms="baseline manager grid grid_manager"
 for arm in $arms; do

@@ -32,6 +32,15 @@ def test_quickstart_at_smoke_size(tmp_path):
     assert "answer    " in done.stdout
 
 
+def test_help_is_the_scripts_own_description():
+    done = subprocess.run(
+        ["bash", "scripts/quickstart.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bash scripts/quickstart.sh [ARMS]" in done.stdout
+    assert "QUICKSTART_SIZE" in done.stdout.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("arms", "changes", "message"),
     [

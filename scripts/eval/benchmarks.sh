@@ -4,9 +4,11 @@
 # Results go to runs/NAME, NAME being the checkpoint's, unless --out says otherwise.
 set -euo pipefail
 
-if [[ $# -eq 0 || $1 == -* ]]; then
-    sed -n '2,4s/^# //p' "$0" >&2
-    exit 2
-fi
+usage() { sed -n '2,4s/^# //p' "$0"; }
+case ${1:-} in
+-h | --help) usage && exit ;;
+"") usage >&2 && exit 2 ;;
+-*) echo "error: the first argument is MODEL, a checkpoint's folder, found '$1'; see $0 --help" >&2 && exit 2 ;;
+esac
 model=${1%/}
 exec llava eval --model "$model" --out "runs/$(basename "$model")" "${@:2}"

@@ -4,8 +4,10 @@
 # RUN is the folder runs/NAME; further options: `llava eval judge --help`. The key is only taken from the environment.
 set -euo pipefail
 
-if [[ $# -eq 0 || $1 == -* ]]; then
-    sed -n '2,4s/^# //p' "$0" >&2
-    exit 2
-fi
+usage() { sed -n '2,4s/^# //p' "$0"; }
+case ${1:-} in
+-h | --help) usage && exit ;;
+"") usage >&2 && exit 2 ;;
+-*) echo "error: the first argument is RUN, a folder of answers, found '$1'; see $0 --help" >&2 && exit 2 ;;
+esac
 exec llava eval judge "$@"

@@ -41,7 +41,7 @@ else
 fi
 
 case " $* " in
-*" --dry_run "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
+*" --dry_run "* | *" --dry-run "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
 esac
 
 if [ "$NNODES" = 1 ]; then

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,23 @@ def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
     assert result.run["score"] == pytest.approx(100 * sum(result.scores["exact_match"]) / 3)
     assert done.stdout.startswith("1 of 20 benchmarks")
     assert "RealWorldQA" in done.stdout
+
+
+@pytest.mark.parametrize("script", ["benchmarks", "judge"])
+def test_the_scripts_show_their_usage_and_name_a_wrong_argument(script):
+    def run(word):
+        return subprocess.run([ROOT / f"scripts/eval/{script}.sh", word], capture_output=True, text=True, check=False)
+
+    for word in ("--help", "-h"):
+        done = run(word)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (
+            f"    scripts/eval/{script}.sh " in done.stdout
+            or f"OPENAI_API_KEY=... scripts/eval/{script}.sh" in done.stdout
+        )
+    done = run("--tasks")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"error: the first argument is .+, found '--tasks'; see \S+ --help\n", done.stderr)
 
 
 def test_the_script_wants_a_model():

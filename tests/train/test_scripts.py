@@ -39,10 +39,10 @@ def test_no_script_is_left_out():
     assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {*STAGES, "model_0_5b"}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_dry_run_of_every_script(stage):
+@pytest.mark.parametrize(("stage", "flag"), [*zip(STAGES, ("--dry_run", "--dry-run", "--dry_run"))])
+def test_dry_run_of_every_script(stage, flag):
     """On a fresh clone: no data, no models, real sizes."""
-    done = run(stage, "--arm", "grid_manager", "--dry_run", "--optim.max_steps", "10", NPROC_PER_NODE="8", NNODES="2")
+    done = run(stage, "--arm", "grid_manager", flag, "--optim.max_steps", "10", NPROC_PER_NODE="8", NNODES="2")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "samples     " in done.stdout
