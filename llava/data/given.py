@@ -21,7 +21,7 @@ SHOWN = 60  # characters of a text that is no image
 CHANNELS = (1, 3)  # grey and RGB, by which a tensor's are found before those of two or four channels
 
 
-def rgb_image(given, name: str = "image", channels: str | None = None) -> Image.Image:
+def rgb_image(given, name: str = "image given", channels: str | None = None) -> Image.Image:
     """An RGB image from whatever it is given as, its colors and its orientation as to_rgb has them.
 
     given: a PIL image; a path; a text that is a URL, a data: URL, a path or base64; a file's bytes; or a numpy array or
@@ -38,7 +38,7 @@ def rgb_image(given, name: str = "image", channels: str | None = None) -> Image.
         except DataError as error:
             raise DataError(f"image {getattr(given, 'filename', '') or name} cannot be decoded: {error}") from None
     if isinstance(given, bytes | bytearray | memoryview):
-        return open_image(BytesIO(given), name)
+        return _from_bytes(given, name)
     if isinstance(given, os.PathLike):
         return open_image(given)
     if isinstance(given, str):
@@ -138,7 +138,7 @@ def _from_text(text: str, name: str) -> Image.Image:
         head, comma, content = text.partition(",")
         if not comma:
             raise DataError(f"{name} is no data: URL: {shown} has no comma")
-        return open_image(BytesIO(_decoded(content, name) if "base64" in head else unquote_to_bytes(content)), name)
+        return _from_bytes(_decoded(content, name) if "base64" in head else unquote_to_bytes(content), name)
     if os.path.isfile(text):
         return open_image(text)
     try:
@@ -147,7 +147,11 @@ def _from_text(text: str, name: str) -> Image.Image:
         content = b""
     if len(content) <= SHOWN:  # no image is so small; it is a path, some of which are base64 too
         raise DataError(f"{name} is neither a URL, nor a file that exists, nor base64 of an image: {shown}")
-    return open_image(BytesIO(content), name)
+    return _from_bytes(content, name)
+
+
+def _from_bytes(content: bytes, name: str) -> Image.Image:
+    return open_image(BytesIO(content), name.removeprefix("image "))
 
 
 def _decoded(text: str, name: str) -> bytes:
