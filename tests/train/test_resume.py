@@ -193,6 +193,25 @@ def test_a_full_disk_ends_neither_the_run_nor_its_curves(recipe, uninterrupted, 
     assert {1, 7, 15, 16} <= logged < set(range(1, STEPS + 1))
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_however_often_it_is_started_it_has_one_curve(recipe, uninterrupted, tmp_path, monkeypatch, given):
+    """Killed before the first checkpoint and behind it, stopped by a signal: some steps are trained on twice."""
+    made, log = recipe(**{"run.report_to": "tensorboard"}), tmp_path / "log"
+    output = Path(made.run.output_dir)
+    if given:
+        monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", f"{tmp_path}/curves/mine")
+    ends = [(2, signal.SIGKILL, -signal.SIGKILL), (5, signal.SIGKILL, -signal.SIGKILL), (8, signal.SIGTERM, 143)]
+    for step, number, status in ends:
+        assert faulty.run(made, log, faulty.signal_after_step(step, number)) == [status], log.read_text()
+    assert faulty.run(made, log) == [0], log.read_text()
+    (folder,) = (tmp_path / "curves" if given else output / "runs").iterdir()
+    assert len(list(folder.iterdir())) == (4 if given else 3)  # a start without a checkpoint leaves nothing of the last
+    curve = EventAccumulator(str(folder)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in curve] == [
+        (step["step"], pytest.approx(step["loss"])) for step in uninterrupted["steps"]
+    ]
+
+
 def test_too_little_room_is_seen_before_writing(recipe, tmp_path, uninterrupted):
     made, log = recipe(), tmp_path / "log"
     assert faulty.run(made, log, faulty.little_room) == [0], log.read_text()
