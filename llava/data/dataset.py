@@ -15,7 +15,7 @@ from llava.data.check import Fault, Inspection
 from llava.data.conversation import template_turns
 from llava.data.images import open_image
 from llava.data.notes import Note
-from llava.data.over_long import OVER_LONG, fit_sample
+from llava.data.over_long import OVER_LONG, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
@@ -54,7 +54,7 @@ class SupervisedDataset(Dataset):
 
     Args:
         samples, processor, image_folder: what to encode, with what, and where images and videos lie.
-        template, label_rule, max_length, on_over_long: see LlavaOVManagerProcessor.encode_sample.
+        template, label_rule, max_length, on_over_long, positions: see LlavaOVManagerProcessor.encode_sample.
         on_bad_sample: `error` raises DataError; `skip` logs it and yields a sample without any supervised token, so
             that batches keep their size and nothing is trained on in its place.
         video_sampling: which frames of a video are taken.
@@ -71,6 +71,7 @@ class SupervisedDataset(Dataset):
         label_rule: str = "answers",
         max_length: int = 16384,
         on_over_long: str = "error",
+        positions: int | None = None,
         on_bad_sample: str = "error",
         video_sampling: VideoSampling = EVERY_SECOND,
         time_instruction: bool = False,
@@ -87,6 +88,7 @@ class SupervisedDataset(Dataset):
             "label_rule": label_rule,
             "max_length": max_length,
             "on_over_long": on_over_long,
+            "positions": positions,
         }
         self.on_bad_sample = on_bad_sample
         self.video_sampling = video_sampling
@@ -167,7 +169,8 @@ class SupervisedDataset(Dataset):
         unusable whatever its length. With on_over_long `error` each is a fault, else one that loses every answer.
         A token is at least one byte of text, so that only samples that could be too long are tokenized.
         """
-        limit, template = self.encoding["max_length"], self.encoding["template"]
+        given, template = (self.encoding["max_length"], self.encoding["positions"]), self.encoding["template"]
+        limit = most_tokens(*given)
         if (len(image_sizes), len(videos)) != (len(stored.images), len(stored.videos)):
             return None
         sample, frames = self._timed(stored, videos), [len(video.times) for video in videos]
@@ -185,7 +188,7 @@ class SupervisedDataset(Dataset):
         if fitted.tokens <= limit:
             return None
         kept = len(fitted.input_ids)
-        return Note("shortened", f"found {fitted.tokens} tokens but max_length is {limit}: shortened to {kept}")
+        return Note("shortened", f"{describe_too_long(fitted.tokens, *given)}: shortened to {kept}")
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""

@@ -34,8 +34,9 @@ class CheckOptions:
 
     decode: decode every image and the chosen frames of every video, instead of reading headers.
     template: the prompt template that has to take the turns.
-    model: a model folder, whose processor counts tokens; more than max_length of them are a fault under on_over_long
-        `error`, and else where the sample cannot be shortened so that an answer is left.
+    model: a model folder, whose processor counts tokens; more than max_length, or than the language model has
+        positions, are a fault under on_over_long `error`, and else where the sample cannot be shortened so that an
+        answer is left.
     """
 
     image_folder: str = "."
@@ -191,11 +192,12 @@ class RowInspector:
 
 def _token_counter(options: CheckOptions):
     from llava.data.dataset import SupervisedDataset
-    from llava.data.preview import load_processor
+    from llava.data.preview import load_processor, model_positions
 
     return SupervisedDataset(
         [],
         load_processor(options.model),
+        positions=model_positions(options.model),
         template=options.template,
         max_length=options.max_length,
         on_over_long=options.on_over_long,

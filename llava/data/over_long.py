@@ -12,7 +12,7 @@ SHRINK_STEP = 0.9  # each try makes the sides of a sample's images so much short
 
 
 class FittedSample(NamedTuple):
-    """A sample of at most max_length tokens.
+    """A sample of no more tokens than a model reads.
 
     input_ids, labels: of equal length, placeholders expanded. image_sizes: the (width, height) at which its images are
     shown, those that are left out not among them; num_videos: how many are shown. tokens: how many the whole one had.
@@ -35,30 +35,45 @@ def fit_sample(
     label_rule: str,
     max_length: int,
     on_over_long: str,
+    positions: int | None = None,
 ) -> FittedSample:
     """Encodes a sample and, where it is too long, shortens it as LlavaOVManagerProcessor.encode_sample says.
 
     processor: a LlavaOVManagerProcessor. image_sizes: (width, height) of each image. video_frames: of each video.
+    positions: of the language model; where they are fewer than max_length, they are the limit. None for any number.
     Raises DataError for turns that the template does not take, and for too long ones under `error` and when what is
     left has no token of an answer.
     """
     sizes, frames = list(image_sizes), list(video_frames)
     ids, labels = processor.encode_turns(turns, sizes, frames, template, label_rule)
     tokens = len(ids)
-    if tokens <= max_length:
+    limit = most_tokens(max_length, positions)
+    if tokens <= limit:
         return FittedSample(ids, labels, sizes, len(frames), tokens)
-    too_long = f"found {tokens} tokens but max_length is {max_length}"
+    too_long = describe_too_long(tokens, max_length, positions)
     if on_over_long == "error":
         raise DataError(too_long)
     if on_over_long == "shrink_images":
-        sizes = _shrunk(processor, sizes, tokens - max_length, too_long)
+        sizes = _shrunk(processor, sizes, tokens - limit, too_long)
     else:
-        turns, sizes, frames = _fitting(processor, turns, sizes, frames, template, max_length, too_long)
+        turns, sizes, frames = _fitting(processor, turns, sizes, frames, template, limit, too_long)
     ids, labels = processor.encode_turns(turns, sizes, frames, template, label_rule)
     _, answers = processor.encode_turns(turns, sizes, frames, template, "answers")
-    if all(label == IGNORE_INDEX for label in answers[:max_length]):
+    if all(label == IGNORE_INDEX for label in answers[:limit]):
         raise DataError(f"{too_long}, and a cut there would leave no answer")
-    return FittedSample(ids[:max_length], labels[:max_length], sizes, len(frames), tokens)
+    return FittedSample(ids[:limit], labels[:limit], sizes, len(frames), tokens)
+
+
+def most_tokens(max_length: int, positions: int | None) -> int:
+    """How many tokens a sample may have: max_length, or the language model's positions where these are fewer."""
+    return max_length if positions is None else min(max_length, positions)
+
+
+def describe_too_long(tokens: int, max_length: int, positions: int | None) -> str:
+    """What is wrong with a sample of `tokens`, with both numbers."""
+    if most_tokens(max_length, positions) == max_length:
+        return f"found {tokens} tokens but max_length is {max_length}"
+    return f"found {tokens} tokens but the language model has {positions} positions (max_position_embeddings)"
 
 
 def _fitting(processor, turns, sizes: list, frames: list, template: str, max_length: int, too_long: str) -> tuple:

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import llava.mllm  # noqa: F401  registers the Auto classes by which a processor's parts are found
 from llava.anyres import ImageLayout, VideoLayout
 from llava.constants import IGNORE_INDEX
 from llava.data.dataset import SupervisedDataset
@@ -21,6 +20,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.records import SUFFIXES
 from llava.data.schema import Sample, parse_sample
 from llava.errors import DataError, LlavaError
+from llava.mllm import LlavaOVManagerConfig  # also registers the Auto classes by which a processor's parts are found
 from llava.printable import visible
 
 NEWLINE_MARK = "\\n"  # put before a supervised newline, which no colour would show
@@ -112,6 +112,16 @@ def load_processor(folder: str | Path) -> LlavaOVManagerProcessor:
     except Exception as error:  # transformers and tokenizers each raise their own kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise LlavaError(f"{folder}: its processor cannot be loaded: {reason}") from error
+
+
+def model_positions(folder: str | Path) -> int | None:
+    """How many tokens the language model of a model folder reads; None for a folder with a processor alone."""
+    if not (Path(folder) / "config.json").is_file():
+        return None
+    try:
+        return LlavaOVManagerConfig.from_pretrained(folder).text_config.max_position_embeddings
+    except (OSError, ValueError) as error:
+        raise LlavaError(f"{folder}: its config.json cannot be read: {' '.join(str(error).split())}") from error
 
 
 def read_sample(data: str | Path, index: int, seed: int) -> Sample:

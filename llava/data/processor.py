@@ -14,7 +14,7 @@ from llava.data.given import is_image, is_video, rgb_frames, rgb_groups, rgb_ima
 from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
 from llava.data.options import AS_UINT8, NORMALIZED, Options, PixelOptions, TextOptions, read_options
-from llava.data.over_long import fit_sample
+from llava.data.over_long import fit_sample, most_tokens
 from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
@@ -58,12 +58,14 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         label_rule: str,
         max_length: int,
         on_over_long: str = "error",
+        positions: int | None = None,
     ) -> dict:
         """A training sample as model inputs.
 
         videos: the frames of each. on_over_long: what happens to more than max_length tokens. `error`; `truncate` drops
         the turns that show an image or video that does not fit, and what they show, then cuts text at the end;
         `shrink_images` makes the images smaller until there are few enough tiles. No image is ever cut.
+        positions: of the language model, which limit max_length; see fit_sample.
         Returns input_ids and labels (lists of equal length), num_images and num_videos, and `shortened` (whether it was
         too long); with images also pixel_values (crops, 3, S, S) and image_sizes (images, 2) as (height, width), with
         videos pixel_values_videos (frames, 3, S, S) and video_num_frames (videos,). Pixels are uint8; the model
@@ -72,7 +74,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         """
         images = [rgb_image(image) for image in images]
         sizes, frames = [image.size for image in images], [len(video) for video in videos]
-        limits = {"max_length": max_length, "on_over_long": on_over_long}
+        limits = {"max_length": max_length, "on_over_long": on_over_long, "positions": positions}
         try:
             fitted = fit_sample(self, sample.turns, sizes, frames, template=template, label_rule=label_rule, **limits)
         except DataError as error:
@@ -80,7 +82,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         images = [_resized(image, size) for image, size in zip(images, fitted.image_sizes)]
         videos = videos[: fitted.num_videos]
         encoded = {"input_ids": fitted.input_ids, "labels": fitted.labels}
-        encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": fitted.tokens > max_length}
+        shortened = fitted.tokens > most_tokens(max_length, positions)
+        encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": shortened}
         visual = self._pixels([images], [videos], AS_UINT8, AS_UINT8)
         return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 

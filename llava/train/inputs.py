@@ -16,8 +16,8 @@ from llava.train.recipes import Recipe
 from llava.train.resume import WAY_ON
 
 
-def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDataset:
-    """The samples, encoded as the recipe says."""
+def supervised_dataset(recipe: Recipe, samples: list, processor, positions: int | None = None) -> SupervisedDataset:
+    """The samples, encoded as the recipe says. positions: of the language model, which limit data.max_length."""
     data = recipe.data
     return SupervisedDataset(
         samples,
@@ -28,13 +28,14 @@ def supervised_dataset(recipe: Recipe, samples: list, processor) -> SupervisedDa
         max_length=data.max_length,
         on_bad_sample=data.on_bad_sample,
         on_over_long=data.on_over_long,
+        positions=positions,
         video_sampling=video_sampling(recipe),
         time_instruction=data.time_instruction,
     )
 
 
-def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
-    """What is evaluated while the stage trains; None where the recipe names nothing.
+def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut | None:
+    """What is evaluated while the stage trains; None where the recipe names nothing. positions: see supervised_dataset.
 
     Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
     when its turn comes is skipped, and told; see EvaluatingTrainer.
@@ -43,14 +44,14 @@ def held_out(recipe: Recipe, processor, cost: Cost) -> HeldOut | None:
         return None
     samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
     encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
-    dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor)
+    dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor, positions)
     inspection = inspect_once(recipe, dataset, held_out=True)
     sizes = dataset.sizes(inspection)
     inspected = zip(samples, inspection.image_sizes, inspection.videos)
     whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
     asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
-    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor)
+    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor, positions)
     costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
     return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
 

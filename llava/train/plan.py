@@ -103,10 +103,19 @@ def describe(
             "tokens a sample)",
             *([f"managers    {describe_managers(config.managers)}"] if config.managers is not None else []),
             f"attention   {attention}",
+            *([f"note: {limited}"] if (limited := limited_length(recipe, config)) else []),
             "",
             component_table(components),
         ]
     )
+
+
+def limited_length(recipe: Recipe, config: LlavaOVManagerConfig) -> str | None:
+    """What to tell where data.max_length is more than the language model reads."""
+    asked, positions = recipe.data.max_length, config.text_config.max_position_embeddings
+    if asked <= positions:
+        return None
+    return f"data.max_length {asked:,} is more than the language model's {positions:,} positions, which limit a sample"
 
 
 def describe_managers(managers: ManagerConfig) -> str:

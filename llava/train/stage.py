@@ -116,10 +116,11 @@ def prepare(recipe: Recipe) -> Stage:
 
     start_process_group(recipe)
     arguments = training_arguments(recipe, plan)
-    dataset = supervised_dataset(recipe, mixture.samples, processor)
+    positions = model.config.text_config.max_position_embeddings
+    dataset = supervised_dataset(recipe, mixture.samples, processor, positions)
     sizes = dataset.sizes(inspect_once(recipe, dataset))
     cost = training_cost(model.config, [component.name for component in components if component.trained])
-    evaluated = held_out(recipe, processor, cost)
+    evaluated = held_out(recipe, processor, cost, positions)
     trainer = LlavaTrainer(
         model=model,
         args=arguments,

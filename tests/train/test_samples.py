@@ -1,6 +1,7 @@
 """Records that cannot be used, through training: one list before the first step, or skipped and counted."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -60,6 +61,43 @@ def test_bad_records_are_skipped_and_counted(tiny_recipe, keys, tmp_path, capsys
     out = capsys.readouterr().out
     assert "note: 4 of 8 samples: unusable; first sample 'cut-emoji'" in out
     assert out.endswith("4 bad samples were skipped\n")
+
+
+@pytest.mark.parametrize("max_length", [2048, 2049, 16384])
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_sample_longer_than_the_language_model_is_found_before_the_first_step(
+    tiny_recipe, tmp_path, capsys, max_length, held_out
+):
+    """The language model has 2,048 positions."""
+    long = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "what " * 2048}]
+    for name, turns in (("long", long), ("short", [long[0], {"from": "gpt", "value": "what"}])):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"id": name, "conversations": turns}]))
+    keys = {"data.mixture": f"{tmp_path}/{'short' if held_out else 'long'}.json", "data.max_length": max_length}
+    if held_out:
+        keys["eval.data"] = f"{tmp_path}/long.json"
+    keys["data.template"] = "qwen_1_5"
+    with pytest.raises(DataError, match="1 of 1 samples are unusable") as raised:
+        prepare(tiny_recipe("1", **keys))
+    found = re.search(r"row 1\): found (\d+) tokens but (.*)", str(raised.value))
+    limits = {False: "max_length is 2048", True: "the language model has 2048 positions (max_position_embeddings)"}
+    assert found[2] == limits[max_length > 2048]
+    assert int(found[1]) > 2048
+    note = (
+        f"note: data.max_length {max_length:,} is more than the language model's 2,048 positions, which limit a sample"
+    )
+    assert (note in capsys.readouterr().out) == (max_length > 2048)
+
+
+def test_what_is_longer_than_the_language_model_is_cut_there_or_skipped(tiny_recipe, tmp_path, capsys):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "what " * 2048}]
+    (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns}]))
+    keys = {"data.mixture": f"{tmp_path}/long.json", "data.template": "qwen_1_5", "data.max_length": 16384}
+    cutting = prepare(tiny_recipe("1", **keys, **{"data.on_over_long": "truncate"})).trainer.train_dataset
+    assert len(cutting[0]["input_ids"]) == 2048
+    assert cutting[0]["sample"].shortened
+    assert "2048 positions (max_position_embeddings): shortened to 2048\n" in capsys.readouterr().out
+    skipping = prepare(tiny_recipe("1", **keys, **{"data.on_bad_sample": "skip"})).trainer.train_dataset
+    assert skipping[0]["sample"].skipped
 
 
 def test_a_run_that_a_bad_sample_ended_goes_on_with_skip(tiny_recipe, data_folder, tmp_path, capsys):
