@@ -32,7 +32,7 @@ KINDS = {
     "missing": "an image or video that does not exist",
     "undecodable": "an image or video that cannot be decoded",
     "bomb": "an image of suspiciously many pixels",
-    "over_long": "more tokens than max_length, or no answer left within it",
+    "over_long": "more tokens than max_length or the model's positions, or no answer left within them",
 }
 _KIND_OF_ERROR = {
     PlaceholderError: "placeholder",

@@ -16,7 +16,7 @@ NOTES = {
     "unanswered": "a question without an answer, from which nothing is learned",
     "unasked": "an answer to no question, which is learned",
     "empty_answer": "an answer without text, which label rule answers does not learn",
-    "shortened": "more tokens than max_length, shortened",
+    "shortened": "more tokens than max_length or the model's positions, shortened",
 }
 
 

@@ -59,11 +59,11 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
 def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
     """Image sizes for the sampler, read by rank 0 and sent to the others; rank 0 also tells what is odd.
 
-    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped. Samples that are
-    held out are decoded, and never skipped: their loss would be another one.
+    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped and others are left.
+    Samples that are held out are decoded, and never skipped: their loss would be another one.
     """
     found = [None]
-    skips = recipe.data.on_bad_sample == "skip" and not held_out
+    may_skip = recipe.data.on_bad_sample == "skip" and not held_out
     if rank() == 0:
         inspection = inspect_samples(
             dataset.samples,
@@ -75,14 +75,14 @@ def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = Fa
         too_long, shortened = dataset.over_long(inspection)
         notes = inspection.notes | ({"shortened": shortened} if shortened else {})
         inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
-        if skips or not inspection.faults:
+        if may_skip or not inspection.faults:
             print("".join(f"{line}\n" for line in inspection.told()), end="", flush=True)
         found[0] = replace(inspection, notes={})
     if distributed.is_initialized():
         distributed.broadcast_object_list(found)
-    if found[0].faults and not skips:
+    if found[0].faults and not (may_skip and len(found[0].faults) < len(dataset)):
         leave_process_group()
         if rank() > 0:
             raise SystemExit(2)  # rank 0 tells
-        found[0].raise_faults("" if held_out else WAY_ON)
+        found[0].raise_faults("\nNone is left to train on" if may_skip else "" if held_out else WAY_ON)
     return found[0]

@@ -103,19 +103,22 @@ def describe(
             "tokens a sample)",
             *([f"managers    {describe_managers(config.managers)}"] if config.managers is not None else []),
             f"attention   {attention}",
-            *([f"note: {limited}"] if (limited := limited_length(recipe, config)) else []),
+            *(f"note: {note}" for note in notes(recipe, plan, config)),
             "",
             component_table(components),
         ]
     )
 
 
-def limited_length(recipe: Recipe, config: LlavaOVManagerConfig) -> str | None:
-    """What to tell where data.max_length is more than the language model reads."""
-    asked, positions = recipe.data.max_length, config.text_config.max_position_embeddings
-    if asked <= positions:
-        return None
-    return f"data.max_length {asked:,} is more than the language model's {positions:,} positions, which limit a sample"
+def notes(recipe: Recipe, plan: Plan, config: LlavaOVManagerConfig) -> list[str]:
+    """What a user may not expect of the recipe's numbers."""
+    notes, max_length, positions = [], recipe.data.max_length, config.text_config.max_position_embeddings
+    if max_length > positions:
+        limited = f"data.max_length {max_length:,} is more than the language model's {positions:,} positions"
+        notes.append(f"{limited}, which limit a sample")
+    if plan.steps == 1 and recipe.optim.warmup > 0:
+        notes.append("the only step is warm-up, at a rate of 0: nothing is learned; pass --optim.warmup 0")
+    return notes
 
 
 def describe_managers(managers: ManagerConfig) -> str:

@@ -120,6 +120,15 @@ def test_the_number_of_tokens_is_the_encoded_sample_s(tmp_path, images, tiny_mod
     assert [fault.message for fault in faults] == [f"found {length} tokens but max_length is {length - 1}"]
 
 
+def test_what_is_longer_than_the_language_model_is_a_fault(tmp_path, images, tiny_model_dir):
+    """tiny_model_dir's has 2,048 positions, as training with that model finds."""
+    faults, mixture = [], write_data(tmp_path, [row("long", turns=[TURNS[0], {"from": "gpt", "value": "zq7 " * 2000}])])
+    options = {"image_folder": str(images), "model": str(tiny_model_dir)}
+    check_mixture(mixture, CheckOptions(**options, max_length=16384), faults.append)
+    (message,) = [fault.message for fault in faults]
+    assert message.endswith("tokens but the language model has 2048 positions (max_position_embeddings)")
+
+
 def test_a_full_decode_finds_what_the_header_hides(tmp_path, images, capsys):
     mixture = write_data(tmp_path, [row("a", "damaged.png"), row("b")])
     command = ["data", "check", mixture, "--image_folder", str(images)]

@@ -88,6 +88,13 @@ def test_a_sample_longer_than_the_language_model_is_found_before_the_first_step(
     assert (note in capsys.readouterr().out) == (max_length > 2048)
 
 
+def test_a_run_that_would_skip_every_sample_is_refused(tiny_recipe, keys, tmp_path):
+    """max_length 3 leaves nothing of any."""
+    with pytest.raises(DataError, match=r"(?s)8 of 8 samples are unusable.*\nNone is left to train on$"):
+        run_stage(tiny_recipe("1", **keys | {"data.on_bad_sample": "skip", "data.max_length": 3}))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_longer_than_the_language_model_is_cut_there_or_skipped(tiny_recipe, tmp_path, capsys):
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "what " * 2048}]
     (tmp_path / "long.json").write_text(json.dumps([{"id": "long", "conversations": turns}]))
@@ -96,8 +103,11 @@ def test_what_is_longer_than_the_language_model_is_cut_there_or_skipped(tiny_rec
     assert len(cutting[0]["input_ids"]) == 2048
     assert cutting[0]["sample"].shortened
     assert "2048 positions (max_position_embeddings): shortened to 2048\n" in capsys.readouterr().out
+    short = [turns[0], {"from": "gpt", "value": "what"}]
+    rows = [{"id": name, "conversations": found} for name, found in (("long", turns), ("short", short))]
+    (tmp_path / "long.json").write_text(json.dumps(rows))
     skipping = prepare(tiny_recipe("1", **keys, **{"data.on_bad_sample": "skip"})).trainer.train_dataset
-    assert skipping[0]["sample"].skipped
+    assert [skipping[index]["sample"].skipped for index in range(2)] == [True, False]
 
 
 def test_a_run_that_a_bad_sample_ended_goes_on_with_skip(tiny_recipe, data_folder, tmp_path, capsys):

@@ -96,6 +96,17 @@ def test_what_will_happen_is_printed_first(tiny_recipe, capsys):
         assert line in printed
 
 
+@pytest.mark.parametrize(("warmup", "epochs", "told"), [(0.03, 0.1, True), (0, 0.1, False), (0.03, 1, False)])
+def test_a_run_of_one_step_of_warm_up_learns_nothing_and_is_told(tiny_recipe, capsys, warmup, epochs, told):
+    stage = prepare(tiny_recipe("1", **{"optim.warmup": warmup, "optim.epochs": epochs}))
+    before = {name: parameter.clone() for name, parameter in stage.trainer.model.named_parameters()}
+    stage.trainer.train()
+    unmoved = all(torch.equal(parameter, before[name]) for name, parameter in stage.trainer.model.named_parameters())
+    assert unmoved == told
+    line = "note: the only step is warm-up, at a rate of 0: nothing is learned; pass --optim.warmup 0\n"
+    assert (line in capsys.readouterr().out) == told
+
+
 def test_the_same_seed_gives_the_same_run(tiny_recipe, tmp_path):
     folders = [run(tiny_recipe("1", **{"run.output_dir": f"{tmp_path}/{name}"})) for name in "ab"]
     one, two = (load_file(folder / "model.safetensors") for folder in folders)
