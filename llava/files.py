@@ -1,5 +1,7 @@
-"""How written files look to others than their writer."""
+"""Whether a file can be read, and how written files look to others than their writer."""
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -18,3 +20,20 @@ def follow_umask(folder: Path) -> None:
         found = path.lstat()
         if stat.S_ISREG(found.st_mode) and found.st_uid == new.st_uid and found.st_mode != new.st_mode:
             path.chmod(stat.S_IMODE(new.st_mode))
+
+
+def check_readable(path: str | os.PathLike) -> None:
+    """Raises OSError, with its reason as strerror, unless `path` names a file that this process may read.
+
+    A folder is none; nor is a pipe or a device, which might never end.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:  # a NUL or half a character in the name
+        raise OSError(errno.EINVAL, str(error)) from None
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is no regular file")
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

@@ -30,7 +30,7 @@ KINDS = {
     "no_answer": "no answer to learn from",
     "outside": "a path that leaves the image folder",
     "missing": "an image or video that does not exist",
-    "undecodable": "an image or video that cannot be decoded",
+    "undecodable": "an image or video that cannot be read or decoded",
     "bomb": "an image of suspiciously many pixels",
     "over_long": "more tokens than max_length or the model's positions, or no answer left within them",
 }

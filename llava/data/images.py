@@ -12,6 +12,7 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
 from llava.data.color import decoding, orientation, to_rgb
 from llava.errors import DataError, MissingFileError, OversizedImageError
+from llava.files import check_readable
 
 RESAMPLING = Image.Resampling.BICUBIC
 ROWS_OF_BAND = 256
@@ -81,11 +82,15 @@ def _named(cause: BaseException | None, name: str) -> DataError | None:
             return DataError(f"image {name} is a folder")
         case UnidentifiedImageError():
             return DataError(f"{name} is not an image that Pillow can read")
+        case OSError() if cause.errno is not None:
+            return DataError(f"image {name} cannot be read: {cause.strerror}")
     return None
 
 
 def _identified(source, name: str, formats: Sequence[str] | None) -> Image.Image:
     """Pillow's image. Of a HEIC file through pillow-heif, which is imported for the first of them."""
+    if not hasattr(source, "read"):
+        check_readable(source)
     if formats is not None:
         Image.init()
     try:
@@ -128,7 +133,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Whole JPEG and PNG files are known by their header and their last bytes; others are decoded.
     """
     try:
-        with decoding(), Image.open(path) as image:
+        with decoding(), _identified(path, str(path), None) as image:
             _check_pixels(image.size, str(path))
             if _has_end_marker(path, image.format) and not _has_late_exif(image):
                 return _upright_size(image)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from llava.errors import DataError, LlavaError, MissingFileError
+from llava.files import check_readable
 
 NO_SUBSTITUTES = 1e-9  # decord's fault_tol, a share of the frames: a single frame replaced by a neighbour is an error
 
@@ -114,10 +115,14 @@ def time_instruction(video: VideoTimes) -> str:
 def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None):
     """decord's reader and the chosen indices."""
     decord = _import_decord()
-    if not os.path.exists(path):
-        raise MissingFileError(f"video {path} does not exist")
-    if os.path.isdir(path):
-        raise DataError(f"video {path} is a folder")
+    try:
+        check_readable(path)
+    except FileNotFoundError:
+        raise MissingFileError(f"video {path} does not exist") from None
+    except IsADirectoryError:
+        raise DataError(f"video {path} is a folder") from None
+    except OSError as error:
+        raise DataError(f"video {path} cannot be read: {error.strerror}") from None
     uri = os.path.abspath(path)  # a relative name with a colon would be read as a protocol
     try:
         reader = decord.VideoReader(uri, num_threads=1, fault_tol=NO_SUBSTITUTES)

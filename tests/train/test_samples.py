@@ -1,6 +1,7 @@
 """Records that cannot be used, through training: one list before the first step, or skipped and counted."""
 
 import json
+import os
 import re
 import shutil
 
@@ -86,6 +87,42 @@ def test_a_sample_longer_than_the_language_model_is_found_before_the_first_step(
         f"note: data.max_length {max_length:,} is more than the language model's 2,048 positions, which limit a sample"
     )
     assert (note in capsys.readouterr().out) == (max_length > 2048)
+
+
+PATHS = {
+    "nul": ("folder\0/0.png", "found a NUL character"),
+    "surrogate": ("0\ud83d.png", "half a character"),
+    "too-long": ("x" * 255 + ".png", "cannot be read: File name too long"),
+    "behind-a-file": ("0.png/0.png", "cannot be read: Not a directory"),
+    "folder": ("folder", "is a folder"),
+    "loop": ("loop.png", "cannot be read: Too many levels of symbolic links"),
+    "pipe": ("pipe.png", "cannot be read: it is no regular file"),
+    "closed": ("closed.png", "cannot be read: Permission denied"),
+    "gone": ("~/0.png", "does not exist"),
+}
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_paths_that_cannot_be_read_are_listed_or_skipped(tiny_recipe, data_folder, tmp_path, monkeypatch, kind):
+    images = shutil.copytree(data_folder, tmp_path / "images")
+    (images / "folder").mkdir()
+    (images / "loop.png").symlink_to("loop.png")
+    os.mkfifo(images / "pipe.png")
+    (images / "closed.png").touch()
+    access = os.access  # root may read everything
+    monkeypatch.setattr(os, "access", lambda path, mode: "closed.png" not in str(path) and access(path, mode))
+    turns = [{"from": "human", "value": f"<{kind}>\nWhat?"}, GOOD[1]]
+    rows = [{"id": name, kind: path, "conversations": turns} for name, (path, _) in PATHS.items()]
+    rows += [{"id": f"good{number}", "image": f"{number}.png", "conversations": GOOD} for number in range(4)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    keys = {"data.mixture": f"{tmp_path}/rows.json", "data.image_folder": str(images), "data.template": "qwen_1_5"}
+    for find in (check_data, prepare):
+        with pytest.raises(DataError, match=f"{len(PATHS)} of {len(rows)} samples are unusable") as raised:
+            find(tiny_recipe("1", **keys))
+        lines = str(raised.value).splitlines()[1:-1]
+        assert [fault in line for line, (_, fault) in zip(lines, PATHS.values(), strict=True)] == [True] * len(PATHS)
+    run_stage(tiny_recipe("1", **keys, **{"data.on_bad_sample": "skip", "run.output_dir": f"{tmp_path}/out"}))
+    assert json.loads((tmp_path / "out/run.json").read_text())["skipped"] == len(PATHS)
 
 
 def test_a_run_that_would_skip_every_sample_is_refused(tiny_recipe, keys, tmp_path):
