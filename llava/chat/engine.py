@@ -144,7 +144,7 @@ class Engine:
         seed: int | None = None,
         kept: KeptCache | None = None,
     ) -> Iterator[str]:
-        """Yields the answer in pieces as they are generated. Closing the iterator stops it, at any time.
+        """Yields the answer in pieces, one a token, "" within a word. Closing the iterator stops it, at any time.
 
         temperature 0 is greedy. top_k: 0 for all tokens. seed: of the tokens that are drawn, None for others each time.
         kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
@@ -181,7 +181,7 @@ class Engine:
         with ThreadPoolExecutor(max_workers=1) as pool:
             answer = pool.submit(work)
             try:
-                yield from (piece for piece in streamer if piece)
+                yield from streamer
             finally:
                 stopped.set()
             answer.result()

@@ -22,7 +22,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from the question to the first piece of the answer, and to its end."""
+    """Seconds from the question to the first token of the answer, and to its end."""
 
     first_token: float
     total: float
@@ -45,7 +45,7 @@ class Exchange:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """How fast the answer came, from its first piece on; None where that is not known."""
+        """How fast the answer came, from its first token on; None where that is not known."""
         if self.usage is None or self.timing is None or self.usage.answer < 2 or not self.timing.writing:
             return None
         return (self.usage.answer - 1) / self.timing.writing

@@ -110,8 +110,9 @@ class Session:
             with closing(self.engine.stream(dialogue, **self._options(), kept=self._kept)) as stream:
                 for piece in stream:
                     first = first or time.perf_counter()
-                    pieces.append(piece)
-                    show(piece)
+                    if piece:
+                        pieces.append(piece)
+                        show(piece)
         except KeyboardInterrupt as caught:
             if not pieces:
                 raise

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from llava.chat.engine import Engine, join_images
+from llava.chat.kept_cache import KeptCache
 from llava.data.schema import Dialogue, Turn
 from llava.errors import DataError, LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -64,10 +65,10 @@ def test_generation_agrees_with_a_plain_greedy_loop(engine, dialogues):
 
 def test_streamed_pieces_are_the_generated_answer(engine, dialogues):
     for dialogue in dialogues:
-        assert (
-            "".join(engine.stream(dialogue, max_new_tokens=12)).strip()
-            == engine.generate([dialogue], max_new_tokens=12)[0]
-        )
+        kept = KeptCache()
+        pieces = list(engine.stream(dialogue, max_new_tokens=12, kept=kept))
+        assert "".join(pieces).strip() == engine.generate([dialogue], max_new_tokens=12)[0]
+        assert len(pieces) >= kept.usage.answer, "the first comes with the first token, by which the speed is measured"
 
 
 def test_images_without_a_place_are_joined_in_front(engine, make_image):

@@ -103,7 +103,7 @@ def test_an_answer_cut_short_goes_on_from_what_was_computed(make_model, make_pro
     monkeypatch.setattr(engine.model.generation_config, "eos_token_id", None)
     kept, question = KeptCache(), dialogue("<image>\nWhat?", images=[make_image()])
     stream = engine.stream(question, max_new_tokens=400, temperature=3.0, kept=kept)
-    begun = next(stream)
+    begun = next(filter(None, stream))
     stream.close()
     assert 0 < kept.usage.answer < 400
     monkeypatch.undo()
