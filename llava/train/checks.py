@@ -217,6 +217,11 @@ def _check_deepspeed(recipe: Recipe) -> None:
         if block in config:
             raise LlavaError(f"run.deepspeed {path}: the block '{block}' would discard the components' learning rates")
     zero = config.get("zero_optimization", {})
+    if not zero.get("stage"):
+        raise LlavaError(
+            f"run.deepspeed {path}: zero_optimization.stage is {zero.get('stage')}, needed 1, 2 or 3; pass "
+            "--run.deepspeed none to train without ZeRO"
+        )
     if zero.get("stage") == 3 and not zero.get(GATHER):
         raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
     if zero.get("stage") == 3 and recipe.run.compile:

@@ -141,6 +141,15 @@ def test_zero3_must_be_able_to_save(tiny_recipe, tmp_path):
     assert "no checkpoint can be saved" in faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)}))[0]
 
 
+@pytest.mark.parametrize(("config", "stage"), [({}, None), ({"zero_optimization": {"stage": 0}}, 0)])
+def test_a_deepspeed_file_needs_zero(tiny_recipe, tmp_path, config, stage):
+    """Without ZeRO DeepSpeed tells no gradient norm."""
+    path = tmp_path / "plain.json"
+    path.write_text(json.dumps(config))
+    (fault,) = faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)}))
+    assert f"{path}: zero_optimization.stage is {stage}, needed 1, 2 or 3" in fault
+
+
 def test_a_missing_package_is_named(tiny_recipe, monkeypatch):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
     changes = {"run.deepspeed": "scripts/train/deepspeed/zero2.json", "run.report_to": "wandb"}
