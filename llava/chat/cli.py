@@ -113,7 +113,7 @@ def _parser() -> ArgumentParser:
         )
     add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default: a GPU if any)")
     add("--dtype", default="auto", help=f"{', '.join(DTYPE_NAMES)} (default: 16 bits on a GPU, else float32)")
-    add("--load_4bit", "--load-4bit", action="store_true", help="the language model in 4 bits (bitsandbytes)")
+    add("--load_4bit", action="store_true", help="the language model in 4 bits (bitsandbytes)")
     add("--video_fps", type=float, default=EVERY_SECOND.fps, metavar="N", help="frames taken per second (default 1)")
     add(
         "--frames_upbound",
@@ -122,9 +122,9 @@ def _parser() -> ArgumentParser:
         metavar="N",
         help=f"most frames of a video (default {EVERY_SECOND.frames_upbound})",
     )
-    add("--show_managers", "--show-managers", action="store_true", help="after an answer, the managers' weights")
+    add("--show_managers", action="store_true", help="after an answer, the managers' weights")
     add("--stats", action="store_true", help="after an answer, its tokens per second")
-    add("--no_preview", "--no-preview", action="store_false", dest="preview", help="no pictures in the terminal")
+    add("--no_preview", action="store_false", dest="preview", help="no pictures in the terminal")
     add("--json", action="store_true", help="one question: answer, tokens, timings and images as one JSON object")
     add("--log", type=Path, metavar="FILE", help="write the conversation to FILE as it goes, JSON lines")
     add("--load", type=Path, metavar="FILE", help="go on with a conversation from a file of --log or /save")
