@@ -1,6 +1,7 @@
 """Held-out samples evaluated while a stage trains: their loss, the model's answers, and no trace in the training."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -297,13 +298,11 @@ def test_a_sample_that_is_lost_in_the_midst_ends_nothing(run, data_folder, tmp_p
 
 @pytest.fixture
 def offline_wandb(tmp_path, monkeypatch):
-    for name, value in {
-        "MODE": "offline",
-        "PROJECT": "llava-test",
-        "DIR": str(tmp_path),
-        "DATA_DIR": str(tmp_path),
-        "SILENT": "true",
-    }.items():
+    """A folder for wandb, which is not told to stay offline; it keeps the first folder that a process names."""
+    for name in ("MODE", "PROJECT"):
+        monkeypatch.setenv(f"WANDB_{name}", "")  # so that it is put back as it was
+        monkeypatch.delenv(f"WANDB_{name}")
+    for name, value in {"DIR": str(tmp_path), "DATA_DIR": str(tmp_path), "SILENT": "true"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     yield tmp_path
     import wandb
@@ -312,8 +311,10 @@ def offline_wandb(tmp_path, monkeypatch):
 
 
 def test_a_table_with_pictures_in_wandb(run, evaluated, offline_wandb):
-    """Three tables wait to be synchronised, with their pictures."""
+    """Three tables wait to be synchronised, with their pictures; wandb stays offline unless it is asked otherwise."""
     folder = run(**NOISY, **{"run.report_to": "wandb"})
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert list(offline_wandb.glob("wandb/offline-run-*/*.wandb"))
     rows = answer_rows(folder, STEPS)
     assert rows == answer_rows(evaluated, STEPS)
     staged = list((offline_wandb / "artifacts/staging").iterdir())

@@ -1,7 +1,6 @@
 """Three stages in one process, each from the one before, and what a run leaves behind."""
 
 import json
-import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -124,14 +123,3 @@ def test_deepspeed_without_torchrun_is_one_clear_line(tiny_recipe, monkeypatch):
 def test_tensorboard_logs_lie_in_the_checkpoint(tiny_recipe):
     folder = run(tiny_recipe("1", **{"run.report_to": "tensorboard", "optim.max_steps": 1}))
     assert list(folder.glob("runs/*/events.out.tfevents.*"))
-
-
-def test_wandb_stays_offline_unless_asked(tiny_recipe, monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_PROJECT"):
-        monkeypatch.setenv(name, "")  # so that it is put back as it was
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    run(tiny_recipe("1", **{"run.report_to": "wandb", "optim.max_steps": 1}))
-    assert os.environ["WANDB_MODE"] == "offline"
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

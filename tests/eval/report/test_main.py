@@ -52,6 +52,7 @@ def test_matplotlib_is_only_imported_for_pictures(tmp_path):
 
 
 def test_the_table_is_printed_whatever_happens_to_the_picture(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
     for run in ("one", "two"):
         save_digit_pages(tmp_path / run, 1.0, 0.0)
     runs = [str(tmp_path / run) for run in ("one", "two")]
