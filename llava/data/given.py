@@ -162,7 +162,7 @@ def _decoded(text: str, name: str) -> bytes:
 
 
 def _fetched(url: str) -> bytes:
-    import httpx
+    from huggingface_hub.utils import httpx  # the client that transformers brings, of whatever name
 
     content = bytearray()
     try:
