@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
-from llava.sizes import UNITS, duration, unit_of
+from llava.sizes import UNITS, duration, in_bytes, unit_of
 from llava.train.components import ADAPTERS, Component
 from llava.train.keys import read_json
 from llava.train.recipes import Recipe, named_components
@@ -217,12 +217,15 @@ def describe_memory(
 def memory_table(estimates: Sequence[Estimate], own: Strategy) -> str:
     """GB per GPU (MB of a small model): a row for each component, then the same states by kind, activations, the sum.
 
-    The strategy of the recipe is marked with a star.
+    What would round to 0.00 of that unit has its own. The strategy of the recipe is marked with a star.
     """
     unit = unit_of(max(found.total for found in estimates))
 
     def cell(number: float) -> str:
-        return f"{number / UNITS[unit]:.2f}"
+        if number == 0:
+            return "0"
+        text = f"{number / UNITS[unit]:.2f}"
+        return text if float(text) else in_bytes(number)
 
     rows = [(f"{unit} per GPU", *(found.strategy.name + " *" * (found.strategy == own) for found in estimates))]
     for name in estimates[0].states:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import shlex
 import signal
 import subprocess
@@ -63,6 +64,7 @@ def test_dry_run_of_every_arm(stage, arm, capsys):
     assert ("managers" in rows) == ("manager" in arm)
     assert rows["language_model"][1] == ("0" if stage == "stage1" else "494,032,768")
     assert rows["total"][0] == ("893,699,744" if "manager" in arm else "893,618,208")
+    assert not re.search(r"\b0\.00\b", printed.partition("GB per GPU")[2])
     tokens = int(rows["tokens"][1].replace(",", ""))
     steps = int(rows["steps"][0].replace(",", ""))
     per_sample = tokens / steps / 512
