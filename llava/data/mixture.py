@@ -1,5 +1,6 @@
 """A mixture file: which data sets, and how much of each."""
 
+import errno
 import math
 import os
 import random
@@ -15,6 +16,7 @@ import yaml
 from llava.data.records import SUFFIXES, iter_records
 from llava.data.schema import Sample, sample_of
 from llava.errors import DataError
+from llava.printable import brief, one_line
 from llava.text_files import parse_yaml, read_text
 
 KEYS = ("json_path", "sampling_strategy", "expected_rows", "hub")
@@ -86,7 +88,7 @@ def mixture_entries(path: str | Path) -> list[MixtureEntry]:
     """
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
-        return [MixtureEntry(path, "all")]
+        return [MixtureEntry(_possible(path, "data file"), "all")]
     try:
         content = parse_yaml(read_text(path))
     except OSError as error:
@@ -130,7 +132,18 @@ def _files_of(pattern: str, folder: Path, where: str) -> list[Path]:
                 f"{where}: json_path {pattern!r} is a pattern, of which {{a,b}} alone is expanded, and not within "
                 "braces; name the files"
             )
-    return [folder / file for file in files]
+    return [_possible(folder / file, where) for file in files]
+
+
+def _possible(file: Path, where: str) -> Path:
+    """The file, there or not; DataError for a name that no file can have, at which every question about it fails."""
+    try:
+        os.lstat(file)
+    except (ValueError, OSError) as error:  # ValueError: a NUL or half a character
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            reason = one_line(getattr(error, "strerror", None) or str(error))
+            raise DataError(f"{where}: {brief(str(file))} cannot be read: no file has such a name, {reason}") from None
+    return file
 
 
 def repeated_files(entries: Sequence[MixtureEntry]) -> list[str]:

@@ -264,9 +264,10 @@ def _turns(conversation):
     """Turns as {from, value}, also from {role, content} and from a text that holds them as JSON."""
     if isinstance(conversation, str):
         try:
-            conversation = decode(conversation.strip())[0]
+            turns, end = decode(conversation.strip())
         except ValueError:
             return conversation  # parse_sample says what is wrong with it
+        conversation = turns if end == len(conversation.strip()) else conversation
     if not isinstance(conversation, list):
         return conversation
     return [_turn(turn) for turn in conversation]

@@ -136,10 +136,22 @@ def parquet_rows(file: Path) -> Iterator[tuple[dict, dict[str, list]]]:
             raise DataError(f"{file} has no column 'conversations'; found {', '.join(names)}")
         columns = [name for name in PARQUET_COLUMNS if name in names]
         for batch in reader.iter_batches(batch_size=ROWS_READ, columns=columns):
-            for row in batch.to_pylist():
+            values = [_values(batch.column(name), name, file) for name in columns]
+            for row in (dict(zip(columns, of_row)) for of_row in zip(*values)):
                 yield row, {key: _content(row.pop(key, None)) + _content(row.pop(f"{key}s", None)) for key in FILE_KEYS}
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
+
+
+def _values(column, name: str, file: Path) -> list:
+    """A column's values as Python's; DataError for those that Arrow can hold and Python cannot."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError, KeyError) as error:  # a key twice, a date beyond Python's, an unknown time zone
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{file}: the column {name!r}, {column.type}, cannot be read: {reason}") from None
 
 
 def _content(given) -> list:

@@ -241,3 +241,15 @@ def test_check_finds_every_fault_before_training(tmp_path, make_image, capsys):
         assert text in str(raised.value)
     assert main(["data", "check", path, "--image_folder", str(tmp_path)]) == 1
     assert "4 of 5 samples are unusable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a\\0.json", "a\\ud83d.json", "x" * 300 + ".json"], ids=["nul", "half", "long"])
+@pytest.mark.parametrize("out", [False, True])
+def test_a_name_that_no_file_has_is_one_line_in_check(tmp_path, capsys, name, out):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(f'datasets: [{{json_path: "{name}"}}]')
+    assert main(["data", "check", str(mixture), *(["--out", str(tmp_path / "out")] if out else [])]) != 0
+    told = capsys.readouterr().err
+    assert "entry 1: " in told
+    assert "cannot be read: no file has such a name" in told
+    assert (told.count("\n"), told.isascii()) == (1, True)

@@ -582,3 +582,29 @@ def test_a_sound_png_with_a_long_text_is_read_everywhere(tmp_path, make_image):
     make_image(80, 60).save(tmp_path / "bomb.png", pnginfo=texts)
     with pytest.raises(DataError, match=r"bomb.png cannot be decoded: .*too large"):
         open_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (pyarrow.array([10**8], pyarrow.date32()), "'id', date32"),
+        (pyarrow.array([2**62], pyarrow.timestamp("us")), "'id', timestamp"),
+        (pyarrow.array([1], pyarrow.timestamp("us", "Europe/Nowhere")), "Nowhere"),
+        (pyarrow.StructArray.from_arrays([pyarrow.array(["a"])] * 2, names=["x", "x"]), "duplicate field names"),
+    ],
+    ids=["date", "timestamp", "zone", "key-twice"],
+)
+def test_values_that_python_does_not_have_name_their_column(tmp_path, picture, values, reason):
+    write_columns(tmp_path / "own/a.parquet", id=values, image=[picture], conversations=[turns("<image>")])
+    with pytest.raises(DataError, match=r"a\.parquet: the column 'id', .* cannot be read: ") as told:
+        list(prepare(tmp_path / "own", tmp_path / "out"))
+    assert reason in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_text_behind_turns_written_as_json_is_not_left_out(tmp_path, picture):
+    whole = json.dumps(turns("<image>"))
+    write_columns(tmp_path / "own/a.parquet", image=[picture] * 3, conversations=[whole, whole + whole, f" {whole}\n"])
+    (made,) = prepare(tmp_path / "own", tmp_path / "out")
+    assert (made.tally.written, dict(made.tally.dropped)) == (2, {"no_conversation": 1})
+    assert "a.parquet row 2: 'conversations' must be a list of turns" in made.tally.first["no_conversation"]
