@@ -1,5 +1,6 @@
 """What a logged step counts, against counts by hand. Two processes: see test_distributed.py."""
 
+import shutil
 import time
 from pathlib import Path
 
@@ -153,9 +154,11 @@ def test_every_step_of_a_stage(tiny_recipe, make_model, make_processor, tmp_path
     assert "mfu" not in steps[0]
 
 
-def test_skipped_samples_count_as_nothing_supervised(tiny_recipe, tmp_path):
-    keys = {"data.image_folder": str(tmp_path), "data.on_bad_sample": "skip", "optim.max_steps": 1}
+def test_skipped_samples_count_as_nothing_supervised(tiny_recipe, data_folder, tmp_path):
+    images = shutil.copytree(data_folder, tmp_path / "images")
+    keys = {"data.image_folder": str(images), "data.on_bad_sample": "skip", "optim.max_steps": 1}
     stage = prepare(tiny_recipe("1", **keys))
+    shutil.rmtree(images)
     train(stage.trainer)
     found = stage.trainer.state.log_history[0]
     assert (found["supervised_tokens"], found["crops"]) == (0, 0)
