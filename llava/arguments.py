@@ -99,7 +99,7 @@ class ArgumentParser(argparse.ArgumentParser):
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))
-        listed = ", ".join(choices[:LISTED]) + ", ..." * (len(choices) > LISTED)
+        listed = ", ".join(choices if len(choices) <= LISTED else [*choices[:LISTED], "..."])
         if action is self.commands:
             raise argparse.ArgumentError(None, unknown("command", value, choices))
         meant = did_you_mean(nearest(str(value), choices))

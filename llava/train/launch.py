@@ -3,6 +3,7 @@
 Takes torchrun's arguments. Ranks that end with TOLD have said why; any other end names the rank that was first.
 """
 
+import contextlib
 import logging
 import os
 import platform
@@ -57,7 +58,12 @@ class Waits(Thread):
 
 def _ranks() -> list[psutil.Process]:
     """The processes of this run on this host that have not ended."""
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    ranks = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
+            if child.status() != psutil.STATUS_ZOMBIE:
+                ranks.append(child)
+    return ranks
 
 
 def main(argv: list[str]) -> int:
