@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -32,6 +32,7 @@ ARCHIVE_ERRORS = (  # of archives that are cut off, damaged, encrypted or packed
 STRIPPED = 2  # leading folders that an archive may put before the names that its records use
 FILE_KEYS = ("image", "video")
 PARQUET_COLUMNS = ("id", "data_source", "conversations", "image", "images", "video", "videos")
+FIRST_RECORDS = 20  # of a JSON file, by which it is a set or none
 ROWS_READ = 64  # rows of a parquet file that are held at a time, with their images
 
 
@@ -109,13 +110,14 @@ def _files(source: Path) -> list[Path]:
 
 
 def _has_conversations(file: Path) -> bool:
+    """By its first records: one of a set that is odd is dropped and told when the set is prepared."""
     try:
-        first = next(iter_records(file), None)
+        first = list(islice(iter_records(file), FIRST_RECORDS))
     except NoRecordsError:
         return False
     except DataError:
         return True  # a broken file is named when it is read
-    return isinstance(first, dict) and "conversations" in first
+    return any(isinstance(record, dict) and "conversations" in record for record in first)
 
 
 def parquet_rows(file: Path) -> Iterator[tuple[dict, dict[str, list]]]:

@@ -608,3 +608,15 @@ def test_text_behind_turns_written_as_json_is_not_left_out(tmp_path, picture):
     (made,) = prepare(tmp_path / "own", tmp_path / "out")
     assert (made.tally.written, dict(made.tally.dropped)) == (2, {"no_conversation": 1})
     assert "a.parquet row 2: 'conversations' must be a list of turns" in made.tally.first["no_conversation"]
+
+
+@pytest.mark.parametrize("first", [None, {"id": "odd"}, "text"])
+def test_a_set_whose_first_record_is_odd_is_a_set(tmp_path, capsys, first):
+    source = tmp_path / "snapshot"
+    source.mkdir()
+    record = {"id": "whole", "conversations": turns("Why?")}
+    (source / "words.json").write_text(json.dumps([first, record]))
+    assert main(["data", "prepare", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "words.json: 1 of 2 rows" in capsys.readouterr().out
+    (prepared,) = json.loads((tmp_path / "out/snapshot/words.json").read_text())
+    assert prepared["id"] == "whole"
