@@ -8,7 +8,7 @@ COMMANDS = {
     "train": ("llava.train.main", "train one stage from a recipe"),
     "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
     "chat": ("llava.chat.cli", "talk with a model about images"),
-    "data": ("llava.data.main", "download, prepare, check and preview training data"),
+    "data": ("llava.prepare_data.main", "download, prepare, check and preview training data"),
     "convert": ("llava.convert.main", "bring in checkpoints of other formats, hand ours out in them"),
     "demo": ("llava.demo.main", "make the digit pages and pretrain their tiny tower and language model"),
 }

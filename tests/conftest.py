@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfi
 from llava.anyres import TilingConfig
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
-from llava.managers import ManagerConfig, StaticManager
+from llava.engine.engine import Engine
+from llava.fusion.managers import ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids
 from tests.clips import write_clip
@@ -145,6 +146,11 @@ def tiny_model_dir(tmp_path_factory, make_model, make_processor):
     make_model().save_pretrained(folder)
     make_processor().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def engine(tiny_model_dir):
+    return Engine.from_pretrained(tiny_model_dir, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,1 @@
-"""Generation: one engine for chat and evaluation, and the chat command."""
+"""The chat command."""

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from llava.arguments import ArgumentParser
 from llava.chat.chat import Chat
-from llava.chat.checks import DTYPE_NAMES, check_dtype, check_model_folder
 from llava.chat.commands import help_text
 from llava.chat.display import Display
 from llava.chat.exchange import checked_system
@@ -25,6 +24,7 @@ from llava.chat.session import Session
 from llava.chat.settings import SETTINGS, Settings, changed, settings_notes, written
 from llava.chat.single import answer_once
 from llava.data.video import EVERY_SECOND, VideoSampling
+from llava.engine.checks import DTYPE_NAMES, check_dtype, check_model_folder
 from llava.errors import LlavaError
 
 
@@ -83,7 +83,7 @@ def _engine(args: argparse.Namespace):
     """The loaded model; here torch is imported."""
     from transformers.utils import logging as transformers_logging
 
-    from llava.chat.engine import Engine
+    from llava.engine.engine import Engine
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from llava.chat.weights_chart import ManagerWeights
-from llava.managers import AdaptiveManager
+from llava.fusion.managers import AdaptiveManager
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
 

@@ -14,7 +14,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:  # it needs torch, which no early error should wait for
-    from llava.chat.engine import Engine
+    from llava.engine.engine import Engine
 
 
 class Session:

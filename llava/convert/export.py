@@ -11,7 +11,7 @@ from llava.constants import ADAPTER_FOLDER
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import in_bytes
-from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 FORMATS = ("llava_onevision", "remote_code")
 

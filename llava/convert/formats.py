@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
 
-from llava.convert.llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
 from llava.convert.output import new_folder
-from llava.convert.remote_code import auto_map, write_code
 from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
+from llava.convert.to_llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
+from llava.convert.to_remote_code import auto_map, write_code
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.train.checkpoint import read_json
+from llava.train.folders.stage_folder import read_json
 
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
 _CARRIED = (

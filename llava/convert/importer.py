@@ -14,7 +14,7 @@ from llava.convert.files import has_weights
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import UNITS
-from llava.train.checkpoint import LANGUAGE_MODEL_TYPES, TOWER_TYPES, models_inside, read_json
+from llava.train.folders.stage_folder import LANGUAGE_MODEL_TYPES, TOWER_TYPES, models_inside, read_json
 
 NEWLINE_CHOICES = {"auto": None, "true": True, "false": False}
 HUB_PATTERNS = ("*.json", "*.txt", "*.jinja")
@@ -69,7 +69,7 @@ def run(arguments: Namespace) -> int:
     """Converts, printing what became of every key. Raises LlavaError, with nothing left at --out, when it cannot."""
     check_free(arguments.out)
     source = open_source(arguments)
-    from llava.convert.checkpoint import convert
+    from llava.convert.write import convert
 
     tokenizer_folder = local_path(arguments.tokenizer, "--tokenizer") if arguments.tokenizer else None
     convert(source, arguments.out, tokenizer_folder, arguments.max_shard_size, arguments.seed)
@@ -100,7 +100,7 @@ def open_source(arguments: Namespace):
     projector = path if path.is_file() else path / PROJECTOR_FILE
     if path.is_file() or (projector.is_file() and not has_weights(path)):
         _require(arguments, f"for the projector {projector}")
-        from llava.convert.reference import projector_source
+        from llava.convert.from_released import projector_source
 
         return projector_source(name, projector, tower, language_model, newline)
     if not (path / "config.json").is_file():
@@ -111,10 +111,10 @@ def open_source(arguments: Namespace):
     if model_type not in (ONEVISION_MODEL_TYPE, *REFERENCE_MODEL_TYPES):
         raise LlavaError(f"SOURCE {name}: {_why_not(model_type)}")
     if model_type == ONEVISION_MODEL_TYPE:
-        from llava.convert.hf import onevision_source
+        from llava.convert.from_llava_onevision import onevision_source
 
         return onevision_source(name, path, newline)
-    from llava.convert.reference import read_reference_config, reference_source
+    from llava.convert.from_released import read_reference_config, reference_source
 
     return reference_source(name, path, read_reference_config(path / "config.json"), tower, newline)
 

@@ -10,7 +10,7 @@ from llava.arguments import ArgumentParser
 from llava.constants import ADAPTER_FOLDER
 from llava.convert.output import RECORD, check_free, check_room, new_folder
 from llava.errors import LlavaError
-from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -32,8 +32,8 @@ def run(arguments: Namespace) -> int:
         raise LlavaError(f"CHECKPOINT {source}: has no LoRA adapters (no folder {ADAPTER_FOLDER}); it is plain already")
     import torch
 
+    from llava.checkpoint.loading import load_model
     from llava.convert.shards import tensor_infos, write_shards
-    from llava.mllm.adapter import load_model
 
     check_room(out, str(source), tensor_infos(source).values())
     # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from llava.errors import LlavaError
 from llava.files import follow_umask
 from llava.sizes import in_bytes
-from llava.train.checkpoint import OTHER_BYTES
+from llava.train.folders.stage_folder import OTHER_BYTES
 
 if TYPE_CHECKING:
     from llava.convert.shards import TensorInfo

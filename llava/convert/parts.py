@@ -1,6 +1,6 @@
 """A vision tower and a language model as their publishers save them, joined to one model.
 
-The composition is written once: stage 1 loads it (llava/train/build.py), `llava convert import` writes it down.
+The composition is written once: stage 1 loads it (llava/train/mllm/build.py), `llava convert import` writes it down.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.convert.keys import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys, read_matched
+from llava.convert.match import HEAD, KeyMatch, Part, Rules, check_tied_head, match_keys, read_matched
 from llava.convert.source import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR, Source, read_config
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.train.checkpoint import read_json
+from llava.train.folders.stage_folder import read_json
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
 TOWER_RULES = Rules(

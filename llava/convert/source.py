@@ -7,10 +7,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.convert.keys import Part
+from llava.convert.match import Part
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
-from llava.train.checkpoint import read_json
+from llava.fusion.managers import ManagerConfig
+from llava.train.folders.stage_folder import read_json
 
 # Parameters of one that the weights need not have, because no state that the model uses passes through them.
 POST_LAYERNORM = "model.vision_tower.post_layernorm."

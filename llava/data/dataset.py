@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 
 from llava.anyres import ImageLayout, VideoLayout
 from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
-from llava.data.check import Fault, Inspection
 from llava.data.conversation import template_turns
 from llava.data.images import open_image
+from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
 from llava.data.over_long import OVER_LONG, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor

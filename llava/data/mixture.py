@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from llava.data.records import SUFFIXES, iter_records
+from llava.data.json_rows import SUFFIXES, iter_records
 from llava.data.schema import Sample, sample_of
 from llava.errors import DataError
 from llava.printable import brief, one_line

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
-from llava.eval.lmms_model import MODEL_ID
+from llava.eval.plugin import MODEL_ID
 from llava.eval.store import (
     ANSWERS,
     HEADLINE_AGREEMENT,
@@ -30,8 +30,8 @@ from llava.eval.store import (
     save_task_run,
 )
 from llava.eval.task import build_task
-from llava.train.checkpoint import trained_arm
-from llava.train.stop import die_with_launcher
+from llava.train.folders.stage_folder import trained_arm
+from llava.train.loop.stop import die_with_launcher
 
 if TYPE_CHECKING:
     from llava.eval.judge.reviews import Reviewer
@@ -45,7 +45,7 @@ class Job:
     """model: checkpoint folder. task: one of `task_names()`. out: the run folder.
 
     data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
-    documents. image_noise: the blind model (see llava/eval/adapter.py). protocol: see llava/eval/benchmarks.py.
+    documents. image_noise: the blind model (see llava/eval/lmms_model.py). protocol: see llava/eval/benchmarks.py.
     mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
     stored). judge: the fields of `JudgeSettings`; None takes them from the environment. weights: the model's
     `weights_id`, computed once for all tasks; None leaves it to the task's process.

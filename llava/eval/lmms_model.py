@@ -1,18 +1,293 @@
-"""The lmms-eval plugin: entry point group `lmms_eval.models`, model name `llava_ov_manager`.
+"""The model as lmms-eval sees it, chat and simple type: requests in, answers out, batched through the engine.
 
-lmms-eval loads every entry point whenever it lists its models, so nothing heavy is imported here; the model itself is
-llava/eval/adapter.py.
+requests ── windows of questions ── stored answer ───────────────────────────────────┐
+                    └── some missing: sorted by cost ── batches ── engine ── stored ──┴── answers
 """
 
-MODEL_ID = "llava_ov_manager"
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.protocol import ChatMessages
+from loguru import logger
+from PIL import ImageFile
+from tqdm import tqdm
+
+from llava.data.schema import Dialogue
+from llava.engine.checks import check_dtype, check_model_folder
+from llava.engine.engine import Engine
+from llava.errors import LlavaError
+from llava.eval.answers import AnswerStore, answer_key, weights_id
+from llava.eval.messages import (
+    MAX_FRAMES,
+    Settings,
+    dialogue_from,
+    dialogue_of_context,
+    settings_from,
+    with_rgb_images,
+)
+from llava.eval.questions import Question, blind, prompt_cost, reason
+from llava.eval.task import task_names
+
+WINDOW = 8  # batches that are loaded and sorted together: images of all documents at once would fill the memory
+PATIENCE = timedelta(days=7)  # of ranks for each other: where answers are stored, one may be done hours before another
 
 
-def manifest():
-    """The harness's `ModelManifest` that says where the chat and the simple model live."""
-    from lmms_eval.models.registry_v2 import ModelManifest
+class LlavaOVManager(lmms):
+    """`--model llava_ov_manager --model_args pretrained=DIR[,answers=DIR,dtype=...,image_noise=True]`.
 
-    return ModelManifest(
-        model_id=MODEL_ID,
-        chat_class_path="llava.eval.adapter.LlavaOVManager",
-        simple_class_path="llava.eval.adapter.SimpleLlavaOVManager",
-    )
+    pretrained: a checkpoint folder, loaded when the first answer has to be generated. batch_size: dialogues per forward
+    pass (max_batch_size, which the harness may pass, changes nothing: batches do not grow). device, dtype,
+    attn_implementation: as in `Engine.from_pretrained`; with several processes each takes its own GPU.
+    answers: a folder where answers are stored as they come, and from where they are taken; see llava/eval/answers.py.
+    weights: the folder's `weights_id` where it is known; computing it reads the whole checkpoint.
+    stored_only: generate nothing, a missing answer is an error; the checkpoint may then be absent.
+    max_num_frames: of each video. image_noise: replaces every image by uniform noise of its size, seeded by the
+    document, so that the model answers blind: with the same prompts and token counts, but nothing to see.
+    """
+
+    is_simple = False
+
+    def __init__(
+        self,
+        pretrained: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        answers: str | None = None,
+        weights: str | None = None,
+        stored_only: bool = False,
+        max_num_frames: int = MAX_FRAMES,
+        image_noise: bool = False,
+    ):
+        super().__init__()
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise LlavaError(f"batch_size must be a whole number from 1, found {batch_size!r}")
+        check_dtype(dtype)
+        if not stored_only:
+            check_model_folder(pretrained)
+        on_cpu = _on_cpu(device)
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        self.pretrained, self.dtype, self.attn_implementation = pretrained, dtype, attn_implementation
+        self.device_name = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
+        self.device = self.accelerator.device  # the harness's, for what ranks tell each other
+        self.batch_size = int(batch_size)
+        self.stored_only, self.max_num_frames, self.image_noise = stored_only, max_num_frames, image_noise
+        self.store = AnswerStore(Path(answers) if answers is not None else None, self._rank)
+        self.weights = weights or self._weights_id()
+        self._engine: Engine | None = None
+        self._failures: list[str] = []
+        self._used: set[tuple[str, str]] = set()  # (device, dtype) that the answers given here come from
+
+    @property
+    def engine(self) -> Engine:
+        """The model; loaded when it is first asked for."""
+        if self._engine is None:
+            self._engine = Engine.from_pretrained(
+                self.pretrained,
+                device=self.device_name,
+                dtype=self.dtype,
+                attn_implementation=self.attn_implementation,
+            )
+        return self._engine
+
+    def facts(self) -> dict[str, str]:
+        """Device and dtype that this rank's answers were generated with, now or earlier; several are joined."""
+        devices, dtypes = zip(*self._used) if self._used else ((), ())
+        return {"device": ", ".join(sorted(set(devices))), "dtype": ", ".join(sorted(set(dtypes)))}
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """One answer per request, in the order of the requests; batches hold dialogues of similar cost.
+
+        A document that cannot be asked is reported and left out. Raises LlavaError, on every rank, after all others are
+        answered: a score on fewer documents would be another score.
+        """
+        answers, self._failures = [""] * len(requests), []
+        groups: dict[Settings, list[int]] = {}
+        for index, request in enumerate(requests):
+            if not (request.metadata or {}).get("__padding_only__"):  # repeats what another request asks, for no one
+                groups.setdefault(settings_from(self._fields(request)[1]), []).append(index)
+        asked = sum(map(len, groups.values()))
+        with tqdm(total=asked, desc="answers", unit="doc", disable=self.rank != 0) as progress:
+            for settings, indices in groups.items():
+                for window in self._windows(requests, indices, settings):
+                    for batch in self._batches(window, settings):
+                        self._answer(batch, settings)
+                    for question in window:
+                        if question.key in self.store:
+                            row = self.store.row(question.key)
+                            answers[question.index] = row["answer"]
+                            self._used.add((row.get("device", "unknown"), row.get("dtype", "unknown")))
+                    progress.update(len(window))
+        self._check_failures(asked)
+        return answers
+
+    def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
+        """The questions of a few batches at a time; the next are read while these are answered."""
+        step, copies = self.batch_size * WINDOW, Counter()
+
+        def read(part: list[int]) -> list[Question]:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval turns it on: half a page would be answered as a whole
+            questions = (self._question(requests[index], index, settings, copies) for index in part)
+            return [question for question in questions if question is not None]
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            parts = [indices[start : start + step] for start in range(0, len(indices), step)]
+            coming = pool.submit(read, parts[0])
+            for part in [*parts[1:], None]:
+                window = coming.result()
+                if part is not None:
+                    coming = pool.submit(read, part)
+                yield window
+
+    def _question(self, request: Instance, index: int, settings: Settings, copies: Counter) -> Question | None:
+        """The request as a question, or None and one more failure, which names task and document."""
+        _, _, doc_id, task, split = self._fields(request)
+        name = f"{task} document {doc_id}"
+        try:
+            dialogue = self._dialogue(request, with_rgb_images(self.task_dict[task][split][doc_id]))
+        except Exception as error:  # the task's own functions run on whatever a damaged document holds
+            self._fail(name, error)
+            return None
+        if self.image_noise:
+            dialogue = blind(dialogue, doc_id)
+        key = answer_key(dialogue, self.weights, self.dtype, self.attn_implementation, task, split, doc_id, settings)
+        copies[key] += 1
+        if copies[key] > 1:  # the harness's `repeats`: the same question, another answer
+            key = f"{key}-{copies[key]}"
+        return Question(index, name, key, doc_id, dialogue)
+
+    def _fields(self, request: Instance) -> tuple:
+        """(what shows the document, generation kwargs, document, task, split)"""
+        _, doc_to_messages, gen_kwargs, doc_id, task, split = request.args
+        return doc_to_messages, gen_kwargs, doc_id, task, split
+
+    def _has_places(self, request: Instance) -> bool:
+        """Whether `<image>` in a text is a place, as lmms-eval has it; in the tasks of `llava eval` it is a word."""
+        return self._fields(request)[3] not in task_names()
+
+    def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
+        doc_to_messages = self._fields(request)[0]
+        return dialogue_from(
+            ChatMessages(messages=doc_to_messages(doc)).messages, self.max_num_frames, self._has_places(request)
+        )
+
+    def _batches(self, window: list[Question], settings: Settings) -> Iterator[list[Question]]:
+        """The batches that have answers to generate, the most costly first.
+
+        They are cut from all questions, answered or not: in bfloat16 an answer may depend on the batch it came in, and
+        a run that goes on shall have the batches of one that never stopped.
+        """
+        missing = [question for question in window if question.key not in self.store]
+        if self.stored_only:
+            for question in missing:
+                self._fail(question.name, LlavaError("no stored answer to what is asked"))
+            return
+        if not missing:
+            return
+        engine = self.engine
+        costs = {question.index: self._cost(engine, question) for question in window}
+        ranked = [question for question in window if costs[question.index] is not None]
+        ranked.sort(key=lambda question: costs[question.index], reverse=True)
+        size = self.batch_size if settings.temperature == 0 else 1  # a drawn answer must not depend on its neighbours
+        for first in range(0, len(ranked), size):
+            batch = ranked[first : first + size]
+            if any(question.key not in self.store for question in batch):
+                yield batch
+
+    def _cost(self, engine: Engine, question: Question) -> int | None:
+        """Of its prompt, or None and one more failure."""
+        try:
+            return prompt_cost(engine, question.dialogue)
+        except LlavaError as error:
+            self._fail(question.name, error)
+            return None
+
+    def _answer(self, batch: list[Question], settings: Settings) -> None:
+        """Generates the batch's answers and stores those that were missing."""
+        if settings.temperature > 0:
+            torch.manual_seed(crc32(batch[0].key.encode()))
+        try:
+            texts = self.engine.generate([question.dialogue for question in batch], **asdict(settings))
+        except torch.OutOfMemoryError:
+            raise LlavaError(
+                f"{batch[0].name}: the memory of {self.engine.device} does not hold a batch of {len(batch)}; what is "
+                "stored stays: go on with a smaller batch_size"
+            ) from None
+        made = {"device": str(self.engine.device), "dtype": str(self.engine.model.dtype).removeprefix("torch.")}
+        for question, text in zip(batch, texts, strict=True):
+            if question.key not in self.store:
+                self.store.append(question.key, question.doc_id, text, weights=self.weights, **made)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self._failures.append(f"{name}: {reason(error)}")
+        logger.error(self._failures[-1])
+
+    def _check_failures(self, asked: int) -> None:
+        """Raises LlavaError, on every rank, when any rank failed to have an answer."""
+        failures = self._failures
+        if self._world_size > 1:
+            failures, asked = gather_object(failures), sum(gather_object([asked]))
+        if failures:
+            others = "the answers to all others are stored" if self.store.on_disk else "all others were answered"
+            raise LlavaError(f"{failures[0]} ({len(failures)} of {asked} documents have no answer; {others})")
+
+    def _weights_id(self) -> str:
+        """Computed by the first rank for all."""
+        if self.stored_only and not Path(self.pretrained).is_dir():
+            return self.store.only_weights()
+        found = [weights_id(Path(self.pretrained)) if self.rank == 0 else None]
+        return broadcast_object_list(found)[0] if self._world_size > 1 else found[0]
+
+    def clean(self) -> None:
+        """Frees the model; the harness calls this when all answers are in."""
+        if self._engine is not None:
+            self._engine = None
+            super().clean()
+
+    def loglikelihood(self, requests: list[Instance]):
+        raise LlavaError("this model answers by generating text: tasks that score given continuations cannot be run")
+
+    def generate_until_multi_round(self, requests: list[Instance]):
+        raise LlavaError("tasks in several rounds (generate_until_multi_round) cannot be run with this model")
+
+
+def _on_cpu(device: str | None) -> bool:
+    """Whether this rank computes on the CPU. LlavaError where ranks would have to share a GPU, or there is none."""
+    if device == "cpu" or (device in (None, "auto") and not torch.cuda.is_available()):
+        return True
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if ranks > max(1, gpus):
+        raise LlavaError(f"{ranks} processes need a GPU each and there are {gpus}; ask for fewer, or for device cpu")
+    return False
+
+
+class SimpleLlavaOVManager(LlavaOVManager):
+    """The same model for the harness's simple requests (`--force_simple`): images in front, the text as it was written.
+
+    What the paper ran: MMMU's `<image 1>` stays in the text, where the chat type puts the image in its place.
+    """
+
+    is_simple = True
+
+    def _fields(self, request: Instance) -> tuple:
+        _, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
+        return doc_to_visual, gen_kwargs, doc_id, task, split
+
+    def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
+        return dialogue_of_context(
+            request.args[0], self._fields(request)[0](doc), self.max_num_frames, self._has_places(request)
+        )

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.arguments import ArgumentParser, unknown
-from llava.chat.checks import check_dtype, check_model_folder
+from llava.engine.checks import check_dtype, check_model_folder
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
 from llava.eval.harness import OFFLINE, Job, is_judged

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from llava.chat.engine import Engine
-from llava.chat.kept_cache import check_length
 from llava.data.schema import Dialogue
+from llava.engine.engine import Engine
+from llava.engine.kept_cache import check_length
 from llava.errors import LlavaError
 from llava.eval.messages import noise_like
 from llava.mllm.cost import forward_cost

@@ -14,7 +14,7 @@ from pathlib import Path
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, benchmark
 from llava.eval.judge.settings import KEY
-from llava.eval.lmms_model import MODEL_ID
+from llava.eval.plugin import MODEL_ID
 
 TASKS = Path(__file__).parent / "tasks"
 NO_VERSION = "not given"  # lmms-eval would say "Yaml"

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from llava.errors import LlavaError
-from llava.train.stop import die_with_parent
+from llava.train.loop.stop import die_with_parent
 
 STDERR = 2  # file descriptor
 STOPS = (signal.SIGINT, signal.SIGTERM)

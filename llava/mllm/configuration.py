@@ -7,7 +7,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from llava.anyres import TilingConfig
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 
 
 class LlavaOVManagerConfig(PreTrainedConfig):

@@ -40,8 +40,8 @@ def forward_cost(config: LlavaOVManagerConfig) -> Cost:
 def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cost:
     """Operations of a forward and a backward pass.
 
-    trained: names of the components that train, see llava.train.components. A product of weights and activations costs
-    one more in the backward pass where the weights train, and one where something in front of it does.
+    trained: names of the components that train, see llava.train.loop.components. A product of weights and activations
+    costs one more in the backward pass where the weights train, and one where something in front of it does.
     """
     tower, projector, text = (name in trained for name in ("vision_tower", "projector", "language_model"))
     anything = bool(trained)

@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from llava.mllm.inputs import VisualInput, image_input, video_input
 from llava.mllm.packing import pack, pack_mask
+from llava.mllm.visual_input import VisualInput, image_input, video_input
 
 
 @dataclass

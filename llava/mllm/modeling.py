@@ -26,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
 from llava.errors import LlavaError
-from llava.managers import AdaptiveManager, StaticManager, VisualManagers
+from llava.fusion.managers import AdaptiveManager, StaticManager, VisualManagers
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
@@ -75,7 +75,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
         if folder is not None and Path(folder, ADAPTER_FOLDER).is_dir():
             warnings.warn(
                 f"{folder} holds LoRA adapters, which are not applied here; `llava convert "
-                "merge-lora` makes a checkpoint of both, llava.mllm.adapter.load_model loads both",
+                "merge-lora` makes a checkpoint of both, llava.checkpoint.loading.load_model loads both",
                 stacklevel=2,
             )
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)

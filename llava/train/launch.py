@@ -18,7 +18,7 @@ from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from llava.train.stop import LAUNCHER
+from llava.train.loop.stop import LAUNCHER
 
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
-from llava.train.keys import dotted_keys
-from llava.train.recipes import Recipe, load_recipe
+from llava.train.recipe.dotted import dotted_keys
+from llava.train.recipe.schema import Recipe, load_recipe
 
 
 def main(argv: list[str]) -> int:
@@ -16,16 +16,16 @@ def main(argv: list[str]) -> int:
         options, recipe = read(argv)
     except LlavaError as error:
         if "RANK" in os.environ:
-            from llava.train.preflight import stop_all
+            from llava.train.ranks.preflight import stop_all
 
             stop_all(error)
         raise
     if options.check:
-        from llava.train.checks import check_data
+        from llava.train.recipe.checks import check_data
 
         check_data(recipe)
     elif options.dry_run:
-        from llava.train.plan import dry_run
+        from llava.train.estimate.plan import dry_run
 
         print(dry_run(recipe, options.tokens_per_second))
     else:
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
 def read(argv: list[str]) -> tuple[Namespace, Recipe]:
     """The fixed options and the checked recipe."""
     options, keys = parse(argv)
-    from llava.train.checks import check_recipe, world_size  # imports numpy
+    from llava.train.recipe.checks import check_recipe, world_size  # imports numpy
 
     recipe = load_recipe(options.recipe, options.arm, options.override, keys)
     check_recipe(recipe, world_size(), options.dry_run)

@@ -19,21 +19,8 @@ from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError, LlavaError
 from llava.mllm.cost import training_cost
-from llava.train.build import build, trains_in_bf16
-from llava.train.checkpoint import check_disk, start_working_folder, working_folder, write_checkpoint
-from llava.train.components import freeze, split_components
-from llava.train.guard import NonFiniteError
-from llava.train.inputs import held_out, inspect_once, supervised_dataset
-from llava.train.keys import read_json
-from llava.train.layers import prepare_layers
-from llava.train.lora import split_weights
-from llava.train.plan import Plan, describe, manifest
-from llava.train.preflight import preflight
-from llava.train.process_group import leave_process_group, rank, start_process_group
-from llava.train.recipes import Recipe
-from llava.train.record import run_facts, sampled_rows, write_start
-from llava.train.reshape import join_states
-from llava.train.resume import (
+from llava.train.estimate.plan import Plan, describe, manifest
+from llava.train.folders.interim import (
     check_data_unchanged,
     checkpoints_folder,
     data_digest,
@@ -41,9 +28,22 @@ from llava.train.resume import (
     read_mark,
     resume_facts,
 )
-from llava.train.stop import die_with_launcher
-from llava.train.totals import results
-from llava.train.trainer import LlavaTrainer
+from llava.train.folders.manifest import run_facts, sampled_rows, write_start
+from llava.train.folders.reshape import join_states
+from llava.train.folders.stage_folder import check_disk, start_working_folder, working_folder, write_checkpoint
+from llava.train.loop.components import freeze, split_components
+from llava.train.loop.guard import NonFiniteError
+from llava.train.loop.stop import die_with_launcher
+from llava.train.loop.totals import results
+from llava.train.loop.trainer import LlavaTrainer
+from llava.train.mllm.build import build, trains_in_bf16
+from llava.train.mllm.data import held_out, inspect_once, supervised_dataset
+from llava.train.mllm.lora import split_weights
+from llava.train.mllm.recompute_compile import prepare_layers
+from llava.train.ranks.preflight import preflight
+from llava.train.ranks.process_group import leave_process_group, rank, start_process_group
+from llava.train.recipe.dotted import read_json
+from llava.train.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)

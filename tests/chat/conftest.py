@@ -7,16 +7,10 @@ import pytest
 
 from llava.chat.chat import Chat
 from llava.chat.display import Display
-from llava.chat.engine import Engine
 from llava.chat.media import MediaReader
 from llava.chat.session import Session
 from llava.chat.settings import Settings
 from llava.data.video import VideoSampling
-
-
-@pytest.fixture(scope="session")
-def engine(tiny_model_dir):
-    return Engine.from_pretrained(tiny_model_dir, device="cpu")
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from llava.chat.display import Display
-from llava.chat.engine import Engine
 from llava.cli import main
 from llava.data.schema import Dialogue, Turn
+from llava.engine.engine import Engine
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
 COMMAND = [sys.executable, "-m", "llava.cli", "chat", "--device", "cpu"]

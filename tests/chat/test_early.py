@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from llava.chat.checks import check_model_folder
-from llava.chat.engine import Engine
 from llava.cli import main
+from llava.engine.checks import check_model_folder
+from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from tests.chat.test_cli import spawn
 

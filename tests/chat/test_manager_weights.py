@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from llava.chat.engine import Engine
 from llava.chat.manager_weights import ScoreRecorder
 from llava.chat.weights_chart import ManagerWeights, chart
 from llava.data.schema import Dialogue, Turn
-from llava.managers import ManagerConfig
+from llava.engine.engine import Engine
+from llava.fusion.managers import ManagerConfig
 
 
 def test_static_managers_are_their_scores(make_model):

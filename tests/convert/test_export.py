@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import get_imports
 
 from llava.anyres import TilingConfig
-from llava.convert import remote_code
+from llava.convert import to_remote_code
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import LlavaError
-from llava.managers import QUERIES, ManagerConfig
+from llava.fusion.managers import QUERIES, ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from tests.conftest import GRID
 
@@ -189,7 +189,7 @@ def test_weights_are_carried_as_they_are(exported):
 def test_the_files_need_nothing_but_the_core(exported):
     """transformers refuses custom code whose imports are not installed; extras as decord must not count."""
     files = sorted(exported["paper"].glob("*.py"))
-    assert {"llava_ov_manager.py", "anyres.py", "managers.py", "mllm_modeling.py", "data_processor.py"} <= {
+    assert {"llava_ov_manager.py", "anyres.py", "fusion_managers.py", "mllm_modeling.py", "data_processor.py"} <= {
         file.name for file in files
     }
     needed = {name for file in files for name in get_imports(file)}
@@ -205,7 +205,7 @@ def sources(tmp_path, monkeypatch):
             path = tmp_path / "llava" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        monkeypatch.setattr(remote_code, "_SOURCES", tmp_path / "llava")
+        monkeypatch.setattr(to_remote_code, "_SOURCES", tmp_path / "llava")
 
     return put
 
@@ -231,7 +231,7 @@ def lazy():
     return decord, y, av
 '''
     sources({"a.py": text, "data/images.py": "first = second = 1\n", "errors.py": "class Wrong(ValueError): ...\n"})
-    flat, needed = remote_code._flattened("llava.a")
+    flat, needed = to_remote_code._flattened("llava.a")
     assert needed == {"llava.data.images", "llava.errors"}
     assert "from .data_images import (\n    first,\n    second,\n)\n" in flat
     assert "    from .errors import Wrong\n" in flat
@@ -244,7 +244,7 @@ def lazy():
 def test_imports_that_cannot_be_flattened_stop_the_export(sources, line):
     sources({"a.py": f"{line}\n", "errors.py": "", "data/__init__.py": "", "data/images.py": ""})
     with pytest.raises(ImportError, match=r"a\.py:1: write `from llava\.module import name`"):
-        remote_code._flattened("llava.a")
+        to_remote_code._flattened("llava.a")
 
 
 def test_wrong_folders_are_refused_in_one_line(tmp_path, save_model, export):

@@ -157,7 +157,7 @@ def test_a_failure_while_writing_leaves_nothing(make_released, tower_config, tmp
     def full_disk(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("llava.convert.checkpoint.write_shards", full_disk)
+    monkeypatch.setattr("llava.convert.write.write_shards", full_disk)
     assert "could not be written: No space left on device" in refused(make_released(), "--vision_tower", tower_config)
 
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.chat.engine import Engine
 from llava.cli import main
 from llava.convert import merge_lora
 from llava.convert.shards import write_shards
+from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.train.checkpoint import MODEL_TYPE, PROCESSOR_FILES, check_folder
+from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 from tests.convert.conftest import load_strictly
 
 peft = pytest.importorskip("peft")
@@ -33,7 +33,7 @@ ELSEWHERE = """
 import sys
 sys.modules["peft"] = None
 import torch
-from llava.chat.engine import Engine
+from llava.engine.engine import Engine
 model = Engine.from_pretrained(sys.argv[1], device="cpu").model
 with torch.no_grad():
     torch.save(model(**torch.load(sys.argv[2])).logits, sys.argv[3])

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tests.convert.conftest import WEIGHTS, load_strictly, released_state
-from tests.convert.test_released import check_case, read_case
+from tests.convert.test_from_released import check_case, read_case
 from tests.golden.reference_case import TEXT_FIELDS
 from tests.paths import GOLDEN_DIR
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from llava.data.check import inspect_samples
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
+from llava.data.inspect import inspect_samples
 from llava.data.schema import Sample, Turn, parse_sample
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError

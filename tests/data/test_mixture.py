@@ -3,7 +3,7 @@ import json
 import pytest
 
 from llava.cli import main
-from llava.data.check import inspect_samples
+from llava.data.inspect import inspect_samples
 from llava.data.mixture import (
     ExpectedRows,
     HubSource,

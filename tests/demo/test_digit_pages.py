@@ -5,8 +5,8 @@ import pytest
 from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
 
 from llava.cli import main
-from llava.data.check import inspect_samples
 from llava.data.conversation import encode_prompt
+from llava.data.inspect import inspect_samples
 from llava.data.mixture import load_mixture
 from llava.data.schema import Turn
 from llava.demo import digit_pages, pretrain

@@ -11,9 +11,9 @@ from llava.errors import LlavaError
 from llava.eval.documents import load_documents, source_of
 from llava.eval.fields import FIELDS, check_documents
 from llava.eval.task import build_task, task_names
-from tests.benchmarks.test_twins import TWINS
-from tests.benchmarks.twins import IMAGE, IMAGES, write_twin
-from tests.benchmarks.unjudged import OCRBENCH, REALWORLDQA, SCIENCEQA, TEXTVQA
+from tests.eval.benchmarks.test_twins import TWINS
+from tests.eval.benchmarks.twins import IMAGE, IMAGES, write_twin
+from tests.eval.benchmarks.unjudged import OCRBENCH, REALWORLDQA, SCIENCEQA, TEXTVQA
 
 MAY_BE_NULL = {("mathvista_testmini_format", "choices")}  # of questions without choices
 NULLS = [(twin, field) for twin in TWINS for part in FIELDS[twin.task] for field in part]

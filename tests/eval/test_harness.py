@@ -14,11 +14,11 @@ from lmms_eval import evaluator
 from lmms_eval.models import get_model
 from tenacity import Future, RetryError
 
-from llava.chat.engine import Engine
+from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.eval import adapter, task
+from llava.eval import lmms_model, task
 from llava.eval.harness import Job, run
-from llava.eval.lmms_model import MODEL_ID
+from llava.eval.plugin import MODEL_ID
 from llava.eval.report.comparison import build_report
 from llava.eval.store import load_run
 
@@ -80,7 +80,7 @@ def test_scores_are_those_computed_by_hand(job, batches):
 
 
 def test_requests_are_batched_longest_first_with_the_tasks_settings(job, batches, monkeypatch):
-    monkeypatch.setattr(adapter, "WINDOW", 3)
+    monkeypatch.setattr(lmms_model, "WINDOW", 3)
     run(job(batch_size=2))
     assert [len(dialogues) for _, dialogues, _ in batches] == [2] * 5
     lengths = [[engine.count_tokens(dialogue) for dialogue in dialogues] for engine, dialogues, _ in batches]
@@ -154,7 +154,7 @@ def test_a_document_that_cannot_be_asked_is_named(job, monkeypatch):
     def fail(messages, max_frames, places):
         raise LlavaError("no such page")
 
-    monkeypatch.setattr(adapter, "dialogue_from", fail)
+    monkeypatch.setattr(lmms_model, "dialogue_from", fail)
     with pytest.raises(LlavaError, match="digit_pages document 0: no such page"):
         run(job())
 
@@ -173,7 +173,7 @@ def test_a_first_document_that_is_no_image_is_named_like_any_other(job, digit_pa
 
 def test_tasks_that_need_likelihoods_are_refused(tiny_model_dir):
     model = get_model(MODEL_ID)(str(tiny_model_dir), device="cpu")
-    assert isinstance(model, adapter.LlavaOVManager)
+    assert isinstance(model, lmms_model.LlavaOVManager)
     with pytest.raises(LlavaError, match="answers by generating text"):
         model.loglikelihood([])
     with pytest.raises(LlavaError, match="several rounds"):
@@ -190,5 +190,5 @@ def test_the_plugin_is_found_by_its_entry_point_and_is_light():
         "print(manifest.model_id, manifest.chat_class_path, manifest.simple_class_path, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    classes = ["llava.eval.adapter.LlavaOVManager", "llava.eval.adapter.SimpleLlavaOVManager"]
+    classes = ["llava.eval.lmms_model.LlavaOVManager", "llava.eval.lmms_model.SimpleLlavaOVManager"]
     assert done.stdout.split() == ["llava_ov_manager", *classes, "False"]

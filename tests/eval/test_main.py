@@ -11,8 +11,8 @@ import pytest
 
 from llava.cli import main
 from llava.eval.store import load_run
-from tests.benchmarks.twins import write_twin
-from tests.benchmarks.unjudged import GQA, REALWORLDQA
+from tests.eval.benchmarks.twins import write_twin
+from tests.eval.benchmarks.unjudged import GQA, REALWORLDQA
 from tests.paths import ROOT
 
 COMMAND = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages"]  # no --device

@@ -24,10 +24,10 @@ from openai import BadRequestError, OpenAI
 from PIL import Image
 
 import llava.eval
-from llava.chat.engine import Engine
 from llava.cli import main
 from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
+from llava.engine.engine import Engine
 
 STARTED_WITHIN = 200  # seconds
 TASK = Path(llava.eval.__file__).parent / "tasks/digit_pages.yaml"

@@ -108,7 +108,7 @@ def test_nothing_outlives_the_command_and_the_next_goes_on(lively_model_dir, man
 # As launch.py and a rank: the first waits for the second, which waits for ever; both are deaf to SIGTERM if told so.
 LAUNCHER = """
 import os, signal, subprocess, sys, time
-from llava.train.stop import LAUNCHER, die_with_launcher
+from llava.train.loop.stop import LAUNCHER, die_with_launcher
 if sys.argv[1] == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "RANK" in os.environ:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import image_layout
-from llava.convert.reference import convert_tensor, managers_from_reference, our_name, tiling_from_reference
+from llava.convert.from_released import convert_tensor, managers_from_reference, our_name, tiling_from_reference
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 REFERENCE_PLACEHOLDER = -200

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.managers import AdaptiveManager, ManagerConfig
+from llava.fusion.managers import AdaptiveManager, ManagerConfig
 
 
 @pytest.fixture

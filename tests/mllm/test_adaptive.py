@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.managers import QUERIES, AdaptiveManager, ManagerConfig, VisualManagers
+from llava.fusion.managers import QUERIES, AdaptiveManager, ManagerConfig, VisualManagers
 
 
 def adaptive(query: str) -> ManagerConfig:

@@ -6,10 +6,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import image_layout
 from llava.mllm.cost import forward_cost, training_cost
-from llava.train.build import config_from_sizes
-from llava.train.components import PREFIXES
-from llava.train.recipes import load_recipe
-from llava.train.trainer import supervised_only
+from llava.train.loop.components import PREFIXES
+from llava.train.loop.trainer import supervised_only
+from llava.train.mllm.build import config_from_sizes
+from llava.train.recipe.schema import load_recipe
 from tests.conftest import TILE
 
 # By managers: their sums are no matrix products, and torch does not count them.

@@ -11,7 +11,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_bitsandbytes_available
 
 from llava.data.schema import Turn
-from llava.managers import QUERIES, ManagerConfig, StaticManager
+from llava.fusion.managers import QUERIES, ManagerConfig, StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 # Every linear layer of language model and tower; managers are small and trained as they are.

@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from llava.anyres import TilingConfig
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 SQUARE = TilingConfig()

@@ -15,7 +15,7 @@ from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.mllm.attention import SDPA_BY_SAMPLE, packed_lengths
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
-from llava.train.trainer import supervised_only
+from llava.train.loop.trainer import supervised_only
 
 IMPLEMENTATIONS = [SDPA_BY_SAMPLE, "sdpa", "eager", "flash_attention_2"]
 # The managers' query, and which tokens they ask with.

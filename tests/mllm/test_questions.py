@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 from llava.mllm.questions import TurnMarks, question_positions, questions_of_batch, sequences_of_batch
 
 START, END, NEWLINE, IMAGE = 1, 2, 3, 9

@@ -13,11 +13,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.anyres import TilingConfig
-from llava.convert.reference import managers_from_reference
+from llava.convert.from_released import managers_from_reference
 from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
-from llava.managers import QUERIES, SCOPES, AdaptiveManager, ManagerConfig, StaticManager
+from llava.fusion.managers import QUERIES, SCOPES, AdaptiveManager, ManagerConfig, StaticManager
 from tests.conftest import GRID
 from tests.mllm.slow_model import slow_logits
 from tests.paths import GOLDEN_DIR
@@ -105,7 +105,7 @@ def assert_batch_equals_one_by_one(model, processor, dialogues) -> None:
 
 def test_quirk_21_every_kind_of_model_can_be_imported_and_built(build):
     imported = subprocess.run(
-        [sys.executable, "-c", "from llava.managers import AdaptiveManager, StaticManager; import llava.mllm"],
+        [sys.executable, "-c", "from llava.fusion.managers import AdaptiveManager, StaticManager; import llava.mllm"],
         capture_output=True,
         check=False,
     )

@@ -9,7 +9,7 @@ from llava.data.images import normalize
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Sample, Turn
 from llava.errors import LlavaError
-from llava.mllm.inputs import normalized
+from llava.mllm.visual_input import normalized
 
 SIGLIP = ([0.5] * 3, [0.5] * 3)
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])

@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 from llava.mllm.packing import pack_video
 from tests.mllm.test_adaptive import make_adaptive  # noqa: F401  (a fixture)
 

@@ -10,9 +10,9 @@ import yaml
 from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
-from llava.train.recipes import load_recipe
+from llava.train.recipe.schema import load_recipe
 from tests.clips import write_clip
 
 IMAGE_SIZES = [(56, 56), (100, 70), (60, 130), (112, 112), (200, 90)]

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from llava.errors import LlavaError
 from llava.train import stage
-from llava.train.checks import check_recipe
+from llava.train.recipe.checks import check_recipe
 
 # What DeepSpeed's engine imports late, 5 s a process.
 SLOW_IMPORTS = ("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")

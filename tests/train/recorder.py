@@ -7,11 +7,11 @@ from unittest import mock
 import torch
 from safetensors.torch import save_file
 
-import llava.train.trainer
+import llava.train.loop.trainer
 from llava.data.collator import Collator
 from llava.data.sampler import LengthGroupedSampler
-from llava.train.process_group import leave_process_group, rank
-from llava.train.recipes import load_recipe
+from llava.train.ranks.process_group import leave_process_group, rank
+from llava.train.recipe.schema import load_recipe
 from llava.train.stage import prepare, train
 from tests.train.worker import GradientRecorder
 
@@ -26,7 +26,7 @@ def record_mixed(recipe: str, arm: str, keys: dict, out: Path) -> None:
     gradients = GradientRecorder(trainer)
     trainer.add_callback(gradients)
     micro_batches = MicroBatchRecorder(trainer)
-    with mock.patch.object(llava.train.trainer, "LengthGroupedSampler", StoredOrder):
+    with mock.patch.object(llava.train.loop.trainer, "LengthGroupedSampler", StoredOrder):
         train(trainer)
     engine = type(trainer.model_wrapped).__name__
     facts = {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60

@@ -18,10 +18,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava.managers import ManagerConfig
+from llava.fusion.managers import ManagerConfig
 from tests.clips import write_clip
-from tests.train.ranks import run_ranks
 from tests.train.recorder import record_evaluation, record_mixed
+from tests.train.run_ranks import run_ranks
 
 RECIPE = "scripts/train/recipes/stage2.yaml"
 TIMEOUT = 240  # seconds; a run takes 5 to 15 on an idle machine, and a hang is noticed by the ranks after 60

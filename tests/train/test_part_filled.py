@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-from tests.train.ranks import run_ranks
 from tests.train.recorder import record_losses
+from tests.train.run_ranks import run_ranks
 
 IMAGES, TEXTS, GLOBAL_BATCH = 5, 4, 4
 STEPS = 3  # one of images, one of text, and one of a sample and three fillers

@@ -11,8 +11,8 @@ import pytest
 
 from llava.demo.mixture import write_mixture
 from llava.demo.pretrain import pretrain_language_model, pretrain_tower
-from tests.train.ranks import run_ranks
 from tests.train.recorder import record_losses
+from tests.train.run_ranks import run_ranks
 
 STEPS, GLOBAL_BATCH = 20, 8
 SAMPLES = 61  # 8 steps an epoch, the last one of 5 samples

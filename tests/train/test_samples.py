@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from llava.errors import DataError, LlavaError
-from llava.train.checks import check_data, check_recipe
+from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.stage import prepare, run_stage
 
 GOOD = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A red car."}]

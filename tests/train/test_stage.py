@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava.chat.engine import Engine
 from llava.data.schema import Dialogue, Turn
+from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.train.checks import check_data, check_recipe
+from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.stage import prepare, run_stage
 
 ARMS = ("baseline", "manager", "grid", "grid_manager")

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-from llava.train.process_group import leave_process_group, rank
 from llava.train.rank import end_with
-from llava.train.recipes import load_recipe
+from llava.train.ranks.process_group import leave_process_group, rank
+from llava.train.recipe.schema import load_recipe
 from llava.train.stage import prepare, save, train
 
 

@@ -1,0 +1,208 @@
+"""Images per second of evaluation, one at a time and in batches: on digit pages, and with random weights at real size.
+
+    python benchmarks/bench_eval.py                                            # on a GPU
+    python benchmarks/bench_eval.py --checkpoint playground/quickstart/stage2  # the digit pages with that model
+    python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2    # a small machine
+
+The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, with noise for images. As `llava eval` does it, batches
+hold questions of similar cost, the most costly first. The two sides take turns, so that what else the machine does hits
+both; printed are medians. Random weights never end an answer, so that all answers are equally long; in float32 both
+sides must answer the same. Decoding files is not part of it, tiling is.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import numpy as np
+import torch
+from bench_sides import Bench, Side
+from PIL import Image
+
+from llava.data.image_processor import LlavaOVManagerImageProcessor
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.schema import Dialogue, Turn
+from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page, rng_for
+from llava.demo.tokenizer import train_tokenizer
+from llava.engine.engine import DTYPES, Engine
+from llava.errors import LlavaError
+from llava.eval.questions import prompt_cost
+from llava.mllm.questions import turn_token_ids
+
+ARM = "grid_manager"
+INPUTS = ("384x384", "640x480", "1000x1000")
+QUESTION = "<image>\nWhich number is in row 1?"
+
+
+@dataclass
+class Result:
+    """One batch size on one set of images. seconds: median of the runs. same: answers as those of batch size 1."""
+
+    case: str
+    batch_size: int
+    images: int
+    crops: int
+    tokens: int
+    same: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
+
+
+def digit_pages(number: int) -> list[Dialogue]:
+    """The first test pages, with a question each."""
+    dialogues = []
+    for index in range(number):
+        rng = rng_for(0, "test", index)
+        numbers = draw_numbers(rng)
+        page = draw_page(rng, numbers, PAGE, test=True).convert("RGB")
+        question = ask(rng, numbers, KINDS[index % len(KINDS)])
+        dialogues.append(Dialogue([Turn("human", f"<image>\n{question.text}")], [page]))
+    return dialogues
+
+
+def noise_images(number: int, inputs: list[str]) -> list[Dialogue]:
+    """Images of the sizes in turn, all with the same question."""
+    rng, dialogues = np.random.default_rng(0), []
+    for index in range(number):
+        width, height = map(int, inputs[index % len(inputs)].split("x"))
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        dialogues.append(Dialogue([Turn("human", QUESTION)], [image]))
+    return dialogues
+
+
+def random_engine(options: argparse.Namespace, tiny: bool) -> Engine:
+    """Random weights with the demo's tokenizer; its answers never end by themselves."""
+    bench = Bench(
+        options.device,
+        options.dtype,
+        vision_layers=options.vision_layers or options.layers,
+        text_layers=options.text_layers or options.layers,
+        tiny=tiny,
+    )
+    bench.use(Side(ARM, ARM))
+    config, tokenizer = bench.model.config, train_tokenizer()
+    vision = config.vision_config
+    pictures = LlavaOVManagerImageProcessor(vision.image_size, vision.patch_size, config.tiling)
+    processor = LlavaOVManagerProcessor(pictures, tokenizer)
+    config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
+    for name, token_id in turn_token_ids(tokenizer).items():
+        setattr(config, name, token_id)
+    engine = Engine(bench.model, processor)
+    engine.model.generation_config.eos_token_id = None
+    return engine
+
+
+def answer_all(engine: Engine, dialogues: list[Dialogue], batch_size: int, new_tokens: int) -> tuple[list[str], float]:
+    """All answers, in the order of the dialogues, and the seconds that they took.
+
+    On a CPU they are seconds of processor time, all threads together, so that other processes' work does not count.
+    """
+    on_gpu = engine.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    started, answers = clock(), [""] * len(dialogues)
+    costs = [prompt_cost(engine, dialogue) for dialogue in dialogues]
+    ranked = sorted(range(len(dialogues)), key=costs.__getitem__, reverse=True)
+    for first in range(0, len(ranked), batch_size):
+        batch = ranked[first : first + batch_size]
+        texts = engine.generate([dialogues[index] for index in batch], max_new_tokens=new_tokens)
+        for index, text in zip(batch, texts):
+            answers[index] = text
+    if on_gpu:
+        torch.cuda.synchronize(engine.device)
+    return answers, clock() - started
+
+
+def bench_case(case: str, engine: Engine, dialogues: list[Dialogue], options: argparse.Namespace) -> list[Result]:
+    """Both batch sizes, in turns. Raises LlavaError when they answer differently in float32."""
+    sizes = [1, options.batch_size]
+    answer_all(engine, dialogues[: options.batch_size], options.batch_size, options.new_tokens)  # what is set up once
+    seconds, answers = {size: [] for size in sizes}, {}
+    for run in range(options.runs):
+        for size in sizes[:: 1 if run % 2 == 0 else -1]:
+            answers[size], took = answer_all(engine, dialogues, size, options.new_tokens)
+            seconds[size].append(took)
+    same = {size: sum(map(str.__eq__, answers[1], answers[size])) for size in sizes}
+    if engine.model.dtype == torch.float32 and same[sizes[1]] != len(dialogues):
+        raise LlavaError(f"{case}: batches of {sizes[1]} answer {same[sizes[1]]} of {len(dialogues)} as one at a time")
+    pictures = engine.processor.image_processor
+    crops = sum(pictures.layout(dialogue.images[0].size, False).num_crops for dialogue in dialogues)
+    tokens = sum(map(engine.count_tokens, dialogues))
+    return [
+        Result(case, size, len(dialogues), crops, tokens, same[size], median(seconds[size])) for size in dict(seconds)
+    ]
+
+
+def table(results: list[Result], options: argparse.Namespace) -> str:
+    """Images per second, and how many times those of batch size 1."""
+    first = results[0]
+    lines = [
+        f"{first.case}: {first.images} images, {first.crops} crops, {first.tokens:,} prompt tokens, "
+        f"answers of up to {options.new_tokens} tokens",
+        f"{'batch':<8}{'seconds':>9}{'images/s':>10}{'ratio':>7}{'same answers':>14}",
+    ]
+    for result in results:
+        ratio = result.images_per_second / first.images_per_second
+        lines.append(
+            f"{result.batch_size:<8}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
+            f"{f'{result.same} of {result.images}':>14}"
+        )
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--layers", type=int, help="of the tower and of the language model each; default 26 and 24")
+    parser.add_argument("--vision_layers", type=int, help="instead of --layers, for the tower")
+    parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--new_tokens", type=int, default=16, help="the longest answer (default 16)")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--checkpoint", metavar="DIR", help="model for the digit pages; default: tiny, random weights")
+    parser.add_argument("--pages", type=int, default=64, help="digit pages (default 64), 0 to leave them out")
+    parser.add_argument("--images", type=int, default=48, help="images at real size (default 48), 0 to leave them out")
+    parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT", help="their sizes, in turn")
+    parser.add_argument("--tiny", action="store_true", help="tiny widths for the real size, to try this script out")
+    parser.add_argument("--json", help="also write the numbers to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    cases = []
+    if options.pages:
+        name = f"digit pages, {options.checkpoint or 'tiny random weights'}"
+        cases.append((name, options.checkpoint, True, digit_pages(options.pages)))
+    if options.images:
+        name = f"noise of {', '.join(options.inputs)}, random weights"
+        cases.append((name, None, options.tiny, noise_images(options.images, options.inputs)))
+    results = []
+    for name, checkpoint, tiny, dialogues in cases:
+        if checkpoint:
+            engine = Engine.from_pretrained(checkpoint, device=options.device, dtype=options.dtype)
+        else:
+            engine = random_engine(options, tiny)
+        config = engine.model.config
+        print(
+            f"{engine.describe()}, {config.vision_config.num_hidden_layers} vision layers of width "
+            f"{config.vision_config.hidden_size}, {config.text_config.num_hidden_layers} text layers of width "
+            f"{config.text_config.hidden_size}, medians of {options.runs} runs"
+        )
+        found = bench_case(name, engine, dialogues, options)
+        print(table(found, options), end="\n\n", flush=True)
+        results += found
+    if options.json:
+        rows = [asdict(result) | {"images_per_second": result.images_per_second} for result in results]
+        with open(options.json, "w") as file:
+            json.dump({"options": vars(options), "results": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

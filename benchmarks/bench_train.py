@@ -1,0 +1,155 @@
+"""Time and memory of a training step (forward and backward) at the real sizes, arm beside arm, and what ours saves.
+
+    python benchmarks/bench_train.py                                           # the whole model, on a GPU
+    python benchmarks/bench_train.py --device cpu --dtype float32 --layers 4   # a small machine
+
+SigLIP so400m and Qwen2-0.5B with random weights, one sample, layers checkpointed as the recipes do. The naive ways are
+those of the last arm; each first shows that it computes the same loss. Samples joined by + are one batch, padded, and
+also packed (data.packing). Then all take turns, so that what else the machine does hits all of them. Printed are
+medians; memory is the most that a step holds beside weights and inputs.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from statistics import median
+
+import torch
+from bench_meter import measure_step
+from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, naive_sides, packed_side
+
+from llava.errors import LlavaError
+from llava.mllm.cost import training_cost
+from llava.train.loop.components import PREFIXES
+from llava.train.loop.step_log import count_batch
+
+INPUTS = ("384x384", "640x480", "1000x1000", "384x384+640x480")
+DTYPES = ("float32", "bfloat16", "float16")
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # of one loss computed in two ways, relative
+
+
+@dataclass
+class Result:
+    """One side on one input. seconds, memory_mib: medians of the runs; memory is None where it cannot be measured."""
+
+    side: str
+    arm: str
+    input: str
+    crops: int
+    tokens: int
+    tflop: float
+    loss: float
+    seconds: float = 0.0
+    memory_mib: float | None = None
+
+
+def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[Result]:
+    """All sides on one input, in turns. Raises LlavaError when two sides of one arm compute different losses."""
+    sizes = [tuple(int(pixels) for pixels in sample.split("x")) for sample in name.split("+")]
+    results = [_described(bench, name, sizes, side) for side in sides]
+    check_losses(results, TOLERANCES[str(bench.model.dtype).removeprefix("torch.")])
+    measured = {side.name: [] for side in sides}
+    for run in range(runs):
+        for side in sides[:: 1 if run % 2 == 0 else -1]:
+            bench.use(side)
+            measured[side.name].append(measure_step(bench.model, side.loss, bench.batch(sizes, side.packing)))
+    for result in results:
+        seconds, memory = zip(*measured[result.side])
+        result.seconds = median(seconds)
+        result.memory_mib = None if None in memory else median(memory)
+    return results
+
+
+def _described(bench: Bench, name: str, sizes: list[tuple[int, int]], side: Side) -> Result:
+    """What the side works on, and its loss; also the side's warm-up."""
+    bench.use(side)
+    batch = bench.batch(sizes, side.packing)
+    with torch.no_grad():
+        loss = side.loss(bench.model, batch).item()
+    tokens, token_pairs, _, supervised, crops = count_batch(batch).tolist()
+    tflop = training_cost(bench.model.config, PREFIXES)(crops, tokens, supervised, token_pairs) / 1e12
+    return Result(side.name, side.arm, name, crops, tokens, tflop, loss)
+
+
+def check_losses(results: list[Result], tolerance: float) -> None:
+    """Raises LlavaError unless all sides of an arm have the loss of the arm itself, up to rounding."""
+    ours = {result.arm: result.loss for result in results if result.side == result.arm}
+    for result in results:
+        if not abs(result.loss - ours[result.arm]) <= tolerance * abs(ours[result.arm]):
+            raise LlavaError(
+                f"{result.input}: '{result.side}' has a loss of {result.loss}, but {result.arm} has {ours[result.arm]}"
+            )
+
+
+def table(results: list[Result]) -> str:
+    """The arms as multiples of the first, then the naive ways as multiples of the arm that they are ways of."""
+    arms = [result for result in results if result.side == result.arm]
+    naive = [result for result in results if result.side != result.arm]
+    return "\n".join(
+        [
+            _row(results[0].input, "crops", "tokens", "TFLOP", "seconds", "ratio", "memory MiB", "ratio"),
+            *(_result_row(result, arms[0]) for result in arms),
+            *([f"instead, in {arms[-1].side}:"] if naive else []),
+            *(_result_row(result, arms[-1]) for result in naive),
+        ]
+    )
+
+
+def _result_row(result: Result, base: Result) -> str:
+    memory = ("-", "-")
+    if result.memory_mib is not None:
+        memory = (f"{result.memory_mib:,.0f}", f"{result.memory_mib / base.memory_mib:.2f}")
+    speed = (f"{result.seconds:.2f}", f"{result.seconds / base.seconds:.2f}")
+    return _row(result.side, f"{result.crops}", f"{result.tokens:,}", f"{result.tflop:.2f}", *speed, *memory)
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<25}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, (6, 8, 8, 9, 7, 12, 7)))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--layers", type=int, help="of the tower and of the language model each; default 26 and 24")
+    parser.add_argument("--vision_layers", type=int, help="instead of --layers, for the tower")
+    parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")
+    parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT[+...]")
+    parser.add_argument("--tiny", action="store_true", help="tiny widths, to try this script out")
+    parser.add_argument("--json", help="also write the numbers to this file")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_arguments()
+    bench = Bench(
+        options.device,
+        options.dtype,
+        vision_layers=options.vision_layers or options.layers,
+        text_layers=options.text_layers or options.layers,
+        tiny=options.tiny,
+    )
+    config = bench.model.config
+    print(
+        f"{options.device}, {options.dtype}, {config.vision_config.num_hidden_layers} vision and "
+        f"{config.text_config.num_hidden_layers} text layers, {len(bench.manager_config.vision_layers)} managed maps, "
+        f"{len(bench.manager_config.injection_layers)} managers, medians of {options.runs} runs"
+    )
+    results = []
+    for name in options.inputs:
+        sides = arm_sides(options.arms) + naive_sides(options.arms[-1], options.naive)
+        sides += [packed_side(options.arms[-1])] if "+" in name else []
+        found = bench_input(bench, name, sides, options.runs)
+        print("", table(found), sep="\n", flush=True)
+        results += found
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({"options": vars(options), "results": [asdict(result) for result in results]}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""Which parameter of a source becomes which parameter of the model, and what is left over on either side."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from llava.convert.shards import TensorInfo, read_tensors, tensor_infos
+from llava.errors import LlavaError
+from llava.train.loop.components import PREFIXES
+
+LISTED = 10  # names of one kind that the table shows; the error line shows the first
+HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
+LAYER = re.compile(r"model\.vision_tower\.encoder\.layers\.(\d+)\..+")
+TIED, UNUSED_LAYER = "tied to the embeddings", "vision layer above the used ones"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a source calls things, as data; the first pattern that matches a whole name decides.
+
+    renames: (pattern, replacement). ignored: (pattern, reason), names that have no place in the model and may be there.
+    """
+
+    renames: tuple[tuple[str, str], ...]
+    ignored: tuple[tuple[str, str], ...] = ()
+
+    def reason_to_ignore(self, name: str) -> str | None:
+        return next((reason for pattern, reason in self.ignored if re.fullmatch(pattern, name)), None)
+
+    def rename(self, name: str) -> str | None:
+        """Our name of the source's parameter; None if there is none."""
+        for pattern, replacement in self.renames:
+            if re.fullmatch(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return None
+
+
+def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights of one folder or file and how to read them.
+
+    infos: {its name: shape and dtype}. convert: (its name, tensor) to the tensor in our shape.
+    """
+
+    path: Path
+    rules: Rules
+    infos: dict[str, TensorInfo]
+    convert: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
+
+    @classmethod
+    def open(cls, path: Path, rules: Rules, convert: Callable = unchanged) -> "Part":
+        """Reads the headers; raises LlavaError for weights that are not whole."""
+        return cls(path, rules, tensor_infos(path), convert)
+
+    def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(our name, tensor) of those in names, {its name: our name}, one at a time in the order of the files."""
+        for name, tensor in read_tensors(self.path):
+            if name in names:
+                yield names[name], self.convert(name, tensor)
+
+    def converted_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.convert(name, torch.empty(self.infos[name].shape, device="meta")).shape)
+
+    def num_vision_layers(self) -> int:
+        """How many layers of the tower the weights hold, counted from the first."""
+        names = [self.rules.rename(name) for name in self.infos]
+        return 1 + max((int(found[1]) for name in names if name and (found := LAYER.fullmatch(name))), default=-1)
+
+
+@dataclass
+class KeyMatch:
+    """The result. mapped: {our name: (part, its name)}. ignored: {reason: names}. new: ours that start afresh."""
+
+    mapped: dict[str, tuple[Part, str]] = field(default_factory=dict)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    new: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+
+    @property
+    def faults(self) -> dict[str, list[str]]:
+        found = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        return {kind: names for kind, names in found.items() if names}
+
+    def check(self, source: str) -> None:
+        """Raises LlavaError, one line, unless every parameter is accounted for on both sides."""
+        if self.faults:
+            named = (
+                f"{len(names)} {kind} ({names[0]}{', ...' * (len(names) > 1)})" for kind, names in self.faults.items()
+            )
+            raise LlavaError(f"{source}: its keys do not fit: {'; '.join(named)}")
+
+    def counts(self) -> dict:
+        """Numbers of keys, for the record."""
+        ignored = {reason: len(names) for reason, names in self.ignored.items()}
+        return {"mapped": len(self.mapped), "new": len(self.new), "ignored": ignored}
+
+    def table(self) -> str:
+        """The keys per component of the model, then what was ignored and what does not fit, by name."""
+        lines = [f"{'component':<16}{'mapped':>8}{'new':>8}{'missing':>9}"]
+        for component, prefixes in PREFIXES.items():
+            counts = [
+                sum(name.startswith(prefixes) for name in names) for names in (self.mapped, self.new, self.missing)
+            ]
+            if any(counts):
+                lines.append(f"{component:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>9}")
+        lines.append(f"{'unexpected':<16}{len(self.unexpected):>8}")
+        lines.append(f"{'another shape':<16}{len(self.mismatched):>8}")
+        lines += [f"{'ignored':<16}{len(names):>8}  {reason}" for reason, names in self.ignored.items()]
+        for kind, names in self.faults.items():
+            lines += [f"{kind}: {name}" for name in names[:LISTED]]
+            if len(names) > LISTED:
+                lines.append(f"{kind}: and {len(names) - LISTED} more")
+        return "\n".join(lines)
+
+
+def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be_new: tuple[str, ...]) -> KeyMatch:
+    """Matches the parts' parameters with the model's. Raises LlavaError for quantised ones.
+
+    expected: {our name: shape}, without lm_head.weight where it is tied to the embeddings.
+    may_be_new: prefixes of our parameters that the parts need not have.
+    """
+    match = KeyMatch()
+    used_layers = len({found[1] for name in expected if (found := LAYER.fullmatch(name))})
+    for part in parts:
+        for name, info in part.infos.items():
+            reason = part.rules.reason_to_ignore(name)
+            ours = part.rules.rename(name)
+            layer = LAYER.fullmatch(ours or "")
+            if reason is None and layer and int(layer[1]) >= used_layers:
+                reason = UNUSED_LAYER
+            if reason is None and ours == HEAD and HEAD not in expected:
+                reason = TIED
+            if reason is not None:
+                match.ignored.setdefault(reason, []).append(name)
+            elif ours not in expected or ours in match.mapped:
+                match.unexpected.append(name)
+            elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
+                raise LlavaError(f"{part.path}: {name} is {info.dtype}; quantised weights cannot be converted")
+            else:
+                match.mapped[ours] = (part, name)
+                found = part.converted_shape(name)
+                if found != tuple(expected[ours]):
+                    match.mismatched.append(f"{name}: found {found}, expected {tuple(expected[ours])}")
+    for name in expected.keys() - match.mapped.keys():
+        (match.new if name.startswith(may_be_new) else match.missing).append(name)
+    match.new.sort()
+    match.missing.sort()
+    return match
+
+
+def read_matched(match: KeyMatch, parts: Sequence[Part]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(our name, tensor) of everything that was mapped, part by part."""
+    for part in parts:
+        yield from part.read({name: ours for ours, (owner, name) in match.mapped.items() if owner is part})
+
+
+def check_tied_head(match: KeyMatch, parts: Sequence[Part], source: str) -> None:
+    """Raises LlavaError when a head that is to be tied to the embeddings differs from them."""
+    owner, embeddings = match.mapped[EMBEDDINGS]
+    for part in parts:
+        for head in set(match.ignored.get(TIED, [])) & part.infos.keys():
+            (found,), (expected,) = part.read({head: HEAD}), owner.read({embeddings: EMBEDDINGS})
+            if not torch.equal(found[1], expected[1]):
+                raise LlavaError(f"{source}: tie_word_embeddings is true, but {head} differs from {embeddings}")

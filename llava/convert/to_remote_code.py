@@ -1,0 +1,112 @@
+"""Modeling files that run without this package: its own sources, each in one flat file, found by their imports.
+
+transformers loads custom code from a model's folder, through `auto_map` in its JSON files, and follows relative imports
+between files of that one folder. So `llava/mllm/packing.py` becomes `mllm_packing.py`, and in it `from llava.anyres
+import` becomes `from .anyres import`; nothing else changes. One entry file names the public classes: transformers
+copies an entry and all that it imports to a place of their own, and with one entry there is one copy of each class.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import llava
+from llava.train.folders.stage_folder import MODEL_TYPE
+
+ENTRY = "llava_ov_manager"
+# Auto class -> (module, class) that it gets.
+AUTO_CLASSES = {
+    "AutoConfig": ("llava.mllm.configuration", "LlavaOVManagerConfig"),
+    "AutoModel": ("llava.mllm.modeling", "LlavaOVManagerModel"),
+    "AutoModelForImageTextToText": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
+    "AutoModelForMultimodalLM": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
+    "AutoImageProcessor": ("llava.data.image_processor", "LlavaOVManagerImageProcessor"),
+    "AutoProcessor": ("llava.data.processor", "LlavaOVManagerProcessor"),
+}
+_SOURCES = Path(llava.__file__).parent
+_TABLE = "from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES\n"
+_ENTERED = f"""
+# `transformers serve` (5.23) serves what it finds in this table alone; the Auto classes' register() leaves it as it is.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["{MODEL_TYPE}"] = "{AUTO_CLASSES["AutoModelForMultimodalLM"][1]}"
+"""
+
+
+def auto_map(*auto_classes: str) -> dict[str, str]:
+    """The entry `auto_map` of a JSON file, for these auto classes."""
+    return {name: f"{ENTRY}.{AUTO_CLASSES[name][1]}" for name in auto_classes}
+
+
+def write_code(folder: Path) -> list[str]:
+    """Writes the entry and every module of this package that it needs; returns the files' names."""
+    files = {f"{ENTRY}.py": _entry()}
+    pending = {module for module, _ in AUTO_CLASSES.values()}
+    while pending:
+        module = pending.pop()
+        text, needed = _flattened(module)
+        files[f"{_flat_name(module)}.py"] = text
+        pending |= {name for name in needed if f"{_flat_name(name)}.py" not in files}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return sorted(files)
+
+
+def _entry() -> str:
+    classes = sorted(set(AUTO_CLASSES.values()))
+    imports = [f"from .{_flat_name(module)} import {name}" for module, name in classes]
+    return _header("") + "\n".join([_TABLE, *imports, "", f"__all__ = {[name for _, name in classes]}", _ENTERED])
+
+
+def _header(source: str) -> str:
+    origin = f"from {source} " if source else ""
+    return f"# Made by `llava convert export` {origin}of llava-ov-manager {llava.__version__} (Apache-2.0).\n"
+
+
+def _flat_name(module: str) -> str:
+    return module.removeprefix("llava.").replace(".", "_")
+
+
+def _flattened(module: str) -> tuple[str, set[str]]:
+    """The text of a module with its imports made relative, and the modules of this package that it imports.
+
+    Raises ImportError for imports of this package that cannot be made so: all but `from llava.x import name`.
+    """
+    source = _SOURCES.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    text = source.read_text(encoding="utf-8")
+    lines, needed = text.splitlines(keepends=True), set()
+    # from the last to the first, so that line numbers stay right
+    for node, in_function in sorted(_imports(ast.parse(text)), key=lambda found: -found[0].lineno):
+        own = [name for name in _imported_modules(node) if name.split(".")[0] == "llava"]
+        if own:
+            if not isinstance(node, ast.ImportFrom) or not _is_module(node.module):
+                raise ImportError(f"{source}:{node.lineno}: write `from llava.module import name` to be exported")
+            needed.add(node.module)
+            first = lines[node.lineno - 1]
+            lines[node.lineno - 1] = first.replace(f"from {node.module} ", f"from .{_flat_name(node.module)} ", 1)
+        elif in_function:
+            lines[node.lineno - 1 : node.end_lineno] = _optional(lines[node.lineno - 1 : node.end_lineno])
+    return _header(source.relative_to(_SOURCES.parent).as_posix()) + "".join(lines), needed
+
+
+def _imports(tree: ast.AST, in_function: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import statement and whether it runs when a function is called only, and not in a try statement."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node, in_function
+        elif isinstance(node, ast.Try):
+            yield from ((inner, False) for inner, _ in _imports(node))
+        else:
+            yield from _imports(node, in_function or isinstance(node, ast.FunctionDef))
+
+
+def _imported_modules(node: ast.Import | ast.ImportFrom) -> list[str]:
+    return [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+
+
+def _is_module(name: str) -> bool:
+    return _SOURCES.joinpath(*name.split(".")[1:]).with_suffix(".py").is_file()
+
+
+def _optional(lines: list[str]) -> list[str]:
+    """An import as transformers takes it for optional: it demands every package that is imported outside of `try`."""
+    indent = lines[0][: len(lines[0]) - len(lines[0].lstrip())]
+    return [f"{indent}try:\n", *(f"    {line}" for line in lines), f"{indent}finally:\n{indent}    pass\n"]

@@ -1,0 +1,117 @@
+"""From a described source to a checkpoint folder: configuration, processor, weights and a record of the conversion."""
+
+import json
+from itertools import chain
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
+
+import llava
+from llava.convert.match import EMBEDDINGS, KeyMatch, check_tied_head, match_keys, read_matched
+from llava.convert.output import RECORD, check_room, new_folder
+from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
+from llava.convert.shards import write_shards
+from llava.convert.source import Source, pixel_statistics
+from llava.data.processor import add_visual_tokens
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.questions import turn_token_ids
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+
+
+def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_bytes: int, seed: int) -> None:
+    """Writes `source` as a checkpoint of this model to `out`, printing what became of every key.
+
+    Raises LlavaError, before anything is written, for a key that does not fit; `out` then stays as it was.
+    """
+    tokenizer = load_tokenizer(source, tokenizer_folder)
+    config = model_config(source, tokenizer)
+    with torch.device("meta"):
+        model = LlavaOVManagerForConditionalGeneration(config)
+    match = match_keys(source.parts, expected_shapes(model), source.may_be_new)
+    print(f"{source.name}: {source.kind}\n{match.table()}")
+    match.check(source.name)
+    check_tied_head(match, source.parts, source.name)
+    config.dtype = _dtype(match, EMBEDDINGS)
+    processor = make_processor(config, tokenizer, pixel_statistics(source.folders))
+    config.image_mean, config.image_std = processor.image_processor.image_mean, processor.image_processor.image_std
+    torch.manual_seed(seed)
+    new = new_parameters(model, match, config.dtype)
+    check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
+    with new_folder(out) as folder:
+        config.save_pretrained(folder)
+        generation_config(source.folders, tokenizer).save_pretrained(folder)
+        processor.save_pretrained(folder)
+        index = write_shards(folder, chain(new.items(), read_matched(match, source.parts)), max_shard_bytes)
+        (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
+    files = len(set(index["weight_map"].values()))
+    for note in source.notes:
+        print(f"note: {note}")
+    newline = "with" if config.tiling.newline_after_one_crop else "without"
+    print(f"{out}: {_name(config.dtype)}, {files} weight file(s), one-crop images {newline} newline")
+
+
+def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of `folder`, or of the first of the source's folders that has one."""
+    folders = [folder] if folder is not None else source.folders
+    for candidate in folders:
+        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+            try:
+                # The configuration is given, because config.json may be of a type that transformers does not know.
+                return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
+            except Exception as error:  # transformers and tokenizers each raise their own kinds
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                raise LlavaError(f"{candidate}: its tokenizer cannot be loaded: {reason}") from error
+    raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); give its folder: --tokenizer DIR")
+
+
+def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVManagerConfig:
+    """The source's configuration in ours; the tokenizer gains `<image>` and `<video>` where it lacks them."""
+    visual_tokens = add_visual_tokens(tokenizer, source.text.vocab_size)
+    for field, stated in source.visual_token_ids.items():
+        if visual_tokens[field] != stated:
+            raise LlavaError(
+                f"{source.name}: {field} is {stated} in config.json, {visual_tokens[field]} in the tokenizer"
+            )
+    config = LlavaOVManagerConfig(
+        vision_config=source.vision,
+        text_config=source.text,
+        managers=source.managers,
+        tiling=source.tiling,
+        **visual_tokens,
+        **_turn_marks(source, tokenizer),
+    )
+    config.architectures = [LlavaOVManagerForConditionalGeneration.__name__]
+    return config
+
+
+def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Ids by which adaptive managers find a question; other models do without."""
+    try:
+        return turn_token_ids(tokenizer)
+    except LlavaError:
+        if source.managers is not None and source.managers.query is not None:
+            raise
+        return {}
+
+
+def _dtype(match: KeyMatch, name: str) -> torch.dtype:
+    part, name_there = match.mapped[name]
+    return part.infos[name_there].dtype
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _record(source: Source, match: KeyMatch, config: LlavaOVManagerConfig) -> dict:
+    return {
+        "source": source.name,
+        "kind": source.kind,
+        "weights": [str(part.path) for part in source.parts],
+        "keys": match.counts(),
+        "dtype": _name(config.dtype),
+        "llava": llava.__version__,
+    }

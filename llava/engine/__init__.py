@@ -1,0 +1,1 @@
+"""Generation for chat, evaluation and training."""

@@ -1,0 +1,284 @@
+"""One engine for chat and evaluation: loads a checkpoint folder, answers batches, streams one answer.
+
+Dialogue ── prompt text, <image> placed ── processor ── generate ── decoded, stripped
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Event
+
+import torch
+from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+
+from llava.checkpoint.loading import load_model
+from llava.constants import ADAPTER_FOLDER, IMAGE_TOKEN
+from llava.data.conversation import END
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.schema import Dialogue, Turn
+from llava.engine.checks import DTYPE_NAMES, check_dtype, check_model_folder
+from llava.engine.kept_cache import KeptCache, check_length
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.attention import best_attention
+
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
+
+BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
+
+
+def join_images(text: str, count: int) -> str:
+    """`text` with `count` images in front: "<image> <image>\\n" + text, as the training data has it."""
+    return f"{' '.join([IMAGE_TOKEN] * count)}\n{text}" if count else text
+
+
+def plain_generation(tokenizer, **options) -> GenerationConfig:
+    """Greedy settings that end an answer where its turn ends; `options` replace or add to them."""
+    stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
+    settings = {"eos_token_id": sorted(stops), "pad_token_id": tokenizer.pad_token_id, "repetition_penalty": 1.0}
+    return GenerationConfig(**settings | options)
+
+
+class _StoppedError(Exception):
+    """Breaks off the reading of a prompt, which can take long."""
+
+
+class Engine:
+    """A loaded model with its processor. Answers are greedy unless a temperature is given."""
+
+    def __init__(self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor):
+        self.model = model.eval()
+        self.processor = processor
+        # Replaces what the language model's folder brought along: Qwen2-Instruct's repetition_penalty of 1.1 and so on.
+        self.model.generation_config = plain_generation(processor.tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        load_4bit: bool = False,
+    ) -> "Engine":
+        """Loads a checkpoint folder; LoRA adapters that it holds are merged into the weights.
+
+        device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU (float16 on one that only emulates
+        it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is installed and can be used,
+        else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
+        Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
+        """
+        check_model_folder(path)
+        check_dtype(dtype)
+        place = _device(device)
+        kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
+        options = _four_bits(Path(path), place, kind) if load_4bit else {}
+        if attn_implementation is None:
+            attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
+        try:
+            if load_4bit:
+                _check_widths(Path(path))
+            processor = LlavaOVManagerProcessor.from_pretrained(path)
+            model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
+        except LlavaError:
+            raise
+        except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise LlavaError(f"{path}: cannot be loaded: {reason}") from error
+        for problem in ("missing", "unexpected", "mismatched"):
+            if names := sorted(map(str, loading[f"{problem}_keys"])):
+                raise LlavaError(f"{path}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
+        return cls(model if load_4bit else model.to(place), processor)  # 4 bits are where they shall be
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def describe(self) -> str:
+        """Device, dtype and attention in a few words."""
+        dtype, attention = str(self.model.dtype).removeprefix("torch."), self.model.config._attn_implementation
+        bits = ", language model in 4 bits" if getattr(self.model, "is_loaded_in_4bit", False) else ""
+        return f"{self.device}, {dtype}, {attention}{bits}"
+
+    def new_cache(self) -> KeptCache:
+        """What `stream` is given as `kept`, one for each conversation."""
+        return KeptCache()
+
+    def count_tokens(self, dialogue: Dialogue) -> int:
+        """Length of the prompt with all visual tokens, without touching a pixel."""
+        return len(self.processor.prompt_ids(_placed(dialogue)))
+
+    def generate(
+        self,
+        dialogues: Sequence[Dialogue],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        num_beams: int = 1,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answers one left-padded batch, in its order, stripped.
+
+        temperature 0 is greedy (or beam search with num_beams > 1). stop: an answer is cut before the first of these.
+        """
+        inputs = self._inputs(dialogues)
+        options = _options(max_new_tokens, temperature, top_p, num_beams=num_beams)
+        with torch.inference_mode():
+            output = self.model.generate(**inputs, **options)
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+        return [_cut(text, stop).strip() for text in texts]
+
+    def stream(
+        self,
+        dialogue: Dialogue,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float | None = None,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int | None = None,
+        kept: KeptCache | None = None,
+    ) -> Iterator[str]:
+        """Yields the answer in pieces, one a token, "" within a word. Closing the iterator stops it, at any time.
+
+        temperature 0 is greedy. top_k: 0 for all tokens. seed: of the tokens that are drawn, None for others each time.
+        kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
+        The model works in a thread of its own; what it raises is raised here.
+        """
+        kept = KeptCache() if kept is None else kept
+        options = _options(max_new_tokens, temperature, top_p, top_k=top_k, repetition_penalty=repetition_penalty)
+        streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopped = Event()
+
+        def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+            return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
+
+        def interrupt(layer: torch.nn.Module, arguments: tuple) -> None:
+            if stopped.is_set() and arguments[0].shape[1] > 1:  # a single token is soon done, and worth keeping
+                raise _StoppedError
+
+        def work() -> None:
+            layers = [*self.model.model.language_model.layers, *self.model.model.vision_tower.encoder.layers]
+            hooks = [layer.register_forward_pre_hook(interrupt) for layer in layers]
+            criteria = StoppingCriteriaList([is_stopped])
+            try:
+                with torch.inference_mode(), _seeded(seed, self.device):
+                    inputs, store = kept.prepare(self.model, self.processor, _placed(dialogue))
+                    output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
+                store(output[0].tolist())
+            except _StoppedError:
+                return
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                streamer.end()  # after an error too, or the reader below would wait for ever
+
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            answer = pool.submit(work)
+            try:
+                yield from streamer
+            finally:
+                stopped.set()
+            answer.result()
+
+    def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
+        batch = self.processor.encode_prompts([_placed(dialogue) for dialogue in dialogues])
+        check_length(batch["input_ids"].shape[1], self.model)
+        return batch.to(self.device)
+
+
+def _placed(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with places for its images: if no turn has any, all are joined in front of the first human turn.
+
+    A wrong number of places is found when the turns are encoded.
+    """
+    turns = list(dialogue.turns)
+    if dialogue.images and not any(IMAGE_TOKEN in turn.text for turn in turns):
+        for index, turn in enumerate(turns):
+            if turn.role == "human":
+                turns[index] = Turn("human", join_images(turn.text, len(dialogue.images)))
+                break
+    return dialogue._replace(turns=turns)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
+        raise LlavaError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _best_dtype(device: torch.device) -> torch.dtype:
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
+    """Options of from_pretrained. The tower, from which all that is seen comes, and the head stay as they are."""
+    if find_spec("bitsandbytes") is None:
+        raise LlavaError("loading in 4 bits needs bitsandbytes: pip install 'llava-ov-manager[quantization]'")
+    if (folder / ADAPTER_FOLDER).is_dir():
+        raise LlavaError(
+            f"{folder} has LoRA adapters, which cannot be merged into 4 bits; merge them first: "
+            f"llava convert merge-lora {folder} --out DIR"
+        )
+    kept = ["lm_head", "model.vision_tower", "model.multi_modal_projector", "model.image_newline", "model.managers"]
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _check_widths(folder: Path) -> None:
+    """Raises LlavaError for a language model whose matrices are not whole blocks; on some CPUs they fail when used."""
+    text = LlavaOVManagerConfig.from_pretrained(folder).text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    for name, width, block in (
+        ("hidden_size", text.hidden_size, BLOCK_OF_4BIT),
+        ("intermediate_size", text.intermediate_size, BLOCK_OF_4BIT),
+        ("num_attention_heads * head_dim", text.num_attention_heads * head, BLOCK_OF_4BIT),
+        ("num_key_value_heads * head_dim", text.num_key_value_heads * head, ROWS_OF_4BIT),
+    ):
+        if width % block:
+            raise LlavaError(f"{folder} cannot be loaded in 4 bits: {name} is {width}, no multiple of {block}")
+
+
+def _options(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float | None,
+    *,
+    num_beams: int = 1,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+) -> dict:
+    options = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": temperature > 0}
+    options |= {"repetition_penalty": repetition_penalty}
+    if temperature > 0:
+        options |= {"temperature": temperature, "top_p": 1.0 if top_p is None else top_p, "top_k": top_k}
+    return options
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device):
+    """torch's generators begin at `seed` and are afterwards as they were; None leaves them alone."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    return min((text.partition(mark)[0] for mark in stop), key=len, default=text)

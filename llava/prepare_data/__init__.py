@@ -1,0 +1,1 @@
+"""`llava data`: download, prepare, check and preview what is trained on."""

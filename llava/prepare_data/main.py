@@ -1,0 +1,168 @@
+"""`llava data`: download, prepare and check the data of a mixture, and preview one sample."""
+
+import shlex
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from llava.arguments import ArgumentParser
+from llava.data.conversation import LABEL_RULES, TEMPLATES
+from llava.data.over_long import OVER_LONG
+from llava.errors import LlavaError
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0, or 1 when `check` finds a fault; raises LlavaError for wrong arguments."""
+    arguments = _parser().parse_args(argv)
+    return COMMANDS[arguments.command](arguments)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="llava data", description="Training data: from the hub to what the model sees.")
+    commands = parser.add_commands()
+    check = commands.add_parser("check", help="find what is wrong with a mixture's records, images and videos")
+    check.add_argument("mixture", help="mixture YAML")
+    check.add_argument("--out", metavar="DIR", help="report folder; a check that was killed goes on from there")
+    check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
+    check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
+    check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
+    check.add_argument(
+        "--on_over_long", default="error", choices=OVER_LONG, help="what training makes of them (default error)"
+    )
+    check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    download = commands.add_parser("download", help="print or run the hub commands that fetch a mixture's data sets")
+    download.add_argument("mixture", help="mixture YAML, whose entries tell the hub's repository and folder")
+    download.add_argument("--to", default="playground/snapshots", metavar="DIR", help="(default playground/snapshots)")
+    download.add_argument("--run", action="store_true", help="run the commands instead of printing them")
+    prepare = commands.add_parser("prepare", help="turn a local snapshot of a hub data set into JSON and images")
+    prepare.add_argument("source", help="folder of one repository: parquet files, or JSON(L) with images, videos")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="image folder; writes DIR/REPOSITORY/SET.json")
+    prepare.add_argument("--set", action="append", metavar="NAME", help="only this set; can be given again")
+    prepare.add_argument("--drop_missing", action="store_true", help="drop rows whose image is not in the snapshot")
+    prepare.add_argument("--headers", action="store_true", help="read images' headers instead of decoding every image")
+    prepare.add_argument("--workers", type=int, default=1, metavar="N", help="processes for parquet files (default 1)")
+    preview = commands.add_parser("preview", help="show what a model sees of one sample: crops, tokens, supervision")
+    preview.add_argument("--model", required=True, metavar="DIR", help="model folder; only its processor is read")
+    preview.add_argument("--data", required=True, metavar="FILE", help="mixture YAML, or JSON or JSONL of samples")
+    preview.add_argument("--index", required=True, type=int, metavar="N", help="which sample, counted from 0")
+    preview.add_argument("--out", metavar="PNG", help="also draw it, crops included, to this file")
+    preview.add_argument("--label_rule", default="answers", choices=LABEL_RULES, help="(default answers)")
+    preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
+    for command in (check, preview):
+        command.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")
+        command.add_argument("--video_fps", type=float, default=1.0, help="frames per second of video (default 1)")
+        command.add_argument("--frames_upbound", type=int, default=32, help="most frames; 0: all (default 32)")
+        command.add_argument("--force_sample", action="store_true", help="always take frames_upbound frames")
+        command.add_argument("--image_folder", default=".", help="folder that image and video paths are relative to")
+        command.add_argument("--seed", type=int, default=0, help="of `random` sampling strategies")
+    return parser
+
+
+def _check(arguments: Namespace) -> int:
+    from llava.data.mixture import mixture_entries, repeated_files
+    from llava.prepare_data.check import CheckOptions, check_mixture
+    from llava.prepare_data.check_report import BadRowFile, BadRowPrinter, render_table
+
+    workers = _workers(arguments)
+    if arguments.on_over_long != "error" and arguments.model is None:
+        raise LlavaError(f"--on_over_long {arguments.on_over_long} needs --model, whose tokens are counted")
+    options = CheckOptions(
+        image_folder=arguments.image_folder,
+        seed=arguments.seed,
+        decode=arguments.decode,
+        model=arguments.model,
+        max_length=arguments.max_length,
+        template=arguments.template,
+        on_over_long=arguments.on_over_long,
+        video_sampling=_video_sampling(arguments),
+    )
+    out = Path(arguments.out) if arguments.out else None
+    bad_rows = BadRowFile(out) if out else BadRowPrinter(sys.stderr)
+    reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", workers)
+    print(render_table(reports))
+    warnings = [report.warning for report in reports if report.warning]
+    for warning in warnings + repeated_files(mixture_entries(arguments.mixture)):
+        print(f"warning: {warning}", file=sys.stderr)
+    bad_rows.finish(reports)
+    unread = sum(not report.complete for report in reports)
+    if unread:
+        print(f"{unread} of {len(reports)} data files cannot be read")
+    print(f"{sum(report.bad for report in reports)} of {sum(report.taken for report in reports)} samples are unusable")
+    return 1 if bad_rows.count else 0
+
+
+def _download(arguments: Namespace) -> int:
+    from llava.data.mixture import mixture_entries
+    from llava.prepare_data.download import download_commands, prepare_commands, run_commands
+
+    entries = mixture_entries(arguments.mixture)
+    commands = download_commands(entries, arguments.to)
+    if arguments.run:
+        run_commands(commands)
+    else:
+        print("\n".join(map(shlex.join, commands)))
+    print("\n# then", *prepare_commands(entries, arguments.to), sep="\n")
+    return 0
+
+
+def _prepare(arguments: Namespace) -> int:
+    from llava.prepare_data.prepare import prepare
+    from llava.prepare_data.snapshot import find_sets
+
+    for file in find_sets(Path(arguments.source))[1]:
+        print(f"left: {file} holds no conversations")
+    for prepared in prepare(
+        arguments.source,
+        arguments.out,
+        arguments.set,
+        arguments.drop_missing,
+        _workers(arguments),
+        decode=not arguments.headers,
+    ):
+        print(prepared, flush=True)
+    return 0
+
+
+def _workers(arguments: Namespace) -> int | None:
+    if arguments.workers is not None and arguments.workers < 1:
+        raise LlavaError(f"--workers must be at least 1, found {arguments.workers}")
+    return arguments.workers
+
+
+def _video_sampling(arguments: Namespace):
+    from llava.data.video import VideoSampling
+
+    return VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)
+
+
+def _preview(arguments: Namespace) -> int:
+    from llava.data.notes import notes_of
+    from llava.prepare_data.preview import load_processor, preview_sample, read_sample, render_text
+
+    if arguments.out and Path(arguments.out).suffix.lower() != ".png":
+        raise LlavaError(f"--out {arguments.out}: the picture is a PNG; give a name that ends in .png")
+    sample = read_sample(arguments.data, arguments.index, arguments.seed)
+    preview = preview_sample(
+        sample,
+        load_processor(arguments.model),
+        image_folder=arguments.image_folder,
+        template=arguments.template,
+        label_rule=arguments.label_rule,
+        video_sampling=_video_sampling(arguments),
+        time_instruction=arguments.time_instruction,
+    )
+    print(render_text(preview, color=sys.stdout.isatty()))
+    for note in notes_of(sample, arguments.template):
+        print(f"note: {note.message}", file=sys.stderr)
+    if arguments.out:
+        from llava.prepare_data.preview_picture import draw_preview
+
+        try:
+            draw_preview(preview).save(arguments.out)
+        except OSError as error:
+            raise LlavaError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
+        print(f"picture: {arguments.out}")
+    return 0
+
+
+COMMANDS = {"download": _download, "prepare": _prepare, "check": _check, "preview": _preview}

@@ -1,0 +1,316 @@
+"""The rows of one file of a snapshot as the records that LLaVA is trained on, repaired and counted."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+from llava.data.conversation import template_turns
+from llava.data.images import image_size, open_image
+from llava.data.inspect import why_outside
+from llava.data.json_rows import decode, iter_records
+from llava.data.schema import parse_sample
+from llava.errors import DataError, MissingFileError
+from llava.prepare_data.rules import Row, Rule, rules_of
+from llava.prepare_data.snapshot import FILE_KEYS, image_header, parquet_rows, place_whole, video_extension, write_whole
+
+NOTES = ".prepare"  # folder of what is finished
+IMAGES = "images"  # folder of the images that a JSON file names
+LOOSE = ("", IMAGES, "data_images")  # folders beside a file of records in which its images may lie unpacked
+
+
+@dataclass
+class Tally:
+    """What happened to the rows of a set. changed, dropped: by rule. first: by rule, the first dropped row and why."""
+
+    rows: int = 0
+    written: int = 0
+    changed: Counter = field(default_factory=Counter)
+    dropped: Counter = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, content: dict) -> "Tally":
+        counters = Counter(content["changed"]), Counter(content["dropped"])
+        return cls(content["rows"], content["written"], *counters, content["first"])
+
+    def to_dict(self) -> dict:
+        return vars(self)
+
+    def drop(self, rule: str, reason: str) -> None:
+        """Counts a dropped row. reason: which, and why it."""
+        self.dropped[rule] += 1
+        self.first.setdefault(rule, reason)
+
+    def add(self, other: "Tally") -> None:
+        self.rows, self.written = self.rows + other.rows, self.written + other.written
+        self.changed, self.dropped = self.changed + other.changed, self.dropped + other.dropped
+        self.first = other.first | self.first
+
+
+class Part(NamedTuple):
+    """The work on one file of one set, and where its records are noted until the set is complete."""
+
+    source: Path
+    out: Path
+    repository: str
+    name: str
+    file: Path
+    drop_missing: bool
+    decode: bool = True
+
+    @property
+    def rules(self) -> list[Rule]:
+        return rules_of(self.repository, self.name)
+
+    @property
+    def place(self) -> str:
+        """The file's name and folders in one name, without those that the set's name tells."""
+        parts = self.file.relative_to(self.source).with_suffix("").parts
+        return "+".join(parts[1:] or parts)
+
+    @property
+    def records(self) -> Path:
+        return self.out / self.repository / NOTES / self.name / f"{self.place}.records"
+
+    @property
+    def key(self) -> dict:
+        rules = [rule.name for rule in self.rules]
+        return file_key(self.file) | {"rules": rules, "drop_missing": self.drop_missing, "decode": self.decode}
+
+
+def parquet_records(part: Part, tally: Tally) -> Iterator[dict]:
+    """The records of one parquet file, as they are to be; the images and videos are written before.
+
+    Raises DataError at the end when a path leads to nothing, unless such rows are dropped.
+    """
+    folder = f"{part.repository}/{part.name}/{part.place}"
+    missing = Missing()
+    for number, (record, files) in enumerate(parquet_rows(part.file)):
+        tally.rows += 1
+        where = f"{part.file} row {number + 1}"
+        paths, sizes, contents = {}, [], {}
+        try:
+            for key in FILE_KEYS:
+                paths[key] = []
+                for index, given in enumerate(files[key]):
+                    content = _find(part, given, where)
+                    suffix = f"-{index}" if len(files[key]) > 1 else ""
+                    if key == "video":
+                        extension = _video_suffix(content)
+                    else:
+                        content = content if isinstance(content, bytes) else content.read_bytes()
+                        extension, size = image_header(content, f"{index + 1} of {where}", part.decode)
+                        sizes.append(size)
+                    paths[key].append(f"{folder}/{number:06d}{suffix}.{extension}")
+                    contents[paths[key][-1]] = content
+        except MissingFileError as error:
+            missing.add(str(error))
+            tally.drop("missing_file", str(error))
+            continue
+        except _UnsafePathError as error:
+            tally.drop("unsafe_path", str(error))
+            continue
+        except DataError as error:
+            tally.drop("unreadable_image", str(error))
+            continue
+        row = _repair(_record(record, paths["image"], paths["video"]), partial(list, sizes), part, tally, where)
+        if row is not None:
+            for path, content in contents.items():
+                if isinstance(content, bytes):
+                    write_whole(part.out / path, content)
+                else:
+                    place_whole(part.out / path, content)
+            yield row
+    missing.check(part, tally)
+
+
+class _UnsafePathError(DataError):
+    """A path that leaves the snapshot."""
+
+
+@dataclass
+class Missing:
+    """Files that rows name and that are not there."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, name: str) -> None:
+        self.first = self.first or name
+        self.count += 1
+
+    def check(self, part: Part, tally: Tally) -> None:
+        """Raises DataError where there is any, unless their rows are dropped."""
+        if self.count and not part.drop_missing:
+            raise DataError(
+                f"{part.file}: the files of {tally.dropped['missing_file']:,} of {tally.rows:,} rows are in none of "
+                f"the snapshot's archives and folders, first {self.first}; download the rest, or drop these rows with "
+                "--drop_missing"
+            )
+
+
+def _find(part: Part, given, where: str) -> bytes | Path:
+    """The bytes that a row holds, or the file that it names, which lies where a JSON file's images may lie."""
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, str):
+        raise DataError(f"{where}: a file is neither bytes nor a path: {type(given).__name__}")
+    unsafe = _why_unsafe(given, part.source)
+    if unsafe:
+        raise _UnsafePathError(f"{where}: {unsafe}")
+    found = find_loose(given, part)
+    if found is None:
+        raise MissingFileError(given)
+    return found
+
+
+def is_path(name: str) -> bool:
+    """Whether a file can have this name: no NUL, and no lone surrogate, half of an emoji, which UTF-8 cannot hold."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def _why_unsafe(name: str, folder: Path) -> str | None:
+    if not is_path(name):
+        return f"no file can have the name {name!a}"
+    reason = why_outside(name, folder)
+    return reason and f"the path {name} {reason}"
+
+
+def find_loose(name: str, part: Part) -> Path | None:
+    """A file that lies unpacked in the snapshot; None where there is none."""
+    folders = [base / loose for base in (part.file.parent, part.source) for loose in LOOSE]
+    return next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
+
+
+def _video_suffix(content: bytes | Path) -> str:
+    return video_extension(content) if isinstance(content, bytes) else content.suffix.lower().lstrip(".") or "mp4"
+
+
+def json_records(part: Part, tally: Tally) -> Iterator[dict]:
+    """The records of a JSON file, whose images were unpacked, as they are to be.
+
+    Raises DataError at the end when images are missing, unless their rows are dropped.
+    """
+    prefix, folder = f"{part.repository}/{IMAGES}", part.out / part.repository / IMAGES
+    missing = Missing()
+    size_of = lru_cache(maxsize=1 << 16)(_decoded_size if part.decode else image_size)
+    for number, record in enumerate(iter_records(part.file), start=1):
+        tally.rows += 1
+        where = f"{part.file} row {number}"
+        names = {key: file_names(record, key) for key in FILE_KEYS}
+        flat = [name for of_key in names.values() for name in of_key]
+        unsafe = next(filter(None, (_why_unsafe(name, folder) for name in flat)), None)
+        if unsafe:
+            tally.drop("unsafe_path", f"{where}: {unsafe}")
+            continue
+        images = [folder / name for name in names["image"]]
+        sizes = partial(_sizes, images, size_of)
+        try:
+            row = _repair(_record(record, names["image"], names["video"]), sizes, part, tally, where)
+            if row is None:
+                continue
+            absent = [name for name in flat if not os.path.isfile(folder / name)]
+            if absent:
+                missing.add(absent[0])
+                tally.drop("missing_file", f"{where}: {absent[0]}")
+                continue
+            if part.decode:
+                sizes()
+        except DataError as error:
+            tally.drop("unreadable_image", f"{where}: {error}")
+            continue
+        for key in FILE_KEYS:
+            if key in row:
+                given = row[key]
+                row[key] = f"{prefix}/{given}" if isinstance(given, str) else [f"{prefix}/{n}" for n in given]
+        yield row
+    missing.check(part, tally)
+
+
+def _decoded_size(path: Path) -> tuple[int, int]:
+    return open_image(path).size
+
+
+def _sizes(files: list[Path], size_of) -> list[tuple[int, int]]:
+    return [size_of(file) for file in files]
+
+
+def _record(record, images: list[str], videos: list[str]) -> dict:
+    """A record of the same id and turns with these files, in LLaVA's form: a path, a list of paths, or no key."""
+    record = record if isinstance(record, dict) else {}
+    kept = {key: record[key] for key in ("id", "data_source") if not _is_nothing(record.get(key))}
+    kept = {key: value if isinstance(value, str | int) else str(value) for key, value in kept.items()}
+    if not is_path(str(kept.get("data_source", ""))):
+        del kept["data_source"]  # of no use in training, and no file could hold it
+    kept["conversations"] = _turns(record.get("conversations"))
+    files = {"image": images, "video": videos}
+    return kept | {key: paths if len(paths) > 1 else paths[0] for key, paths in files.items() if paths}
+
+
+def _is_nothing(value) -> bool:
+    """null, or NaN, which pandas writes for it."""
+    return value is None or value != value
+
+
+def _turns(conversation):
+    """Turns as {from, value}, also from {role, content} and from a text that holds them as JSON."""
+    if isinstance(conversation, str):
+        try:
+            turns, end = decode(conversation.strip())
+        except ValueError:
+            return conversation  # parse_sample says what is wrong with it
+        conversation = turns if end == len(conversation.strip()) else conversation
+    if not isinstance(conversation, list):
+        return conversation
+    return [_turn(turn) for turn in conversation]
+
+
+def _turn(turn):
+    if not isinstance(turn, dict) or (isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)):
+        return turn
+    if isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str):
+        return {"from": turn["role"], "value": turn["content"]}
+    return turn
+
+
+def file_names(record, key: str) -> list[str]:
+    """The paths that a record gives under a key, as one or as a list."""
+    given = record.get(key) if isinstance(record, dict) else None
+    return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str) and name]
+
+
+def _repair(record: dict, image_sizes, part: Part, tally: Tally, where: str) -> dict | None:
+    """The record after the rules, counted; None when it is dropped."""
+    try:
+        parse_sample(record, where)
+    except DataError as error:
+        tally.drop("no_conversation", str(error))
+        return None
+    for rule in part.rules:
+        changed = rule.apply(Row(record, image_sizes))
+        if changed is None:
+            tally.drop(rule.name, where)
+            return None
+        tally.changed[rule.name] += changed is not record
+        record = changed
+    try:
+        sample = parse_sample(record, where)
+        template_turns(sample.turns, "qwen_1_5", len(sample.images), len(sample.videos))
+    except DataError as error:
+        tally.drop("placeholder", f"{where}: {error}")
+        return None
+    return record
+
+
+def file_key(file: Path) -> dict:
+    """What tells whether a file is still the one that it was."""
+    found = file.stat()
+    return {"file": file.name, "size": found.st_size, "modified": found.st_mtime_ns}

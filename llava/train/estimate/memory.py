@@ -1,0 +1,251 @@
+"""How much memory a GPU will need, estimated from sizes alone, and how long the run will take.
+
+States are counted as torch and DeepSpeed 0.19 allocate them, for P parameters, T of them trained, n processes and
+w bytes of the precision (2 in bf16, 4 in fp32). The 12 T are the K = 12 of ZeRO (Rajbhandari et al. 2020, section 3).
+
+| state     | no ZeRO  | ZeRO-2   | ZeRO-3   |                                                                      |
+|-----------|----------|----------|----------|----------------------------------------------------------------------|
+| weights   | 4 P      | w P      | w P / n  | without ZeRO autocast works with fp32 weights                        |
+| gradients | 4 T      | w T / n  | w T / n  |                                                                      |
+| optimizer | 8 T      | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights                |
+
+Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-2 (zero/stage_1_and_2.py): a
+bucket of w `reduce_bucket_size`, two if communication overlaps. ZeRO-3 (zero/stage3.py): one bucket, and the weights
+that are gathered while they are in use, at most w min(P, stage3_max_live_parameters) (1 - 1 / n). Both: the step's
+fp32 gradients, 4 T / n. What is offloaded counts for the host.
+
+Activations are rough: they follow the tensors that autograd keeps of SigLIP's and Qwen2's layers. Neither the
+allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from llava.anyres import ImageLayout
+from llava.mllm import LlavaOVManagerConfig
+from llava.sizes import UNITS, duration, in_bytes, unit_of
+from llava.train.loop.components import ADAPTERS, Component
+from llava.train.recipe.dotted import read_json
+from llava.train.recipe.schema import Recipe, named_components
+
+FP32 = 4
+MOMENTS = 2 * FP32  # AdamW's exp_avg and exp_avg_sq
+BUCKET = {2: 200_000_000, 3: None}  # elements, of the shipped configurations; None is transformers' hidden_size squared
+STATES = ("weights", "gradients", "optimizer")
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How states are spread. stage: 0 is plain data parallelism. bucket, max_live: in elements."""
+
+    name: str
+    stage: int
+    bucket: int = 0
+    overlap: bool = True
+    max_live: int = 1_000_000_000
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process has in memory at once: samples of a micro-batch, with tokens and crops of each."""
+
+    samples: int
+    tokens: int
+    crops: int
+    supervised: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, image: ImageLayout) -> "Work":
+        """The recipe's typical sample, all of its text supervised."""
+        data = recipe.data
+        tokens = min(image.num_tokens + data.expected_text_tokens, data.max_length)
+        return cls(recipe.optim.batch_size, tokens, image.num_crops, data.expected_text_tokens)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one GPU under `strategy`. states: {component: {"weights" | "gradients" | "optimizer": bytes}}.
+
+    host: bytes of what was offloaded, for each process.
+    """
+
+    strategy: Strategy
+    states: dict[str, dict[str, float]]
+    buffers: float
+    activations: float
+    host: float
+
+    @property
+    def total(self) -> float:
+        return sum(sum(parts.values()) for parts in self.states.values()) + self.buffers + self.activations
+
+
+def strategies(recipe: Recipe, hidden_size: int) -> tuple[list[Strategy], Strategy]:
+    """No ZeRO, ZeRO-2 and ZeRO-3, the recipe's own in the place of its stage or behind them; and the recipe's own."""
+    shown = [Strategy("no ZeRO", 0)]
+    shown += [Strategy(f"ZeRO-{stage}", stage, bucket or hidden_size**2) for stage, bucket in BUCKET.items()]
+    if recipe.run.deepspeed is None:
+        return shown, shown[0]
+    own = read_strategy(recipe.run.deepspeed, hidden_size)
+    same = [known.stage == own.stage and not (own.offload_optimizer or own.offload_weights) for known in shown]
+    shown = [own if replaces else known for known, replaces in zip(shown, same)]
+    return shown if any(same) else [*shown, own], own
+
+
+def read_strategy(path: str, hidden_size: int) -> Strategy:
+    """What a DeepSpeed file asks for; `auto` is what transformers puts in its place."""
+    zero = read_json(path).get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    bucket = zero.get("reduce_bucket_size", 5e8)
+    offloads = [zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")]
+    return Strategy(
+        f"ZeRO-{stage}" + " offload" * any(offloads),
+        stage,
+        bucket=hidden_size**2 if bucket == "auto" else int(bucket),
+        overlap=zero.get("overlap_comm", stage == 3),
+        max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
+        offload_optimizer=offloads[0],
+        offload_weights=offloads[1],
+    )
+
+
+def estimate(
+    strategy: Strategy, components: Sequence[Component], processes: int, width: int, activations: float
+) -> Estimate:
+    """The memory of one of `processes`. width: bytes of the precision, w above. activations: their bytes."""
+    states = {part.name: _states(strategy, part, processes, width) for part in components}
+    host = 0.0
+    for parts in states.values():
+        moved = ["gradients", "optimizer"] * strategy.offload_optimizer + ["weights"] * strategy.offload_weights
+        host += sum(parts[kind] for kind in moved)
+        parts |= dict.fromkeys(moved, 0.0)
+    total = sum(part.num_parameters for part in components)
+    trained = sum(part.num_trainable for part in components)
+    buffers = _buffers(strategy, total, trained, processes, width)
+    return Estimate(strategy, states, buffers, activations, host)
+
+
+def _states(strategy: Strategy, part: Component, processes: int, width: int) -> dict[str, float]:
+    weights, trained = part.num_parameters, part.num_trainable
+    if strategy.stage == 0:
+        return dict(zip(STATES, (FP32 * weights, FP32 * trained, MOMENTS * trained)))
+    shared = trained / processes
+    optimizer = (FP32 + MOMENTS) * shared
+    gradients = width * (shared if strategy.stage >= 2 else trained)
+    return dict(zip(STATES, (width * weights / (processes if strategy.stage == 3 else 1), gradients, optimizer)))
+
+
+def _buffers(strategy: Strategy, total: int, trained: int, processes: int, width: int) -> float:
+    if strategy.stage == 0:
+        return (FP32 * trained if processes > 1 else 0) + (width * trained if width < FP32 else 0)
+    buckets = width * strategy.bucket * (2 if strategy.overlap and strategy.stage < 3 else 1)
+    step = 0.0 if strategy.offload_optimizer else FP32 * trained / processes
+    gathered = width * min(total, strategy.max_live) * (1 - 1 / processes) if strategy.stage == 3 else 0.0
+    return buckets + step + gathered
+
+
+def activation_bytes(
+    config: LlavaOVManagerConfig, work: Work, trained: Sequence[str], width: int, checkpointed: Collection[str]
+) -> float:
+    """What autograd keeps of one micro-batch, roughly; a frozen tower keeps nothing but the states that are used.
+
+    trained: names of the components that train; checkpointed: of those that the backward pass computes again. While it
+    does, one layer of them is held whole.
+    """
+    vision, text = config.vision_config, config.text_config
+    tokens, patches = work.samples * work.tokens, work.samples * work.crops * config.patches_per_side**2
+    states = {vision.num_hidden_layers, *(config.managers.vision_layers if config.managers is not None else ())}
+
+    # Whatever trains lies in front of the language model or in it: gradients pass all of its layers.
+    layer = tokens * _text_layer(text, "language_model" in trained, width)
+    if "language_model" in checkpointed:
+        kept = text.num_hidden_layers * tokens * text.hidden_size + layer
+    else:
+        kept = text.num_hidden_layers * layer
+    layer = patches * _tower_layer(vision)
+    if "vision_tower" in trained:
+        layers = vision.num_hidden_layers
+        kept += layers * patches * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
+    else:
+        kept += len(states) * patches * vision.hidden_size
+    if {"vision_tower", "projector"} & set(trained):
+        # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
+        inside = 1 if "projector" in checkpointed else len(states)
+        kept += (len(states) + 2 * inside) * patches * text.hidden_size
+    # Logits in the precision, then in fp32 with their logarithms, then their gradient.
+    logits = work.samples * work.supervised * text.vocab_size * (width + 3 * FP32)
+    return width * kept + logits
+
+
+def _text_layer(text, trained: bool, width: int) -> int:
+    """Values that a Qwen2 layer keeps for a token: of norms (each in fp32 and scaled), attention and the MLP.
+
+    Inputs of its matrices are kept only when these train.
+    """
+    hidden, keys = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+    norms = 2 * (FP32 // width + 1) * hidden
+    attention, mlp = 2 * hidden + 2 * keys, 3 * text.intermediate_size
+    inputs = 3 * hidden + text.intermediate_size if trained else 0
+    return norms + attention + mlp + inputs
+
+
+def _tower_layer(vision) -> int:
+    """Values that a trained SigLIP layer keeps for a patch: norms, attention, inputs of the matrices, the MLP."""
+    return 9 * vision.hidden_size + 2 * vision.intermediate_size
+
+
+def describe_memory(
+    recipe: Recipe, components: Sequence[Component], config: LlavaOVManagerConfig, image: ImageLayout, processes: int
+) -> str:
+    """The estimated memory of each process, as text: what is assumed, and the table. image: of a typical sample."""
+    width = FP32 if recipe.run.precision == "fp32" else 2  # `auto` is bf16 on the GPUs that this is for
+    work, checkpointed = Work.of(recipe, image), named_components(recipe.run.gradient_checkpointing)
+    trained = [component.name.removesuffix(ADAPTERS) for component in components if component.trained]
+    activations = activation_bytes(config, work, trained, width, checkpointed)
+    shown, own = strategies(recipe, config.text_config.hidden_size)
+    estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
+    assumed = (
+        f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, {work.samples} x "
+        f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
+        f"checkpointed: {', '.join(checkpointed) or 'nothing'}; * is this recipe's"
+    )
+    return f"{assumed}\n\n{memory_table(estimates, own)}"
+
+
+def memory_table(estimates: Sequence[Estimate], own: Strategy) -> str:
+    """GB per GPU (MB of a small model): a row for each component, then the same states by kind, activations, the sum.
+
+    What would round to 0.00 of that unit has its own. The strategy of the recipe is marked with a star.
+    """
+    unit = unit_of(max(found.total for found in estimates))
+
+    def cell(number: float) -> str:
+        if number == 0:
+            return "0"
+        text = f"{number / UNITS[unit]:.2f}"
+        return text if float(text) else in_bytes(number)
+
+    rows = [(f"{unit} per GPU", *(found.strategy.name + " *" * (found.strategy == own) for found in estimates))]
+    for name in estimates[0].states:
+        rows.append((f"states of {name}", *(cell(sum(found.states[name].values())) for found in estimates)))
+    for kind in STATES:
+        rows.append((f"  their {kind}", *(cell(sum(p[kind] for p in e.states.values())) for e in estimates)))
+    rows.append(("buffers", *(cell(found.buffers) for found in estimates)))
+    rows.append(("activations, roughly", *(cell(found.activations) for found in estimates)))
+    rows.append(("sum", *(cell(found.total) for found in estimates)))
+    if any(found.host for found in estimates):
+        rows.append(("on the host, a process", *(cell(found.host) for found in estimates)))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
+        for row in rows
+    )
+
+
+def time_line(tokens: int, tokens_per_second: float | None) -> str:
+    """How long `tokens` take at the speed of all processes together, or how to learn it."""
+    if tokens_per_second is None:
+        return "unknown; give --tokens_per_second N, of all processes together, as a run prints it behind its tokens"
+    return f"about {duration(tokens / tokens_per_second)} at {tokens_per_second:,.0f} tokens a second"

@@ -1,0 +1,58 @@
+"""Going on from a DeepSpeed checkpoint with another number of processes than wrote it.
+
+Its optimizer states are cut into one piece per process. DeepSpeed's converter to its universal format joins them, one
+file per parameter and state; they are then set in the new run's optimizer, whatever its pieces are.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from llava.errors import LlavaError
+from llava.train.loop.components import full_shape
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
+
+
+def join_states(checkpoint: Path, step: int, folder: Path) -> None:
+    """Writes the whole states of every trained parameter to `folder`; one process calls it. LlavaError if it fails."""
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(checkpoint / f"global_step{step}"), "--output_folder", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LlavaError(f"{checkpoint} cannot be converted: {done.stderr.strip().splitlines()[-1]}")
+
+
+def set_states(model: nn.Module, optimizer, step: int, folder: Path) -> None:
+    """Sets float32 weights, moments and the number of steps from `folder`; every rank calls it, in the same order.
+
+    model: as DeepSpeed has partitioned it. optimizer: DeepSpeed's.
+    """
+    from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_fp32_param
+    from deepspeed.utils import safe_set_full_optimizer_state as set_state
+
+    adamw = optimizer.optimizer
+    zero_3 = hasattr(next(model.parameters()), "ds_id")
+    pieces = optimizer.fp32_partitioned_groups_flat if zero_3 else optimizer.single_partition_of_fp32_groups
+    for piece in pieces:  # as AdamW makes them at its first step, which has not been
+        adamw.state[piece] = {moment: torch.zeros_like(piece) for moment in MOMENTS} | {
+            "step": torch.tensor(float(step))
+        }
+    if not zero_3:  # ZeRO-2 finds a parameter's states by links
+        for parameters, piece in zip(optimizer.bit16_groups, pieces):
+            lazy_init_hp_params_optimizer_state(parameters, piece, adamw.state)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            safe_set_full_fp32_param(parameter, _read(folder / "zero" / name / "fp32.pt", parameter))
+            for moment in MOMENTS:
+                set_state(parameter, _read(folder / "zero" / name / f"{moment}.pt", parameter), moment)
+
+
+def _read(path: Path, parameter: nn.Parameter) -> torch.Tensor:
+    """One state, whole: ZeRO-2's are stored in a dictionary, ZeRO-3's flat."""
+    stored = torch.load(path, weights_only=False)
+    whole = stored["param"] if isinstance(stored, dict) else stored
+    return whole.flatten()[: full_shape(parameter).numel()].view(full_shape(parameter))

@@ -1,0 +1,1 @@
+"""The training loop: the Trainer and what it calls in every step."""

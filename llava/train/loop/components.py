@@ -1,0 +1,114 @@
+"""The parts of the model that train separately: which parameters belong to each, and at which rate they learn."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from llava.train.recipe.schema import ComponentRecipe, Recipe
+
+# Parameter names start with these; the head belongs to the language model, as do its embeddings.
+PREFIXES = {
+    "vision_tower": ("model.vision_tower.",),
+    "projector": ("model.multi_modal_projector.",),
+    "managers": ("model.managers.",),
+    "newline": ("model.image_newline.",),
+    "language_model": ("model.language_model.", "lm_head."),
+}
+# Kept so that checkpoints load strictly; no state that the model uses passes through it, so it has no gradient.
+UNUSED = "model.vision_tower.post_layernorm."
+ADAPTERS = "_lora"  # behind the name of a component whose adapters train in its stead
+
+
+@dataclass(frozen=True)
+class Component:
+    """One part of a model with its rates. parameters: {name: parameter}, all of them, frozen or not."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    trained: bool
+    lr: float
+    weight_decay: float
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(full_shape(parameter).numel() for parameter in self.parameters.values())
+
+    @property
+    def num_trainable(self) -> int:
+        return sum(full_shape(p).numel() for p in self.parameters.values() if p.requires_grad)
+
+
+def full_shape(parameter: nn.Parameter) -> torch.Size:
+    """The parameter's shape before ZeRO-3 partitioned it, or bitsandbytes packed it."""
+    quant_state = getattr(parameter, "quant_state", None)
+    return quant_state.shape if quant_state is not None else getattr(parameter, "ds_shape", parameter.shape)
+
+
+def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
+    """The model's components, every parameter in exactly one; those that the model lacks are left out.
+
+    The adapters of a component with LoRA are a component of their own, `language_model_lora`, and train in its stead.
+    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
+    """
+    members = {name + kind: {} for name in PREFIXES for kind in ("", ADAPTERS)}
+    for name, parameter in model.named_parameters():
+        owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
+        if len(owners) != 1:
+            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
+        members[owners[0] + ADAPTERS * (".lora_" in name)][name] = parameter
+    return [_component(recipe, name, parameters) for name, parameters in members.items() if parameters]
+
+
+def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -> Component:
+    asked: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
+    own = asked if recipe.lr_groups == "components" else ComponentRecipe(asked.trained)
+    through_adapters = getattr(asked, "lora", False) and not name.endswith(ADAPTERS)
+    return Component(
+        name,
+        parameters,
+        asked.trained and not through_adapters,
+        own.lr if own.lr is not None else recipe.optim.lr,
+        own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
+    )
+
+
+def freeze(components: list[Component]) -> None:
+    """Lets the components train that shall, except weights that the model does not use."""
+    for component in components:
+        for name, parameter in component.parameters.items():
+            parameter.requires_grad_(component.trained and not name.startswith(UNUSED))
+
+
+def component_rows(components: list[Component]) -> list[dict]:
+    """One row per component, for the table and the run manifest. lr and decay are None where nothing trains."""
+    return [
+        {
+            "component": component.name,
+            "parameters": component.num_parameters,
+            "trainable": component.num_trainable,
+            "lr": component.lr if component.trained else None,
+            "weight_decay": component.weight_decay if component.trained else None,
+        }
+        for component in components
+    ]
+
+
+def component_table(components: list[Component]) -> str:
+    """What trains, as text: component | parameters | trainable | lr | decay."""
+    rows = component_rows(components)
+    total = {key: sum(row[key] for row in rows) for key in ("parameters", "trainable")}
+    lines = [("component", "parameters", "trainable", "lr", "decay")]
+    for row in rows:
+        counts = (f"{row['parameters']:,}", f"{row['trainable']:,}")
+        lines.append((row["component"], *counts, _rate(row["lr"]), _rate(row["weight_decay"])))
+    lines.append(("total", f"{total['parameters']:,}", f"{total['trainable']:,}", "", ""))
+    widths = [max(len(line[column]) for line in lines) for column in range(5)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:g}"

@@ -1,0 +1,1 @@
+"""What training asks of the multimodal language model alone: building it, its data, LoRA, recomputation."""

@@ -1,0 +1,204 @@
+"""The model and the processor that a stage trains, from the folders that its recipe names.
+
+Every rank loads the whole model in float32 on the CPU, before DeepSpeed is configured; DeepSpeed or DDP then moves,
+partitions and broadcasts it. That needs 4 bytes of host memory per parameter and rank (3.6 GB at 0.5B) and keeps
+initialisation out of ZeRO-3's hands: new managers are zero whatever the strategy.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    GenerationConfig,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from llava.checkpoint.loading import load_model
+from llava.convert.parts import load_parts, make_processor
+from llava.convert.source import pixel_statistics
+from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
+from llava.errors import LlavaError
+from llava.fusion.managers import ManagerConfig, layer_range
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
+from llava.mllm.questions import turn_token_ids
+from llava.train.mllm.lora import BASE, attach_adapters
+from llava.train.recipe.checks import tiling_config
+from llava.train.recipe.dotted import read_yaml
+from llava.train.recipe.schema import Recipe
+
+TOKEN_IDS = ("image_token_id", "video_token_id", "turn_start_token_id", "turn_end_token_id", "newline_token_id")
+
+
+def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> LlavaOVManagerConfig:
+    """The configuration of the model to train: architecture from the start folders, managers and tiling as asked.
+
+    token_ids: of placeholders and turns, by the names of LlavaOVManagerConfig; what is left out is as in the checkpoint
+    to start from, or as in Qwen2's vocabulary.
+    Raises LlavaError when the start's managers are not those of the recipe, or when layers or pinpoints do not fit.
+    """
+    if recipe.model.start_from is not None:
+        start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
+        managers = manager_config(recipe, start.vision_config, start.text_config)
+        check_managers_fit(recipe, start.managers, managers)
+        token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
+        return _assembled(recipe, start.vision_config, start.text_config, managers, token_ids)
+    vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
+    text = Qwen2Config.from_pretrained(recipe.model.language_model)
+    vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
+    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), token_ids)
+
+
+def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
+    """The configuration that `model.sizes` describes, for a dry run without any model folder."""
+    sizes = read_yaml(recipe.model.sizes)
+    vision, text = SiglipVisionConfig(**sizes["vision"]), Qwen2Config(**sizes["text"])
+    vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
+    return _assembled(recipe, vision, text, manager_config(recipe, vision, text))
+
+
+def _used_layers(recipe: Recipe, built: int) -> int:
+    used = built - recipe.model.vision_layers_dropped
+    if not 0 < used <= built:
+        raise LlavaError(
+            f"model.vision_layers_dropped is {recipe.model.vision_layers_dropped}, the tower has {built} layers"
+        )
+    return used
+
+
+def _assembled(recipe, vision, text, managers, token_ids=None) -> LlavaOVManagerConfig:
+    vision.vision_use_head = False
+    tiling = tiling_config(recipe, vision.image_size)
+    return LlavaOVManagerConfig(
+        vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(token_ids or {})
+    )
+
+
+def manager_config(recipe: Recipe, vision, text) -> ManagerConfig | None:
+    """The recipe's managers for a tower and a language model of these configurations."""
+    asked = recipe.managers
+    if asked.layer_set == "none":
+        return None
+    preset = ManagerConfig.paper if asked.layer_set == "paper" else ManagerConfig.released
+    num_layers = vision.num_hidden_layers, text.num_hidden_layers
+    config = preset(*num_layers, interval=asked.interval, scope=asked.scope, question=asked.question)
+    changes = {
+        "query": None if asked.query == "none" else asked.query,
+        "vision_layers": _vision_layers(recipe, config, vision.num_hidden_layers + 1),
+        "injection_layers": _injection_layers(recipe, text.num_hidden_layers),
+    }
+    if asked.jitter != "as_layer_set":
+        changes["jitter"] = asked.jitter
+    return dataclasses.replace(config, **changes).resolved(*num_layers)
+
+
+def _vision_layers(recipe: Recipe, preset: ManagerConfig, num_states: int) -> Sequence[int]:
+    asked = recipe.managers
+    if asked.vision_layers is not None:
+        return asked.vision_layers
+    start = asked.vision_start if asked.vision_start is not None else preset.vision_layers[0]
+    end = asked.vision_end if asked.vision_end is not None else preset.vision_layers[-1] + 1
+    return layer_range("vision", num_states, start, end, asked.vision_interval)
+
+
+def _injection_layers(recipe: Recipe, num_layers: int) -> Sequence[int]:
+    asked = recipe.managers
+    if asked.injection_layers is not None:
+        return asked.injection_layers
+    end = asked.injection_end if asked.injection_end is not None else num_layers
+    return layer_range("injection", num_layers, asked.injection_start or 0, end, asked.interval)
+
+
+def check_managers_fit(recipe: Recipe, start: ManagerConfig | None, asked: ManagerConfig | None) -> None:
+    """Raises LlavaError unless the start has no managers or those asked for: the same layers, asking the same."""
+    if start is None:
+        return
+    folder = recipe.model.start_from
+    if asked is None:
+        raise LlavaError(f"model.start_from {folder} has managers, arm {recipe.arm} has none")
+    fields = ["vision_layers", "injection_layers", "first_omits_last_map", "query"]
+    if start.query not in (None, "self"):
+        fields.append("question")
+    for field in fields:
+        found, wanted = getattr(start, field), getattr(asked, field)
+        if found != wanted:
+            raise LlavaError(f"model.start_from {folder} has managers of {field} {found}, the recipe asks for {wanted}")
+
+
+def trains_in_bf16(recipe: Recipe) -> bool:
+    """Whether the forward pass runs in bfloat16: as the recipe says, or on every GPU that has it."""
+    if recipe.run.precision != "auto":
+        return recipe.run.precision == "bf16"
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+
+
+def attention_implementation(recipe: Recipe) -> str:
+    """flash_attention_2 when it is installed and bfloat16 runs on a GPU, else sdpa, unless the recipe names one."""
+    if recipe.model.attention != "auto":
+        return recipe.model.attention
+    return best_attention(torch.cuda.is_available(), trains_in_bf16(recipe))
+
+
+def build_on_meta(config: LlavaOVManagerConfig, recipe: Recipe) -> LlavaOVManagerForConditionalGeneration:
+    """The model with the recipe's adapters, without weights, for counting."""
+    with torch.device("meta"):
+        model = LlavaOVManagerForConditionalGeneration(config)
+        attach_adapters(model, recipe, torch.float32)
+    return model
+
+
+def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
+    """The model in float32 on the CPU, and its processor. New parts are drawn from torch's global generator."""
+    model, processor = _continue(recipe) if recipe.model.start_from is not None else _compose(recipe)
+    model.config.image_mean = processor.image_processor.image_mean
+    model.config.image_std = processor.image_processor.image_std
+    attach_adapters(model, recipe, torch.bfloat16 if trains_in_bf16(recipe) else torch.float32)
+    if recipe.data.packing and attention_implementation(recipe) == "sdpa":
+        model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
+    return model, processor
+
+
+def _continue(recipe: Recipe):
+    """From the checkpoint of the stage before, its adapters merged; only managers may be new."""
+    folder = recipe.model.start_from
+    processor = LlavaOVManagerProcessor.from_pretrained(folder)
+    model, loading = load_model(
+        folder,
+        config=model_config(recipe, turn_token_ids(processor.tokenizer)),
+        dtype=torch.float32,
+        attn_implementation=attention_implementation(recipe),
+    )
+    had_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
+    missing = [key for key in loading["missing_keys"] if had_managers or not key.startswith("model.managers.")]
+    unexpected, mismatched = loading["unexpected_keys"], loading["mismatched_keys"]
+    if any(BASE in key for key in unexpected):
+        raise LlavaError(
+            f"model.start_from {folder}: was written in the midst of a run with LoRA, which alone can go on from it; "
+            "start from the folder that the run ends in"
+        )
+    if missing or unexpected or mismatched:
+        raise LlavaError(
+            f"model.start_from {folder}: its weights do not fit; {len(missing)} missing, {len(unexpected)} unexpected, "
+            f"{len(mismatched)} of another shape"
+        )
+    processor.image_processor.tiling = model.config.tiling
+    return model, processor
+
+
+def _compose(recipe: Recipe):
+    """From a vision tower and a language model; projector, managers and newline are new."""
+    tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
+    vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
+    config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary) | turn_token_ids(tokenizer))
+    model = AutoModelForImageTextToText.from_config(
+        config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
+    )
+    load_parts(model, Path(recipe.model.vision_tower), Path(recipe.model.language_model))
+    # The language model's own generation settings (Qwen2-Instruct: sampling, repetition_penalty 1.1) are not ours.
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    return model, make_processor(config, tokenizer, pixel_statistics((Path(recipe.model.vision_tower),)))

@@ -1,0 +1,92 @@
+"""What must be the same on every rank, and what a run is known by afterwards: hashes of code, data and weights."""
+
+import hashlib
+import platform
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import llava
+from llava.data.mixture import mixture_entries
+from llava.train.recipe.dotted import flatten
+from llava.train.recipe.schema import Recipe
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "llava-ov-manager")
+CODE = Path(llava.__file__).parent
+CODE_SUFFIXES = (".py", ".yaml")
+THREADS = 4  # hashlib lets go of the interpreter's lock
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of the whole file, as sha256sum prints it. OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+    """{path: SHA-256} of the files, in their order."""
+    paths = list(paths)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(map(str, paths), pool.map(file_hash, paths)))
+
+
+def combined_hash(hashes: dict[str, str]) -> str:
+    """One SHA-256 of names and hashes together."""
+    return hashlib.sha256("\n".join(f"{name} {value}" for name, value in sorted(hashes.items())).encode()).hexdigest()
+
+
+def code_hashes() -> dict[str, str]:
+    """{path below the package: SHA-256} of every source file of this code."""
+    files = sorted(path for path in CODE.rglob("*") if path.suffix in CODE_SUFFIXES)
+    return {str(Path(name).relative_to(CODE.parent)): value for name, value in file_hashes(files).items()}
+
+
+def data_hashes(recipe: Recipe) -> dict[str, str]:
+    """{path: SHA-256} of the mixtures and their data files, read whole. Pictures are not among them: too many."""
+    mixtures = [path for path in (recipe.data.mixture, recipe.eval.data) if path is not None]
+    files = [file for path in mixtures for file in (Path(path), *(entry.file for entry in mixture_entries(path)))]
+    return file_hashes(dict.fromkeys(files))
+
+
+def start_hashes(recipe: Recipe) -> dict[str, str]:
+    """{path: SHA-256} of the configurations, tokenizers and weights that the stage starts from."""
+    model = recipe.model
+    folders = [Path(folder) for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
+    names = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "**/*.safetensors")
+    return file_hashes(path for folder in folders for name in names for path in sorted(folder.glob(name)))
+
+
+def recipe_values(recipe: Recipe) -> dict[str, str]:
+    """{dotted key: value as text} of the resolved recipe, and the hash of its DeepSpeed file."""
+    values = {key: "none" if value is None else str(value) for key, value in flatten(recipe.to_dict()).items()}
+    if recipe.run.deepspeed is not None:
+        values |= file_hashes([Path(recipe.run.deepspeed)])
+    return values
+
+
+def versions() -> dict[str, str | None]:
+    """Of Python, of the packages that compute, and of CUDA and NCCL where there is a GPU; None for what is absent."""
+    found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    if torch.cuda.is_available():
+        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> str | None:
+    """The commit of this code, with "-dirty" when it was changed; None outside a repository."""
+    command = ["git", "-C", str(CODE), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

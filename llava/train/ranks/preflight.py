@@ -1,0 +1,231 @@
+"""Before anything is loaded: what every rank of a run sees, and whether all were given the same.
+
+Ranks report to the store through which torchrun's processes find each other, so that neither NCCL nor gloo need work
+yet. Rank 0 compares. When ranks differ, each host says so once, in one line, and every process ends with status 2.
+"""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import timedelta
+from itertools import groupby
+from typing import NoReturn
+
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from llava.errors import LlavaError
+from llava.sizes import UNITS, in_bytes
+from llava.train.ranks.fingerprint import (
+    code_hashes,
+    combined_hash,
+    data_hashes,
+    recipe_values,
+    start_hashes,
+    versions,
+)
+from llava.train.ranks.hardware import choose_network, hardware
+from llava.train.recipe.schema import Recipe
+
+SHOWN_HASH = 12  # characters
+HASH_LENGTH = 64
+WITHOUT_RECIPE = 1800  # seconds, where no run.collective_timeout is known
+# Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
+KEPT = []
+PARTING = timedelta(seconds=20)  # for the others to read what rank 0 found
+
+
+def preflight(recipe: Recipe) -> list[dict]:
+    """Compares the ranks of this run; rank 0 prints what they see. Every process calls it, before it loads anything.
+
+    Returns the reports of all ranks on rank 0, and this process's own on the others; see `report`.
+    Raises LlavaError when ranks differ, one cannot report, or one does not within `run.collective_timeout`; SystemExit
+    on the processes that leave the message to another of their host.
+    """
+    own = report(recipe)
+    if "RANK" not in os.environ:
+        reports, fault = [own], own["fault"]
+    else:
+        choose_network()
+        reports, fault = _exchange(own, recipe.run.collective_timeout)
+    if fault:
+        _end(fault)
+    if own["rank"] == 0:
+        print(describe(reports), end="\n\n", flush=True)
+    return reports
+
+
+def stop_all(error: LlavaError) -> NoReturn:
+    """Ends this process for an `error` that it met before the preflight, and tells the ranks that wait there."""
+    own = {"rank": int(os.environ["RANK"]), "host": platform.node(), "fault": str(error), "compared": {}}
+    _end(_exchange(own, WITHOUT_RECIPE)[1])
+
+
+def _end(fault: str) -> NoReturn:
+    """One process of each host tells."""
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        raise SystemExit(2)
+    raise LlavaError(fault)
+
+
+def report(recipe: Recipe) -> dict:
+    """What this process sees: {rank, fault, host, device, ..., compared: {field: value}}.
+
+    fault: why it cannot run here, or None.
+    """
+    facts = {"rank": int(os.environ.get("RANK", 0)), "host": platform.node(), "fault": None, "compared": {}}
+    try:
+        facts |= hardware(recipe.run.output_dir)
+        facts["compared"] = compared(recipe, on_gpu=not facts["device"].startswith("CPU"))
+    except (LlavaError, OSError) as error:
+        facts["fault"] = str(error)
+    return facts
+
+
+def compared(recipe: Recipe, on_gpu: bool) -> dict[str, str]:
+    """{field: value} of all that must be the same on every rank."""
+    groups = {
+        "recipe": recipe_values(recipe),
+        "version": {name: found or "not installed" for name, found in versions().items()},
+        "code": code_hashes(),
+        "data": data_hashes(recipe),
+        "start": start_hashes(recipe),
+    }
+    return {
+        "world size": os.environ.get("WORLD_SIZE", "1"),
+        "kind of device": "GPU" if on_gpu else "CPU",
+        **{f"{group} {name}": value for group, values in groups.items() for name, value in values.items()},
+    }
+
+
+def _exchange(own: dict, seconds: int) -> tuple[list[dict], str]:
+    """Every rank's report on rank 0, and what is wrong with them on all; an empty text when nothing is."""
+    timeout = timedelta(seconds=seconds)
+    try:
+        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+        KEPT.append(store)
+        store = distributed.PrefixStore(f"preflight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        store.set_timeout(timeout)
+        store.set(f"report/{rank}", json.dumps(own))
+        reports, verdict = [own], None
+        if rank == 0:
+            reports, verdict = _collect(store, world_size, seconds)
+            store.set("verdict", verdict)
+        verdict = verdict if rank == 0 else store.get("verdict").decode()
+    except distributed.DistError as error:
+        reason = str(error).partition("\n")[0]
+        return [own], f"rank {own['rank']} on {own['host']} found no word of the other ranks in {seconds} s: {reason}"
+    if verdict:
+        _wait_for_readers(store, rank, world_size)
+    return reports, verdict
+
+
+def _collect(store, world_size: int, seconds: int) -> tuple[list[dict], str]:
+    """All reports, and the first fault or difference among them."""
+    reports = []
+    for rank in range(world_size):
+        try:
+            reports.append(json.loads(store.get(f"report/{rank}")))
+        except distributed.DistStoreError:
+            return reports, f"rank {rank} of {world_size} did not report within {seconds} s"
+    return reports, first_fault(reports) or difference(reports) or ""
+
+
+def first_fault(reports: list[dict]) -> str | None:
+    """Why the first rank that cannot run cannot, and which it is unless all say the same; None if all can."""
+    faulty = [found for found in reports if found["fault"]]
+    if not faulty:
+        return None
+    if len({found["fault"] for found in reports}) == 1:
+        return faulty[0]["fault"]
+    return f"rank {faulty[0]['rank']} on {faulty[0]['host']}: {faulty[0]['fault']}"
+
+
+def _wait_for_readers(store, rank: int, world_size: int) -> None:
+    """Keeps the store's host alive until all ranks know why they end; one that is gone already knew."""
+    with contextlib.suppress(distributed.DistError):
+        store.set(f"read/{rank}", "")
+        store.wait([f"read/{other}" for other in range(world_size)], PARTING)
+
+
+def difference(reports: list[dict]) -> str | None:
+    """One line that names the first field in which ranks differ, with each value's ranks and hosts; None if none do.
+
+    A field that only some ranks have, such as a file, counts as `absent` on the others.
+    """
+    fields = list(dict.fromkeys(field for found in reports for field in found["compared"]))
+    values = {field: [found["compared"].get(field, "absent") for found in reports] for field in fields}
+    differing = [field for field in fields if len(set(values[field])) > 1]
+    if not differing:
+        return None
+    first = differing[0]
+    places = []
+    for value in dict.fromkeys(values[first]):
+        holders = [found for found, own in zip(reports, values[first]) if own == value]
+        shown = value[:SHOWN_HASH] if len(value) == HASH_LENGTH else value
+        hosts = ", ".join(dict.fromkeys(found["host"] for found in holders))
+        places.append(f"{shown} on {_ranks(holders)} ({hosts})")
+    more = f", and in {len(differing) - 1} more, such as {differing[1]}" if len(differing) > 1 else ""
+    return f"ranks differ in {first}: {', '.join(places)}{more}"
+
+
+def _ranks(reports: list[dict]) -> str:
+    """`rank 3`, `ranks 0-7`, `ranks 0-1, 4`."""
+    ranks = [found["rank"] for found in reports]
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in unbroken_runs(ranks))
+    return f"rank{'s' * (len(ranks) > 1)} {text}"
+
+
+def hardware_table(reports: list[dict]) -> list[dict]:
+    """One row for neighbouring ranks that see the same: {ranks, host, device, ...}, for the table and run.json.
+
+    Free disk changes while ranks look at it: the least counts.
+    """
+    groups = [list(group) for _, group in groupby(reports, _seen)]
+    return [
+        {
+            "ranks": _ranks(group).partition(" ")[2],
+            **_seen(group[0]),
+            "free_disk_gb": min(found["free_disk_gb"] for found in group),
+        }
+        for group in groups
+    ]
+
+
+def _seen(found: dict) -> dict:
+    return {key: value for key, value in found.items() if key not in ("rank", "fault", "compared", "free_disk_gb")}
+
+
+def describe(reports: list[dict]) -> str:
+    """What all have in common, then a table of the ranks."""
+    hashes = {group: combined_hash(common_fields(reports, group)) for group in ("code", "recipe", "data", "start")}
+    versions = common_fields(reports, "version")
+    found = [f"{name} {value}" for name, value in versions.items() if value != "not installed"]
+    rows = [("ranks", "host", "device", "memory", "network", "free disk")]
+    for row in hardware_table(reports):
+        memory, disk = (in_bytes(row[key] * UNITS["GB"]) for key in ("memory_gb", "free_disk_gb"))
+        rows.append((row["ranks"], row["host"], row["device"], memory, row["network"] or "-", disk))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join(
+        [
+            f"preflight   {len(reports)} processes: "
+            + ", ".join(f"{group} {value[:SHOWN_HASH]}" for group, value in hashes.items()),
+            f"versions    {', '.join(found)}",
+            "",
+            *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
+        ]
+    )
+
+
+def common_fields(reports: list[dict], group: str) -> dict[str, str]:
+    """{name: value} of the fields of one group (recipe, version, code, data, start), once ranks agree on them."""
+    fields = reports[0]["compared"].items()
+    return {key.removeprefix(f"{group} "): value for key, value in fields if key.startswith(f"{group} ")}
+
+
+def unbroken_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each: [1, 2, 3, 7] -> [(1, 3), (7, 7)]."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
+    return [(run[0], run[-1]) for run in runs]

@@ -1,0 +1,271 @@
+"""What can be wrong with a stage before it starts: combinations of keys, missing files, data. Imports no torch."""
+
+import math
+import os
+import shutil
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from llava.anyres import TilingConfig
+from llava.data.inspect import inspect_samples
+from llava.data.mixture import load_mixture, mixture_entries
+from llava.data.video import VideoSampling
+from llava.errors import LlavaError
+from llava.printable import brief
+from llava.train.folders.interim import WAY_ON, check_resume
+from llava.train.folders.stage_folder import check_output_folder, start_folder_faults
+from llava.train.recipe.bounds import LARGEST, out_of_bounds
+from llava.train.recipe.dotted import read_json, read_yaml
+from llava.train.recipe.schema import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
+
+BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
+GATHER = "stage3_gather_16bit_weights_on_model_save"
+ABSENT = ("managers", "none")  # the one component that a model may lack, and the layer set that says so
+
+
+def world_size() -> int:
+    """Processes of this run: torchrun's count, else what the launch script will start."""
+    return _count("WORLD_SIZE") if "WORLD_SIZE" in os.environ else _count("NPROC_PER_NODE") * _count("NNODES")
+
+
+def _count(variable: str) -> int:
+    text = os.environ.get(variable, "1")
+    if not (text.isdecimal() and int(text) > 0):
+        raise LlavaError(f"the environment's {variable} must be a whole number of at least 1; found {text!r}")
+    return int(text)
+
+
+def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
+    """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
+    faults = _combinations(recipe) + out_of_bounds(recipe) + _batches(recipe, world_size)
+    checks = [_check_sizes, _check_tiling, video_sampling, _check_deepspeed, _check_mixture]
+    if not dry_run:
+        faults += _packages(recipe) + start_folder_faults(recipe)
+        checks += [check_output_folder, _check_data_files, _check_image_folder]
+        checks += [_check_held_out_files, _check_held_out_folder, lambda recipe: check_resume(recipe, world_size)]
+    for check in checks:
+        try:
+            check(recipe)
+        except LlavaError as error:
+            faults.append(str(error))
+    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", list(dict.fromkeys(faults)))
+
+
+def check_data(recipe: Recipe) -> None:
+    """Reads the mixture and the header of every image and video, and decodes those of the held-out samples.
+
+    Raises DataError with all faults, of training data unless bad samples are skipped.
+    """
+    samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
+    if recipe.data.on_bad_sample == "error":
+        folder, template = recipe.data.image_folder, recipe.data.template
+        inspect_samples(samples, folder, video_sampling(recipe), template=template).raise_faults(WAY_ON)
+    if recipe.eval.data is not None:
+        samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
+        folder, template = held_out_folder(recipe), recipe.data.template
+        inspect_samples(samples, folder, video_sampling(recipe), decode=True, template=template).raise_faults()
+
+
+def _combinations(recipe: Recipe) -> list[str]:
+    faults = []
+    model, managers = recipe.model, recipe.managers
+    sources = [name for name in ("vision_tower", "language_model") if getattr(model, name) is not None]
+    if model.start_from is not None and sources:
+        faults.append(f"model.start_from and model.{sources[0]} exclude each other")
+    if model.start_from is None and len(sources) < 2:
+        faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
+    faults += _manager_keys(managers) + _lora_keys(recipe) + _eval_keys(recipe.eval) + _layer_keys(recipe)
+    present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
+    if not any(getattr(recipe.components, name).trained for name in present):
+        faults.append("nothing trains: every component is frozen")
+    return faults
+
+
+def _manager_keys(managers: ManagersRecipe) -> list[str]:
+    """Keys that have no effect beside others; a layer that does not exist is found when the model is known."""
+    defaults = ManagersRecipe(managers.layer_set)
+    given = [field.name for field in fields(managers) if getattr(managers, field.name) != getattr(defaults, field.name)]
+    if managers.layer_set == "none":
+        keys = [name for name in given if name.startswith(("vision_", "injection_"))]
+        return [f"managers.{name} needs a managers.layer_set other than none" for name in keys]
+    faults = [
+        f"managers.{kind}_layers and managers.{name} exclude each other"
+        for kind in ("vision", "injection")
+        for name in given
+        if f"{kind}_layers" in given and name in (f"{kind}_start", f"{kind}_end", f"{kind}_interval")
+    ]
+    if managers.question != defaults.question and managers.query in ("none", "self"):
+        faults.append(f"managers.question {managers.question} is for no manager: managers.query is {managers.query}")
+    return faults
+
+
+def _layer_keys(recipe: Recipe) -> list[str]:
+    """What cannot be checkpointed or compiled."""
+    run, faults = recipe.run, []
+    for key in ("gradient_checkpointing", "compile"):
+        names = named_components(getattr(run, key))
+        faults += [f"run.{key} names {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
+    if run.compile and recipe.lora.base == "nf4":
+        faults.append("run.compile cannot compile 4-bit weights (lora.base nf4); pass --run.compile false")
+    return faults
+
+
+def _lora_keys(recipe: Recipe) -> list[str]:
+    lora, defaults = recipe.lora, LoraRecipe()
+    asked = {field.name: getattr(recipe.components, field.name) for field in fields(recipe.components)}
+    adapted = {name: component for name, component in asked.items() if getattr(component, "lora", False)}
+    if not adapted:
+        given = [field.name for field in fields(lora) if getattr(lora, field.name) != getattr(defaults, field.name)]
+        return [f"lora.{name} is for no component: components.*.lora is false" for name in given]
+    faults = [
+        f"components.{name}.lora needs components.{name}.trained true"
+        for name, component in adapted.items()
+        if not component.trained
+    ]
+    if lora.rank < 1:
+        faults.append(f"lora.rank must be at least 1; found {lora.rank}")
+    if lora.rank > LARGEST:
+        faults.append(f"lora.rank must be at most {LARGEST}; found {brief(lora.rank)}")
+    if not 0 < lora.alpha < math.inf:
+        faults.append(f"lora.alpha must be above 0; found {lora.alpha}")
+    if not 0 <= lora.dropout < 1:
+        faults.append(f"lora.dropout must be at least 0 and below 1; found {lora.dropout}")
+    if lora.target_modules == []:
+        faults.append("lora.target_modules is empty; none is every linear layer")
+    needed = {"peft": ("train", "components.*.lora")}  # a dry run too counts with it
+    if lora.base == "nf4":
+        needed["bitsandbytes"] = ("quantization", "lora.base nf4")
+    return faults + [
+        f"{key} needs the package {package}: pip install -e '.[{extra}]'"
+        for package, (extra, key) in needed.items()
+        if find_spec(package) is None
+    ]
+
+
+def _eval_keys(asked: EvalRecipe) -> list[str]:
+    """Keys that have no effect because nothing is evaluated."""
+    if asked.data is not None:
+        return []
+    given = [field.name for field in fields(asked) if getattr(asked, field.name) != getattr(EvalRecipe(), field.name)]
+    return [f"eval.{name} is for nothing: eval.data is none" for name in given]
+
+
+def _batches(recipe: Recipe, world_size: int) -> list[str]:
+    optim = recipe.optim
+    sizes = optim.batch_size, optim.global_batch_size
+    if min(sizes) < 1:
+        return [f"batch sizes must be at least 1; found {sizes[0]} and {sizes[1]}"]
+    if max(sizes) > LARGEST:
+        return [f"batch sizes must be at most {LARGEST}; found {brief(sizes[0])} and {brief(sizes[1])}"]
+    if optim.global_batch_size % (optim.batch_size * world_size):
+        return [
+            f"optim.global_batch_size {optim.global_batch_size} is not a multiple of optim.batch_size "
+            f"{optim.batch_size} times {world_size} processes"
+        ]
+    return []
+
+
+def _packages(recipe: Recipe) -> list[str]:
+    needed = {"deepspeed": "run.deepspeed"} if recipe.run.deepspeed else {}
+    if recipe.run.report_to != "none":
+        needed[recipe.run.report_to] = "run.report_to"
+    faults = []
+    if recipe.run.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        faults.append("run.compile needs a C++ compiler, g++ or clang++, and none is there; pass --run.compile false")
+    return faults + [
+        f"{key} needs the package {package}: pip install -e '.[train]', or pass --{key} none"
+        for package, key in needed.items()
+        if find_spec(package) is None
+    ]
+
+
+def _check_sizes(recipe: Recipe) -> None:
+    sizes = read_yaml(recipe.model.sizes)
+    if set(sizes) != {"vision", "text"}:
+        raise LlavaError(f"{recipe.model.sizes}: expected the keys vision and text; found {', '.join(map(str, sizes))}")
+
+
+def _check_tiling(recipe: Recipe) -> None:
+    pinpoints = recipe.tiling.pinpoints
+    if isinstance(pinpoints, list) and any(len(pair) != 2 for pair in pinpoints):
+        raise LlavaError(f"tiling.pinpoints must be pairs of width and height; found {pinpoints}")
+    tiling_config(recipe, tile=1)
+
+
+def tiling_config(recipe: Recipe, tile: int) -> TilingConfig:
+    """The recipe's tiling for crops of `tile` pixels."""
+    tiling = recipe.tiling
+    config = TilingConfig.from_llava(tiling.aspect_ratio, tiling.merge, tiling.pinpoints, tile)
+    return replace(config, newline_after_one_crop=tiling.newline_after_one_crop)
+
+
+def video_sampling(recipe: Recipe) -> VideoSampling:
+    """Which frames of a video the recipe takes."""
+    return VideoSampling(recipe.data.video_fps, recipe.data.frames_upbound, recipe.data.force_sample)
+
+
+def _check_deepspeed(recipe: Recipe) -> None:
+    path = recipe.run.deepspeed
+    if path is None:
+        return
+    try:
+        config = read_json(path)
+    except LlavaError as error:
+        raise LlavaError(f"run.deepspeed {error}") from error
+    for block in BUILT_BY_TRAINER:
+        if block in config:
+            raise LlavaError(f"run.deepspeed {path}: the block '{block}' would discard the components' learning rates")
+    zero = config.get("zero_optimization", {})
+    if not zero.get("stage"):
+        raise LlavaError(
+            f"run.deepspeed {path}: zero_optimization.stage is {zero.get('stage')}, needed 1, 2 or 3; pass "
+            "--run.deepspeed none to train without ZeRO"
+        )
+    if zero.get("stage") == 3 and not zero.get(GATHER):
+        raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
+    if zero.get("stage") == 3 and recipe.run.compile:
+        raise LlavaError(
+            f"run.deepspeed {path}: stage 3 gathers weights between a layer's modules, which run.compile would make "
+            "one; use stage 2, or pass --run.compile false"
+        )
+    if zero.get("stage") == 3 and recipe.lora.base == "nf4":
+        raise LlavaError(f"run.deepspeed {path}: stage 3 would part 4-bit weights (lora.base nf4) from their scales")
+
+
+def _check_mixture(recipe: Recipe) -> None:
+    mixture_entries(recipe.data.mixture)
+
+
+def _check_data_files(recipe: Recipe) -> None:
+    missing = missing_data_files(recipe)
+    if missing:
+        raise LlavaError(f"data.mixture {recipe.data.mixture}: {len(missing)} data files missing, first {missing[0]}")
+
+
+def _check_image_folder(recipe: Recipe) -> None:
+    if not Path(recipe.data.image_folder).is_dir():
+        raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
+
+
+def held_out_folder(recipe: Recipe) -> str:
+    """Where the images and videos of the held-out samples lie."""
+    return recipe.eval.image_folder or recipe.data.image_folder
+
+
+def _check_held_out_files(recipe: Recipe) -> None:
+    if recipe.eval.data is None:
+        return
+    missing = [entry.file for entry in mixture_entries(recipe.eval.data) if not entry.file.is_file()]
+    if missing:
+        raise LlavaError(f"eval.data {recipe.eval.data}: {len(missing)} data files missing, first {missing[0]}")
+
+
+def _check_held_out_folder(recipe: Recipe) -> None:
+    if recipe.eval.image_folder is not None and not Path(recipe.eval.image_folder).is_dir():
+        raise LlavaError(f"eval.image_folder {recipe.eval.image_folder} is not a folder")
+
+
+def missing_data_files(recipe: Recipe) -> list[Path]:
+    """The files that the mixture names and that do not exist."""
+    return [entry.file for entry in mixture_entries(recipe.data.mixture) if not entry.file.is_file()]

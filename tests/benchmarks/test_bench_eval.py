@@ -1,0 +1,49 @@
+"""The benchmark of evaluation at tiny size: it runs, counts what it says, and refuses sides that answer differently."""
+
+import argparse
+import importlib
+import json
+import sys
+
+import pytest
+
+from llava.engine.engine import Engine
+from llava.errors import LlavaError
+from tests.paths import ROOT
+
+
+@pytest.fixture
+def bench_eval(monkeypatch):
+    """The script as a module; in a process of its own it would import everything anew."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("bench_eval")
+
+
+def test_the_command(bench_eval, tiny_model_dir, tmp_path, monkeypatch, capsys):
+    command = ["bench_eval.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
+    command += ["--layers", "2", "--runs", "1", "--batch_size", "3", "--new_tokens", "3", "--pages", "4"]
+    command += ["--checkpoint", tiny_model_dir, "--images", "5", "--inputs", "100x70", "384x384"]
+    command += ["--json", tmp_path / "out.json"]
+    monkeypatch.setattr(sys, "argv", [*map(str, command)])
+    bench_eval.main()
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [(result["batch_size"], result["images"], result["crops"], result["same"]) for result in results] == [
+        (1, 4, 4 * 5, 4),  # a page of 112 pixels is 2x2 tiles of 56
+        (3, 4, 4 * 5, 4),
+        (1, 5, 3 * 5 + 2 * 37, 5),  # 100x70 fills 2x2 tiles, 384x384 all 6x6
+        (3, 5, 3 * 5 + 2 * 37, 5),
+    ]
+    for result in results:
+        assert result["images_per_second"] == pytest.approx(result["images"] / result["seconds"])
+    assert f"digit pages, {tiny_model_dir}: 4 images" in shown
+    assert "noise of 100x70, 384x384, random weights: 5 images" in shown
+    assert shown.count("images/s  ratio") == 2
+
+
+def test_sides_that_answer_differently_are_refused(bench_eval, tiny_model_dir, monkeypatch):
+    engine = Engine.from_pretrained(tiny_model_dir, device="cpu")
+    monkeypatch.setattr(Engine, "generate", lambda self, dialogues, **settings: [str(len(dialogues))] * len(dialogues))
+    options = argparse.Namespace(batch_size=2, new_tokens=3, runs=1)
+    with pytest.raises(LlavaError, match="pages: batches of 2 answer 1 of 3 as one at a time"):
+        bench_eval.bench_case("pages", engine, bench_eval.digit_pages(3), options)

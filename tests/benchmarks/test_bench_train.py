@@ -1,0 +1,117 @@
+"""The benchmark at tiny widths: it runs, its sides compute the same, and its meter measures."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from llava.errors import LlavaError
+from tests.paths import ROOT
+
+ARMS = ["baseline", "manager", "grid", "grid_manager"]
+NAIVE = [
+    "logits at every position",
+    "eager attention",
+    "managers map by map",
+    "nothing checkpointed",
+    "pixels as float32",
+]
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """A function: the name of a module in benchmarks/, which is no package, to that module."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_the_command(tmp_path):
+    command = [sys.executable, "benchmarks/bench_train.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
+    command += ["--layers", "2", "--runs", "1", "--inputs", "100x70", "56x56+384x384", "--json", f"{tmp_path}/out.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert [(result["input"], result["side"]) for result in results] == [
+        *(("100x70", side) for side in ARMS + NAIVE),
+        *(("56x56+384x384", side) for side in [*ARMS, *NAIVE, "samples packed"]),
+    ]
+    assert all(result["seconds"] > 0 for result in results)
+    assert [result["crops"] for result in results[:9]] == [1, 1] + 7 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
+    for side in ARMS + NAIVE:
+        assert done.stdout.count(f"\n{side} ") == 2
+    assert done.stdout.count("\nsamples packed ") == 1
+
+
+@pytest.mark.parametrize("number", range(len(NAIVE) + 1))
+def test_the_other_ways_have_our_loss_and_gradients(module, number):
+    sides = module("bench_sides")
+    bench = sides.Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
+    assert len(bench.manager_config.vision_layers) > 1
+    assert len(bench.manager_config.injection_layers) > 1
+    (ours,), naive = sides.arm_sides(["grid_manager"]), sides.naive_sides("grid_manager", sides.NAIVE)
+    assert [side.name for side in naive] == NAIVE
+    found = []
+    for side in (ours, [*naive, sides.packed_side("grid_manager")][number]):
+        bench.use(side)
+        bench.model.zero_grad()
+        loss = side.loss(bench.model, bench.batch([(200, 90), (56, 56)], side.packing))
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in bench.model.named_parameters() if p.grad is not None}
+        found.append((loss.item(), gradients))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert set(found[0][1]) == set(found[1][1])
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    assert found[0][1]["model.managers.managers.1.scores"].abs().max() > 0
+
+
+def test_a_side_that_computes_something_else_is_refused(module):
+    bench_train, sides = module("bench_train"), module("bench_sides")
+    bench = sides.Bench("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
+
+    def wrong(model, batch):
+        return sides.our_loss(model, batch) * 1.01
+
+    with pytest.raises(LlavaError, match=r"100x70: 'wrong' has a loss of .*, but grid has "):
+        bench_train.bench_input(bench, "100x70", [sides.Side("grid", "grid"), sides.Side("wrong", "grid", wrong)], 1)
+
+
+def test_the_arms_are_those_of_the_recipes(module):
+    sides = module("bench_sides")
+    bench = sides.Bench("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
+    crops, managed = [], []
+    for side in sides.arm_sides(ARMS):
+        bench.use(side)
+        crops.append(len(bench.batch([(100, 70)])["pixel_values"]))
+        managed.append(bench.model.model.managers is not None)
+    assert crops == [1, 1, 5, 5]
+    assert managed == [False, True, False, True]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set's peak is read from /proc")
+@pytest.mark.parametrize("size", [100, 400])
+def test_the_meter_sees_what_a_step_holds_at_most(size):
+    """In a process of its own: the resident set of one that runs other tests moves by itself."""
+    script = f"""
+import torch
+from bench_meter import measure_step
+
+def loss(model, batch):
+    for _ in range(2):  # one after the other
+        torch.ones({size} * 2**18).sum()
+    return model(batch["x"]).sum()
+
+model, batch = torch.nn.Linear(1, 1), {{"x": torch.ones(1, 1)}}
+loss(model, batch).backward()  # what torch sets up once
+model.zero_grad()
+print(measure_step(model, loss, batch)[1])
+assert model.weight.grad is None
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "benchmarks"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(size, abs=20)
