@@ -4,20 +4,11 @@ from dataclasses import dataclass
 
 from llava.chat.media import Medium
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
+from llava.engine.usage import Usage
 from llava.errors import LlavaError
 
 EMPTY = "(the model gave an empty answer)"
 PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer. visual: those of images and videos in the prompt. prefilled: computed, not kept."""
-
-    prompt: int
-    visual: int
-    prefilled: int
-    answer: int
 
 
 @dataclass(frozen=True)

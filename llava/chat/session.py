@@ -7,10 +7,11 @@ from dataclasses import asdict
 from random import Random
 from typing import TYPE_CHECKING
 
-from llava.chat.exchange import PLACEHOLDERS, Exchange, Timing, Usage, as_text, checked_system, placed
+from llava.chat.exchange import PLACEHOLDERS, Exchange, Timing, as_text, checked_system, placed
 from llava.chat.media import Medium
 from llava.chat.settings import Settings
 from llava.data.schema import Dialogue, Turn
+from llava.engine.usage import Usage
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:  # it needs torch, which no early error should wait for

@@ -17,10 +17,10 @@ import torch
 from transformers import DynamicCache
 
 from llava.anyres import ImageLayout, VideoLayout
-from llava.chat.exchange import Usage
 from llava.data.images import normalize
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
+from llava.engine.usage import Usage
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures

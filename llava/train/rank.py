@@ -12,8 +12,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from llava import cli
-
 
 def end_with(function: Callable[[], int | None]) -> NoReturn:
     """Calls function() and ends this process with what it returns, or as Python does after what it raises.
@@ -41,4 +39,6 @@ def end_with(function: Callable[[], int | None]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    from llava import cli
+
     end_with(lambda: cli.main(["train", *sys.argv[1:]]))
