@@ -31,6 +31,7 @@ smoke)
 *) echo "error: QUICKSTART_SIZE must be full or smoke, found $QUICKSTART_SIZE" >&2 && exit 2 ;;
 esac
 
+export CUDA_VISIBLE_DEVICES= # on the CPU also where GPUs are
 # Two processes of one thread each; threads that spin while they wait would starve the other process.
 export NPROC_PER_NODE=2 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
 

@@ -5,6 +5,8 @@ import signal
 import sys
 from pathlib import Path
 
+# The tests are those of a CPU, also where GPUs are.
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 # The scripts that tests start find this environment's python, torchrun and llava, activated or not.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 os.environ.setdefault("HF_HUB_OFFLINE", "1")

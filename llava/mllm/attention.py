@@ -16,11 +16,14 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
 SDPA_BY_SAMPLE = "sdpa_by_sample"
+FLASH_CAPABILITY = (8, 0)  # flash-attn 2 has no kernels for older GPUs
 
 
 def best_attention(on_gpu: bool, half_precision: bool) -> str:
-    """flash_attention_2 where it is installed and can run (a GPU, 16-bit numbers), else sdpa."""
-    return "flash_attention_2" if on_gpu and half_precision and is_flash_attn_2_available() else "sdpa"
+    """flash_attention_2 where it is installed and can run (a GPU of capability 8, 16-bit numbers), else sdpa."""
+    if on_gpu and half_precision and is_flash_attn_2_available():
+        return "flash_attention_2" if torch.cuda.get_device_capability() >= FLASH_CAPABILITY else "sdpa"
+    return "sdpa"
 
 
 def packed_lengths(position_ids: torch.Tensor | None, attention_mask, past_key_values) -> torch.Tensor | None:

@@ -55,7 +55,7 @@ def _context():
     """The fork server's, started with what its forks inherit."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    inherited = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    inherited = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     with mock.patch.dict(os.environ, inherited | {"PYTHONPATH": os.pathsep.join(sys.path)}):
         forkserver.ensure_running()
     return context

@@ -216,16 +216,19 @@ def test_slurm_runs_the_script_once_on_each_node(stand_ins):
     path = stand_ins(
         scontrol="[ \"$*\" = 'show hostnames gpu[1-2]' ] && printf 'gpu1\\ngpu2\\n'",
         srun='while [[ $1 == --* ]]; do shift; done; for n in 0 1; do SLURM_NODEID=$n "$@"; done',
-        bash='if [ "$1" = scripts/train/stage2.sh ]; then echo $(env | grep -E "^(NN|NODE_R|MASTER_)" | sort); fi; '
-        'exec /bin/bash "$@"',
+        bash='if [ "$1" = scripts/train/stage2.sh ]; then '
+        'echo $(env | grep -E "^(NN|NODE_R|MASTER_|SRUN_)" | sort); fi; exec /bin/bash "$@"',
     )
     slurm = {"SLURM_JOB_NODELIST": "gpu[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "1234567"}
+    slurm |= {"SLURM_CPUS_PER_TASK": "64"}
     command = ["/bin/bash", "scripts/train/slurm.sbatch", "stage2", "--arm", "grid_manager", "--dry_run"]
     environment = {**os.environ, **slurm, "PATH": path, "NPROC_PER_NODE": "8"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     started = [line for line in done.stdout.splitlines() if line.startswith("MASTER_ADDR")]
-    assert started == [f"MASTER_ADDR=gpu1 MASTER_PORT=24567 NNODES=2 NODE_RANK={node}" for node in range(2)]
+    assert started == [
+        f"MASTER_ADDR=gpu1 MASTER_PORT=24567 NNODES=2 NODE_RANK={node} SRUN_CPUS_PER_TASK=64" for node in range(2)
+    ]
     assert done.stdout.count("batch       512 = 2 x 16 accumulated x 16 processes") == 2
 
 

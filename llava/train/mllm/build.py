@@ -134,7 +134,7 @@ def trains_in_bf16(recipe: Recipe) -> bool:
     """Whether the forward pass runs in bfloat16: as the recipe says, or on every GPU that has it."""
     if recipe.run.precision != "auto":
         return recipe.run.precision == "bf16"
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def attention_implementation(recipe: Recipe) -> str:

@@ -20,7 +20,7 @@ DISCARD = 9  # a UDP socket sends nothing when it connects, so that any port ser
 def hardware(output_dir: str) -> dict:
     """{host, device, memory_gb, cpus, network, free_disk_gb}; memory is the GPU's, or the host's without one.
 
-    Raises LlavaError when this process has no GPU of its own on a host with GPUs.
+    Raises LlavaError when this process has no GPU of its own on a host with GPUs, or is alone on one with several.
     """
     device, memory = _gpu() if torch.cuda.is_available() else _cpu()
     return {
@@ -37,6 +37,11 @@ def _gpu() -> tuple[str, int]:
     number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if number >= count:
         raise LlavaError(f"process {number} of {platform.node()} has no GPU: {count} are visible there")
+    if count > 1 and "WORLD_SIZE" not in os.environ:  # transformers would copy the model to all: nn.DataParallel
+        raise LlavaError(
+            f"{count} GPUs are visible to one process: start one process each, as scripts/train/*.sh do "
+            f"(NPROC_PER_NODE={count}), or show it one (CUDA_VISIBLE_DEVICES=0)"
+        )
     properties = torch.cuda.get_device_properties(number)
     return properties.name, properties.total_memory
 

@@ -160,6 +160,14 @@ def test_more_processes_than_gpus(monkeypatch, tmp_path):
         hardware(str(tmp_path))
 
 
+def test_one_process_on_several_gpus(monkeypatch, tmp_path):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(hardware_module.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware_module.torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(LlavaError, match=r"^8 GPUs are visible to one process: .*NPROC_PER_NODE=8.*CUDA_VISIBLE"):
+        hardware(str(tmp_path))
+
+
 def test_the_interface_that_reaches_an_address():
     assert interface_to("127.0.0.1") == "lo"
     assert interface_to("no.such.host.invalid") is None
