@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from llava.chat.media import Medium
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
+from llava.data.placeholders import place_in_front
 from llava.engine.usage import Usage
 from llava.errors import LlavaError
 
@@ -56,7 +57,7 @@ def placed(exchange: Exchange) -> str:
         if places not in (0, count):
             raise LlavaError(f"found {places} {placeholder} in the question but {count} new {kind}s")
         in_front += [placeholder] * (count - places)
-    return f"{' '.join(in_front)}\n{exchange.question}" if in_front else exchange.question
+    return place_in_front(in_front, exchange.question)
 
 
 def checked_system(text: str | None) -> str | None:

@@ -8,6 +8,7 @@ turn. What a template takes and leaves out is decided in template_turns, for tra
 import re
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
+from llava.data.placeholders import place_in_front
 from llava.data.schema import Turn
 from llava.errors import LlavaError, NoAnswerError, PlaceholderError, TemplateError
 from llava.printable import brief
@@ -133,7 +134,7 @@ def _visual_first(turn: Turn, placeholders: tuple[str, ...]) -> Turn:
     if len(pieces) != 3 or not pieces[0]:
         return turn
     before, placeholder, after = pieces
-    return Turn(turn.role, f"{placeholder}\n{(before + after).strip()}".strip())
+    return Turn(turn.role, place_in_front([placeholder], (before + after).strip()).strip())
 
 
 def _check_nothing_lost(turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> None:

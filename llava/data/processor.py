@@ -20,7 +20,7 @@ from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
 
 LONGEST = 2**40  # a tokenizer's model_max_length beyond this means that it tells none
-# Images and videos of one turn are joined by spaces and followed by a newline, as in training.
+# place_in_front in Jinja: what a turn shows is joined, and stands apart from the text behind it.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{{ '<|im_start|>system\\n" + SYSTEM_MESSAGE + "<|im_end|>\\n' }}{%- endif -%}"

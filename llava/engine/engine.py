@@ -14,10 +14,11 @@ import torch
 from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
 from llava.checkpoint.loading import load_model
-from llava.constants import ADAPTER_FOLDER, IMAGE_TOKEN
+from llava.constants import ADAPTER_FOLDER
 from llava.data.conversation import END
+from llava.data.placeholders import with_places
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.data.schema import Dialogue, Turn
+from llava.data.schema import Dialogue
 from llava.engine.checks import DTYPE_NAMES, check_dtype, check_model_folder
 from llava.engine.kept_cache import KeptCache, check_length
 from llava.errors import LlavaError
@@ -27,11 +28,6 @@ from llava.mllm.attention import best_attention
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
-
-
-def join_images(text: str, count: int) -> str:
-    """`text` with `count` images in front: "<image> <image>\\n" + text, as the training data has it."""
-    return f"{' '.join([IMAGE_TOKEN] * count)}\n{text}" if count else text
 
 
 def plain_generation(tokenizer, **options) -> GenerationConfig:
@@ -108,7 +104,7 @@ class Engine:
 
     def count_tokens(self, dialogue: Dialogue) -> int:
         """Length of the prompt with all visual tokens, without touching a pixel."""
-        return len(self.processor.prompt_ids(_placed(dialogue)))
+        return len(self.processor.prompt_ids(with_places(dialogue)))
 
     def generate(
         self,
@@ -168,7 +164,7 @@ class Engine:
             criteria = StoppingCriteriaList([is_stopped])
             try:
                 with torch.inference_mode(), _seeded(seed, self.device):
-                    inputs, store = kept.prepare(self.model, self.processor, _placed(dialogue))
+                    inputs, store = kept.prepare(self.model, self.processor, with_places(dialogue))
                     output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
                 store(output[0].tolist())
             except _StoppedError:
@@ -187,23 +183,9 @@ class Engine:
             answer.result()
 
     def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
-        batch = self.processor.encode_prompts([_placed(dialogue) for dialogue in dialogues])
+        batch = self.processor.encode_prompts([with_places(dialogue) for dialogue in dialogues])
         check_length(batch["input_ids"].shape[1], self.model)
         return batch.to(self.device)
-
-
-def _placed(dialogue: Dialogue) -> Dialogue:
-    """The dialogue with places for its images: if no turn has any, all are joined in front of the first human turn.
-
-    A wrong number of places is found when the turns are encoded.
-    """
-    turns = list(dialogue.turns)
-    if dialogue.images and not any(IMAGE_TOKEN in turn.text for turn in turns):
-        for index, turn in enumerate(turns):
-            if turn.role == "human":
-                turns[index] = Turn("human", join_images(turn.text, len(dialogue.images)))
-                break
-    return dialogue._replace(turns=turns)
 
 
 def _device(name: str) -> torch.device:

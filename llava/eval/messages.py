@@ -13,6 +13,7 @@ from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.color import to_rgb
 from llava.data.conversation import literal
 from llava.data.images import open_image
+from llava.data.placeholders import place_in_front
 from llava.data.schema import Dialogue, Turn
 from llava.data.video import VideoSampling, read_video
 from llava.errors import LlavaError
@@ -124,8 +125,8 @@ def dialogue_of_context(
     texts = [text if places else literal(text) for text in _conversation(context)]
     if videos and not images:
         texts = [text.replace(IMAGE_TOKEN, VIDEO_TOKEN) for text in texts]
-    if shown and not any(place in text for place in shown for text in texts):
-        texts[0] = f"{' '.join(shown)}\n{texts[0]}"
+    if not any(place in text for place in shown for text in texts):
+        texts[0] = place_in_front(shown, texts[0])
     return Dialogue([Turn(("human", "gpt")[number % 2], text) for number, text in enumerate(texts)], images, videos)
 
 
@@ -137,8 +138,7 @@ def _text_of(pieces: list[str]) -> str:
     if any(IMAGE_TOKEN in piece for piece in pieces if not isinstance(piece, _Place)):
         pieces = [piece for piece in pieces if not (isinstance(piece, _Place) and piece == IMAGE_TOKEN)]
     leading = next((index for index, piece in enumerate(pieces) if not isinstance(piece, _Place)), len(pieces))
-    text = "".join(pieces[leading:])
-    return f"{' '.join(pieces[:leading])}\n{text}" if leading else text
+    return place_in_front(pieces[:leading], "".join(pieces[leading:]))
 
 
 def _conversation(context: str) -> list[str]:

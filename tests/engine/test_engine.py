@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from llava.data.schema import Dialogue, Turn
-from llava.engine.engine import Engine, join_images
+from llava.engine.engine import Engine
 from llava.engine.kept_cache import KeptCache
 from llava.errors import DataError, LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -73,8 +73,6 @@ def test_streamed_pieces_are_the_generated_answer(engine, dialogues):
 
 def test_images_without_a_place_are_joined_in_front(engine, make_image):
     images = [make_image(60, 80, 1), make_image(90, 30, 2)]
-    assert join_images("Compare", 2) == "<image> <image>\nCompare"
-    assert join_images("Compare", 0) == "Compare"
     bare = Dialogue([Turn("human", "Compare")], images)
     placed = Dialogue([Turn("human", "<image> <image>\nCompare")], images)
     assert engine.generate([bare], max_new_tokens=8) == engine.generate([placed], max_new_tokens=8)

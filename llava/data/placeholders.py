@@ -1,0 +1,27 @@
+"""Where `<image>` and `<video>` stand in a text: one rule for training, chat, evaluation and the chat template."""
+
+from collections.abc import Sequence
+
+from llava.constants import IMAGE_TOKEN
+from llava.data.schema import Dialogue, Turn
+
+BETWEEN, BEHIND = " ", "\n"  # what separates placeholders from each other, and from the text behind them
+
+
+def place_in_front(placeholders: Sequence[str], text: str) -> str:
+    """The text behind its placeholders, as LLaVA's training data has it: "<image> <image>\\n" + text."""
+    return f"{BETWEEN.join(placeholders)}{BEHIND}{text}" if placeholders else text
+
+
+def with_places(dialogue: Dialogue) -> Dialogue:
+    """The dialogue with places for its images: where no turn has any, all go in front of the first human turn.
+
+    A wrong number of places is found when the turns are encoded.
+    """
+    if not dialogue.images or any(IMAGE_TOKEN in turn.text for turn in dialogue.turns):
+        return dialogue
+    turns = list(dialogue.turns)
+    first = next((index for index, turn in enumerate(turns) if turn.role == "human"), None)
+    if first is not None:
+        turns[first] = Turn("human", place_in_front([IMAGE_TOKEN] * len(dialogue.images), turns[first].text))
+    return dialogue._replace(turns=turns)
