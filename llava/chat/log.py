@@ -25,6 +25,7 @@ from llava.chat.session import Session
 from llava.chat.settings import SETTINGS, Settings, changed
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
+from llava.jsonl import append_line, cut_off_half_line, json_line
 
 FORMAT, VERSION = "llava-chat", 1
 READABLE = (".txt", ".md")
@@ -56,7 +57,7 @@ class LogWriter:
                 _prepare_to_append(path)
             else:
                 with open(path, "x", encoding="utf-8") as file:
-                    file.write(_line(_header(model, session)))
+                    file.write(json_line(_header(model, session)))
                 for exchange in session.exchanges:
                     self("answer", exchange)
         except FileExistsError:
@@ -67,9 +68,7 @@ class LogWriter:
     def __call__(self, event: str, value=None) -> None:
         """Raises LlavaError when the file cannot be written; the conversation itself is untouched."""
         try:
-            line = _line(_event(event, value, self.path))
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line)
+            append_line(self.path, _event(event, value, self.path))
         except OSError as error:
             raise LlavaError(f"the log {self.path} cannot be written: {error.strerror}") from None
 
@@ -84,7 +83,7 @@ def save(path: Path, model: str, session: Session) -> None:
         elif path.suffix.lower() == ".json":
             text = json.dumps({**header, "events": _events(session, path)}, ensure_ascii=False, indent=1) + "\n"
         else:
-            text = "".join(map(_line, [header, *_events(session, path)]))
+            text = "".join(map(json_line, [header, *_events(session, path)]))
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
@@ -199,17 +198,11 @@ def _stored(medium: Medium, log: Path) -> dict:
     return record
 
 
-def _line(event: dict) -> str:
-    return json.dumps(event, ensure_ascii=False) + "\n"
-
-
 def _prepare_to_append(path: Path) -> None:
     """Removes a half-written last line. Raises LlavaError for a log that is one JSON document."""
-    with open(path, "rb+") as file:
-        content = file.read()
-        if content.startswith(b"{\n"):
-            raise LlavaError(f"the log {path} is one JSON document, nothing can be added; name a .jsonl file")
-        file.truncate(content.rfind(b"\n") + 1)
+    if path.read_bytes().startswith(b"{\n"):
+        raise LlavaError(f"the log {path} is one JSON document, nothing can be added; name a .jsonl file")
+    cut_off_half_line(path)
 
 
 def _read(path: Path) -> tuple[dict, list[dict], list[str]]:

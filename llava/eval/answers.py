@@ -14,6 +14,7 @@ from loguru import logger
 
 from llava.data.schema import Dialogue
 from llava.errors import LlavaError
+from llava.jsonl import append_line, cut_off_half_line, whole_lines
 
 # What a model's answers depend on, below its folder: weights, adapters, sizes, tiling, and text to tokens.
 MODEL_FILES = (
@@ -68,7 +69,7 @@ class AnswerStore:
     def __init__(self, folder: Path | None, rank: int = 0):
         self._rows: dict[str, dict] = {}
         self._file = None if folder is None else folder / f"rank{rank}.jsonl"
-        self._stream = None
+        self._begun = False  # whether this process has written
         for file in sorted(folder.glob("rank*.jsonl")) if folder is not None else ():
             for row in _read(file):
                 self._rows.setdefault(row["key"], row)
@@ -93,12 +94,11 @@ class AnswerStore:
         self._rows[key] = row
         if self._file is None:
             return
-        if self._stream is None:
+        if not self._begun:
+            self._begun = True
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            _drop_half_line(self._file)
-            self._stream = self._file.open("a", encoding="utf-8")
-        self._stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._stream.flush()
+            cut_off_half_line(self._file)
+        append_line(self._file, row)
 
     def only_weights(self) -> str:
         """The model whose answers these are, where its folder is not at hand. LlavaError unless it is exactly one."""
@@ -109,9 +109,8 @@ class AnswerStore:
 
 
 def _read(file: Path) -> list[dict]:
-    """The whole lines of a file. What a killed process left half-written ends without a newline and is no line."""
     rows = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(whole_lines(file), start=1):
         try:
             row = json.loads(line)
             if not (isinstance(row["key"], str) and isinstance(row["answer"], str)):
@@ -120,10 +119,3 @@ def _read(file: Path) -> list[dict]:
         except (ValueError, KeyError, TypeError) as error:
             logger.warning(f"{file} line {number}: not a stored answer, left out ({type(error).__name__}: {error})")
     return rows
-
-
-def _drop_half_line(file: Path) -> None:
-    """Cuts off what follows the last newline, so that the next line begins as one."""
-    if file.exists():
-        with file.open("r+b") as stream:
-            stream.truncate(stream.read().rfind(b"\n") + 1)

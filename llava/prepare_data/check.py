@@ -22,6 +22,7 @@ from llava.data.mixture import MixtureEntry, choose_rows, mixture_entries
 from llava.data.schema import Sample, sample_of
 from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.errors import DataError, LlavaError
+from llava.jsonl import append_line, whole_lines
 from llava.prepare_data.check_report import BadRow, FileReport
 from llava.printable import brief, one_line
 
@@ -249,7 +250,7 @@ class _Log:
 
     def __init__(self, path: Path, key: dict):
         self.path = path
-        lines = self.path.read_bytes().split(b"\n")[:-1] if self.path.is_file() else []
+        lines = whole_lines(path) if path.is_file() else []
         known = bool(lines) and json.loads(lines[0]) == key
         lines = lines if known else [json.dumps(key).encode()]
         self.batches: list[list] = [json.loads(line) for line in lines[1:]]
@@ -260,8 +261,7 @@ class _Log:
             raise LlavaError(f"{path} cannot be written: {error.strerror}") from None
 
     def add(self, faults: list) -> None:
-        with open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(faults) + "\n")
+        append_line(self.path, faults)
 
 
 def _key(entry: MixtureEntry, options: CheckOptions) -> dict:

@@ -6,7 +6,6 @@ The harness scores documents in threads; the functions of a judged task (llava/e
 
 import json
 import math
-import os
 import sys
 import threading
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import TypeVar
 from llava.errors import LlavaError
 from llava.eval.judge.client import Judge, Prompt, Reply, ReviewError
 from llava.eval.judge.settings import JudgeSettings
+from llava.jsonl import append_line, cut_off_half_line, whole_lines
 
 Rating, Results = TypeVar("Rating"), TypeVar("Results")
 
@@ -51,17 +51,12 @@ class ReviewStore:
                 return self._replies[key]
             self._replies[key] = reply.text
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_line(self.file, row)
             return reply.text
 
     def _read(self) -> None:
-        """Takes what is there; cuts off a last line that a killed run left half-written."""
-        content = self.file.read_bytes()
-        whole, _, rest = content.rpartition(b"\n")
-        if rest:
-            os.truncate(self.file, len(content) - len(rest))
-        for number, line in enumerate(whole.split(b"\n") if whole else (), 1):
+        cut_off_half_line(self.file)
+        for number, line in enumerate(whole_lines(self.file), 1):
             try:
                 row = json.loads(line)
                 self._replies[row["key"]] = row["reply"]
