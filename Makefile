@@ -32,6 +32,7 @@ test-exits: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 quickstart: install
 	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)"

@@ -1,43 +1,236 @@
-"""What the README shows can be run."""
+"""What README and docs show can be run, and what they name is there."""
 
+import os
 import re
+import shlex
 import subprocess
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 
-from llava.cli import COMMANDS
+import llava
+from llava.arguments import ArgumentParser
+from llava.cli import COMMANDS, main
+from llava.train.main import main as train
+from llava.train.main import recipe_keys
+from llava.train.recipe.dotted import dotted_keys
+from llava.train.recipe.schema import Recipe, load_recipe
 from tests.paths import ROOT
 
-README = (ROOT / "README.md").read_text()
-SHELL = "\n".join(re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL))
-PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-SCRIPTS = sorted({line for line in re.findall(r"bash (scripts/train/\S+\.sh .*)", SHELL)})
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "playground/README.md")]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+README_WORDS = 1200
+HOOKS = ROOT / ".pre-commit-config.yaml"
+TRAIN = re.compile(r"bash scripts/train/(\w+)\.sh (.*)")
+EVALUATE = re.compile(r"scripts/eval/(benchmarks|judge)\.sh (.*)")
+NO_KEY = re.compile(r"^model\.model\.|\.(py|md|yaml|json)$")  # an attribute of the model, a file
+# The file that a folder of this repository is written as, in a link or between backticks.
+PATHS = re.compile(r"`((?:llava|scripts|tests|docs|benchmarks|playground|examples)/[\w./*-]*)`")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: str
+    text: str
+
+
+def blocks(language: str) -> list[Block]:
+    return [
+        Block(page, text)
+        for page, content in TEXTS.items()
+        for text in re.findall(rf"```{language}\n(.*?)```", content, flags=re.DOTALL)
+    ]
+
+
+def shell_lines(pages: Iterable[str]) -> list[str]:
+    """Every command of the pages' shell blocks, without comments; those that && joins apart."""
+    texts = [block.text for block in blocks("bash") if block.page in pages]
+    lines = [line.split("  #")[0].strip() for text in texts for line in text.splitlines()]
+    return [part for line in lines if not line.startswith("#") for part in line.split(" && ") if part]
+
+
+LINES = shell_lines(TEXTS)
+TRAINING = sorted({found[0].removesuffix(" --dry_run") for line in LINES if (found := TRAIN.search(line))})
+SCRIPTS = sorted({found[0] for line in shell_lines(["README.md"]) if (found := TRAIN.search(line))})
+PYTHON = blocks("python")
+LLAVA = sorted({line.split("| ")[-1] for line in LINES if re.search(r"(^|\| )llava ", line)})
+EVALUATIONS = sorted({found[0] for line in LINES if (found := EVALUATE.search(line))})
 
 
 def test_the_lists_are_not_empty():
     assert len(SCRIPTS) >= 2
-    assert len(PYTHON) == 1
+    assert len(TRAINING) >= 2
+    assert len(PYTHON) >= 3
+    assert len(LLAVA) >= 12
+    assert len(EVALUATIONS) >= 4
+    assert len(TEXTS) >= 12
+
+
+def test_the_readme_is_short():
+    assert len(TEXTS["README.md"].split()) <= README_WORDS
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_every_training_command_dry_runs(command):
+def test_every_training_command_of_the_readme_dry_runs(command):
     words = [*command.split(), "--dry_run"] if "--dry_run" not in command else command.split()
-    done = subprocess.run(["bash", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "trainable" in done.stdout
 
 
-def test_every_make_target_and_llava_command_exists():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    assert set(re.findall(r"^make (\w+)", SHELL, flags=re.MULTILINE)) <= targets
-    assert set(re.findall(r"llava (\w+) ", SHELL)) <= set(COMMANDS)
+@pytest.mark.parametrize("command", TRAINING)
+def test_every_training_command_dry_runs_in_this_process(command, monkeypatch, capsys):
+    """All that the shell scripts leave to Python; that they pass it on is seen with those of the README."""
+    monkeypatch.chdir(ROOT)
+    stage, words = TRAIN.search(command).groups()
+    assert (ROOT / f"scripts/train/{stage}.sh").is_file()
+    recipe = next(ROOT.glob(f"scripts/train/recipes/**/{stage}.yaml"))
+    assert train(["--recipe", str(recipe), *shlex.split(words), "--dry_run"]) == 0
+    assert "trainable" in capsys.readouterr().out
 
 
-def test_every_linked_file_exists():
-    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+class ReadError(Exception):
+    """Ends a command that is read: its arguments are right."""
 
 
-def test_the_python_example_runs(tiny_model_dir):
-    exec(PYTHON[0].replace("playground/checkpoints/stage2-grid_manager", str(tiny_model_dir)), {})
+def read_only(words: list[str], monkeypatch) -> None:
+    """Takes the command as far as its parser does. Raises LlavaError for a wrong argument."""
+    parse = ArgumentParser.parse_args
+
+    def read(parser, *given):
+        parse(parser, *given)
+        raise ReadError
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", read)
+    with pytest.raises(ReadError):
+        main(words)
+
+
+@pytest.mark.parametrize("command", LLAVA)
+def test_the_arguments_of_every_llava_command_are_right(command, monkeypatch):
+    words = shlex.split(command)
+    assert words[0] == "llava"
+    assert words[1] in COMMANDS
+    read_only(words[1:], monkeypatch)
+
+
+@pytest.mark.parametrize("command", EVALUATIONS)
+def test_the_arguments_of_every_evaluation_script_are_right(command, monkeypatch):
+    script, words = EVALUATE.fullmatch(command).groups()
+    words = shlex.split(words)
+    read_only(
+        ["eval", "judge", *words] if script == "judge" else ["eval", "--model", words[0], "--out", "x", *words[1:]],
+        monkeypatch,
+    )
+    assert os.access(ROOT / f"scripts/eval/{script}.sh", os.X_OK)
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    named = {target for text in TEXTS.values() for target in re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE)}
+    assert {"quickstart", "test", "test-mixed", "test-exits"} <= named <= targets
+
+
+def test_every_extra_exists():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {extra for text in TEXTS.values() for extra in re.findall(r"'\.\[([\w-]+)\]'", text)}
+    assert named
+    assert named <= set(extras)
+
+
+def test_every_linked_file_and_heading_exists():
+    broken, count = [], 0
+    for page, text in TEXTS.items():
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+            name, _, heading = link.partition("#")
+            target = (ROOT / page).parent / name if name else ROOT / page
+            count += 1
+            if not target.exists() or (heading and heading not in headings(target)):
+                broken.append((page, link))
+    assert count > 50
+    assert broken == []
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    lines = re.findall(r"^#+ (.*)", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line.lower()).replace(" ", "-") for line in lines}
+
+
+def test_every_path_between_backticks_exists():
+    named = {(page, path) for page, text in TEXTS.items() for path in PATHS.findall(text)}
+    named = {(page, path) for page, path in named if not path.startswith("playground/") or path.endswith(".md")}
+    assert len(named) > 8
+    assert [(page, path) for page, path in sorted(named) if not any(ROOT.glob(path.rstrip("/")))] == []
+
+
+def test_every_page_is_linked_from_another():
+    links = {
+        ((ROOT / page).parent / link.partition("#")[0]).resolve()
+        for page, text in TEXTS.items()
+        for link in re.findall(r"\]\((?!http)([^)]+)\)", text)
+        if not link.startswith("#")
+    }
+    assert [str(page) for page in PAGES[1:] if page.resolve() not in links] == []
+
+
+def test_every_recipe_key_exists():
+    """Between backticks: `data.packing`, `--run.compile true` and several of them in a row."""
+    keys = set(dotted_keys(Recipe))
+    key = re.compile(rf"(?<![\w./-])(?:--)?((?:{'|'.join({key.partition('.')[0] for key in keys})})\.[\w.]+)")
+    named = {(page, name) for page, span in spans() for name in key.findall(span) if not NO_KEY.search(name)}
+    assert len(named) > 20
+    assert [(page, name) for page, name in sorted(named) if name not in keys] == []
+
+
+def test_every_recipe_setting_is_one_that_it_takes():
+    """`--run.compile true` and `--key a|b|c`, read as a command's words are."""
+    settings = {
+        tuple(shlex.split(span.replace("|", " | "))) for _, span in spans() if re.match(r"--\w+\.\w+\S* ", span)
+    }
+    assert len(settings) > 10
+    recipe = str(next(ROOT.glob("scripts/train/recipes/**/stage2.yaml")))
+    for words in sorted(settings):
+        choices = [word for word in words[1:] if word != "|"] if "|" in words else [None]
+        for choice in choices:
+            load_recipe(recipe, "grid_manager", (), recipe_keys([words[0], choice] if choice else list(words)))
+
+
+def spans() -> set[tuple[str, str]]:
+    """(page, what stands between two backticks), outside of blocks, in one line."""
+    texts = {page: re.sub(r"```.*?```", "", text, flags=re.DOTALL) for page, text in TEXTS.items()}
+    return {(page, " ".join(span.split())) for page, text in texts.items() for span in re.findall(r"`([^`]+)`", text)}
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.page)
+def test_every_python_example_runs(block, tiny_model_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (100, 60), "white").save("photo.jpg")
+    exec(re.sub(r"playground/checkpoints/[\w-]+", str(tiny_model_dir), block.text), {})
+
+
+def test_the_citation_names_the_papers_authors_as_the_readme_does():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["cff-version"], citation["license"]) == ("1.2.0", "Apache-2.0")
+    assert {"message", "title", "authors"} <= set(citation)  # what the format requires
+    assert citation["version"] == llava.__version__
+    paper = citation["preferred-citation"]
+    names = [f"{author['family-names']}, {author['given-names']}" for author in paper["authors"]]
+    assert names == ["Xu, Xiao", "Qin, Libo", "Che, Wanxiang", "Kan, Min-Yen"]
+    assert f"author  = {{{' and '.join(names)}}}" in TEXTS["README.md"]
+    assert paper["title"] in TEXTS["README.md"]
+
+
+def test_hooks_and_pins_are_of_one_version():
+    hooks = {hook["repo"].rsplit("/", 1)[1]: hook["rev"] for hook in yaml.safe_load(HOOKS.read_text())["repos"]}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
+    assert hooks["ruff-pre-commit"] == f"v{pins['ruff']}"
+    assert hooks["codespell"] == f"v{pins['codespell']}"

@@ -154,7 +154,7 @@ def _jobs(args: Namespace) -> list[Job]:
         if value is not None and value < 1:
             raise LlavaError(f"--{name} must be at least 1, found {value}")
     if find_spec("lmms_eval") is None:
-        raise LlavaError("lmms-eval is not installed; the README says how (section Evaluate)")
+        raise LlavaError("lmms-eval is not installed; docs/evaluate.md says how")
     check_model_folder(args.model)
     check_dtype(args.dtype)
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
