@@ -19,8 +19,8 @@ append = answers.AnswerStore.append
 
 def append_and_die(store, key, doc_id, answer, **facts):
     if len(store._rows) == 5:
-        store._stream.write('{"key": "' + key)
-        store._stream.flush()
+        with store._file.open("a") as stream:
+            stream.write('{"key": "' + key)
         os.kill(os.getpid(), signal.SIGKILL)
     append(store, key, doc_id, answer, **facts)
 
