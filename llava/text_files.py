@@ -13,6 +13,7 @@ _MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+UTF_8 = "utf-8-sig"  # of a file without a mark
 
 
 def open_text(path: str | os.PathLike) -> TextIO:
@@ -24,9 +25,12 @@ def open_text(path: str | os.PathLike) -> TextIO:
         stream = open(path, "rb")  # noqa: SIM115
     except ValueError as error:  # a NUL or half a character in the name
         raise OSError(None, str(error), str(path)) from None
-    begin = stream.peek(4)
-    encoding = next((name for mark, name in _MARKS.items() if begin.startswith(mark)), "utf-8-sig")
-    return io.TextIOWrapper(stream, encoding=encoding)
+    return io.TextIOWrapper(stream, encoding=encoding_of(stream.peek(4)))
+
+
+def encoding_of(begin: bytes) -> str:
+    """What the first four bytes of a file say of its encoding."""
+    return next((name for mark, name in _MARKS.items() if begin.startswith(mark)), UTF_8)
 
 
 def read_text(path: str | os.PathLike) -> str:

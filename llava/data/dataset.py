@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -17,6 +18,7 @@ from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
 from llava.data.over_long import OVER_LONG, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.record_store import TextFacts
 from llava.data.schema import Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
 from llava.errors import DataError, LlavaError
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 ON_BAD_SAMPLE = ("error", "skip")
 BYTES_PER_TOKEN = 4  # of English in Qwen2's tokenizer, to estimate lengths without tokenizing everything
 TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the system message included
+BYTES_PER_VIDEO, BYTES_PER_FRAME = 120, 20  # upper bounds of time_instruction
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,14 @@ class SampleSizes:
     crops: np.ndarray
     tokens: np.ndarray
     supervised: np.ndarray
+
+
+class VisualCounts(NamedTuple):
+    """What samples show, one value per sample: crops (frames too), tokens of these, and frames among the crops."""
+
+    crops: np.ndarray
+    tokens: np.ndarray
+    frames: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class SupervisedDataset(Dataset):
 
     def __init__(
         self,
-        samples: list[Sample],
+        samples: Sequence[Sample],
         processor: LlavaOVManagerProcessor,
         *,
         image_folder: str | Path = ".",
@@ -149,13 +160,20 @@ class SupervisedDataset(Dataset):
     @property
     def is_multimodal(self) -> list[bool]:
         """Whether each sample has images or videos."""
-        return [bool(sample.images or sample.videos) for sample in self.samples]
+        facts = TextFacts.of(self.samples)
+        return (facts.images + facts.videos > 0).tolist()
 
     def over_long(self, inspection: Inspection) -> tuple[list[str], list[str]]:
         """Faults and notes, one line for each sample of more than max_length tokens; see too_long."""
         faults, notes = [], []
-        for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
-            found = self.too_long(sample, sizes, videos)
+        facts, visual = TextFacts.of(self.samples), self._visual(inspection)
+        most = visual.tokens + facts.text + TOKENS_PER_TURN * (facts.turns + 1)
+        if self.time_instruction:
+            most += BYTES_PER_VIDEO * facts.videos + BYTES_PER_FRAME * visual.frames
+        limit = most_tokens(self.encoding["max_length"], self.encoding["positions"])
+        for number in np.flatnonzero(most > limit).tolist():
+            sample = self.samples[number]
+            found = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
             if found is not None:
                 (faults if isinstance(found, Fault) else notes).append(f"{sample}: {found.message}")
         return faults, notes
@@ -192,14 +210,21 @@ class SupervisedDataset(Dataset):
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
-        rows = []
-        for sample, sizes, videos in zip(self.samples, inspection.image_sizes, inspection.videos):
-            layouts = self._layouts(sizes, [len(video.times) for video in videos])
-            text = sum(len(turn.text.encode()) for turn in sample.turns) // BYTES_PER_TOKEN
-            answers = sum(len(turn.text.encode()) for turn in sample.turns if turn.role == "gpt") // BYTES_PER_TOKEN
-            crops = sum(layout.num_crops for layout in layouts)
-            rows.append((crops, sum(layout.num_tokens for layout in layouts) + text, answers))
-        return SampleSizes(*np.array(rows, dtype=np.int64).reshape(-1, 3).T)
+        facts, visual = TextFacts.of(self.samples), self._visual(inspection)
+        text = facts.text // BYTES_PER_TOKEN
+        return SampleSizes(visual.crops, visual.tokens + text, facts.answers // BYTES_PER_TOKEN)
+
+    def _visual(self, inspection: Inspection) -> VisualCounts:
+        images, frames = inspection.sizes_table(), inspection.frames_table()
+        image_processor = self.processor.image_processor
+        several = np.repeat(images.counts > 1, images.counts)
+        crops, tokens = image_processor.count_layouts(images.values, several)
+        video = image_processor.video_layout(1)
+        frame_tokens = frames.values * (video.num_tokens - 1) + 1
+        num_frames = frames.sums(frames.values)
+        return VisualCounts(
+            images.sums(crops) + num_frames, images.sums(tokens) + frames.sums(frame_tokens), num_frames
+        )
 
     def _visual_tokens(self, sizes: list[tuple[int, int]], frames: list[int]) -> int:
         return sum(layout.num_tokens for layout in self._layouts(sizes, frames))

@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.anyres import ImageLayout, TilingConfig, VideoLayout, image_layout
+from llava.anyres import ImageLayout, TilingConfig, VideoLayout, count_layouts, image_layout
 from llava.data.given import is_image, rgb_frames, rgb_groups, rgb_image
 from llava.data.images import RESAMPLING, crop_image, normalize
 from llava.data.options import AS_UINT8, FIXED, NORMALIZED, PixelOptions, checked_tensors, pixel_options
@@ -51,6 +51,11 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
             side=self.size // self.patch_size,
             several_images=several_images,
         )
+
+    def count_layouts(self, sizes: np.ndarray, several_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Crops and tokens of the layouts of many images: (width, height) of each (N, 2), see layout."""
+        side = self.size // self.patch_size
+        return count_layouts(sizes, several_images, self.tiling, tile=self.size, side=side)
 
     def video_layout(self, num_frames: int) -> VideoLayout:
         """The layout of a video of which `num_frames` frames are shown."""

@@ -1,15 +1,17 @@
 """What is wrong with a sample, found without training on it: of one sample, and of all samples of a stage."""
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from llava.data.conversation import NO_ANSWER, check_placeholders, is_answer
+from llava.data.conversation import NO_ANSWER, is_answer
 from llava.data.images import image_size, open_image
-from llava.data.notes import NOTES, Note, notes_of
+from llava.data.notes import NOTES, Note, has_places_and_answer, notes_of
+from llava.data.ragged import Ragged
 from llava.data.schema import Sample
 from llava.data.video import EVERY_SECOND, VideoSampling, VideoTimes, probe_video, read_video
 from llava.errors import (
@@ -63,19 +65,44 @@ class InspectedSample(NamedTuple):
     notes: list[Note]
 
 
+class SampleLines(NamedTuple):
+    """What is told of a sample: a line why it is unusable, or None, and {kind of NOTES: a line}."""
+
+    fault: str | None
+    notes: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What is known of each sample without decoding it.
 
     image_sizes: the (width, height) of its images. videos: what is known of its videos' frames. Both as in
-    InspectedSample. faults: one line for each sample that is unusable. notes: {kind of NOTES: one line for each sample
-    that is odd so}.
+    InspectedSample, or in arrays, see inspect_store. faults: one line for each sample that is unusable. notes: {kind of
+    NOTES: one line for each sample that is odd so}.
     """
 
-    image_sizes: list[list[tuple[int, int]]]
-    videos: list[list[VideoTimes]]
+    image_sizes: Sequence[list[tuple[int, int]]] | Ragged
+    videos: Sequence[list[VideoTimes]]
     faults: list[str]
     notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, lines: SampleLines) -> None:
+        """Adds what is told of one more sample."""
+        if lines.fault is not None:
+            self.faults.append(lines.fault)
+        for kind, line in lines.notes.items():
+            self.notes.setdefault(kind, []).append(line)
+
+    def sizes_table(self) -> Ragged:
+        """The image sizes as arrays."""
+        return self.image_sizes if isinstance(self.image_sizes, Ragged) else Ragged.of(self.image_sizes, 2)
+
+    def frames_table(self) -> Ragged:
+        """How many frames are taken of each sample's videos."""
+        frames = getattr(self.videos, "frames", None)
+        if frames is not None:
+            return frames
+        return Ragged.of([[len(video.times) for video in videos] for videos in self.videos], 0)
 
     def raise_faults(self, way_on: str = "") -> None:
         """DataError with all faults (the first 20 and their number) if there is any; way_on: a last line of it."""
@@ -97,7 +124,7 @@ class Inspection:
 
 
 def inspect_samples(
-    samples: list[Sample],
+    samples: Sequence[Sample],
     image_folder: str | Path,
     video_sampling: VideoSampling = EVERY_SECOND,
     workers: int = 16,
@@ -118,18 +145,17 @@ def inspect_samples(
         results = list(pool.map(inspect, samples))
     inspection = Inspection([result.image_sizes for result in results], [result.videos for result in results], [])
     for sample, result in zip(samples, results):
-        if result.faults:
-            inspection.faults.append(f"{sample}: {'; '.join(fault.message for fault in result.faults)}")
-        for kind, messages in _by_kind(result.notes).items():
-            inspection.notes.setdefault(kind, []).append(f"{sample}: {'; '.join(messages)}")
+        inspection.add(lines_of(sample, result.faults, result.notes))
     return inspection
 
 
-def _by_kind(notes: list[Note]) -> dict[str, list[str]]:
-    messages = {}
+def lines_of(sample: Sample, faults: list[Fault], notes: list[Note]) -> SampleLines:
+    """What is told of a sample of which this is wrong and odd."""
+    messages: dict[str, list[str]] = {}
     for note in notes:
         messages.setdefault(note.kind, []).append(note.message)
-    return messages
+    fault = f"{sample}: {'; '.join(fault.message for fault in faults)}" if faults else None
+    return SampleLines(fault, {kind: f"{sample}: {'; '.join(texts)}" for kind, texts in messages.items()})
 
 
 def inspect_sample(
@@ -170,18 +196,9 @@ def inspect_sample(
 
     probe(sample.images, (lambda path: open_image(path).size) if decode else image_size, sizes)
     probe(sample.videos, lambda path: (_decode_video if decode else probe_video)(path, video_sampling), times)
-    if not _has_places_and_answer(sample) or (len(sizes), len(times)) != (len(sample.images), len(sample.videos)):
+    if not has_places_and_answer(sample) or (len(sizes), len(times)) != (len(sample.images), len(sample.videos)):
         sizes, times = [], []
     return InspectedSample(sizes, times, faults, notes)
-
-
-def _has_places_and_answer(sample: Sample) -> bool:
-    """Whether the record alone, whatever a template takes of it, has an answer and a place for each image and video."""
-    try:
-        check_placeholders(sample.turns, len(sample.images), len(sample.videos))
-    except PlaceholderError:
-        return False
-    return any(map(is_answer, sample.turns))
 
 
 def why_outside(path: str, folder: Path) -> str | None:

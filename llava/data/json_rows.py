@@ -1,10 +1,12 @@
 """The rows of a JSON list or a JSONL file, one at a time: a file of millions of rows is never held in memory."""
 
+import codecs
+import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from llava.errors import DataError
 from llava.text_files import open_text
@@ -26,7 +28,11 @@ def iter_records(file: Path) -> Iterator:
     """
     try:
         with open_text(file) as stream:
-            yield from _lines(stream, file) if file.suffix.lower() == ".jsonl" else _elements(stream, file)
+            if file.suffix.lower() == ".jsonl":
+                yield from _lines(stream, file)
+            else:
+                window = _Window(stream, file, decode)
+                yield from _elements(window, window.value)
     except OSError as error:
         raise DataError(f"data file {file} cannot be read: {error.strerror}") from None
     except UnicodeError:
@@ -51,9 +57,55 @@ def _lines(stream: TextIO, file: Path) -> Iterator:
         yield record
 
 
-def _elements(stream: TextIO, file: Path) -> Iterator:
-    """The elements of a JSON list. Each must be an object, a list or a text: a number cut in two reads as a number."""
-    window = _Window(stream, file)
+def record_spans(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int]]:
+    """Yields where each record begins and ends, in bytes; `file` names the data, which is UTF-8.
+
+    A byte is taken for a character: JSON's own are ASCII. The records are parsed without a look at keys that are there
+    twice or at what is no UTF-8; whoever decodes them finds these, and a fault's line is what iter_records tells.
+    Raises DataError for other faults.
+    """
+    begin = len(codecs.BOM_UTF8) if stream.peek(3).startswith(codecs.BOM_UTF8) else 0
+    stream.seek(begin)
+    if file.suffix.lower() == ".jsonl":
+        yield from _line_spans(stream, file, begin)
+    else:
+        text = io.TextIOWrapper(stream, encoding="latin-1", newline="")
+        window = _Window(text, file, _PLAIN_DECODER.raw_decode)
+        window.dropped = begin
+        yield from _elements(window, window.span)
+
+
+def _line_spans(stream: BinaryIO, file: Path, begin: int) -> Iterator[tuple[int, int]]:
+    is_first, rest = True, b""
+    block = b" "
+    while block:
+        block = stream.read(BLOCK)
+        lines = (rest + block).splitlines(keepends=True)
+        rest = lines.pop() if block and lines else b""
+        for line in lines:
+            text = _trimmed(line)
+            if is_first and text.startswith(b"["):
+                raise DataError(f"data file {file} holds a JSON list, not one record a line; name it {file.stem}.json")
+            if text:
+                is_first = False
+                first = begin + line.find(text)
+                yield first, first + len(text)
+            begin += len(line)
+
+
+def _trimmed(line: bytes) -> bytes:
+    text = line.strip(_BLANK.encode())
+    while text.startswith(codecs.BOM_UTF8) or text.endswith(codecs.BOM_UTF8):
+        text = text.removeprefix(codecs.BOM_UTF8).removesuffix(codecs.BOM_UTF8).strip(_BLANK.encode())
+    return text
+
+
+def _elements(window: "_Window", take: Callable) -> Iterator:
+    """What take() makes of each element of a JSON list.
+
+    Each must be an object, a list or a text: a number cut in two reads as a number.
+    """
+    file = window.file
     if window.peek() not in ("[", ""):
         found = window.value()
         if window.peek() in ("{", "["):
@@ -63,7 +115,7 @@ def _elements(stream: TextIO, file: Path) -> Iterator:
         return  # an empty file is an empty list
     more = window.peek() != "]"
     while more:
-        yield window.value()
+        yield take()
         more = window.peek() == ","
         if more:
             window.take()
@@ -78,9 +130,9 @@ def _elements(stream: TextIO, file: Path) -> Iterator:
 class _Window:
     """The part of a text that is being read, and the number of its line."""
 
-    def __init__(self, stream: TextIO, file: Path):
-        self.stream, self.file = stream, file
-        self.text, self.position, self.line = "", 0, 1
+    def __init__(self, stream: TextIO, file: Path, decode: Callable[[str, int], tuple]):
+        self.stream, self.file, self.decode = stream, file, decode
+        self.text, self.position, self.line, self.dropped = "", 0, 1, 0
 
     def peek(self) -> str:
         """The next character that is not blank, not taken yet; "" at the end."""
@@ -100,7 +152,7 @@ class _Window:
         size = BLOCK
         while True:
             try:
-                found, self.position = decode(self.text, self.position)
+                found, self.position = self.decode(self.text, self.position)
                 return found
             except json.JSONDecodeError as error:
                 if not self._read(size):
@@ -110,6 +162,13 @@ class _Window:
             except ValueError as error:
                 raise self.fault(f"{error}, in the record that begins here") from None
 
+    def span(self) -> tuple[int, int]:
+        """Where the next JSON value begins and ends, in characters from the begin of the stream; takes it."""
+        self.peek()
+        begin = self.dropped + self.position
+        self.value()
+        return begin, self.dropped + self.position
+
     def fault(self, reason: str) -> DataError:
         return _not_json(self.file, self.line + self.text.count("\n", 0, self.position), reason)
 
@@ -117,6 +176,7 @@ class _Window:
         """Drops what was taken and adds up to `size` characters; False at the end of the file."""
         block = self.stream.read(size)
         self.line += self.text.count("\n", 0, self.position)
+        self.dropped += self.position
         self.text, self.position = self.text[self.position :] + block, 0
         return bool(block)
 
@@ -146,6 +206,7 @@ def _unique(pairs: list[tuple]) -> dict:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+_PLAIN_DECODER = json.JSONDecoder()  # thrice as fast
 
 
 def _not_json(file: Path, line: int, reason) -> DataError:

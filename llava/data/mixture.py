@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import yaml
 
+from llava.data.index import index_files
 from llava.data.json_rows import SUFFIXES, iter_records
-from llava.data.schema import Sample, sample_of
+from llava.data.record_store import Part, RecordStore
+from llava.data.workers import Workers
 from llava.errors import DataError
 from llava.printable import brief, one_line
 from llava.text_files import parse_yaml, read_text
@@ -69,7 +71,7 @@ class MixtureRow:
 class Mixture:
     """The samples of all data files, in order, the table of where they come from, and which files came again."""
 
-    samples: list[Sample]
+    samples: RecordStore
     table: list[MixtureRow]
     repeated: list[str] = field(default_factory=list)
 
@@ -177,17 +179,20 @@ def _parse_hub(value, where: str) -> HubSource | None:
 
 
 def load_mixture(path: str | Path, seed: int) -> Mixture:
-    """Reads every data file of the mixture. `random` draws from (seed, file name) and so is the same on every rank.
+    """What the mixture takes of every data file, by its index, see index_files.
 
-    A record that cannot be used is a sample that says why in `fault`, see sample_of.
+    `random` draws from (seed, file name) and so is the same on every rank. A record that cannot be used is a sample
+    that says why in `fault`, see sample_of.
     """
-    samples, table = [], []
+    parts, table = [], []
     entries = mixture_entries(path)
-    for file, strategy, *_ in entries:
-        records = read_records(file)
-        taken = choose_rows(len(records), strategy, f"{seed}/{file.name}", str(path))
-        samples += [sample_of(records[row], f"{file} row {row + 1}") for row in taken]
-        table.append(MixtureRow(str(file), strategy, len(records), len(taken)))
+    with Workers() as workers:
+        indices = index_files([entry.file for entry in entries], workers)
+    for (file, strategy, *_), index in zip(entries, indices):
+        taken = choose_rows(len(index), strategy, f"{seed}/{file.name}", str(path))
+        parts.append(Part(index, taken))
+        table.append(MixtureRow(str(file), strategy, len(index), len(taken)))
+    samples = RecordStore(parts)
     if not samples:
         raise DataError(f"mixture {path} is empty: its {len(table)} data files give 0 samples")
     return Mixture(samples, table, repeated_files(entries))

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.conversation import is_answer, template_turns
+from llava.data.conversation import check_placeholders, is_answer, template_turns
 from llava.data.schema import ROLES, Sample, Turn
+from llava.errors import PlaceholderError
 from llava.printable import brief
 
 NOTES = {
@@ -18,6 +19,7 @@ NOTES = {
     "empty_answer": "an answer without text, which label rule answers does not learn",
     "shortened": "more tokens than max_length or the model's positions, shortened",
 }
+_TOKENS = (IMAGE_TOKEN, VIDEO_TOKEN)
 
 
 class Note(NamedTuple):
@@ -59,3 +61,32 @@ def _order(turns: Sequence[Turn], left_out: int) -> list[Note]:
         if turn.role == "gpt" and not is_answer(turn):
             notes.append(Note("empty_answer", f"turn {number} of gpt has no text"))
     return notes
+
+
+def has_places_and_answer(sample: Sample) -> bool:
+    """Whether the record alone, whatever a template takes of it, has an answer and a place for each image and video."""
+    try:
+        check_placeholders(sample.turns, len(sample.images), len(sample.videos))
+    except PlaceholderError:
+        return False
+    return any(map(is_answer, sample.turns))
+
+
+def is_regular(sample: Sample) -> bool:
+    """Whether the record is one of which a quick look tells that nothing is odd with it under qwen_1_5.
+
+    Questions and answers with text in turn, and a place in a question for each image and video.
+    """
+    turns = sample.turns
+    questions, answers = turns[::2], turns[1::2]
+    if not 0 < len(turns) == 2 * len(answers):
+        return False
+    texts = "\n".join(turn.text for turn in questions)
+    without = texts.replace(IMAGE_TOKEN, "").replace(VIDEO_TOKEN, "")
+    return (
+        all(turn.role == "human" for turn in questions)
+        and all(turn.role == "gpt" and turn.text.strip() for turn in answers)
+        and texts.count(IMAGE_TOKEN) == len(sample.images)
+        and texts.count(VIDEO_TOKEN) == len(sample.videos)
+        and not any(token in text for token in _TOKENS for text in (without, *(turn.text for turn in answers)))
+    )

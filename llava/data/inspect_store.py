@@ -1,0 +1,154 @@
+"""What is wrong with the samples of a mixture, by its index: only rows that are not plainly sound are looked at."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from llava.data.conversation import TEMPLATES
+from llava.data.index import CLEAN, FAULTY, RecordIndex
+from llava.data.inspect import Inspection, SampleLines, inspect_sample, lines_of
+from llava.data.notes import notes_of
+from llava.data.ragged import Ragged
+from llava.data.record_store import BLOCK, Part, RecordStore
+from llava.data.video import EVERY_SECOND, VideoSampling, VideoTimes, probe_video
+from llava.data.visuals import read_visuals
+from llava.data.workers import Workers
+
+
+class ProbedVideos:
+    """What is known of each sample's videos: how many frames are taken (Ragged), and the times, read when asked for."""
+
+    def __init__(self, store: RecordStore, frames: Ragged, image_folder: Path, video_sampling: VideoSampling):
+        self.store, self.frames = store, frames
+        self.image_folder, self.video_sampling = image_folder, video_sampling
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, position: int) -> list[VideoTimes]:
+        if not self.frames.counts[position]:
+            return []
+        paths = self.store[position].videos
+        return [probe_video(self.image_folder / path, self.video_sampling) for path in paths]
+
+    def __iter__(self) -> Iterator[list[VideoTimes]]:
+        return (self[position] for position in range(len(self)))
+
+
+def inspect_store(
+    store: RecordStore,
+    image_folder: str | Path,
+    video_sampling: VideoSampling = EVERY_SECOND,
+    template: str = "qwen_1_5",
+    workers: Workers | None = None,
+) -> Inspection:
+    """As inspect_samples: sizes and frames as arrays, and those samples' faults and notes that have any.
+
+    Images and videos that were read before and have not changed since are not opened.
+    """
+    folder = Path(image_folder)
+    with workers or Workers() as workers:
+        visuals = _visuals(store, folder, video_sampling, workers)
+        sizes, frames, tasks = [], [], []
+        for part in store.parts:
+            table = _table(part, visuals[part.index.file], template)
+            sizes.append(table.sizes)
+            frames.append(table.frames)
+            odd = np.asarray(part.rows, dtype=np.int64)[table.odd]
+            for begin in range(0, len(odd), BLOCK):
+                block = slice(begin, begin + BLOCK)
+                tasks.append((part.index, odd[block], table.opened[table.odd][block], folder, video_sampling, template))
+        videos = ProbedVideos(store, _join(frames, np.zeros(0, np.int32)), folder, video_sampling)
+        inspection = Inspection(_join(sizes, np.zeros((0, 2), np.int32)), videos, [])
+        for block in workers.map(_tell, tasks, alone=sum(len(task[1]) for task in tasks) <= BLOCK):
+            for lines in block:
+                inspection.add(lines)
+    return inspection
+
+
+def _visuals(
+    store: RecordStore, folder: Path, video_sampling: VideoSampling, workers: Workers
+) -> dict[Path, np.ndarray]:
+    """What is known of the images and videos of each data file, those of rows that are taken looked at."""
+    wanted: dict[Path, list[np.ndarray]] = {}
+    indices = {part.index.file: part.index for part in store.parts}
+    for part in store.parts:
+        ends, counts = _places(part)
+        wanted.setdefault(part.index.file, []).append(_ranges(ends - counts, counts))
+    return {
+        file: read_visuals(indices[file], _union(numbers), folder, video_sampling, workers)
+        for file, numbers in wanted.items()
+    }
+
+
+def _union(numbers: list[np.ndarray]) -> np.ndarray:
+    return numbers[0] if len(numbers) == 1 else np.unique(np.concatenate(numbers))
+
+
+def _places(part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row that is taken: where its images and videos end among all of the file, and how many they are."""
+    rows = part.index.facts.rows
+    counts = rows["images"].astype(np.int64) + rows["videos"]
+    ends = np.cumsum(counts)
+    chosen = slice(part.rows.start, part.rows.stop) if isinstance(part.rows, range) else part.rows
+    return ends[chosen], counts[chosen]
+
+
+def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers begin, begin + 1, ... of each row."""
+    before = np.cumsum(counts) - counts
+    return np.repeat(begins - before, counts) + np.arange(counts.sum())
+
+
+class _Table(NamedTuple):
+    """Of the rows that are taken of a file: sizes and frames of usable ones; which are odd; which of these to open."""
+
+    sizes: Ragged
+    frames: Ragged
+    odd: np.ndarray
+    opened: np.ndarray
+
+
+def _table(part: Part, visuals: np.ndarray, template: str) -> _Table:
+    ends, counts = _places(part)
+    found = visuals[_ranges(ends - counts, counts)]
+    rows = Ragged(found, counts)
+    is_image, is_video = found["width"] > 0, found["frames"] > 0
+    unread = rows.sums(~(is_image | is_video)) > 0
+    verdicts = part.column("verdicts")[:, TEMPLATES.index(template)]
+    usable = part.column("usable") & ~unread
+    kept = np.repeat(usable, counts)
+    sizes = np.stack([found["width"], found["height"]], axis=1)
+    return _Table(
+        Ragged(sizes[is_image & kept], rows.sums(is_image & kept)),
+        Ragged(found["frames"][is_video & kept], rows.sums(is_video & kept)),
+        odd=unread | (verdicts != CLEAN),
+        opened=unread | (verdicts == FAULTY),
+    )
+
+
+def _join(tables: Sequence[Ragged], empty: np.ndarray) -> Ragged:
+    values = np.concatenate([empty, *(table.values for table in tables)])
+    return Ragged(values, np.concatenate([np.zeros(0, np.int64), *(table.counts for table in tables)]))
+
+
+def _tell(
+    index: RecordIndex,
+    rows: np.ndarray,
+    opened: np.ndarray,
+    folder: Path,
+    video_sampling: VideoSampling,
+    template: str,
+) -> list[SampleLines]:
+    """What is told of some samples. opened: those of which more is to be told than of the record alone."""
+    lines = []
+    for row, is_opened in zip(rows.tolist(), opened.tolist()):
+        sample = index.sample(row)
+        if is_opened:
+            result = inspect_sample(sample, folder, video_sampling, template=template)
+            lines.append(lines_of(sample, result.faults, result.notes))
+        else:
+            lines.append(lines_of(sample, [], notes_of(sample, template)))
+    return lines

@@ -1,0 +1,91 @@
+"""The samples of a mixture as a sequence: a row number each, and the record parsed when it is asked for."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llava.data.index import BLOCK, RecordIndex, text_bytes
+from llava.data.schema import Sample
+
+
+class Part(NamedTuple):
+    """The rows, ascending, that are taken of one data file."""
+
+    index: RecordIndex
+    rows: Sequence[int]
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of ROW, one value a row that is taken."""
+        column = self.index.facts.rows[name]
+        if isinstance(self.rows, range):
+            return column[self.rows.start : self.rows.stop]
+        return column[np.asarray(self.rows, dtype=np.int64)]
+
+
+class RecordStore(Sequence[Sample]):
+    """Samples of several data files, one file behind the other. Equal to any sequence of the same samples."""
+
+    def __init__(self, parts: Sequence[Part]):
+        self.parts = [
+            part if isinstance(part.rows, range) else Part(part.index, np.asarray(part.rows, dtype=np.int64))
+            for part in parts
+        ]
+        self.ends = np.cumsum([len(part.rows) for part in parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, position):
+        if isinstance(position, slice):
+            return [self[number] for number in range(*position.indices(len(self)))]
+        number = position + len(self) if position < 0 else position
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {position} of {len(self)}")
+        place = int(np.searchsorted(self.ends, number, side="right"))
+        part = self.parts[place]
+        return part.index.sample(int(part.rows[number - (int(self.ends[place]) - len(part.rows))]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        for part in self.parts:
+            for row in part.rows:
+                yield part.index.sample(int(row))
+
+    def __eq__(self, other) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
+
+    __hash__ = None
+
+    def ids(self) -> Iterator[str]:
+        """Every sample's id, without reading its record."""
+        for part in self.parts:
+            yield from part.index.ids(part.rows)
+
+    def blocks(self) -> Iterator["RecordStore"]:
+        """The samples, a few thousand at a time, for another process each."""
+        for part in self.parts:
+            for begin in range(0, len(part.rows), BLOCK):
+                yield RecordStore([Part(part.index, part.rows[begin : begin + BLOCK])])
+
+
+class TextFacts(NamedTuple):
+    """Of each sample: bytes of its turns' texts, of its answers among them, its turns, its images and its videos."""
+
+    text: np.ndarray
+    answers: np.ndarray
+    turns: np.ndarray
+    images: np.ndarray
+    videos: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "TextFacts":
+        """Read from the index of a RecordStore, counted for other samples."""
+        if isinstance(samples, RecordStore):
+            columns = ([part.column(name) for part in samples.parts] for name in cls._fields)
+            return cls(*(np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64) for found in columns))
+        rows = [
+            (*text_bytes(sample.turns), len(sample.turns), len(sample.images), len(sample.videos)) for sample in samples
+        ]
+        return cls(*np.array(rows, dtype=np.int64).reshape(-1, len(cls._fields)).T)

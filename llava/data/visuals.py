@@ -1,0 +1,117 @@
+"""What is known of the images and videos that a data file's records name: sizes and frames, without decoding a pixel.
+
+It is kept beside the file's index, one array per image folder, with each file's size, time of change and mode: a start
+looks at these alone and opens only what has changed. What could not be read is always opened again.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import PIL
+
+from llava.data.images import image_size
+from llava.data.index import RecordIndex, homes, map_array, sync, unfinished_in
+from llava.data.video import VideoSampling, probe_video
+from llava.data.workers import Workers
+from llava.errors import DataError, LlavaError
+
+VERSION = 1
+BLOCK = 1000
+UNSEEN, GONE = -1, -2  # in place of a size in bytes
+# width, height: of the upright image. frames: that are taken of a video. All 0 for what cannot be read.
+VISUAL = np.dtype(
+    [("width", "<i4"), ("height", "<i4"), ("frames", "<i4"), ("size", "<i8"), ("modified", "<i8"), ("mode", "<u4")]
+)
+
+
+def read_visuals(
+    index: RecordIndex, wanted: np.ndarray, image_folder: Path, video_sampling: VideoSampling, workers: Workers
+) -> np.ndarray:
+    """What is known (VISUAL) of each image and video of the data file, counted over the file.
+
+    wanted: the numbers, ascending, of those that are looked at now; others may be UNSEEN. The result is mapped where it
+    is kept.
+    """
+    name = _name(image_folder, video_sampling)
+    visuals = _kept(index, name)
+    parts = [wanted[begin : begin + BLOCK] for begin in range(0, len(wanted), BLOCK)]
+    tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling) for numbers in parts)
+    changed = None
+    for numbers, found in zip(parts, workers.map(_look, tasks, alone=len(parts) < 2)):
+        if found is not None:
+            changed = np.array(visuals) if changed is None else changed
+            changed[numbers] = found
+    if changed is None:
+        return visuals
+    if index.folder is None:
+        return changed
+    return map_array(_keep(index, name, changed), VISUAL)
+
+
+def _name(image_folder: Path, video_sampling: VideoSampling) -> str:
+    where = repr((os.path.realpath(image_folder), video_sampling, PIL.__version__))
+    return f"visuals-{VERSION}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}"
+
+
+def _places(index: RecordIndex, name: str) -> list[Path]:
+    """Beside the index, or in the cache where another user owns that."""
+    return list(dict.fromkeys([index.folder / name, homes(index.file)[-1] / index.folder.name / name]))
+
+
+def _kept(index: RecordIndex, name: str) -> np.ndarray:
+    number = len(index.facts.path_ends)
+    for place in _places(index, name) if index.folder is not None else ():
+        if place.is_file():
+            return map_array(place, VISUAL)
+    unseen = np.zeros(number, VISUAL)
+    unseen["size"] = UNSEEN
+    return unseen
+
+
+def _keep(index: RecordIndex, name: str, visuals: np.ndarray) -> Path:
+    reasons = []
+    for place in _places(index, name):
+        unfinished = None
+        try:
+            unfinished = unfinished_in(place.parent)
+            visuals.tofile(unfinished)
+            sync(unfinished)
+            unfinished.rename(place)
+            return place
+        except OSError as error:
+            if unfinished:
+                unfinished.unlink(missing_ok=True)
+            reasons.append(f"{place.parent}: {error.strerror}")
+    raise LlavaError(f"the image sizes of {index.file} cannot be written ({'; '.join(reasons)})")
+
+
+def _look(
+    index: RecordIndex, numbers: np.ndarray, before: np.ndarray, image_folder: Path, video_sampling: VideoSampling
+) -> np.ndarray | None:
+    """The images and videos as they are now; None where all are as before."""
+    paths = [(os.path.join(image_folder, path), is_video) for path, is_video in index.paths(numbers)]
+    found = before.copy()
+    found["size"], found["modified"], found["mode"] = np.array([_state(path) for path, _ in paths], dtype=np.int64).T
+    known = (before["width"] > 0) | (before["frames"] > 0)
+    for place in np.flatnonzero(~known | (found != before)).tolist():
+        found["width"][place], found["height"][place], found["frames"][place] = _read(*paths[place], video_sampling)
+    return None if np.array_equal(found, before) else found
+
+
+def _state(path: str) -> tuple[int, int, int]:
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return GONE, 0, 0
+    return found.st_size, found.st_mtime_ns, found.st_mode
+
+
+def _read(path: str, is_video: bool, video_sampling: VideoSampling) -> tuple[int, int, int]:
+    try:
+        if is_video:
+            return 0, 0, len(probe_video(path, video_sampling).times)
+        return (*image_size(path), 0)
+    except DataError:
+        return 0, 0, 0
