@@ -20,7 +20,7 @@ from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, naive_sides, packed
 
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
-from llava.train.loop.components import PREFIXES
+from llava.mllm.parts import PREFIXES
 from llava.train.loop.step_log import count_batch
 
 INPUTS = ("384x384", "640x480", "1000x1000", "384x384+640x480")

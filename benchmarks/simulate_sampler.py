@@ -16,7 +16,7 @@ import numpy as np
 from llava.anyres import image_layout
 from llava.data.sampler import epoch_order
 from llava.mllm.cost import Cost, training_cost
-from llava.train.loop.components import PREFIXES
+from llava.mllm.parts import PREFIXES
 from llava.train.mllm.build import config_from_sizes
 from llava.train.recipe.schema import load_recipe
 

@@ -6,6 +6,6 @@ VIDEO_TOKEN = "<video>"  # likewise for a video
 SYSTEM_MESSAGE = "You are a helpful assistant."  # Qwen2's default system turn
 MODEL_TYPE = "llava_ov_manager"  # of this model, in config.json
 # Checkpoints that `llava convert import` makes ours of: the reference's code and its kin, and transformers' own format.
-REFERENCE_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
+RELEASED_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 ONEVISION_MODEL_TYPE = "llava_onevision"
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format

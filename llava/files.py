@@ -1,9 +1,122 @@
-"""Whether a file can be read, and how written files look to others than their writer."""
+"""Files and folders: whole or not there, known by their content, and read by whom the umask lets."""
 
+import contextlib
 import errno
+import hashlib
 import os
+import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def whole_file(path: str | Path, mode: str = "w", *, errors: str | None = None, sync: bool = False) -> Iterator[IO]:
+    """A stream whose content becomes the file `path` when the block ends; when it raises, `path` is as it was.
+
+    It is written beside `path`, as `.NAME.partial`, and renamed; a killed process leaves that name alone.
+
+    Args:
+        path: The file, in a folder that is there; an older one of the name is replaced.
+        mode: `w` for text, in UTF-8, or `wb`.
+        errors: What is done with characters that UTF-8 does not have, as for `open`.
+        sync: Whether the content is on the disk before the name is, so that a loss of power leaves no empty file.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8", errors=errors) as stream:
+            yield stream
+            if sync:
+                stream.flush()
+                os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | Path, working: Path | None = None) -> Iterator[Path]:
+    """A new folder that takes the name `path` when the block ends, and is removed when it raises.
+
+    Args:
+        path: The folder; an older one is replaced, see put_in_place.
+        working: Where it stands until then, on the same disk; `PATH.unfinished` by default. What was there goes.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path = Path(path).absolute()
+    working = path.with_name(f"{path.name}.unfinished") if working is None else working
+    try:
+        shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(parents=True)
+        yield working
+        put_in_place(working, path)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def put_in_place(working: Path, path: Path) -> None:
+    """Renames the complete folder `working` to `path`; an older one there is deleted only afterwards.
+
+    A process killed between the two renames leaves the older one as `PATH.replaced`, see put_back.
+
+    Raises:
+        OSError: It cannot be renamed.
+    """
+    follow_umask(working)
+    if not path.exists():
+        working.rename(path)
+        return
+    replaced = _replaced(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+    path.rename(replaced)
+    working.rename(path)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Gives a folder its name back whose replacement was interrupted in the middle of put_in_place."""
+    if _replaced(path).exists() and not path.exists():
+        _replaced(path).rename(path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f"{path.name}.replaced")
+
+
+def sync_files(folder: Path) -> dict[str, int]:
+    """{path below `folder`: size in bytes} of all its files, once they are on the disk. Raises OSError."""
+    sizes = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        sizes[str(path.relative_to(folder))] = path.stat().st_size
+    return sizes
+
+
+def file_hash(path: str | Path) -> str:
+    """The SHA-256 of the whole file, as sha256sum prints it. OSError when it cannot be read."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def existing_folder(path: str | Path) -> Path:
+    """`path`, or the nearest folder above it that is there."""
+    path = Path(path).absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def free_bytes(path: str | Path) -> int:
+    """Free on the disk where `path` is, or would be made."""
+    return shutil.disk_usage(existing_folder(path)).free
 
 
 def follow_umask(folder: Path) -> None:
@@ -17,8 +130,8 @@ def follow_umask(folder: Path) -> None:
     new = probe.stat()
     probe.unlink()
     for path in folder.rglob("*"):
-        found = path.lstat()
-        if stat.S_ISREG(found.st_mode) and found.st_uid == new.st_uid and found.st_mode != new.st_mode:
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_uid == new.st_uid and status.st_mode != new.st_mode:
             path.chmod(stat.S_IMODE(new.st_mode))
 
 

@@ -23,8 +23,9 @@ from llava.chat.media import MediaReader, Medium
 from llava.chat.session import Session
 from llava.chat.settings import SETTINGS, Settings, changed, settings_notes, written
 from llava.chat.single import answer_once
+from llava.checkpoint.folder import check_folder
 from llava.data.video import EVERY_SECOND, VideoSampling
-from llava.engine.checks import DTYPE_NAMES, check_dtype, check_model_folder
+from llava.engine.checks import DTYPE_NAMES, check_dtype
 from llava.errors import LlavaError
 
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     given = {name: getattr(args, name) for name in SETTINGS if hasattr(args, name)}
     settings, system = changed(Settings(), given, "--"), checked_system(args.system)
     check_dtype(args.dtype)
-    check_model_folder(args.model)
+    check_folder(args.model)
     media = MediaReader(VideoSampling(args.video_fps, args.frames_upbound))
     shown = [media.open(one_source(path), kind) for kind in ("image", "video") for path in getattr(args, kind)]
     talk = load(args.load, media) if args.load else None

@@ -25,6 +25,7 @@ from llava.chat.session import Session
 from llava.chat.settings import SETTINGS, Settings, changed
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
+from llava.files import whole_file
 from llava.jsonl import append_line, cut_off_half_line, json_line
 
 FORMAT, VERSION = "llava-chat", 1
@@ -75,7 +76,6 @@ class LogWriter:
 
 def save(path: Path, model: str, session: Session) -> None:
     """Writes the conversation as it stands; the file is whole or is not there. Raises LlavaError."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
         header = _header(model, session)
         if path.suffix.lower() in READABLE:
@@ -84,8 +84,8 @@ def save(path: Path, model: str, session: Session) -> None:
             text = json.dumps({**header, "events": _events(session, path)}, ensure_ascii=False, indent=1) + "\n"
         else:
             text = "".join(map(json_line, [header, *_events(session, path)]))
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.write(text)
     except OSError as error:
         raise LlavaError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -1,6 +1,5 @@
 """Images and videos that a user names: a path, a URL, or what the clipboard holds."""
 
-import hashlib
 import os
 import stat
 import tempfile
@@ -16,6 +15,7 @@ from llava.chat.paths import local_path, locate
 from llava.data.images import read_header, read_image
 from llava.data.video import VideoSampling, read_video
 from llava.errors import DataError, MissingFileError, OversizedImageError
+from llava.files import file_hash
 
 LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes
 # What is shown on the web, and nothing that Pillow would hand to another program, as it does with EPS.
@@ -142,12 +142,6 @@ def is_image(path: Path) -> bool:
     except DataError:
         return False
     return True
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_file(path: Path, source: str, kind: str) -> None:

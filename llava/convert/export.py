@@ -7,11 +7,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser
-from llava.constants import ADAPTER_FOLDER
+from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder, has_adapters
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import in_bytes
-from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 FORMATS = ("llava_onevision", "remote_code")
 
@@ -40,8 +39,8 @@ def run(arguments: Namespace) -> int:
     """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
     source, out = arguments.model, arguments.out
     check_free(out)
-    check_folder("MODEL", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
-    if (source / ADAPTER_FOLDER).is_dir():
+    check_folder(source, "MODEL", files=NEEDED_PROCESSOR_FILES, weights=True)
+    if has_adapters(source):
         raise LlavaError(f"MODEL {source} has LoRA adapters; first run llava convert merge-lora {source} --out DIR")
     from llava.convert.formats import export_as
 

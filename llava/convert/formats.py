@@ -8,25 +8,24 @@ from pathlib import Path
 import torch
 from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
 
+from llava.checkpoint.folder import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    GENERATION_CONFIG,
+    PROCESSOR_CONFIG,
+    TOKENIZER_CONFIG,
+    TOKENIZER_FILES,
+    read_json,
+)
+from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
 from llava.convert.output import new_folder
-from llava.convert.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
 from llava.convert.to_llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
 from llava.convert.to_remote_code import auto_map, write_code
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.train.folders.stage_folder import read_json
 
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
-_CARRIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+_CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 
 def export_as(format_name: str, source: Path, out: Path, accept_differences: bool) -> list[str]:
@@ -49,13 +48,13 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
         )
     target = onevision_config(config)
     _check_names(source, LlavaOnevisionForConditionalGeneration, target, onevision_name)
-    processor = onevision_processor(config, read_json(source / "processor_config.json")["image_processor"])
+    processor = onevision_processor(config, read_json(source / PROCESSOR_CONFIG)["image_processor"])
     with new_folder(out) as folder:
         target.save_pretrained(folder)
-        _write_json(folder / "processor_config.json", processor)
+        _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
-        tokenizer = read_json(source / "tokenizer_config.json") | {"processor_class": processor["processor_class"]}
-        _write_json(folder / "tokenizer_config.json", tokenizer)
+        tokenizer = read_json(source / TOKENIZER_CONFIG) | {"processor_class": processor["processor_class"]}
+        _write_json(folder / TOKENIZER_CONFIG, tokenizer)
         renamed = ((onevision_name(name), tensor) for name, tensor in read_tensors(source))
         write_shards(folder, renamed, MAX_SHARD_BYTES)
     return [f"different from this model for {difference}" for difference in differences] + notes
@@ -63,14 +62,14 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
 
 def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
     _check_names(source, LlavaOVManagerForConditionalGeneration, config)
-    processor = read_json(source / "processor_config.json")
+    processor = read_json(source / PROCESSOR_CONFIG)
     processor["auto_map"] = auto_map("AutoProcessor")
     processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
-    model = read_json(source / "config.json")
+    model = read_json(source / CONFIG)
     model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     with new_folder(out) as folder:
-        _write_json(folder / "config.json", model)
-        _write_json(folder / "processor_config.json", processor)
+        _write_json(folder / CONFIG, model)
+        _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         write_code(folder)
         write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)

@@ -5,7 +5,8 @@ from pathlib import Path
 from transformers import LlavaOnevisionConfig
 
 from llava.anyres import TilingConfig
-from llava.convert.match import Part, Rules
+from llava.checkpoint.folder import CONFIG
+from llava.checkpoint.match import Part, Rules
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
 
@@ -68,7 +69,7 @@ def tiling_from_onevision(config: LlavaOnevisionConfig, newline_after_one_crop: 
 
 def check_supported(config: LlavaOnevisionConfig, folder: Path) -> None:
     """Raises LlavaError for parts or settings that this model does not have."""
-    where = folder / "config.json"
+    where = folder / CONFIG
     for key, kind in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
         found = getattr(config, key).model_type
         if found != kind:
@@ -83,5 +84,5 @@ def _used_layers(config: LlavaOnevisionConfig, folder: Path) -> int:
     layer, built = config.vision_feature_layer, config.vision_config.num_hidden_layers
     layer = layer[0] if isinstance(layer, (list, tuple)) and len(layer) == 1 else layer
     if not isinstance(layer, int) or not -built <= layer <= built or layer == 0:
-        raise LlavaError(f"{folder / 'config.json'}: vision_feature_layer {layer} does not name one of {built} layers")
+        raise LlavaError(f"{folder / CONFIG}: vision_feature_layer {layer} does not name one of {built} layers")
     return layer if layer > 0 else built + 1 + layer

@@ -10,13 +10,15 @@ from pathlib import Path
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.constants import REFERENCE_MODEL_TYPES
-from llava.convert.match import Part, Rules
-from llava.convert.parts import LAYERS_DROPPED, language_model_part, tower_part
-from llava.convert.source import NEWLINE, POST_LAYERNORM, Source, newline_if_unused, read_config
+from llava.checkpoint.compose import language_model_part, tower_part
+from llava.checkpoint.folder import CONFIG, TOWER_TYPES, read_json
+from llava.checkpoint.match import Part, Rules
+from llava.constants import RELEASED_MODEL_TYPES
+from llava.convert.parts import LAYERS_DROPPED
+from llava.convert.source import Source, newline_if_unused, read_config
 from llava.errors import LlavaError
 from llava.fusion.managers import ManagerConfig
-from llava.train.folders.stage_folder import TOWER_TYPES, read_json
+from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
 _ADAPTER = (
@@ -180,7 +182,7 @@ def projector_source(
 
     A config.json beside it tells managers and tiling; without one there are none, and one square crop.
     """
-    described = file.parent / "config.json"
+    described = file.parent / CONFIG
     config = read_reference_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
     check_supported(config, file.parent)
     tower, language_model = tower_part(tower_folder), language_model_part(language_model_folder)
@@ -206,7 +208,7 @@ def read_reference_config(path: Path) -> dict:
     """A released config.json; LlavaError for another model's."""
     config = read_json(path)
     architectures = config.get("architectures") or ["LlavaQwen"]
-    if config.get("model_type") not in REFERENCE_MODEL_TYPES or not str(architectures[0]).startswith("LlavaQwen"):
+    if config.get("model_type") not in RELEASED_MODEL_TYPES or not str(architectures[0]).startswith("LlavaQwen"):
         raise LlavaError(
             f"{path}: a {config.get('model_type')!r} model of architecture {architectures[0]}; expected LlavaQwen..."
         )
@@ -218,7 +220,7 @@ def check_supported(config: dict, folder: Path) -> None:
     for key, values in SUPPORTED.items():
         if config.get(key) not in values:
             known = " or ".join(repr(value) for value in values if value is not None) or "none"
-            raise LlavaError(f"{folder / 'config.json'}: {key} {config.get(key)!r} is not supported, only {known}")
+            raise LlavaError(f"{folder / CONFIG}: {key} {config.get(key)!r} is not supported, only {known}")
 
 
 def video_notes(config: dict) -> tuple[str, ...]:
@@ -233,14 +235,14 @@ def video_notes(config: dict) -> tuple[str, ...]:
 def _text_config(config: dict, folder: Path) -> Qwen2Config:
     missing = [field for field in NEEDED_TEXT_FIELDS if field not in config]
     if missing:
-        raise LlavaError(f"{folder / 'config.json'}: has no {', '.join(missing)}")
+        raise LlavaError(f"{folder / CONFIG}: has no {', '.join(missing)}")
     fields = {field: config[field] for field in TEXT_FIELDS if config.get(field) is not None}
     return read_config(Qwen2Config, folder, fields)
 
 
 def _named_folder(config: dict) -> Path | None:
     """The tower's folder where the configuration names one that is there."""
-    path = Path(config.get("mm_vision_tower") or "") / "config.json"
+    path = Path(config.get("mm_vision_tower") or "") / CONFIG
     return path.parent if path.is_file() and read_json(path).get("model_type") in TOWER_TYPES else None
 
 
@@ -252,7 +254,7 @@ def _tower_config(config: dict, folder: Path, tower_folder: Path | None) -> Sigl
     sizes = next((sizes for name, sizes in TOWERS.items() if name in (named or "")), None)
     if sizes is None:
         raise LlavaError(
-            f"{folder / 'config.json'}: the sizes of its mm_vision_tower {named!r} are not known; "
+            f"{folder / CONFIG}: the sizes of its mm_vision_tower {named!r} are not known; "
             "give a folder with the tower's config.json: --vision_tower DIR"
         )
     return SiglipVisionConfig(**sizes)

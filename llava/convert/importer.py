@@ -9,12 +9,19 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser, shown
-from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, REFERENCE_MODEL_TYPES
-from llava.convert.files import has_weights
+from llava.checkpoint.folder import (
+    CONFIG,
+    LANGUAGE_MODEL_TYPES,
+    TOWER_TYPES,
+    check_folder,
+    has_weights,
+    models_inside,
+    read_json,
+)
+from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import UNITS
-from llava.train.folders.stage_folder import LANGUAGE_MODEL_TYPES, TOWER_TYPES, models_inside, read_json
 
 NEWLINE_CHOICES = {"auto": None, "true": True, "false": False}
 HUB_PATTERNS = ("*.json", "*.txt", "*.jinja")
@@ -103,12 +110,12 @@ def open_source(arguments: Namespace):
         from llava.convert.from_released import projector_source
 
         return projector_source(name, projector, tower, language_model, newline)
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG).is_file():
         raise LlavaError(
             f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{models_inside(path)}"
         )
-    model_type = read_json(path / "config.json").get("model_type")
-    if model_type not in (ONEVISION_MODEL_TYPE, *REFERENCE_MODEL_TYPES):
+    model_type = read_json(path / CONFIG).get("model_type")
+    if model_type not in (ONEVISION_MODEL_TYPE, *RELEASED_MODEL_TYPES):
         raise LlavaError(f"SOURCE {name}: {_why_not(model_type)}")
     if model_type == ONEVISION_MODEL_TYPE:
         from llava.convert.from_llava_onevision import onevision_source
@@ -116,7 +123,7 @@ def open_source(arguments: Namespace):
         return onevision_source(name, path, newline)
     from llava.convert.from_released import read_reference_config, reference_source
 
-    return reference_source(name, path, read_reference_config(path / "config.json"), tower, newline)
+    return reference_source(name, path, read_reference_config(path / CONFIG), tower, newline)
 
 
 def _why_not(model_type: str | None) -> str:
@@ -124,7 +131,7 @@ def _why_not(model_type: str | None) -> str:
         return "is a checkpoint of this model already and needs no conversion"
     if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
-    return f"unknown model_type {model_type!r}; known: {', '.join((*REFERENCE_MODEL_TYPES, ONEVISION_MODEL_TYPE))}"
+    return f"unknown model_type {model_type!r}; known: {', '.join((*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE))}"
 
 
 def _part_folder(arguments: Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:
@@ -132,9 +139,7 @@ def _part_folder(arguments: Namespace, option: str, model_types: tuple[str, ...]
     if name is None:
         return None
     folder = local_path(name, f"--{option}")
-    found = read_json(folder / "config.json").get("model_type")
-    if found not in model_types:
-        raise LlavaError(f"--{option} {name}: holds a model of type {found!r}; expected {' or '.join(model_types)}")
+    check_folder(folder, f"--{option}", model_types)
     return folder
 
 
@@ -181,7 +186,7 @@ def _fetched(repository: str, inside: str) -> Path:
 
     prefix = f"{inside}/" if inside else ""
     folder = Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(HUB_PATTERNS))) / inside
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         below = [f"{prefix}*/*"]
         for kind in ("*.safetensors", "*.bin"):
             huggingface_hub.snapshot_download(repository, allow_patterns=[prefix + kind], ignore_patterns=below)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import llava
 from llava.arguments import ArgumentParser
+from llava.checkpoint.folder import ADAPTER_CONFIG, NEEDED_PROCESSOR_FILES, check_folder, has_adapters, read_json
 from llava.constants import ADAPTER_FOLDER
 from llava.convert.output import RECORD, check_free, check_room, new_folder
 from llava.errors import LlavaError
-from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,26 +27,22 @@ def run(arguments: Namespace) -> int:
     """Merges and prints what was written; LlavaError for a checkpoint without adapters and for a taken --out."""
     source, out = arguments.checkpoint, arguments.out
     check_free(out)
-    check_folder("CHECKPOINT", str(source), (MODEL_TYPE,), PROCESSOR_FILES)
-    if not (source / ADAPTER_FOLDER).is_dir():
+    check_folder(source, "CHECKPOINT", files=NEEDED_PROCESSOR_FILES, weights=True)
+    if not has_adapters(source):
         raise LlavaError(f"CHECKPOINT {source}: has no LoRA adapters (no folder {ADAPTER_FOLDER}); it is plain already")
     import torch
 
     from llava.checkpoint.loading import load_model
-    from llava.convert.shards import tensor_infos, write_shards
+    from llava.checkpoint.shards import tensor_infos, write_shards
 
     check_room(out, str(source), tensor_infos(source).values())
     # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.
     dtypes = {name: info.dtype for name, info in tensor_infos(source).items()}
-    model, loading = load_model(source, dtype=torch.float32)
-    for problem in ("missing", "unexpected", "mismatched"):
-        if names := sorted(map(str, loading[f"{problem}_keys"])):
-            raise LlavaError(f"{source}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
-    weights = model.state_dict()
+    weights = load_model(source, dtype=torch.float32).state_dict()
     with new_folder(out) as folder:
         _carry(source, folder)
         write_shards(folder, ((name, weights[name].to(dtype)) for name, dtype in dtypes.items()))
-        adapter = json.loads((source / ADAPTER_FOLDER / "adapter_config.json").read_text())
+        adapter = read_json(source / ADAPTER_FOLDER / ADAPTER_CONFIG)
         record = {"source": str(source), "kind": "merged LoRA", "adapter": adapter, "llava": llava.__version__}
         (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     kind = "DoRA" if adapter["use_dora"] else "LoRA"

@@ -7,14 +7,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.convert.match import Part
+from llava.checkpoint.folder import CONFIG
+from llava.checkpoint.match import Part
 from llava.errors import LlavaError
 from llava.fusion.managers import ManagerConfig
-from llava.train.folders.stage_folder import read_json
-
-# Parameters of one that the weights need not have, because no state that the model uses passes through them.
-POST_LAYERNORM = "model.vision_tower.post_layernorm."
-PROJECTOR, NEWLINE, MANAGERS = "model.multi_modal_projector.", "model.image_newline.", "model.managers."
+from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 
 
 @dataclass(frozen=True)
@@ -49,21 +46,9 @@ def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None 
     try:
         return kind.from_pretrained(folder) if fields is None else kind(**fields)
     except (OSError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
-        raise LlavaError(f"{folder / 'config.json'}: no {kind.__name__} ({' '.join(str(error).split())})") from error
+        raise LlavaError(f"{folder / CONFIG}: no {kind.__name__} ({' '.join(str(error).split())})") from error
 
 
 def newline_if_unused(tiling: TilingConfig) -> tuple[str, ...]:
     """The newline as a part that may be new, where this tiling never puts one into an image."""
     return () if tiling.merge == "spatial_unpad" or tiling.newline_after_one_crop else (NEWLINE,)
-
-
-def pixel_statistics(folders: tuple[Path, ...]) -> dict:
-    """Mean and deviation per channel from the first folder that states them; {} where none does."""
-    for folder in folders:
-        for name, section in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-            if (folder / name).is_file():
-                settings = read_json(folder / name)
-                settings = settings.get(section, {}) if section else settings
-                if "image_mean" in settings and "image_std" in settings:
-                    return {key: settings[key] for key in ("image_mean", "image_std")}
-    return {}

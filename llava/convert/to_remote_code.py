@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import llava
-from llava.train.folders.stage_folder import MODEL_TYPE
+from llava.constants import MODEL_TYPE
 
 ENTRY = "llava_ov_manager"
 # Auto class -> (module, class) that it gets.

@@ -8,14 +8,16 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import llava
-from llava.convert.match import EMBEDDINGS, KeyMatch, check_tied_head, match_keys, read_matched
+from llava.checkpoint.compose import expected_shapes, make_processor, pixel_statistics
+from llava.checkpoint.match import KeyMatch, check_tied_head, match_keys, read_matched
+from llava.checkpoint.shards import write_shards
 from llava.convert.output import RECORD, check_room, new_folder
-from llava.convert.parts import expected_shapes, generation_config, make_processor, new_parameters
-from llava.convert.shards import write_shards
-from llava.convert.source import Source, pixel_statistics
+from llava.convert.parts import generation_config, new_parameters
+from llava.convert.source import Source
 from llava.data.processor import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.parts import EMBEDDINGS
 from llava.mllm.questions import turn_token_ids
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")

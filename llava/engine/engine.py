@@ -13,13 +13,13 @@ from threading import Event
 import torch
 from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
 
+from llava.checkpoint.folder import check_folder, has_adapters
 from llava.checkpoint.loading import load_model
-from llava.constants import ADAPTER_FOLDER
 from llava.data.conversation import END
 from llava.data.placeholders import with_places
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
-from llava.engine.checks import DTYPE_NAMES, check_dtype, check_model_folder
+from llava.engine.checks import DTYPE_NAMES, check_dtype
 from llava.engine.kept_cache import KeptCache, check_length
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -66,7 +66,7 @@ class Engine:
         else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
         Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
         """
-        check_model_folder(path)
+        check_folder(path)
         check_dtype(dtype)
         place = _device(device)
         kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
@@ -77,15 +77,12 @@ class Engine:
             if load_4bit:
                 _check_widths(Path(path))
             processor = LlavaOVManagerProcessor.from_pretrained(path)
-            model, loading = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
+            model = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
         except LlavaError:
             raise
         except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LlavaError(f"{path}: cannot be loaded: {reason}") from error
-        for problem in ("missing", "unexpected", "mismatched"):
-            if names := sorted(map(str, loading[f"{problem}_keys"])):
-                raise LlavaError(f"{path}: {problem} in the weights: {len(names)} parameters, first {names[0]}")
         return cls(model if load_4bit else model.to(place), processor)  # 4 bits are where they shall be
 
     @property
@@ -209,7 +206,7 @@ def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
     """Options of from_pretrained. The tower, from which all that is seen comes, and the head stay as they are."""
     if find_spec("bitsandbytes") is None:
         raise LlavaError("loading in 4 bits needs bitsandbytes: pip install 'llava-ov-manager[quantization]'")
-    if (folder / ADAPTER_FOLDER).is_dir():
+    if has_adapters(folder):
         raise LlavaError(
             f"{folder} has LoRA adapters, which cannot be merged into 4 bits; merge them first: "
             f"llava convert merge-lora {folder} --out DIR"

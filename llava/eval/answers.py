@@ -16,32 +16,7 @@ from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.jsonl import append_line, cut_off_half_line, whole_lines
 
-# What a model's answers depend on, below its folder: weights, adapters, sizes, tiling, and text to tokens.
-MODEL_FILES = (
-    "*.safetensors",
-    "adapter/*.safetensors",
-    "adapter/adapter_config.json",
-    "config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-)
 KEY_VERSION = 1  # to be raised when the same model answers the same question differently, by a change of our code
-
-
-def weights_id(model: Path) -> str:
-    """The first 12 hex digits of the SHA-256 of names and contents of the model's files, see MODEL_FILES."""
-    digest = hashlib.sha256()
-    for file in sorted(file for pattern in MODEL_FILES for file in model.glob(pattern)):
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(model).as_posix()} {content}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 def answer_key(dialogue: Dialogue, *asked) -> str:

@@ -24,12 +24,12 @@ from llava.eval.plugin import MODEL_ID
 from llava.eval.store import (
     ANSWERS,
     HEADLINE_AGREEMENT,
-    UNFINISHED,
     headline_metric,
     mean_score,
     save_task_run,
 )
 from llava.eval.task import build_task
+from llava.files import whole_file
 from llava.train.folders.stage_folder import trained_arm
 from llava.train.loop.stop import die_with_launcher
 
@@ -186,9 +186,8 @@ def _note_job(job: Job) -> None:
     folder = answers_folder(job.out, job.task)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**asdict(job), "judge": None}, indent=2)
-    unfinished = folder / f"job.json{UNFINISHED}"
-    unfinished.write_text(text + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / "job.json")
+    with whole_file(folder / "job.json") as file:
+        file.write(text + "\n")
 
 
 def _model_class(job: Job) -> type:

@@ -23,11 +23,12 @@ from loguru import logger
 from PIL import ImageFile
 from tqdm import tqdm
 
+from llava.checkpoint.folder import check_folder, weights_id
 from llava.data.schema import Dialogue
-from llava.engine.checks import check_dtype, check_model_folder
+from llava.engine.checks import check_dtype
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.eval.answers import AnswerStore, answer_key, weights_id
+from llava.eval.answers import AnswerStore, answer_key
 from llava.eval.messages import (
     MAX_FRAMES,
     Settings,
@@ -77,7 +78,7 @@ class LlavaOVManager(lmms):
             raise LlavaError(f"batch_size must be a whole number from 1, found {batch_size!r}")
         check_dtype(dtype)
         if not stored_only:
-            check_model_folder(pretrained)
+            check_folder(pretrained)
         on_cpu = _on_cpu(device)
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes

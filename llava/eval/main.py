@@ -12,7 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from llava.arguments import ArgumentParser, unknown
-from llava.engine.checks import check_dtype, check_model_folder
+from llava.checkpoint.folder import check_folder, weights_id
+from llava.engine.checks import check_dtype
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
 from llava.eval.harness import OFFLINE, Job, is_judged
@@ -155,12 +156,10 @@ def _jobs(args: Namespace) -> list[Job]:
             raise LlavaError(f"--{name} must be at least 1, found {value}")
     if find_spec("lmms_eval") is None:
         raise LlavaError("lmms-eval is not installed; docs/evaluate.md says how")
-    check_model_folder(args.model)
+    check_folder(args.model)
     check_dtype(args.dtype)
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
     folders = {task: data_folder(args.data, task, alone=len(tasks) == 1) for task in tasks}
-    from llava.eval.answers import weights_id  # needs packages of the extra, as lmms-eval does
-
     weights = weights_id(args.model)  # last: it reads the whole checkpoint
     return [
         Job(

@@ -10,7 +10,6 @@ RUN/                        one model, named by the folder; the columns of a rep
 import hashlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
+from llava.files import whole_folder
 
 RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
 AGREEMENT = 1e-6  # the harness's mean and ours may differ by rounding, not by more
@@ -46,13 +46,12 @@ class TaskRun:
 
 def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> Path:
     """Writes the folder `out`/`task` whole: to a temporary folder first, then by one rename."""
-    folder, unfinished = out / task, out / f".{task}{UNFINISHED}"
+    folder = out / task
     discard_task_run(out, task)
-    unfinished.mkdir(parents=True)
-    (unfinished / RESULTS).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
-    rows = (json.dumps(row, default=_described, ensure_ascii=False) + "\n" for row in samples)
-    (unfinished / SAMPLES).write_text("".join(rows), encoding="utf-8")
-    os.replace(unfinished, folder)
+    with whole_folder(folder, out / f".{task}{UNFINISHED}") as unfinished:
+        (unfinished / RESULTS).write_text(json.dumps(results, indent=2, default=str) + "\n", encoding="utf-8")
+        rows = (json.dumps(row, default=_described, ensure_ascii=False) + "\n" for row in samples)
+        (unfinished / SAMPLES).write_text("".join(rows), encoding="utf-8")
     return folder
 
 

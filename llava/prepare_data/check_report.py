@@ -1,8 +1,8 @@
 """What `llava data check` found: the table, and the files of its report folder."""
 
 import json
-import os
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +11,7 @@ from llava.data.inspect import KINDS
 from llava.data.mixture import ExpectedRows
 from llava.data.notes import NOTES
 from llava.errors import LlavaError
+from llava.files import whole_file
 from llava.printable import ID_LIMIT, one_line, visible
 
 SHOWN_ROWS = 100  # faults, and notes, that are printed where no report folder keeps them all
@@ -95,14 +96,15 @@ class BadRowFile:
 
     def __init__(self, folder: Path):
         self.folder, self.count = folder, 0
+        self._files = ExitStack()
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self.faults, self.notes = self._open("bad.jsonl"), self._open("notes.jsonl")
+            self.faults, self.notes = (self._open(name) for name in ("bad.jsonl", "notes.jsonl"))
         except OSError as error:
             raise LlavaError(f"--out {folder} cannot be written: {error.strerror}") from None
 
     def _open(self, name: str):
-        return open(self.folder / f".{name}.partial", "w", encoding="utf-8", errors="backslashreplace")
+        return self._files.enter_context(whole_file(self.folder / name, errors="backslashreplace"))
 
     def __call__(self, row: BadRow) -> None:
         self.count += not row.is_note
@@ -110,12 +112,9 @@ class BadRowFile:
         stream.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
 
     def finish(self, reports: list[FileReport]) -> None:
-        self.faults.close()
-        self.notes.close()
-        table = self.folder / ".report.json.partial"
-        table.write_text(json.dumps([report.to_dict() for report in reports], indent=2) + "\n", encoding="utf-8")
-        for name in ("bad.jsonl", "notes.jsonl", "report.json"):
-            os.replace(self.folder / f".{name}.partial", self.folder / name)
+        with self._files:
+            table = self._open("report.json")
+            table.write(json.dumps([report.to_dict() for report in reports], indent=2) + "\n")
         print(f"bad rows: {visible(str(self.folder / 'bad.jsonl'))}")
 
 

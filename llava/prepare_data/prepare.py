@@ -19,6 +19,7 @@ from tqdm import tqdm
 from llava.data.inspect import why_outside
 from llava.data.json_rows import iter_records
 from llava.errors import DataError, LlavaError
+from llava.files import whole_file
 from llava.prepare_data.rows import (
     IMAGES,
     NOTES,
@@ -178,20 +179,17 @@ def _note_records(part: Part, records_of: Callable[[Part, Tally], Iterator[dict]
         return known["tally"]
     tally = Tally()
     part.records.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = part.records.with_name(f"{part.records.name}.partial")
-    with open(unfinished, "w", encoding="utf-8") as stream:
+    with whole_file(part.records) as stream:
         for record in records_of(part, tally):
             stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             tally.written += 1
-    os.replace(unfinished, part.records)
     write_whole(note, json.dumps({"key": part.key, "tally": tally.to_dict()}).encode())
     return tally.to_dict()
 
 
 def _join(parts: list[Path], target: Path, note: Path, content: dict) -> None:
     """Makes one JSON list of the parts' lines; the parts go when the list is there."""
-    unfinished = target.with_name(f".{target.name}.partial")
-    with open(unfinished, "w", encoding="utf-8") as stream:
+    with whole_file(target) as stream:
         separator = "[\n"
         for part in parts:
             with open(part, encoding="utf-8", newline="\n") as lines:
@@ -201,9 +199,8 @@ def _join(parts: list[Path], target: Path, note: Path, content: dict) -> None:
         stream.write("[]\n" if separator == "[\n" else "\n]\n")
         stream.flush()
         os.fsync(stream.fileno())
-    list_key = file_key(unfinished) | {"file": target.name}
-    write_whole(note, json.dumps(content | {"list": list_key}).encode())
-    os.replace(unfinished, target)
+        list_key = file_key(Path(stream.name)) | {"file": target.name}
+        write_whole(note, json.dumps(content | {"list": list_key}).encode())
     for part in parts:
         part.unlink()
         part.with_suffix(".json").unlink()

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 from llava.data.images import open_image, read_header
 from llava.data.json_rows import SUFFIXES, NoRecordsError, iter_records
 from llava.errors import DataError, LlavaError
+from llava.files import whole_file
 from llava.prepare_data.rules import MATHV360K, MATHV360K_FILE, MATHV360K_MISSING
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -259,10 +260,8 @@ def place_whole(target: Path, source: Path) -> None:
 def write_whole(target: Path, content: BinaryIO | bytes) -> None:
     """Writes a file that appears only when it is complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    with open(partial, "wb") as stream:
+    with whole_file(target, "wb") as stream:
         if isinstance(content, bytes):
             stream.write(content)
         else:
             shutil.copyfileobj(content, stream)
-    os.replace(partial, target)

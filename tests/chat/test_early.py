@@ -8,7 +8,6 @@ import time
 import pytest
 
 from llava.cli import main
-from llava.engine.checks import check_model_folder
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from tests.chat.test_cli import spawn
@@ -58,26 +57,6 @@ def test_help_and_early_errors_do_not_wait_for_torch(tiny_model_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("error: ") == len(arguments) - 1 == done.stderr.count("\n")
     assert time.perf_counter() - begin < 10
-
-
-def test_checkpoints_of_other_formats_point_to_the_import(tmp_path, monkeypatch):
-    for name in ("llava", "llava_qwen", "llava_qwen_manager", "llava_onevision"):
-        (tmp_path / "config.json").write_text(json.dumps({"model_type": name}))
-        with pytest.raises(LlavaError) as caught:
-            check_model_folder(tmp_path)
-        assert str(caught.value) == (
-            f"{tmp_path}: a checkpoint of type {name!r}; make one of this model of it: "
-            f"llava convert import {tmp_path} --out DIR"
-        )
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        LlavaError, match=r"if it is a model on the hub: llava convert import owner/name-0\.5b --out DIR"
-    ):
-        check_model_folder("owner/name-0.5b")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "config.json").rename(tmp_path / "run/config.json")
-    with pytest.raises(LlavaError, match="name one of the folders in it: run"):
-        check_model_folder(tmp_path)
 
 
 def test_widths_that_cannot_be_quantised_are_one_line(tiny_model_dir, capsys):

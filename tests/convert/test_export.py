@@ -260,7 +260,7 @@ def test_wrong_folders_are_refused_in_one_line(tmp_path, save_model, export):
     def changed(weights):
         save_file(weights, tmp_path / "model/model.safetensors")
 
-    refuse("nowhere: no such folder", tmp_path / "nowhere")
+    refuse("nowhere: no such model folder", tmp_path / "nowhere")
     refuse("model exists and is not an empty folder", out=tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
     changed({name: tensor for name, tensor in weights.items() if "layer_embedding" not in name})

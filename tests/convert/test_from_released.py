@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from llava.convert.shards import INDEX
+from llava.checkpoint.shards import INDEX
 from tests.convert.conftest import PLACEHOLDER, WEIGHTS, load_strictly, released_state
 from tests.golden.reference_case import IMAGE_TOKEN_ID, list_cases, make_inputs
 from tests.paths import GOLDEN_DIR

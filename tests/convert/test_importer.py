@@ -239,7 +239,7 @@ def test_folders_that_hold_no_checkpoint(make_released, tmp_path, refused):
     assert "it has neither config.json nor mm_projector.bin" in refused(tmp_path / "nothing")
     assert "no such file or folder" in refused(tmp_path / "absent")
     assert "both --vision_tower DIR and --language_model DIR are needed" in refused()
-    assert "config.json: not readable as JSON" in refused("--vision_tower", tmp_path / "nothing")
+    assert "nothing: not a model folder (no config.json)" in refused("--vision_tower", tmp_path / "nothing")
     folder = make_released()
     assert "holds a model of type 'llava_qwen'; expected qwen2" in refused("--language_model", folder)
     (folder / "config.json").write_text("{")

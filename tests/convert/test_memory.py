@@ -18,7 +18,7 @@ MEASURABLE = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 SCRIPT = """
 import re, sys
 from llava.cli import main
-from llava.convert import shards
+from llava.checkpoint import shards
 small, large, tower, out, size = sys.argv[1:]
 def memory(kind):  # VmRSS: now, VmHWM: at most
     return int(re.search(kind + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024

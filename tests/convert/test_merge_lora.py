@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder
+from llava.checkpoint.shards import write_shards
 from llava.cli import main
 from llava.convert import merge_lora
-from llava.convert.shards import write_shards
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.train.folders.stage_folder import MODEL_TYPE, PROCESSOR_FILES, check_folder
 from tests.convert.conftest import load_strictly
 
 peft = pytest.importorskip("peft")
@@ -105,7 +105,7 @@ def test_the_folder_is_complete_and_plain(adapted, tmp_path, capsys):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     record = json.loads((tmp_path / "out/conversion.json").read_text())
     assert (record["source"], record["kind"], record["adapter"]["r"]) == (str(folder), "merged LoRA", 4)
-    check_folder("model.start_from", str(tmp_path / "out"), (MODEL_TYPE,), PROCESSOR_FILES)
+    check_folder(tmp_path / "out", files=NEEDED_PROCESSOR_FILES, weights=True)
 
 
 def test_peft_is_not_needed_afterwards(adapted, batch, tmp_path):
@@ -181,7 +181,7 @@ def test_a_taken_out_is_kept(adapted, tmp_path, refused):
 
 
 def test_an_absent_checkpoint(tmp_path, refused):
-    assert "no such folder" in refused(tmp_path / "nowhere")
+    assert "no such model folder" in refused(tmp_path / "nowhere")
 
 
 def test_adapters_of_another_kind(adapted, refused):
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_nothing(adapted, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("llava.convert.shards.write_shards", full)
+    monkeypatch.setattr("llava.checkpoint.shards.write_shards", full)
     with pytest.raises(LlavaError, match=r"could not be written: .* No space left on device"):
         merge_lora.run(type("Arguments", (), {"checkpoint": folder, "out": tmp_path / "out"}))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]

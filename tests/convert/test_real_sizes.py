@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
+from llava.checkpoint.compose import expected_shapes
+from llava.checkpoint.match import match_keys
+from llava.checkpoint.shards import TensorInfo
 from llava.convert.from_released import reference_source
-from llava.convert.match import match_keys
-from llava.convert.parts import expected_shapes
-from llava.convert.shards import TensorInfo
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 SHARED = {
@@ -86,7 +86,7 @@ def real_shapes(size: str, managers: bool) -> tuple[dict, dict]:
 def test_every_key_has_its_place(size, managers, monkeypatch):
     text, shapes = real_shapes(size, managers)
     infos = {name: TensorInfo(tuple(shape), torch.bfloat16) for name, shape in shapes.items()}
-    monkeypatch.setattr("llava.convert.match.tensor_infos", lambda path: infos)
+    monkeypatch.setattr("llava.checkpoint.match.tensor_infos", lambda path: infos)
     config = json.loads(json.dumps({**text, **VISION, **(MANAGED if managers else ORIGINAL)}))
     source = reference_source(size, Path("x"), config, None, None)
     with torch.device("meta"):
@@ -113,6 +113,6 @@ def test_a_tower_saved_with_all_27_layers_loses_the_last(monkeypatch):
     text, shapes = real_shapes("0.5b", managers=False)
     last = {name.replace("layers.25.", "layers.26."): shape for name, shape in shapes.items() if "layers.25." in name}
     infos = {name: TensorInfo(tuple(shape), torch.float16) for name, shape in (shapes | last).items()}
-    monkeypatch.setattr("llava.convert.match.tensor_infos", lambda path: infos)
+    monkeypatch.setattr("llava.checkpoint.match.tensor_infos", lambda path: infos)
     source = reference_source("x", Path("x"), {**text, **VISION, **ORIGINAL}, None, None)
     assert source.vision.num_hidden_layers == 26

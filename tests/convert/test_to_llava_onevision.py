@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from llava.anyres import TilingConfig
-from llava.convert.shards import read_tensors
+from llava.checkpoint.shards import read_tensors
 from llava.errors import LlavaError
 from tests.conftest import GRID, TILE
 

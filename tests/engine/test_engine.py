@@ -170,9 +170,9 @@ def broken_config(folder):
     [
         (lambda folder: None, "model: no such model folder"),
         (lambda folder: folder.mkdir(), "not a model folder"),
-        (text_model, "a text-only model of type 'qwen2'; needed is 'llava_ov_manager'"),
-        (vision_model, "a model of type 'siglip_vision_model'; needed is 'llava_ov_manager'"),
-        (broken_config, "not a model configuration"),
+        (text_model, "a text-only model of type 'qwen2'; expected llava_ov_manager"),
+        (vision_model, "a model of type 'siglip_vision_model'; expected llava_ov_manager"),
+        (broken_config, "config.json: not readable as JSON"),
     ],
 )
 def test_other_folders_get_one_clear_line(tmp_path, make, message):

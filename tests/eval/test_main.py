@@ -120,9 +120,9 @@ def test_wrong_arguments_get_one_line(tiny_model_dir, digit_pages, tmp_path, cap
     ("config", "message"),
     [
         (None, "not a model folder (no config.json)"),
-        ('{"model_type": "llava_onevision"}', "make one of this model of it: llava convert import {folder} --out DIR"),
-        ('{"model_type": "llava_qwen"}', "make one of this model of it: llava convert import {folder} --out DIR"),
-        ('{"model_type": "siglip"}', "a model of type 'siglip'; needed is 'llava_ov_manager'"),
+        ('{"model_type": "llava_onevision"}', "llava convert import {folder} --out DIR makes one of it"),
+        ('{"model_type": "llava_qwen"}', "llava convert import {folder} --out DIR makes one of it"),
+        ('{"model_type": "siglip"}', "a model of type 'siglip'; expected llava_ov_manager"),
     ],
 )
 def test_another_kind_of_folder_is_told_before_anything_heavy_is_loaded(tmp_path, config, message):

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import image_layout
 from llava.mllm.cost import forward_cost, training_cost
-from llava.train.loop.components import PREFIXES
+from llava.mllm.parts import PREFIXES
 from llava.train.loop.trainer import supervised_only
 from llava.train.mllm.build import config_from_sizes
 from llava.train.recipe.schema import load_recipe

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llava.data.schema import Sample
 from llava.errors import LlavaError
-from llava.files import follow_umask
+from llava.files import follow_umask, sync_files
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.schema import Recipe
 
@@ -75,11 +75,7 @@ def finish_checkpoint(folder: Path, facts: dict, keep_last: int) -> Path:
     """
     written = folder / f"{PREFIX}{facts['step']}"
     follow_umask(written)
-    sizes = {}
-    for path in sorted(path for path in written.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # a machine that loses power must not keep the mark alone
-        sizes[str(path.relative_to(written))] = path.stat().st_size
+    sizes = sync_files(written)  # a machine that loses power must not keep the mark alone
     with (written / MARK).open("w") as file:
         json.dump({**facts, "files": sizes}, file, indent=2)
         file.flush()

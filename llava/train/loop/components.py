@@ -5,18 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from llava.mllm.parts import POST_LAYERNORM, PREFIXES
 from llava.train.recipe.schema import ComponentRecipe, Recipe
 
-# Parameter names start with these; the head belongs to the language model, as do its embeddings.
-PREFIXES = {
-    "vision_tower": ("model.vision_tower.",),
-    "projector": ("model.multi_modal_projector.",),
-    "managers": ("model.managers.",),
-    "newline": ("model.image_newline.",),
-    "language_model": ("model.language_model.", "lm_head."),
-}
-# Kept so that checkpoints load strictly; no state that the model uses passes through it, so it has no gradient.
-UNUSED = "model.vision_tower.post_layernorm."
 ADAPTERS = "_lora"  # behind the name of a component whose adapters train in its stead
 
 
@@ -77,7 +68,7 @@ def freeze(components: list[Component]) -> None:
     """Lets the components train that shall, except weights that the model does not use."""
     for component in components:
         for name, parameter in component.parameters.items():
-            parameter.requires_grad_(component.trained and not name.startswith(UNUSED))
+            parameter.requires_grad_(component.trained and not name.startswith(POST_LAYERNORM))
 
 
 def component_rows(components: list[Component]) -> list[dict]:

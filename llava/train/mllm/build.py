@@ -18,16 +18,16 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from llava.checkpoint.compose import load_parts, make_processor, pixel_statistics
 from llava.checkpoint.loading import load_model
-from llava.convert.parts import load_parts, make_processor
-from llava.convert.source import pixel_statistics
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.fusion.managers import ManagerConfig, layer_range
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
+from llava.mllm.parts import MANAGERS
 from llava.mllm.questions import turn_token_ids
-from llava.train.mllm.lora import BASE, attach_adapters
+from llava.train.mllm.lora import attach_adapters
 from llava.train.recipe.checks import tiling_config
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.schema import Recipe
@@ -167,25 +167,18 @@ def _continue(recipe: Recipe):
     """From the checkpoint of the stage before, its adapters merged; only managers may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
-    model, loading = load_model(
-        folder,
-        config=model_config(recipe, turn_token_ids(processor.tokenizer)),
-        dtype=torch.float32,
-        attn_implementation=attention_implementation(recipe),
-    )
-    had_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
-    missing = [key for key in loading["missing_keys"] if had_managers or not key.startswith("model.managers.")]
-    unexpected, mismatched = loading["unexpected_keys"], loading["mismatched_keys"]
-    if any(BASE in key for key in unexpected):
-        raise LlavaError(
-            f"model.start_from {folder}: was written in the midst of a run with LoRA, which alone can go on from it; "
-            "start from the folder that the run ends in"
+    has_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
+    config = model_config(recipe, turn_token_ids(processor.tokenizer))
+    try:
+        model = load_model(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention_implementation(recipe),
+            may_be_new=() if has_managers else (MANAGERS,),
         )
-    if missing or unexpected or mismatched:
-        raise LlavaError(
-            f"model.start_from {folder}: its weights do not fit; {len(missing)} missing, {len(unexpected)} unexpected, "
-            f"{len(mismatched)} of another shape"
-        )
+    except LlavaError as error:
+        raise LlavaError(f"model.start_from {error}") from error
     processor.image_processor.tiling = model.config.tiling
     return model, processor
 

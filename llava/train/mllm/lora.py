@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from llava.checkpoint.loading import ADAPTER_WEIGHTS, PEFT_PREFIX, adapter_weights
+from llava.checkpoint.folder import ADAPTER_WEIGHTS
+from llava.checkpoint.loading import BASE, PEFT_PREFIX, adapter_weights
 from llava.constants import ADAPTER_FOLDER
 from llava.errors import LlavaError
 from llava.train.recipe.schema import Recipe
 
 MODULES = {"vision_tower": "model.vision_tower", "language_model": "model.language_model"}
-BASE = ".base_layer."  # what peft puts into the name of a weight that an adapter stands beside
 QUANTIZED = "Params4bit"  # bitsandbytes' class, which is imported only when it is used
 # Numbers with one scale; on a CPU bitsandbytes 0.50 takes the wrong one where a block ends within a row.
 QUANTIZED_BLOCK = 64

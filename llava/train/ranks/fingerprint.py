@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 
 import llava
+from llava.checkpoint.folder import identity_files
 from llava.data.mixture import mixture_entries
+from llava.files import file_hash
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.schema import Recipe
 
@@ -19,12 +21,6 @@ PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsand
 CODE = Path(llava.__file__).parent
 CODE_SUFFIXES = (".py", ".yaml")
 THREADS = 4  # hashlib lets go of the interpreter's lock
-
-
-def file_hash(path: Path) -> str:
-    """The SHA-256 of the whole file, as sha256sum prints it. OSError when it cannot be read."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
@@ -53,11 +49,10 @@ def data_hashes(recipe: Recipe) -> dict[str, str]:
 
 
 def start_hashes(recipe: Recipe) -> dict[str, str]:
-    """{path: SHA-256} of the configurations, tokenizers and weights that the stage starts from."""
+    """{path: SHA-256} of all by which the models that the stage starts from are known, see identity_files."""
     model = recipe.model
     folders = [Path(folder) for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
-    names = ("config.json", "processor_config.json", "tokenizer.json", "tokenizer_config.json", "**/*.safetensors")
-    return file_hashes(path for folder in folders for name in names for path in sorted(folder.glob(name)))
+    return file_hashes(file for folder in folders for file in identity_files(folder))
 
 
 def recipe_values(recipe: Recipe) -> dict[str, str]:

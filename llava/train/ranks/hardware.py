@@ -3,7 +3,6 @@
 import fcntl
 import os
 import platform
-import shutil
 import socket
 import struct
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import torch
 
 from llava.errors import LlavaError
+from llava.files import free_bytes
 
 SIOCGIFADDR = 0x8915  # Linux: the IPv4 address of an interface
 GB = 1e9
@@ -29,7 +29,7 @@ def hardware(output_dir: str) -> dict:
         "memory_gb": round(memory / GB, 1),
         "cpus": os.cpu_count(),
         "network": network(),
-        "free_disk_gb": round(free_disk(output_dir) / GB, 6),
+        "free_disk_gb": round(free_bytes(output_dir) / GB, 6),
     }
 
 
@@ -56,12 +56,6 @@ def cpu_name() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
-
-
-def free_disk(output_dir: str) -> int:
-    """Free bytes where `output_dir` is, or will be created."""
-    folder = Path(output_dir).absolute()
-    return shutil.disk_usage(next(parent for parent in (folder, *folder.parents) if parent.exists())).free
 
 
 def network() -> str | None:

@@ -10,7 +10,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from llava.data.collator import Collator
 from llava.data.mixture import load_mixture
-from llava.train.loop.components import PREFIXES, component_rows, component_table, freeze, split_components
+from llava.mllm.parts import PREFIXES
+from llava.train.loop.components import component_rows, component_table, freeze, split_components
 from llava.train.loop.groups import check_groups
 from llava.train.loop.optimizer import create_adamw
 from llava.train.mllm.data import supervised_dataset

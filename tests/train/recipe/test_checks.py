@@ -84,7 +84,7 @@ def test_faults_that_also_stop_a_dry_run(tiny_recipe, changes, fault, dry_run):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"model.vision_tower": "absent"}, "model.vision_tower absent: no such folder"),
+        ({"model.vision_tower": "absent"}, "model.vision_tower absent: no such model folder"),
         ({"data.image_folder": "absent"}, "data.image_folder absent is not a folder"),
     ],
 )
@@ -103,8 +103,8 @@ def test_a_missing_mixture_is_one_fault_beside_all_missing_folders(tiny_recipe):
         "model.language_model": "lost",
     }
     assert faults_of(tiny_recipe("1", **gone)) == [
-        "model.vision_tower absent: no such folder",
-        "model.language_model lost: no such folder",
+        "model.vision_tower absent: no such model folder",
+        "model.language_model lost: no such model folder",
         "mixture gone.yaml cannot be read: No such file or directory",
         "data.image_folder nowhere is not a folder",
         "eval.image_folder neither is not a folder",

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import torch
 
-from llava.convert.shards import TensorInfo, read_tensors, tensor_infos
+from llava.checkpoint.shards import TensorInfo, read_tensors, tensor_infos
 from llava.errors import LlavaError
-from llava.train.loop.components import PREFIXES
+from llava.mllm.parts import EMBEDDINGS, HEAD, PREFIXES, VISION_TOWER
 
 LISTED = 10  # names of one kind that the table shows; the error line shows the first
-HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
-LAYER = re.compile(r"model\.vision_tower\.encoder\.layers\.(\d+)\..+")
+LAYER = re.compile(rf"{re.escape(VISION_TOWER)}encoder\.layers\.(\d+)\..+")
 TIED, UNUSED_LAYER = "tied to the embeddings", "vision layer above the used ones"
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llava.checkpoint.shards import INDEX, read_tensors, tensor_shapes, weight_files, write_shards
 from llava.convert.output import new_folder
-from llava.convert.shards import INDEX, read_tensors, tensor_shapes, weight_files, write_shards
 from llava.errors import LlavaError
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from llava.convert.files import INDEX, LAYOUTS, weight_files
+from llava.checkpoint.folder import INDEX, LAYOUTS, WEIGHTS, read_index, weight_files
 from llava.errors import LlavaError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -92,7 +92,7 @@ def _mapped(file: Path) -> tuple[list[str], Callable[[str], torch.Tensor]]:
 
 def _indexed_names(folder: Path) -> set[str]:
     index = next(folder / index for single, index in LAYOUTS if (folder / index).is_file())
-    return set(json.loads(index.read_text())["weight_map"])
+    return set(read_index(index))
 
 
 def write_shards(
@@ -131,7 +131,7 @@ def write_shards(
     flush()
     weight_map = {}
     for number, names in enumerate(shards):
-        shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WEIGHTS
         (folder / _part(number)).rename(folder / shard)
         weight_map |= dict.fromkeys(names, shard)
     index = {

@@ -1,0 +1,15 @@
+"""The model's parts, by the names of their parameters: trained, counted and converted part by part."""
+
+VISION_TOWER, PROJECTOR, MANAGERS = "model.vision_tower.", "model.multi_modal_projector.", "model.managers."
+NEWLINE, LANGUAGE_MODEL = "model.image_newline.", "model.language_model."
+# Kept so that checkpoints load strictly; no state that the model uses passes through it, so it has no gradient.
+POST_LAYERNORM = f"{VISION_TOWER}post_layernorm."
+HEAD, EMBEDDINGS = "lm_head.weight", f"{LANGUAGE_MODEL}embed_tokens.weight"
+# Parameter names start with these; the head belongs to the language model, as do its embeddings.
+PREFIXES = {
+    "vision_tower": (VISION_TOWER,),
+    "projector": (PROJECTOR,),
+    "managers": (MANAGERS,),
+    "newline": (NEWLINE,),
+    "language_model": (LANGUAGE_MODEL, "lm_head."),
+}
