@@ -1,5 +1,7 @@
 """What README and docs show can be run, and what they name is there."""
 
+import base64
+import json
 import os
 import re
 import shlex
@@ -26,6 +28,11 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 README_WORDS = 1200
+ELSEWHERE = {  # commands that other tests run
+    "transformers serve ": "tests/eval/test_serving.py",
+    "git clone ": "tests/mllm/test_transformers_generation.py",
+    "pytest tests/mllm/test_transformers_generation.py ": "tests/mllm/test_transformers_generation.py",
+}
 HOOKS = ROOT / ".pre-commit-config.yaml"
 TRAIN = re.compile(r"bash scripts/train/(\w+)\.sh (.*)")
 EVALUATE = re.compile(r"scripts/eval/(benchmarks|judge)\.sh (.*)")
@@ -62,6 +69,7 @@ TRAINING = sorted({found[0].removesuffix(" --dry_run") for line in LINES if (fou
 SCRIPTS = sorted({found[0] for line in shell_lines(["README.md"]) if (found := TRAIN.search(line))})
 PYTHON = blocks("python")
 LLAVA = sorted({line.split("| ")[-1] for line in LINES if re.search(r"(^|\| )llava ", line)})
+REQUEST = next(block.text for block in blocks("bash") if "curl " in block.text)
 EVALUATIONS = sorted({found[0] for line in LINES if (found := EVALUATE.search(line))})
 
 
@@ -72,6 +80,14 @@ def test_the_lists_are_not_empty():
     assert len(LLAVA) >= 12
     assert len(EVALUATIONS) >= 4
     assert len(TEXTS) >= 12
+
+
+def test_every_command_is_of_a_kind_that_is_looked_at():
+    """Else a new kind of line would be run by nothing."""
+    kinds = ("make ", "llava ", "echo ", "scripts/eval/", "bash scripts/train/", "pip install ", *ELSEWHERE)
+    lines = [re.sub(r"^(\w+=\S+ )+", "", line) for line in LINES if line not in REQUEST]
+    assert [line for line in lines if not line.startswith(kinds)] == []
+    assert all((ROOT / name).is_file() for name in ELSEWHERE.values())
 
 
 def test_the_readme_is_short():
@@ -208,6 +224,19 @@ def spans() -> set[tuple[str, str]]:
     """(page, what stands between two backticks), outside of blocks, in one line."""
     texts = {page: re.sub(r"```.*?```", "", text, flags=re.DOTALL) for page, text in TEXTS.items()}
     return {(page, " ".join(span.split())) for page, text in texts.items() for span in re.findall(r"`([^`]+)`", text)}
+
+
+def test_the_request_is_one_that_the_server_takes(tmp_path):
+    """What curl would send; tests/eval/test_serving.py sends such messages."""
+    Image.new("RGB", (10, 6), "white").save(tmp_path / "photo.jpg")
+    command = re.sub(r"curl .*", "cat", REQUEST)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=True)
+    request = json.loads(done.stdout)
+    assert set(request) == {"model", "max_tokens", "messages"}
+    image, text = request["messages"][0]["content"]
+    kind, data = image["image_url"]["url"].split(",")
+    assert (kind, text["type"]) == ("data:image/jpeg;base64", "text")
+    assert base64.b64decode(data) == (tmp_path / "photo.jpg").read_bytes()
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.page)
