@@ -1,8 +1,8 @@
 """Images per second of evaluation, one at a time and in batches: on digit pages, and with random weights at real size.
 
-    python benchmarks/bench_eval.py                                            # on a GPU
-    python benchmarks/bench_eval.py --checkpoint playground/quickstart/checkpoints/stage2-grid_manager  # the digit pages with that model
-    python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2    # a small machine
+    python benchmarks/bench_eval.py                                   # on a GPU
+    python benchmarks/bench_eval.py --checkpoint DIR                  # digit pages with the quickstart's model in DIR
+    python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2  # a small machine
 
 The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, with noise for images. As `llava eval` does it, batches
 hold questions of similar cost, the most costly first. The two sides take turns, so that what else the machine does hits
