@@ -7,17 +7,17 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from torch import distributed
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from llava.data.collator import Collator
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.errors import DataError, LlavaError
+from llava.errors import DataError
 from llava.mllm.cost import training_cost
 from llava.train.estimate.plan import Plan, describe, manifest
 from llava.train.folders.interim import (
@@ -41,7 +41,7 @@ from llava.train.mllm.data import held_out, inspect_once, supervised_dataset
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
 from llava.train.ranks.preflight import preflight
-from llava.train.ranks.process_group import leave_process_group, rank, start_process_group
+from llava.train.ranks.process_group import end_all, leave_process_group, on_first_rank, rank, start_process_group
 from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe
 
@@ -72,12 +72,10 @@ def run_stage(recipe: Recipe) -> None:
         write_start(working_folder(recipe.run.output_dir), record, sampled_rows(stage.mixture, recipe.run.seed))
     try:
         train(stage.trainer)
-    except NonFiniteError:
-        leave_process_group()
-        if rank() > 0:
-            raise SystemExit(2) from None  # rank 0 tells
-        print(file=sys.stderr)  # the progress bar's line is open
-        raise
+    except NonFiniteError as error:
+        if rank() == 0:
+            print(file=sys.stderr)  # the progress bar's line is open
+        end_all(error)
     if stage.trainer.stopped_by:
         leave_process_group()
         exit_stopped(stage.trainer)
@@ -114,7 +112,7 @@ def prepare(recipe: Recipe) -> Stage:
         described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
         print(described, mixture, sep="\n\n", flush=True)
 
-    start_process_group(recipe)
+    start_process_group(recipe.run)
     arguments = training_arguments(recipe, plan)
     positions = model.config.text_config.max_position_embeddings
     dataset = supervised_dataset(recipe, mixture.samples, processor, positions)
@@ -197,20 +195,8 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
 
     Raises LlavaError when the data is not what the checkpoint was trained on.
     """
-    decided = [None]
-    if rank() == 0:
-        try:
-            decided[0] = _decide(checkpoint, recipe, trainer)
-        except LlavaError as error:
-            decided[0] = error
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(decided)
-    if isinstance(decided[0], LlavaError):
-        leave_process_group()
-        if rank() > 0:
-            raise SystemExit(2)  # rank 0 tells
-        raise decided[0]
-    trainer.last_saved, trainer.joined_states, trainer.facts = decided[0]
+    decided = on_first_rank(partial(_decide, checkpoint, recipe, trainer))
+    trainer.last_saved, trainer.joined_states, trainer.facts = decided
 
 
 def _decide(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> tuple[Path | None, Path | None, dict]:

@@ -17,6 +17,7 @@ from llava.train.folders.stage_folder import ANSWERS
 from llava.train.loop.answer_log import AnswerLog
 from llava.train.loop.held_out import HeldOut
 from llava.train.loop.resumable import ResumableTrainer
+from llava.train.ranks.process_group import gathered
 
 
 class EvaluatingTrainer(ResumableTrainer):
@@ -95,7 +96,7 @@ class EvaluatingTrainer(ResumableTrainer):
                 batch = self.held_out.batch(indices) if indices else None
             except DataError as error:
                 failures = [str(error)]
-            failures = self._all_ranks(failures)
+            failures = gathered(failures)
             if failures:
                 self._tell(f"no held-out answers: {failures[0]}")
                 return
@@ -103,7 +104,7 @@ class EvaluatingTrainer(ResumableTrainer):
                 with self.accelerator.autocast():
                     texts = self.held_out.answers(self.model, self._prepare_inputs(batch), all_ranks=partitioned)
                 found += zip(indices, texts)
-        answers = dict(reversed(self._all_ranks(found)))  # the first rank's, where all have answered
+        answers = dict(reversed(gathered(found)))  # the first rank's, where all have answered
         if self.args.should_save:
             self.answer_log.write(self, [answers[index] for index in range(len(prompts))])
 

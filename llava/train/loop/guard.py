@@ -6,6 +6,7 @@ import torch
 from torch import distributed
 
 from llava.errors import LlavaError
+from llava.train.ranks.process_group import gathered
 
 SHOWN_SAMPLES = 20
 
@@ -53,13 +54,9 @@ class Guard:
         A loss points at one micro-batch; a gradient whose losses are all finite may come from any of the step.
         """
         blamed = [index for index, good in enumerate(finite) if not good][:1] if bad_loss else range(len(finite))
-        found = [self._save(step, blamed, norm)] if blamed else []
-        if distributed.is_initialized():
-            gathered = [None] * distributed.get_world_size()
-            distributed.all_gather_object(gathered, found)
-            found = [line for lines in gathered for line in lines]
+        lines = gathered([self._save(step, blamed, norm)] if blamed else [])
         what = "loss" if bad_loss else "gradient"
-        raise NonFiniteError("\n".join([f"step {step}: a {what} is not finite; nothing was saved after it", *found]))
+        raise NonFiniteError("\n".join([f"step {step}: a {what} is not finite; nothing was saved after it", *lines]))
 
     def _save(self, step: int, blamed: list[int] | range, norm: float) -> str:
         """Writes the micro-batches `blamed`, each with its samples and loss, and returns a line about them."""
@@ -74,9 +71,9 @@ class Guard:
             for index in blamed
         ]
         samples = [sample for batch in batches for sample in batch["samples"]]
-        shown = ", ".join(samples[:SHOWN_SAMPLES]) + f" and {len(samples) - SHOWN_SAMPLES} more" * (
-            len(samples) > SHOWN_SAMPLES
-        )
+        shown = ", ".join(samples[:SHOWN_SAMPLES])
+        if len(samples) > SHOWN_SAMPLES:
+            shown += f" and {len(samples) - SHOWN_SAMPLES} more"
         losses = ", ".join(f"{batch['loss']:g}" for batch in batches)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import distributed
 from transformers import Trainer, TrainerCallback
 
 from llava.sizes import in_bytes
@@ -25,6 +24,7 @@ from llava.train.loop.components import full_shape
 from llava.train.loop.guard import Guard
 from llava.train.loop.stop import StopRequest, heed_parent_alone
 from llava.train.loop.totals import Totals
+from llava.train.ranks.process_group import gathered
 from llava.train.recipe.schema import RunRecipe
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
@@ -115,7 +115,7 @@ class ResumableTrainer(Trainer):
 
     def joined_totals(self) -> dict:
         """What the run has done so far, on the first rank over all its starts; every rank calls it."""
-        return self.totals.joined(self._all_ranks([self.totals.own()]))
+        return self.totals.joined(gathered([self.totals.own()]))
 
     def _get_output_dir(self, trial) -> str:
         """Where the Trainer puts checkpoint-STEP."""
@@ -127,12 +127,12 @@ class ResumableTrainer(Trainer):
         self.failures = []
         if self.args.should_save:
             self._attempt(self._start)
-        if not self._all_ranks(self.failures):
+        if not gathered(self.failures):
             try:
                 super()._save_checkpoint(model, trial)
             except OSError as error:
                 self.failures.append(str(error))
-        failures, totals = self._all_ranks(self.failures), self.joined_totals()
+        failures, totals = gathered(self.failures), self.joined_totals()
         if self.args.should_save:
             self._finish(failures, totals, started)
         self.accelerator.wait_for_everyone()
@@ -205,14 +205,6 @@ class ResumableTrainer(Trainer):
             self.failures.append(" ".join(str(error).split()))
             if path is not None:
                 Path(path).unlink(missing_ok=True)  # gives its space back to what is still to be written
-
-    def _all_ranks(self, items: list) -> list:
-        """The items of all ranks, one rank's after the other's."""
-        if not distributed.is_initialized():
-            return list(items)
-        gathered = [None] * distributed.get_world_size()
-        distributed.all_gather_object(gathered, items)
-        return [item for rank_items in gathered for item in rank_items]
 
 
 class SaveAndStop(TrainerCallback):

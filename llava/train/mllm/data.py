@@ -1,9 +1,8 @@
 """What a stage trains on and what is held out, as datasets whose samples were inspected before training."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import islice
-
-from torch import distributed
 
 from llava.data.dataset import SupervisedDataset
 from llava.data.inspect import Inspection, inspect_samples
@@ -11,7 +10,7 @@ from llava.data.mixture import load_mixture
 from llava.mllm.cost import Cost
 from llava.train.folders.interim import WAY_ON
 from llava.train.loop.held_out import HeldOut, last_exchange
-from llava.train.ranks.process_group import leave_process_group, rank
+from llava.train.ranks.process_group import on_first_rank
 from llava.train.recipe.checks import held_out_folder, video_sampling
 from llava.train.recipe.schema import Recipe
 
@@ -59,30 +58,30 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
 def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
     """Image sizes for the sampler, read by rank 0 and sent to the others; rank 0 also tells what is odd.
 
-    Raises DataError with all unusable and over-long samples, unless bad samples are to be skipped and others are left.
     Samples that are held out are decoded, and never skipped: their loss would be another one.
+
+    Raises:
+        DataError: with all unusable and over-long samples, unless bad samples are to be skipped and others are left.
     """
-    found = [None]
+    return on_first_rank(partial(_inspect, recipe, dataset, held_out))
+
+
+def _inspect(recipe: Recipe, dataset: SupervisedDataset, held_out: bool) -> Inspection:
     may_skip = recipe.data.on_bad_sample == "skip" and not held_out
-    if rank() == 0:
-        inspection = inspect_samples(
-            dataset.samples,
-            dataset.image_folder,
-            dataset.video_sampling,
-            decode=held_out,
-            template=dataset.encoding["template"],
-        )
-        too_long, shortened = dataset.over_long(inspection)
-        notes = inspection.notes | ({"shortened": shortened} if shortened else {})
-        inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
-        if may_skip or not inspection.faults:
-            print("".join(f"{line}\n" for line in inspection.told()), end="", flush=True)
-        found[0] = replace(inspection, notes={})
-    if distributed.is_initialized():
-        distributed.broadcast_object_list(found)
-    if found[0].faults and not (may_skip and len(found[0].faults) < len(dataset)):
-        leave_process_group()
-        if rank() > 0:
-            raise SystemExit(2)  # rank 0 tells
-        found[0].raise_faults("\nNone is left to train on" if may_skip else "" if held_out else WAY_ON)
-    return found[0]
+    inspection = inspect_samples(
+        dataset.samples,
+        dataset.image_folder,
+        dataset.video_sampling,
+        decode=held_out,
+        template=dataset.encoding["template"],
+    )
+    too_long, shortened = dataset.over_long(inspection)
+    notes = inspection.notes | ({"shortened": shortened} if shortened else {})
+    inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
+    if may_skip or not inspection.faults:
+        print("".join(f"{line}\n" for line in inspection.told()), end="", flush=True)
+    if inspection.faults and not (may_skip and len(inspection.faults) < len(dataset)):
+        if may_skip:
+            inspection.raise_faults("\nNone is left to train on")
+        inspection.raise_faults("" if held_out else WAY_ON)
+    return replace(inspection, notes={})

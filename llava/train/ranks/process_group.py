@@ -2,12 +2,16 @@
 
 import datetime
 import os
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
 
 from llava.errors import LlavaError
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import RunRecipe
+
+Value = TypeVar("Value")
 
 
 def rank() -> int:
@@ -15,12 +19,15 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def start_process_group(recipe: Recipe) -> None:
+def start_process_group(run: RunRecipe) -> None:
     """Connects the ranks where transformers would not: under DeepSpeed on a CPU.
 
     Without this ZeRO-3 sees a world of one process, and the timeout is gloo's half hour.
+
+    Raises:
+        LlavaError: for DeepSpeed without torchrun.
     """
-    if recipe.run.deepspeed is None:
+    if run.deepspeed is None:
         return
     if "RANK" not in os.environ:
         raise LlavaError("run.deepspeed needs torchrun: use scripts/train/stage*.sh, or pass --run.deepspeed none")
@@ -30,7 +37,7 @@ def start_process_group(recipe: Recipe) -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # a compilation of 95 s that brings nothing here
-    timeout = datetime.timedelta(seconds=recipe.run.collective_timeout)
+    timeout = datetime.timedelta(seconds=run.collective_timeout)
     deepspeed.init_distributed(dist_backend="gloo", timeout=timeout, verbose=False)
 
 
@@ -38,3 +45,46 @@ def leave_process_group() -> None:
     """Ends the ranks' connections; a process that exits without can abort in gloo's threads."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
+
+
+def on_first_rank(function: Callable[[], Value]) -> Value:
+    """Calls `function` on rank 0 alone and returns what it returned there, on every rank; every rank calls this.
+
+    Raises:
+        LlavaError: on rank 0, the one that `function` raised; see `end_all` for the others.
+    """
+    value, error = None, None
+    if rank() == 0:
+        try:
+            value = function()
+        except LlavaError as raised:
+            error = raised
+    sent = [value, error is not None]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(sent)
+    value, failed = sent
+    if failed:
+        end_all(error)
+    return value
+
+
+def end_all(error: LlavaError | None) -> NoReturn:
+    """Ends the run for an `error` that every rank knows of; every rank calls it.
+
+    Raises:
+        LlavaError: `error`, on rank 0, which so tells it.
+        SystemExit: on the others, with status 2.
+    """
+    leave_process_group()
+    if rank() > 0:
+        raise SystemExit(2) from None
+    raise error
+
+
+def gathered(items: list) -> list:
+    """The items of all ranks on every rank, one rank's after the other's; every rank calls it."""
+    if not distributed.is_initialized():
+        return list(items)
+    of_ranks = [None] * distributed.get_world_size()
+    distributed.all_gather_object(of_ranks, items)
+    return [item for of_rank in of_ranks for item in of_rank]
