@@ -1,8 +1,11 @@
-"""Who may read what is written follows from the umask alone, whichever library writes it."""
+"""Files and folders are whole or not there, and who may read them follows from the umask alone."""
 
+import hashlib
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from transformers import TrainerState
 
 from llava.cli import main
 from llava.demo.pretrain import pretrain_language_model, pretrain_tower
-from llava.files import follow_umask
+from llava.files import existing_folder, file_hash, follow_umask, put_back, sync_files, whole_file, whole_folder
 from llava.train.folders.interim import finish_checkpoint, start_checkpoint
 from llava.train.folders.stage_folder import MANIFEST, start_working_folder, write_checkpoint, write_model
 
@@ -76,3 +79,108 @@ def test_a_links_target_stays_as_it_is(tmp_path):
     assert stat.S_IMODE(elsewhere.stat().st_mode) == 0o600
     assert stat.S_IMODE((folder / "deep/weights").stat().st_mode) != 0o600
     assert sorted(path.name for path in folder.iterdir()) == ["deep", "link"]
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def killed(call: str, body: str, tmp_path: Path) -> None:
+    """Runs `with CALL as made:` and `body` in a process that is killed where the body says `kill()`."""
+    script = f"""
+import os, signal
+from llava.files import *
+kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+with {call} as made:
+    {body}
+"""
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False).returncode == -9
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_a_file_is_there_when_its_block_ends(tmp_path, before):
+    path = tmp_path / "file"
+    if before:
+        path.write_text(before)
+    with whole_file(path, sync=True) as stream:
+        stream.write("n\u00e9w")
+        stream.flush()
+        assert (path.read_text() if before else path.exists()) == (before or False)
+    assert path.read_bytes() == "n\u00e9w".encode()
+    with whole_file(path, "wb") as stream:
+        stream.write(b"\xff")
+    assert path.read_bytes() == b"\xff"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_error_leaves_the_file_and_the_folder_as_they_were(tmp_path, error):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").touch()
+
+    def fail():
+        with whole_file(tmp_path / "file") as stream, whole_folder(tmp_path / "folder") as folder:
+            stream.write("new")
+            (folder / "new").touch()
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path / "folder") == ["old"]
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_file_that_cannot_be_renamed_leaves_nothing(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError), whole_file(tmp_path / "file"):
+        pass
+    with pytest.raises(FileNotFoundError), whole_file(tmp_path / "nowhere/file"):
+        pass
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_killed_writer_leaves_what_was_there(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").touch()
+    killed("whole_file('file')", "made.write('new'); made.flush(); kill()", tmp_path)
+    killed("whole_folder('folder')", "(made / 'new').touch(); kill()", tmp_path)
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path / "folder") == ["old"]
+    with whole_file(tmp_path / "file"), whole_folder(tmp_path / "folder") as folder:
+        assert names(folder) == [], "what the killed one left is gone"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_folder_takes_the_place_of_an_older_one(tmp_path):
+    for name in ("first", "second"):
+        with whole_folder(tmp_path / "folder", working=tmp_path / "deep/.working") as folder:
+            assert folder == tmp_path / "deep/.working"
+            (folder / name).touch()
+    assert names(tmp_path / "folder") == ["second"]
+    assert names(tmp_path) == ["deep", "folder"]
+    assert names(tmp_path / "deep") == []
+
+
+def test_a_writer_killed_between_the_renames_loses_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/old").touch()
+    second = "rename = Path.rename; Path.rename = lambda path, to: kill() if 'unfin' in path.name else rename(path, to)"
+    killed("whole_folder('folder')", second, tmp_path)
+    assert names(tmp_path) == ["folder.replaced", "folder.unfinished"]
+    put_back(tmp_path / "folder")
+    assert names(tmp_path / "folder") == ["old"]
+    put_back(tmp_path / "folder")  # once is enough
+    assert names(tmp_path) == ["folder", "folder.unfinished"]
+
+
+def test_sizes_hashes_and_places(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/file").write_bytes(b"12345")
+    (tmp_path / "a/empty").touch()
+    assert sync_files(tmp_path / "a") == {"b/file": 5, "empty": 0}
+    assert file_hash(tmp_path / "a/b/file") == hashlib.sha256(b"12345").hexdigest()
+    assert existing_folder(tmp_path / "a/b") == tmp_path / "a/b"
+    assert existing_folder(tmp_path / "a/c/d/e") == tmp_path / "a"
