@@ -94,6 +94,13 @@ def test_the_readme_is_short():
     assert len(TEXTS["README.md"].split()) <= README_WORDS
 
 
+def test_lines_are_as_long_as_those_of_the_code():
+    """Tables, pictures and blocks aside."""
+    prose = {page: re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() for page, text in TEXTS.items()}
+    long = [(page, line) for page, lines in prose.items() for line in lines if len(line) > 120]
+    assert [(page, line) for page, line in long if not line.startswith(("|", "!["))] == []
+
+
 @pytest.mark.parametrize("command", SCRIPTS)
 def test_every_training_command_of_the_readme_dry_runs(command):
     words = [*command.split(), "--dry_run"] if "--dry_run" not in command else command.split()
@@ -112,6 +119,25 @@ def test_every_training_command_dry_runs_in_this_process(command, monkeypatch, c
     words = [*shlex.split(words), "--dry_run"] if "--dry_run" not in words else shlex.split(words)
     assert train(["--recipe", str(recipe), *words]) == 0
     assert "trainable" in capsys.readouterr().out
+
+
+def test_the_sizes_that_the_pages_state_are_what_a_dry_run_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("NNODES", "2")
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    recipe = str(next(ROOT.glob("scripts/train/recipes/**/stage2.yaml")))
+    assert train(["--recipe", recipe, "--arm", "grid_manager", "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    samples = re.search(r"all stages +([\d,]+)", printed)[1]
+    parameters = int(re.search(r"^total +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
+    steps = re.search(r"^steps +([\d,]+)", printed, re.MULTILINE)[1]
+    zero2 = float(re.search(r"^sum +[\d.]+ +([\d.]+)", printed, re.MULTILINE)[1])
+    for text in (f"{samples} samples", f"{parameters / 1e6:.2f} M parameters", f"estimates {zero2:.1f} GB"):
+        assert text in " ".join(TEXTS["README.md"].split())
+    assert f"| {steps} | 3.9 billion | 12.5 billion | 5.1 | {zero2:.1f} |" in TEXTS["docs/train.md"]
+    hours = [round(ms * int(samples.replace(",", "")) / 3.6e6 * 16) for ms in (11.84, 12.22, 51.95, 54.17)]
+    table = re.findall(r"^\| `\w+` .*\| ([\d,]+) \| [\d.]+, [\d.]+ \|$", TEXTS["README.md"], re.MULTILINE)
+    assert [f"{value:,}" for value in hours] == table
 
 
 class ReadError(Exception):
