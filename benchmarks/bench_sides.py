@@ -20,9 +20,9 @@ from llava.mllm.visual_input import image_input
 from llava.train.loop.trainer import supervised_only
 from llava.train.mllm.build import manager_config
 from llava.train.mllm.recompute_compile import checkpoint
-from llava.train.recipe.checks import tiling_config
 from llava.train.recipe.dotted import read_yaml
-from llava.train.recipe.schema import load_recipe, named_components
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import named_components
 
 RECIPE, SIZES = "scripts/train/recipes/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
 ARMS = ("baseline", "manager", "grid", "grid_manager")
@@ -60,7 +60,7 @@ class Bench:
         text_layers = text_layers or sizes["text"]["num_hidden_layers"]
         vision = SiglipVisionConfig(**sizes["vision"] | {"num_hidden_layers": vision_layers})
         text = Qwen2Config(**sizes["text"] | {"num_hidden_layers": text_layers})
-        self.tilings = {arm: tiling_config(recipe, vision.image_size) for arm, recipe in recipes.items()}
+        self.tilings = {arm: recipe.tiling.config(vision.image_size) for arm, recipe in recipes.items()}
         config = LlavaOVManagerConfig(
             vision_config=vision,
             text_config=text,

@@ -18,7 +18,7 @@ from llava.data.sampler import epoch_order
 from llava.mllm.cost import Cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.mllm.build import config_from_sizes
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 
 # Stage 2 as a mixture of kinds: share, (width, height) of a typical image, median words of its text. The shares are
 # LLaVA-OneVision's of its single-image data (general 36, document/chart/screen 21, math 20, OCR 9, language 14%).

@@ -12,14 +12,16 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
+from llava.bounds import check_choice
+from llava.constants import Merge
 from llava.errors import LlavaError
 
-MODES = ("square", "pad", "anyres")
-MERGES = ("flat", "spatial", "spatial_unpad")
-UNPAD_ROUNDINGS = ("truncate", "round")
+Mode = Literal["square", "pad", "anyres"]
+UnpadRounding = Literal["truncate", "round"]
 SHRINK_THRESHOLD = 1.1  # the map is resized only when its side exceeds the budget by more than a tenth
 
 
@@ -39,23 +41,18 @@ class TilingConfig:
     Raises LlavaError when the fields contradict each other.
     """
 
-    mode: str = "square"
-    merge: str = "flat"
+    mode: Mode = "square"
+    merge: Merge = "flat"
     max_tiles: int | None = None
     pinpoints: tuple[tuple[int, int], ...] = ()
     newline_after_one_crop: bool = False
-    unpad_rounding: str = "truncate"
+    unpad_rounding: UnpadRounding = "truncate"
 
     def __post_init__(self):
         object.__setattr__(self, "pinpoints", tuple((int(w), int(h)) for w, h in self.pinpoints))
-        if self.mode not in MODES:
-            raise LlavaError(f"unknown tiling mode {self.mode!r}; choose one of {', '.join(MODES)}")
-        if self.merge not in MERGES:
-            raise LlavaError(f"unknown tiling merge {self.merge!r}; choose one of {', '.join(MERGES)}")
-        if self.unpad_rounding not in UNPAD_ROUNDINGS:
-            raise LlavaError(
-                f"unknown tiling unpad_rounding {self.unpad_rounding!r}; choose one of {', '.join(UNPAD_ROUNDINGS)}"
-            )
+        check_choice("tiling mode", self.mode, Mode)
+        check_choice("tiling merge", self.merge, Merge)
+        check_choice("tiling unpad_rounding", self.unpad_rounding, UnpadRounding)
         if self.mode == "anyres" and not self.pinpoints:
             raise LlavaError("tiling mode 'anyres' needs at least one pinpoint (width, height)")
         if any(side < 1 for pinpoint in self.pinpoints for side in pinpoint):
@@ -205,7 +202,7 @@ def unpad_window(size: tuple[int, int], joined: tuple[int, int], rounding: str) 
     """(row0, column0, rows, columns): the part of the joined patch map (rows, columns) that shows the image.
 
     The margin is the same on both sides, so that one patch row of padding may stay; very long images can lose all.
-    rounding: one of UNPAD_ROUNDINGS.
+    rounding: an UnpadRounding.
     """
     rows, columns = joined
     if size[0] / size[1] > columns / rows:

@@ -1,5 +1,7 @@
 """Names and numbers that every part of the code shares."""
 
+from typing import Literal
+
 IGNORE_INDEX = -100  # label of a position that carries no loss, torch's and transformers' convention
 IMAGE_TOKEN = "<image>"  # one per image in text; expanded to the image's token count before the model
 VIDEO_TOKEN = "<video>"  # likewise for a video
@@ -8,4 +10,5 @@ MODEL_TYPE = "llava_ov_manager"  # of this model, in config.json
 # Checkpoints that `llava convert import` makes ours of: the reference's code and its kin, and transformers' own format.
 RELEASED_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 ONEVISION_MODEL_TYPE = "llava_onevision"
+Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops become one sequence, see TilingConfig
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format

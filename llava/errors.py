@@ -1,5 +1,7 @@
 """The base of every error that a user can cause and mend."""
 
+from collections.abc import Sequence
+
 
 class LlavaError(ValueError):
     """Wrong input. The message is one line that names the file or sample and both numbers; the CLI prints it alone."""
@@ -27,3 +29,11 @@ class TemplateError(DataError):
 
 class NoAnswerError(DataError):
     """A conversation of which nothing would be learned."""
+
+
+def raise_faults(origin: str, faults: Sequence[str]) -> None:
+    """Raises one LlavaError that lists `faults`, if there are any. origin: what they are of, for the first line."""
+    if len(faults) == 1:
+        raise LlavaError(faults[0])
+    if faults:
+        raise LlavaError(f"{origin} has {len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))

@@ -21,7 +21,8 @@ from llava.cli import COMMANDS, main
 from llava.train.main import main as train
 from llava.train.main import recipe_keys
 from llava.train.recipe.dotted import dotted_keys
-from llava.train.recipe.schema import Recipe, load_recipe
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import Recipe
 from tests.paths import ROOT
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "playground/README.md")]

@@ -6,15 +6,18 @@ turn. What a template takes and leaves out is decided in template_turns, for tra
 """
 
 import re
+from typing import Literal, get_args
 
+from llava.bounds import check_choice
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.placeholders import place_in_front
 from llava.data.schema import Turn
-from llava.errors import LlavaError, NoAnswerError, PlaceholderError, TemplateError
+from llava.errors import NoAnswerError, PlaceholderError, TemplateError
 from llava.printable import brief
 
-TEMPLATES = ("plain", "qwen_1_5")
-LABEL_RULES = ("answers", "released")
+Template = Literal["plain", "qwen_1_5"]
+TEMPLATES: tuple[str, ...] = get_args(Template)
+LabelRule = Literal["answers", "released"]
 START, END = "<|im_start|>", "<|im_end|>"
 _WORD = "<\0"  # for the "<" of what is no place, until it is encoded
 NO_ANSWER = "the conversation has no answer to learn from"
@@ -43,7 +46,7 @@ def encode_conversation(
     The ids before an answer's text are those of encode_prompt, whatever the text begins with. Raises DataError as
     template_turns does.
     """
-    _check_choice("label rule", label_rule, LABEL_RULES)
+    check_choice("label rule", label_rule, LabelRule)
     turns = template_turns(turns, template, images, videos)
     placeholders = _placeholders(images, videos)
     if template == "plain":
@@ -73,7 +76,7 @@ def template_turns(turns: tuple[Turn, ...], template: str, images: int = 0, vide
     in a text without images or videos they are words); TemplateError when the turns do not fit the template;
     NoAnswerError when no encoded turn is an answer with text.
     """
-    _check_choice("template", template, TEMPLATES)
+    check_choice("template", template, Template)
     placeholders = _placeholders(images, videos)
     turns = tuple(_visual_first(turn, placeholders) for turn in turns)
     check_placeholders(turns, images, videos)
@@ -211,8 +214,3 @@ def literal(text: str) -> str:
 def _text_ids(tokenizer, text: str) -> list[int]:
     text = text.replace(_WORD, "<")
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-
-def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise LlavaError(f"unknown {what} {value!r}; choose one of {', '.join(choices)}")

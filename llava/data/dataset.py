@@ -11,21 +11,21 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from llava.anyres import ImageLayout, VideoLayout
+from llava.bounds import check_choice
 from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
-from llava.data.conversation import template_turns
+from llava.data.conversation import LabelRule, Template, template_turns
 from llava.data.images import open_image
 from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
-from llava.data.over_long import OVER_LONG, describe_too_long, fit_sample, most_tokens
+from llava.data.over_long import OnOverLong, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.record_store import TextFacts
-from llava.data.schema import Sample, Turn
+from llava.data.schema import OnBadSample, Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
-from llava.errors import DataError, LlavaError
+from llava.errors import DataError
 from llava.printable import one_line
 
 logger = logging.getLogger(__name__)
-ON_BAD_SAMPLE = ("error", "skip")
 BYTES_PER_TOKEN = 4  # of English in Qwen2's tokenizer, to estimate lengths without tokenizing everything
 TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the system message included
 BYTES_PER_VIDEO, BYTES_PER_FRAME = 120, 20  # upper bounds of time_instruction
@@ -78,19 +78,17 @@ class SupervisedDataset(Dataset):
         processor: LlavaOVManagerProcessor,
         *,
         image_folder: str | Path = ".",
-        template: str = "qwen_1_5",
-        label_rule: str = "answers",
+        template: Template = "qwen_1_5",
+        label_rule: LabelRule = "answers",
         max_length: int = 16384,
-        on_over_long: str = "error",
+        on_over_long: OnOverLong = "error",
         positions: int | None = None,
-        on_bad_sample: str = "error",
+        on_bad_sample: OnBadSample = "error",
         video_sampling: VideoSampling = EVERY_SECOND,
         time_instruction: bool = False,
     ):
-        if on_bad_sample not in ON_BAD_SAMPLE:
-            raise LlavaError(f"unknown on_bad_sample {on_bad_sample!r}; choose one of {', '.join(ON_BAD_SAMPLE)}")
-        if on_over_long not in OVER_LONG:
-            raise LlavaError(f"unknown on_over_long {on_over_long!r}; choose one of {', '.join(OVER_LONG)}")
+        check_choice("on_bad_sample", on_bad_sample, OnBadSample)
+        check_choice("on_over_long", on_over_long, OnOverLong)
         self.samples = samples
         self.processor = processor
         self.image_folder = Path(image_folder)

@@ -148,6 +148,11 @@ def _possible(file: Path, where: str) -> Path:
     return file
 
 
+def missing_files(path: str | Path) -> list[Path]:
+    """The data files that the mixture names and that do not exist. Raises DataError as mixture_entries does."""
+    return [entry.file for entry in mixture_entries(path) if not entry.file.is_file()]
+
+
 def repeated_files(entries: Sequence[MixtureEntry]) -> list[str]:
     """A line for each file that several entries name, whose rows may be taken several times."""
     numbers: dict[str, list[int]] = {}

@@ -1,13 +1,13 @@
 """What becomes of a sample of more tokens than a model reads: known from sizes and texts, without a pixel."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.schema import Turn
 from llava.errors import DataError, NoAnswerError, TemplateError
 
-OVER_LONG = ("error", "truncate", "shrink_images")
+OnOverLong = Literal["error", "truncate", "shrink_images"]
 SHRINK_STEP = 0.9  # each try makes the sides of a sample's images so much shorter
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.errors import DataError
 from llava.printable import brief, one_line, visible
 
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
+OnBadSample = Literal["error", "skip"]  # what a sample that cannot be used does
 LONGEST_PATH = 4096  # characters: more are no path on Linux
 
 

@@ -4,10 +4,11 @@ import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from llava.arguments import ArgumentParser
-from llava.data.conversation import LABEL_RULES, TEMPLATES
-from llava.data.over_long import OVER_LONG
+from llava.data.conversation import TEMPLATES, LabelRule
+from llava.data.over_long import OnOverLong
 from llava.errors import LlavaError
 
 
@@ -26,8 +27,9 @@ def _parser() -> ArgumentParser:
     check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
     check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
+    over_long = get_args(OnOverLong)
     check.add_argument(
-        "--on_over_long", default="error", choices=OVER_LONG, help="what training makes of them (default error)"
+        "--on_over_long", default="error", choices=over_long, help="what training makes of them (default error)"
     )
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     download = commands.add_parser("download", help="print or run the hub commands that fetch a mixture's data sets")
@@ -46,7 +48,7 @@ def _parser() -> ArgumentParser:
     preview.add_argument("--data", required=True, metavar="FILE", help="mixture YAML, or JSON or JSONL of samples")
     preview.add_argument("--index", required=True, type=int, metavar="N", help="which sample, counted from 0")
     preview.add_argument("--out", metavar="PNG", help="also draw it, crops included, to this file")
-    preview.add_argument("--label_rule", default="answers", choices=LABEL_RULES, help="(default answers)")
+    preview.add_argument("--label_rule", default="answers", choices=get_args(LabelRule), help="(default answers)")
     preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
     for command in (check, preview):
         command.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
 from llava.train.recipe.dotted import dotted_keys
-from llava.train.recipe.schema import Recipe, load_recipe
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import Recipe
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +39,8 @@ def main(argv: list[str]) -> int:
 def read(argv: list[str]) -> tuple[Namespace, Recipe]:
     """The fixed options and the checked recipe."""
     options, keys = parse(argv)
-    from llava.train.recipe.checks import check_recipe, world_size  # imports numpy
+    from llava.train.ranks.environment import world_size
+    from llava.train.recipe.checks import check_recipe  # imports numpy
 
     recipe = load_recipe(options.recipe, options.arm, options.override, keys)
     check_recipe(recipe, world_size(), options.dry_run)

@@ -9,7 +9,7 @@ from llava.mllm.cost import forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.loop.trainer import supervised_only
 from llava.train.mllm.build import config_from_sizes
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from tests.conftest import TILE
 
 # By managers: their sums are no matrix products, and torch does not count them.

@@ -12,7 +12,7 @@ from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
 from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from tests.clips import write_clip
 
 IMAGE_SIZES = [(56, 56), (100, 70), (60, 130), (112, 112), (200, 90)]

@@ -11,7 +11,7 @@ import llava.train.loop.trainer
 from llava.data.collator import Collator
 from llava.data.sampler import LengthGroupedSampler
 from llava.train.ranks.process_group import leave_process_group, rank
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, train
 from tests.train.worker import GradientRecorder
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from llava.anyres import ImageLayout, image_layout
 from llava.data.expected import expected_table
-from llava.data.mixture import load_mixture
+from llava.data.mixture import load_mixture, missing_files
 from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.estimate.memory import Work, describe_memory, time_line
 from llava.train.folders.stage_folder import check_start_folders
 from llava.train.loop.components import Component, component_rows, component_table, freeze, split_components
 from llava.train.mllm.build import attention_implementation, build_on_meta, config_from_sizes, model_config
+from llava.train.ranks.environment import world_size
 from llava.train.ranks.fingerprint import git_state, versions
-from llava.train.recipe.checks import missing_data_files, world_size
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.schema import Recipe
 
@@ -67,7 +67,7 @@ def dry_run(recipe: Recipe, tokens_per_second: float | None = None) -> str:
     if not absent:
         check_start_folders(recipe)
     config = config_from_sizes(recipe) if absent else model_config(recipe)
-    missing = missing_data_files(recipe)
+    missing = missing_files(recipe.data.mixture)
     samples = recipe.data.expected_samples
     if not missing:
         samples = len(load_mixture(recipe.data.mixture, recipe.run.seed).samples)

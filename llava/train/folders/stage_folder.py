@@ -21,10 +21,10 @@ from llava.checkpoint.folder import (
     read_json,
 )
 from llava.constants import MODEL_TYPE
-from llava.errors import LlavaError
+from llava.errors import LlavaError, raise_faults
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
-from llava.train.recipe.schema import Recipe, raise_faults
+from llava.train.recipe.schema import Recipe
 
 MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples

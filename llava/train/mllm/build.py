@@ -28,7 +28,6 @@ from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
 from llava.mllm.parts import MANAGERS
 from llava.mllm.questions import turn_token_ids
 from llava.train.mllm.lora import attach_adapters
-from llava.train.recipe.checks import tiling_config
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.schema import Recipe
 
@@ -73,7 +72,7 @@ def _used_layers(recipe: Recipe, built: int) -> int:
 
 def _assembled(recipe, vision, text, managers, token_ids=None) -> LlavaOVManagerConfig:
     vision.vision_use_head = False
-    tiling = tiling_config(recipe, vision.image_size)
+    tiling = recipe.tiling.config(vision.image_size)
     return LlavaOVManagerConfig(
         vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(token_ids or {})
     )

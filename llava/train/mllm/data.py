@@ -11,7 +11,6 @@ from llava.mllm.cost import Cost
 from llava.train.folders.interim import WAY_ON
 from llava.train.loop.held_out import HeldOut, last_exchange
 from llava.train.ranks.process_group import on_first_rank
-from llava.train.recipe.checks import held_out_folder, video_sampling
 from llava.train.recipe.schema import Recipe
 
 
@@ -28,7 +27,7 @@ def supervised_dataset(recipe: Recipe, samples: list, processor, positions: int 
         on_bad_sample=data.on_bad_sample,
         on_over_long=data.on_over_long,
         positions=positions,
-        video_sampling=video_sampling(recipe),
+        video_sampling=data.video_sampling(),
         time_instruction=data.time_instruction,
     )
 
@@ -42,7 +41,7 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
     if recipe.eval.data is None:
         return None
     samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
-    encoding = replace(recipe.data, image_folder=held_out_folder(recipe), on_bad_sample="skip")
+    encoding = replace(recipe.data, image_folder=recipe.held_out_folder, on_bad_sample="skip")
     dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor, positions)
     inspection = inspect_once(recipe, dataset, held_out=True)
     sizes = dataset.sizes(inspection)

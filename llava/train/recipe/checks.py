@@ -1,45 +1,30 @@
 """What can be wrong with a stage before it starts: combinations of keys, missing files, data. Imports no torch."""
 
-import math
 import os
 import shutil
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from llava.anyres import TilingConfig
+from llava.bounds import LARGEST
 from llava.data.inspect import inspect_samples
-from llava.data.mixture import load_mixture, mixture_entries
-from llava.data.video import VideoSampling
-from llava.errors import LlavaError
+from llava.data.mixture import load_mixture, missing_files, mixture_entries
+from llava.errors import LlavaError, raise_faults
 from llava.printable import brief
 from llava.train.folders.interim import WAY_ON, check_resume
 from llava.train.folders.stage_folder import check_output_folder, start_folder_faults
-from llava.train.recipe.bounds import LARGEST, out_of_bounds
-from llava.train.recipe.dotted import read_json, read_yaml
-from llava.train.recipe.schema import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components, raise_faults
+from llava.train.recipe.dotted import dotted_keys, flatten, read_json, read_yaml
+from llava.train.recipe.schema import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
 ABSENT = ("managers", "none")  # the one component that a model may lack, and the layer set that says so
 
 
-def world_size() -> int:
-    """Processes of this run: torchrun's count, else what the launch script will start."""
-    return _count("WORLD_SIZE") if "WORLD_SIZE" in os.environ else _count("NPROC_PER_NODE") * _count("NNODES")
-
-
-def _count(variable: str) -> int:
-    text = os.environ.get(variable, "1")
-    if not (text.isdecimal() and int(text) > 0):
-        raise LlavaError(f"the environment's {variable} must be a whole number of at least 1; found {text!r}")
-    return int(text)
-
-
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
-    faults = _combinations(recipe) + out_of_bounds(recipe) + _batches(recipe, world_size)
-    checks = [_check_sizes, _check_tiling, video_sampling, _check_deepspeed, _check_mixture]
+    faults = _combinations(recipe) + _out_of_bounds(recipe) + _batches(recipe, world_size)
+    checks = [_check_sizes, _check_tiling, _check_video_sampling, _check_deepspeed, _check_mixture]
     if not dry_run:
         faults += _packages(recipe) + start_folder_faults(recipe)
         checks += [check_output_folder, _check_data_files, _check_image_folder]
@@ -60,11 +45,23 @@ def check_data(recipe: Recipe) -> None:
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
         folder, template = recipe.data.image_folder, recipe.data.template
-        inspect_samples(samples, folder, video_sampling(recipe), template=template).raise_faults(WAY_ON)
+        inspect_samples(samples, folder, recipe.data.video_sampling(), template=template).raise_faults(WAY_ON)
     if recipe.eval.data is not None:
         samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
-        folder, template = held_out_folder(recipe), recipe.data.template
-        inspect_samples(samples, folder, video_sampling(recipe), decode=True, template=template).raise_faults()
+        folder, template = recipe.held_out_folder, recipe.data.template
+        inspect_samples(samples, folder, recipe.data.video_sampling(), decode=True, template=template).raise_faults()
+
+
+def _out_of_bounds(recipe: Recipe) -> list[str]:
+    """A line for each number that is not within the bounds of its field."""
+    values = flatten(recipe.to_dict())
+    bounded = {key: field.bounds for key, field in dotted_keys(Recipe).items() if field.bounds is not None}
+    judged = {key: bounds.fault(values[key]) for key, bounds in bounded.items() if values[key] is not None}
+    faults = [f"{key} {fault}" for key, fault in judged.items() if fault is not None]
+    image = recipe.data.expected_image
+    if len(image) != 2 or not all(1 <= side <= LARGEST for side in image):
+        faults.append(f"data.expected_image must be [width, height], both at least 1; found {brief(image)}")
+    return faults
 
 
 def _combinations(recipe: Recipe) -> list[str]:
@@ -123,14 +120,6 @@ def _lora_keys(recipe: Recipe) -> list[str]:
         for name, component in adapted.items()
         if not component.trained
     ]
-    if lora.rank < 1:
-        faults.append(f"lora.rank must be at least 1; found {lora.rank}")
-    if lora.rank > LARGEST:
-        faults.append(f"lora.rank must be at most {LARGEST}; found {brief(lora.rank)}")
-    if not 0 < lora.alpha < math.inf:
-        faults.append(f"lora.alpha must be above 0; found {lora.alpha}")
-    if not 0 <= lora.dropout < 1:
-        faults.append(f"lora.dropout must be at least 0 and below 1; found {lora.dropout}")
     if lora.target_modules == []:
         faults.append("lora.target_modules is empty; none is every linear layer")
     needed = {"peft": ("train", "components.*.lora")}  # a dry run too counts with it
@@ -153,11 +142,8 @@ def _eval_keys(asked: EvalRecipe) -> list[str]:
 
 def _batches(recipe: Recipe, world_size: int) -> list[str]:
     optim = recipe.optim
-    sizes = optim.batch_size, optim.global_batch_size
-    if min(sizes) < 1:
-        return [f"batch sizes must be at least 1; found {sizes[0]} and {sizes[1]}"]
-    if max(sizes) > LARGEST:
-        return [f"batch sizes must be at most {LARGEST}; found {brief(sizes[0])} and {brief(sizes[1])}"]
+    if not all(1 <= size <= LARGEST for size in (optim.batch_size, optim.global_batch_size)):
+        return []  # out of bounds, which is told
     if optim.global_batch_size % (optim.batch_size * world_size):
         return [
             f"optim.global_batch_size {optim.global_batch_size} is not a multiple of optim.batch_size "
@@ -190,19 +176,11 @@ def _check_tiling(recipe: Recipe) -> None:
     pinpoints = recipe.tiling.pinpoints
     if isinstance(pinpoints, list) and any(len(pair) != 2 for pair in pinpoints):
         raise LlavaError(f"tiling.pinpoints must be pairs of width and height; found {pinpoints}")
-    tiling_config(recipe, tile=1)
+    recipe.tiling.config(tile=1)
 
 
-def tiling_config(recipe: Recipe, tile: int) -> TilingConfig:
-    """The recipe's tiling for crops of `tile` pixels."""
-    tiling = recipe.tiling
-    config = TilingConfig.from_llava(tiling.aspect_ratio, tiling.merge, tiling.pinpoints, tile)
-    return replace(config, newline_after_one_crop=tiling.newline_after_one_crop)
-
-
-def video_sampling(recipe: Recipe) -> VideoSampling:
-    """Which frames of a video the recipe takes."""
-    return VideoSampling(recipe.data.video_fps, recipe.data.frames_upbound, recipe.data.force_sample)
+def _check_video_sampling(recipe: Recipe) -> None:
+    recipe.data.video_sampling()
 
 
 def _check_deepspeed(recipe: Recipe) -> None:
@@ -238,9 +216,13 @@ def _check_mixture(recipe: Recipe) -> None:
 
 
 def _check_data_files(recipe: Recipe) -> None:
-    missing = missing_data_files(recipe)
+    _check_files_of("data.mixture", recipe.data.mixture)
+
+
+def _check_files_of(key: str, mixture: str) -> None:
+    missing = missing_files(mixture)
     if missing:
-        raise LlavaError(f"data.mixture {recipe.data.mixture}: {len(missing)} data files missing, first {missing[0]}")
+        raise LlavaError(f"{key} {mixture}: {len(missing)} data files missing, first {missing[0]}")
 
 
 def _check_image_folder(recipe: Recipe) -> None:
@@ -248,24 +230,11 @@ def _check_image_folder(recipe: Recipe) -> None:
         raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
 
 
-def held_out_folder(recipe: Recipe) -> str:
-    """Where the images and videos of the held-out samples lie."""
-    return recipe.eval.image_folder or recipe.data.image_folder
-
-
 def _check_held_out_files(recipe: Recipe) -> None:
-    if recipe.eval.data is None:
-        return
-    missing = [entry.file for entry in mixture_entries(recipe.eval.data) if not entry.file.is_file()]
-    if missing:
-        raise LlavaError(f"eval.data {recipe.eval.data}: {len(missing)} data files missing, first {missing[0]}")
+    if recipe.eval.data is not None:
+        _check_files_of("eval.data", recipe.eval.data)
 
 
 def _check_held_out_folder(recipe: Recipe) -> None:
     if recipe.eval.image_folder is not None and not Path(recipe.eval.image_folder).is_dir():
         raise LlavaError(f"eval.image_folder {recipe.eval.image_folder} is not a folder")
-
-
-def missing_data_files(recipe: Recipe) -> list[Path]:
-    """The files that the mixture names and that do not exist."""
-    return [entry.file for entry in mixture_entries(recipe.data.mixture) if not entry.file.is_file()]

@@ -2,17 +2,24 @@
 
 import contextlib
 import difflib
+import inspect
 import json
+import re
+import textwrap
 import types
 from collections.abc import Collection
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from llava.bounds import Bounds
 from llava.errors import LlavaError
 from llava.printable import brief
 from llava.text_files import parse_yaml, read_text
+
+UNIONS = (Union, types.UnionType)
+ARGUMENT = re.compile(r"^(\w+): (.*(?:\n +.*)*)", re.MULTILINE)  # name: text, whose further lines are indented
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -43,23 +50,57 @@ def read_json(path: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Key:
-    """What a dotted key accepts, and whether it has no default."""
+    """What a dotted key accepts.
+
+    Args:
+        type: The type of its value.
+        default: The value without a source that names the key; MISSING where one must.
+        bounds: Of a number; None where any number will do.
+        sentence: What the key is for, from its dataclass's docstring.
+    """
 
     type: Any
-    required: bool
+    default: Any
+    bounds: Bounds | None
+    sentence: str
+
+    @property
+    def required(self) -> bool:
+        """Whether some source must name the key."""
+        return self.default is MISSING
 
 
 def dotted_keys(kind: type, prefix: str = "") -> dict[str, Key]:
     """Every key of the dataclass `kind`, in the order of its fields; nested dataclasses become `section.key`."""
     keys = {}
-    hints = get_type_hints(kind)
+    types_of, annotations, sentences = get_type_hints(kind), get_type_hints(kind, include_extras=True), _sentences(kind)
     for field in fields(kind):
         name = prefix + field.name
-        if is_dataclass(hints[field.name]):
-            keys |= dotted_keys(hints[field.name], f"{name}.")
+        if is_dataclass(types_of[field.name]):
+            keys |= dotted_keys(types_of[field.name], f"{name}.")
         else:
-            keys[name] = Key(hints[field.name], required=field.default is MISSING)
+            bounds = _bounds_in(annotations[field.name])
+            keys[name] = Key(types_of[field.name], field.default, bounds, sentences.get(field.name, ""))
     return keys
+
+
+def _bounds_in(annotation: Any) -> Bounds | None:
+    """The Bounds of `Annotated[int, Bounds(1)]`, also where None is another choice."""
+    if get_origin(annotation) is Annotated:
+        return next((extra for extra in annotation.__metadata__ if isinstance(extra, Bounds)), None)
+    if get_origin(annotation) in UNIONS:
+        return next(filter(None, map(_bounds_in, get_args(annotation))), None)
+    return None
+
+
+def _sentences(kind: type) -> dict[str, str]:
+    """{field: its text under `Args:`} of the docstrings of `kind` and of the classes that it extends."""
+    sentences = {}
+    for base in reversed(kind.__mro__):
+        _, _, listed = inspect.cleandoc(base.__doc__ or "").partition("\nArgs:\n")
+        for name, text in ARGUMENT.findall(textwrap.dedent(listed.partition("\n\n")[0])):
+            sentences[name] = " ".join(text.split())
+    return sentences
 
 
 def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -89,7 +130,7 @@ def coerce(value: Any, expected: Any) -> Any:
 
     Text is read as YAML where no text is expected, so that the command line and a file accept the same spellings.
     """
-    if get_origin(expected) in (Union, types.UnionType):
+    if get_origin(expected) in UNIONS:
         return _coerce_union(value, get_args(expected))
     if get_origin(expected) is Literal:
         if value in get_args(expected):
@@ -131,7 +172,7 @@ def type_name(expected: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     if get_origin(expected) is list:
         return f"a list, each item {type_name(get_args(expected)[0])}"
-    if get_origin(expected) in (Union, types.UnionType):
+    if get_origin(expected) in UNIONS:
         return " or ".join(map(type_name, get_args(expected)))
     if get_origin(expected) is Literal:
         return f"one of {', '.join(get_args(expected))}"

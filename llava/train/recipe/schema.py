@@ -1,41 +1,56 @@
-"""A training stage as data: one YAML file, an arm that changes a few of its keys, and what the user changes.
+"""What a training stage may be told: the keys of a recipe, with their types, choices, bounds and a sentence each.
 
-Keys are dotted (`optim.max_steps`). Later sources win: the recipe's file, its arm, `--override` files in their order,
-`--key value` on the command line. Every fault of every source is collected and raised at once. Nothing here imports
-torch, so that a wrong key costs a fraction of a second.
+A key's sentence is that of its field under `Args:`; `llava train --keys` prints them all. Nothing here imports torch,
+so that a wrong key costs a fraction of a second.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from llava.errors import LlavaError
-from llava.train.recipe.dotted import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
+from llava.bounds import Bounds
+from llava.constants import Merge
+from llava.data.conversation import LabelRule, Template
+from llava.data.over_long import OnOverLong
+from llava.data.schema import OnBadSample
+
+if TYPE_CHECKING:
+    from llava.anyres import TilingConfig
+    from llava.data.video import VideoSampling
 
 LAYERED = ("vision_tower", "language_model")  # the components that are many layers alike
 
+Count = Annotated[int, Bounds(1)]
+Amount = Annotated[int, Bounds(0)]
+Decay = Annotated[float, Bounds(0)]
+Rate = Annotated[float, Bounds(0, 1, above=True, hint=" (components.*.trained false freezes)")]
 
-def named_components(asked: bool | list[str]) -> tuple[str, ...]:
+
+def named_components(choice: bool | list[str]) -> tuple[str, ...]:
     """The components that `run.gradient_checkpointing` or `run.compile` names; true means LAYERED."""
-    if isinstance(asked, bool):
-        return LAYERED if asked else ()
-    return tuple(asked)
+    if isinstance(choice, bool):
+        return LAYERED if choice else ()
+    return tuple(choice)
 
 
 @dataclass(frozen=True)
 class ModelRecipe:
     """Where the weights come from: a checkpoint folder, or for the first stage a vision tower and a language model.
 
-    vision_layers_dropped: layers taken off the end of `vision_tower`; real SigLIP has 27, of which 26 are used.
-    sizes: YAML file with the configurations that a dry run uses when the folders are not there.
-    attention: `auto` takes flash_attention_2 when it is installed and there is a GPU, else sdpa.
+    Args:
+        sizes: YAML file with the configurations that a dry run uses when the folders are not there.
+        start_from: Checkpoint folder that the stage starts from; none takes `vision_tower` and `language_model`.
+        vision_tower: Folder of a SigLIP model to start from.
+        language_model: Folder of a Qwen2 model to start from.
+        vision_layers_dropped: Layers taken off the end of `vision_tower`; real SigLIP has 27, of which 26 are used.
+        attention: The kernel of attention; `auto` takes flash_attention_2 when it is installed and there is a GPU, else
+            sdpa.
     """
 
     sizes: str
     start_from: str | None = None
     vision_tower: str | None = None
     language_model: str | None = None
-    vision_layers_dropped: int = 1
+    vision_layers_dropped: Amount = 1
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
 
 
@@ -43,22 +58,31 @@ class ModelRecipe:
 class ManagersRecipe:
     """The visual managers. Every layer that is named replaces those of `layer_set`; negative ones count from the end.
 
-    vision_start, vision_end, vision_interval: every `vision_interval`-th state of the tower (0 = the embeddings'
-        output) from the first to before the second, as in Figure 10; None keeps that end of `layer_set`'s range.
-    injection_start, injection_end, interval: the same for layers of the language model, as in Figure 11; None is the
-        first, and behind the last.
-    vision_layers, injection_layers: lists instead of ranges.
-    query: `none` trains static managers. Else all but the first are adaptive (AAUM) and ask with the visual token's
-        state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention over it.
-    question: the text of the `turn` that holds the image, or what the `released` code takes for it.
+    Args:
+        layer_set: The layers of the `paper` or of the `released` code; none is a model without managers.
+        interval: A manager before every so many layers of the language model, as in Figure 11.
+        scope: Visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
+        vision_start: First managed state of the tower (0 = the embeddings' output), as in Figure 10; none keeps the
+            start of `layer_set`'s range.
+        vision_end: The state behind the last managed one; none keeps the end of `layer_set`'s range.
+        vision_interval: Every so many states of the tower from `vision_start` to before `vision_end` are managed.
+        vision_layers: The managed states as a list instead of a range.
+        injection_start: The first layer of the language model that has a manager before it; none is the first of all.
+        injection_end: The layer behind the last that may have a manager before it; none is behind the last of all.
+        injection_layers: The language model's layers as a list instead of a range.
+        jitter: Noise while training: as `layer_set` has it, of the `paper`, of the `released` code, or none.
+        query: `none` trains static managers (SAUM). Else all but the first are adaptive (AAUM) and ask with the visual
+            token's state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention
+            over it.
+        question: The text of the `turn` that holds the image, or what the `released` code takes for the question.
     """
 
     layer_set: Literal["none", "paper", "released"]
-    interval: int = 4
+    interval: Count = 4
     scope: Literal["all", "main", "grid"] = "all"
     vision_start: int | None = None
     vision_end: int | None = None
-    vision_interval: int = 1
+    vision_interval: Count = 1
     vision_layers: list[int] | None = None
     injection_start: int | None = None
     injection_end: int | None = None
@@ -70,54 +94,100 @@ class ManagersRecipe:
 
 @dataclass(frozen=True)
 class TilingRecipe:
-    """How an image becomes crops, in LLaVA's terms. pinpoints: [[width, height], ...] or "(1x1),...,(6x6)"."""
+    """How an image becomes crops, in LLaVA's terms.
+
+    Args:
+        aspect_ratio: `square` resizes to one crop, `pad` pads first, `anyres` adds tiles, `anyres_max_N` no more than
+            about N crops' worth of tokens.
+        merge: How crops become one sequence: one behind another, as a map, or as a map without padding.
+        pinpoints: The sizes that an anyres image is fitted into: [[width, height], ...] in pixels, or "(1x1),...,(6x6)"
+            in tiles.
+        newline_after_one_crop: Whether a newline vector ends an image of a single crop.
+    """
 
     aspect_ratio: str
-    merge: Literal["flat", "spatial", "spatial_unpad"]
+    merge: Merge
     pinpoints: list[list[int]] | str | None = None
     newline_after_one_crop: bool = False
+
+    def config(self, tile: int) -> "TilingConfig":
+        """The tiling for crops of `tile` pixels. Raises LlavaError for keys that contradict each other."""
+        from llava.anyres import TilingConfig  # imports numpy
+
+        config = TilingConfig.from_llava(self.aspect_ratio, self.merge, self.pinpoints, tile)
+        return replace(config, newline_after_one_crop=self.newline_after_one_crop)
 
 
 @dataclass(frozen=True)
 class DataRecipe:
-    """What is trained on, see SupervisedDataset; the keys from video_fps on are for videos, see VideoSampling.
+    """What is trained on. The `expected_*` keys serve a dry run's estimate while the data is not on disk.
 
-    packing: a process takes the `optim.batch_size` samples of a micro-batch as one row without padding, in which no
-    sample sees another. A step holds the same samples, and learns the same, as without.
-    The `expected_*` keys serve a dry run's estimate while the data is not on disk. expected_image: (width, height) of a
-    typical image. expected_text_tokens: its text, prompt included.
+    Args:
+        mixture: YAML file of the data sets, or one data file (.json, .jsonl).
+        image_folder: Folder that the data's images and videos are relative to.
+        template: `plain` is image and caption, `qwen_1_5` is ChatML.
+        max_length: Most tokens of a sample; see `on_over_long`.
+        expected_samples: How many samples the mixture will have.
+        expected_image: [width, height] of a typical image.
+        expected_text_tokens: Tokens of a typical text, prompt included.
+        label_rule: What is learned of a conversation: the `answers`, or what the `released` code takes for them.
+        on_bad_sample: What a sample that cannot be read does: stop the run with an `error`, or be left out (`skip`).
+        on_over_long: What becomes of a sample of more than `max_length` tokens: an `error`, a cut, or smaller images.
+        packing: Whether a process takes the samples of a micro-batch as one row without padding, in which no sample
+            sees another; a step holds the same samples, and learns the same, as without.
+        workers: Data loader processes of each rank.
+        video_fps: Frames that are taken of a second of video.
+        frames_upbound: Most frames of a video, evenly spaced; 0 for no bound.
+        force_sample: Whether `frames_upbound` frames are taken of every video, also of a short one.
+        time_instruction: Whether the model is told, behind each video, when its frames were taken.
     """
 
     mixture: str
     image_folder: str
-    template: Literal["plain", "qwen_1_5"]
-    max_length: int
-    expected_samples: int
+    template: Template
+    max_length: Count
+    expected_samples: Count
     expected_image: list[int]
-    expected_text_tokens: int
-    label_rule: Literal["answers", "released"] = "answers"
-    on_bad_sample: Literal["error", "skip"] = "error"
-    on_over_long: Literal["error", "truncate", "shrink_images"] = "error"
+    expected_text_tokens: Amount
+    label_rule: LabelRule = "answers"
+    on_bad_sample: OnBadSample = "error"
+    on_over_long: OnOverLong = "error"
     packing: bool = False
-    workers: int = 4
+    workers: Annotated[int, Bounds(0, 1024)] = 4
     video_fps: float = 1.0
     frames_upbound: int = 32
     force_sample: bool = False
     time_instruction: bool = False
 
+    def video_sampling(self) -> "VideoSampling":
+        """Which frames of a video are taken. Raises LlavaError for values that cannot be meant."""
+        from llava.data.video import VideoSampling  # imports numpy
+
+        return VideoSampling(self.video_fps, self.frames_upbound, self.force_sample)
+
 
 @dataclass(frozen=True)
 class ComponentRecipe:
-    """One part of the model. lr, weight_decay: None takes `optim.lr` and `optim.weight_decay`."""
+    """One part of the model.
+
+    Args:
+        trained: Whether the part's weights learn.
+        lr: Learning rate of the part; none takes `optim.lr`.
+        weight_decay: Weight decay of the part; none takes `optim.weight_decay`.
+    """
 
     trained: bool
-    lr: float | None = None
-    weight_decay: float | None = None
+    lr: Rate | None = None
+    weight_decay: Decay | None = None
 
 
 @dataclass(frozen=True)
 class AdaptableRecipe(ComponentRecipe):
-    """A part that can be trained through adapters: with `lora` its own weights are frozen. lr is then the adapters'."""
+    """A part that can be trained through adapters.
+
+    Args:
+        lora: Whether adapters train in place of the part's own weights, which are frozen; `lr` is then the adapters'.
+    """
 
     lora: bool = False
 
@@ -137,14 +207,19 @@ class ComponentsRecipe:
 class LoraRecipe:
     """The adapters of the components with `lora: true`, in peft's terms. They add alpha / rank * B A to a weight.
 
-    dora: learn each weight's magnitude apart from its direction (DoRA). base: the components' own weights as they are,
-    or in 4 bits where a layer's width is a multiple of 64 (QLoRA, needs bitsandbytes); both are saved in full.
-    target_modules: names of the linear layers that get an adapter, such as [q_proj, v_proj]; None is every one.
+    Args:
+        rank: Rows of A and columns of B.
+        alpha: Scales what the adapters add, by alpha / rank.
+        dropout: Share of an adapter's inputs that is dropped while it trains.
+        dora: Whether each weight's magnitude is learned apart from its direction (DoRA).
+        base: The components' own weights as they are, or in 4 bits where a layer's width is a multiple of 64 (QLoRA,
+            needs bitsandbytes); both are saved in full.
+        target_modules: Names of the linear layers that get an adapter, such as [q_proj, v_proj]; none is every one.
     """
 
-    rank: int = 16
-    alpha: float = 32.0
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: Annotated[float, Bounds(0, above=True)] = 32.0
+    dropout: Annotated[float, Bounds(0, 1, below=True)] = 0.0
     dora: bool = False
     base: Literal["full", "nf4"] = "full"
     target_modules: list[str] | None = None
@@ -154,52 +229,68 @@ class LoraRecipe:
 class OptimRecipe:
     """AdamW and its schedule. Accumulation is what `global_batch_size` leaves after the processes have their share.
 
-    batch_size: samples a process takes at once. max_steps: stop early, or go on past `epochs`; None follows `epochs`.
-    warmup: the fraction of the steps in which the learning rates rise.
+    Args:
+        lr: Learning rate of every component that names none of its own.
+        global_batch_size: Samples of an optimizer step, all processes together.
+        batch_size: Samples that a process takes at once.
+        weight_decay: Weight decay of every component that names none of its own.
+        epochs: How often the data is gone through.
+        max_steps: Stop early, or go on past `epochs`; none follows `epochs`.
+        warmup: Share of the steps in which the learning rates rise.
+        schedule: How the learning rates fall after the warm-up.
+        max_grad_norm: Gradients of a larger norm are scaled down to it; 0 clips nothing.
     """
 
-    lr: float
-    global_batch_size: int
-    batch_size: int
-    weight_decay: float = 0.0
-    epochs: float = 1.0
-    max_steps: int | None = None
-    warmup: float = 0.03
+    lr: Rate
+    global_batch_size: Count
+    batch_size: Count
+    weight_decay: Decay = 0.0
+    epochs: Annotated[float, Bounds(0, 1_000_000, above=True)] = 1.0
+    max_steps: Count | None = None
+    warmup: Annotated[float, Bounds(0, 1)] = 0.03
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Bounds(0, hint=" (0 clips nothing)")] = 1.0
 
 
 @dataclass(frozen=True)
 class RunRecipe:
-    """Where and how it runs.
+    """Where and how it runs. While a stage trains it writes checkpoints to `output_dir`.checkpoints.
 
-    overwrite: replace a finished checkpoint in `output_dir`. precision: `auto` is bf16 on a GPU that has it, else fp32.
-    deepspeed: a DeepSpeed JSON file, None for plain data parallelism. collective_timeout: seconds until a silent rank
-    counts as dead.
-
-    gradient_checkpointing: the components whose activations are computed again in the backward pass instead of kept,
-    such as [language_model]; true is the tower's and the language model's layers. compile: the components whose layers
-    go through torch.compile; true is both. It costs minutes at the start, and is not for ZeRO-3.
-
-    While a stage trains it writes checkpoints to `output_dir`.checkpoints, every `save_steps` optimizer steps and every
-    `save_minutes`, whichever comes first (None for never), and keeps the last `keep_last`. resume: go on from the last
-    one when the same stage is started again; false deletes them and starts anew. reshape: go on with another number of
-    processes than the checkpoint's, which draw other noise.
+    Args:
+        output_dir: Folder of the finished checkpoint.
+        overwrite: Whether a finished checkpoint in `output_dir` is replaced.
+        seed: Of the data's order, of new weights and of noise.
+        precision: Of the forward and backward pass; `auto` is bf16 on a GPU that has it, else fp32.
+        deepspeed: DeepSpeed JSON file; none is plain data parallelism.
+        gradient_checkpointing: The components whose activations are computed again in the backward pass instead of
+            kept, such as [language_model]; true is the tower's and the language model's layers.
+        compile: The components whose layers go through torch.compile; true is both. It costs minutes at the start, and
+            is not for ZeRO-3.
+        logging_steps: Optimizer steps between two lines of the log.
+        report_to: Where the log goes beside the terminal.
+        collective_timeout: Seconds until a silent rank counts as dead.
+        save_steps: Optimizer steps between two checkpoints of the unfinished run; none for no such rhythm.
+        save_minutes: Minutes between two checkpoints of the unfinished run, where steps do not come first; none for no
+            such rhythm.
+        keep_last: How many checkpoints of the unfinished run are kept.
+        resume: Whether a stage that is started again goes on from its last checkpoint; false deletes them and starts
+            anew.
+        reshape: Whether a run may go on with another number of processes, which draw other noise.
     """
 
     output_dir: str
     overwrite: bool = False
-    seed: int = 42
+    seed: Amount = 42
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     deepspeed: str | None = None
     gradient_checkpointing: bool | list[Literal["vision_tower", "projector", "language_model"]] = True
     compile: bool | list[Literal["vision_tower", "language_model"]] = False
-    logging_steps: int = 1
+    logging_steps: Count = 1
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    collective_timeout: int = 1800
-    save_steps: int | None = 500
-    save_minutes: float | None = 30
-    keep_last: int = 2
+    collective_timeout: Count = 1800
+    save_steps: Count | None = 500
+    save_minutes: Annotated[float, Bounds(0, hint=" (none is never)")] | None = 30
+    keep_last: Count = 2
     resume: bool = True
     reshape: bool = False
 
@@ -208,26 +299,35 @@ class RunRecipe:
 class EvalRecipe:
     """Held-out samples that are evaluated while a stage trains: their loss, and the model's answers to the first ones.
 
-    data: a mixture, or one data file (.json, .jsonl); None evaluates nothing. Encoded as the training data is.
-    image_folder: None is `data.image_folder`.
-    steps: every so many optimizer steps, and after the last. at_start: before the first step too.
-    batch_size: samples a process takes at once; None is `optim.batch_size`.
-    answers: how many samples, the first that are not too long, get an answer: greedy, of at most `max_new_tokens`
-        tokens; see llava/train/loop/held_out.py.
+    Args:
+        data: A mixture, or one data file (.json, .jsonl), encoded as the training data is; none evaluates nothing.
+        image_folder: Folder that its images and videos are relative to; none is `data.image_folder`.
+        steps: Evaluated every so many optimizer steps, and after the last.
+        at_start: Whether it is evaluated before the first step too.
+        batch_size: Samples that a process takes at once; none is `optim.batch_size`.
+        answers: How many samples, the first that are not too long, get an answer, greedily.
+        max_new_tokens: Most tokens of an answer.
     """
 
     data: str | None = None
     image_folder: str | None = None
-    steps: int = 500
+    steps: Count = 500
     at_start: bool = False
-    batch_size: int | None = None
-    answers: int = 8
-    max_new_tokens: int = 64
+    batch_size: Count | None = None
+    answers: Amount = 8
+    max_new_tokens: Count = 64
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A resolved stage. lr_groups: `single` trains everything at `optim.lr`, as the released run in effect did."""
+    """A resolved stage.
+
+    Args:
+        stage: Name of the stage, as logs and run.json have it.
+        arm: What is trained in it, from `--arm`.
+        lr_groups: `components` trains each at its own rate, `single` all at `optim.lr`, as the released run in effect
+            did.
+    """
 
     stage: str
     arm: str
@@ -242,49 +342,11 @@ class Recipe:
     eval: EvalRecipe = EvalRecipe()
     lr_groups: Literal["components", "single"] = "components"
 
+    @property
+    def held_out_folder(self) -> str:
+        """Folder of the held-out samples' images and videos."""
+        return self.eval.image_folder or self.data.image_folder
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they are printed and saved."""
         return asdict(self)
-
-
-def load_recipe(path: str, arm: str, overrides: Sequence[str] = (), keys: dict[str, str] | None = None) -> Recipe:
-    """Resolves `path` with `arm`, override files and the command line's `keys`.
-
-    Raises one LlavaError that lists every unknown key, wrong value and missing key of all sources.
-    """
-    document = read_yaml(path)
-    arms = document.pop("arms", {})
-    if arm not in arms:
-        raise LlavaError(f"{path}: unknown arm '{arm}'{suggestion(arm, arms)}; it has {', '.join(arms) or 'none'}")
-    sources = [(path, document), (f"{path}: arm {arm}", arms[arm])]
-    sources += [(override, read_yaml(override)) for override in overrides]
-    sources += [("command line", keys or {})]
-
-    known = dotted_keys(Recipe)
-    del known["arm"]  # chosen by itself, before any key
-    faults, given, values = [], set(), {"arm": arm}
-    for origin, mapping in sources:
-        try:
-            flat = flatten(mapping)
-        except LlavaError as error:
-            raise LlavaError(f"{origin}: {error}") from error
-        for key, value in flat.items():
-            given.add(key)
-            if key not in known:
-                faults.append(f"{origin}: unknown key '{key}'{suggestion(key, known)}")
-                continue
-            try:
-                values[key] = coerce(value, known[key].type)
-            except ValueError as error:
-                faults.append(f"{origin}: {key} {error}")
-    faults += [f"{path}: {key} is missing" for key in known if known[key].required and key not in given]
-    raise_faults(path, faults)
-    return assemble(Recipe, values)
-
-
-def raise_faults(origin: str, faults: list[str]) -> None:
-    """Raises one LlavaError that lists `faults`, if there are any."""
-    if len(faults) == 1:
-        raise LlavaError(faults[0])
-    if faults:
-        raise LlavaError(f"{origin} has {len(faults)} faults:" + "".join(f"\n  - {fault}" for fault in faults))

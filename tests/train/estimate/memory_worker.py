@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 from llava.train.rank import end_with
 from llava.train.ranks.process_group import leave_process_group, rank
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare
 
 

@@ -22,7 +22,8 @@ from llava.train.estimate.memory import (
 from llava.train.loop.components import freeze, split_components
 from llava.train.main import main
 from llava.train.mllm.build import build_on_meta, config_from_sizes
-from llava.train.recipe.schema import LAYERED, load_recipe
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import LAYERED
 from llava.train.stage import prepare
 
 WORKER = Path(__file__).with_name("memory_worker.py")

@@ -25,7 +25,8 @@ from llava.train.folders.interim import (
 )
 from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.dotted import dotted_keys
-from llava.train.recipe.schema import Recipe, load_recipe
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import Recipe
 from llava.train.stage import prepare
 from tests.train import faulty
 

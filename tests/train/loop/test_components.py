@@ -15,7 +15,8 @@ from llava.train.loop.components import component_rows, component_table, freeze,
 from llava.train.loop.groups import check_groups
 from llava.train.loop.optimizer import create_adamw
 from llava.train.mllm.data import supervised_dataset
-from llava.train.recipe.schema import ComponentsRecipe, load_recipe
+from llava.train.recipe.load import load_recipe
+from llava.train.recipe.schema import ComponentsRecipe
 
 NAMES = tuple(PREFIXES)
 COMBINATIONS = [trained for trained in product((False, True), repeat=len(NAMES)) if any(trained)]

@@ -26,7 +26,7 @@ from llava.errors import LlavaError
 from llava.train import stage as stage_module
 from llava.train.loop.held_out import last_exchange
 from llava.train.recipe.checks import check_data, check_recipe
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, run_stage, train
 from tests.train.recorder import record_evaluations
 from tests.train.run_ranks import run_ranks
@@ -360,10 +360,10 @@ def test_what_cannot_be_logged_is_told_once(run, capsys, monkeypatch):
         ({"eval.data": "absent.json"}, "eval.data absent.json: 1 data files missing, first absent.json"),
         ({"eval.data": "absent.yaml"}, "mixture absent.yaml cannot be read"),
         ({"eval.image_folder": "absent"}, "eval.image_folder absent is not a folder"),
-        ({"eval.steps": 0}, "eval.steps must lie between 1 and inf; found 0"),
-        ({"eval.batch_size": 0}, "eval.batch_size must lie between 1 and inf; found 0"),
-        ({"eval.answers": -1}, "eval.answers must lie between 0 and inf; found -1"),
-        ({"eval.max_new_tokens": 0}, "eval.max_new_tokens must lie between 1 and inf; found 0"),
+        ({"eval.steps": 0}, "eval.steps must be at least 1; found 0"),
+        ({"eval.batch_size": 0}, "eval.batch_size must be at least 1; found 0"),
+        ({"eval.answers": -1}, "eval.answers must be at least 0; found -1"),
+        ({"eval.max_new_tokens": 0}, "eval.max_new_tokens must be at least 1; found 0"),
         ({"eval.data": None}, "eval.steps is for nothing: eval.data is none"),
     ],
 )

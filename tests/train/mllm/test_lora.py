@@ -24,7 +24,7 @@ from llava.train.estimate.plan import dry_run
 from llava.train.loop.components import component_rows
 from llava.train.mllm.lora import attach_adapters
 from llava.train.recipe.checks import check_recipe
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, save, train
 from tests.train import faulty
 

@@ -14,7 +14,7 @@ from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.train.mllm import recompute_compile
 from llava.train.recipe import checks
 from llava.train.recipe.checks import check_recipe
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, save, train
 from tests.train import worker
 from tests.train.run_ranks import run_ranks

@@ -5,7 +5,7 @@ import yaml
 
 from llava.errors import LlavaError
 from llava.train.recipe.dotted import read_yaml
-from llava.train.recipe.schema import load_recipe
+from llava.train.recipe.load import load_recipe
 
 RECIPES = "scripts/train/recipes"
 STAGES = ("1", "1_5", "2")
