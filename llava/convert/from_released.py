@@ -7,6 +7,7 @@ lmms-lab/llava-onevision-qwen2-* (`llava`).
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
@@ -89,21 +90,13 @@ _MANAGER_QUERIES = {
 }
 
 
-def our_name(reference_name: str) -> str:
-    """The name of a released parameter in this model; LlavaError if there is none."""
-    ours = RULES.rename(reference_name)
-    if ours is None:
-        raise LlavaError(f"no counterpart is known for the parameter {reference_name!r}")
-    return ours
-
-
-def convert_tensor(reference_name: str, tensor):
+def convert_tensor(released_name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A released tensor in this model's shape: scores and gates of managers lose their two dimensions of size 1."""
-    squeezed = reference_name.endswith((".layer_scores", ".zero_gate")) and tensor.dim() == 4
+    squeezed = released_name.endswith((".layer_scores", ".zero_gate")) and tensor.dim() == 4
     return tensor[0, :, 0] if squeezed and tensor.shape[0] == tensor.shape[2] == 1 else tensor
 
 
-def tiling_from_reference(config: dict, tile: int, newline_after_one_crop: bool = False) -> TilingConfig:
+def tiling_from_released(config: dict, tile: int, newline_after_one_crop: bool = False) -> TilingConfig:
     """Tiling from the fields of a released config.json; one square crop where it does not speak of tiling.
 
     newline_after_one_crop: whether its code ends a one-crop image with a newline, where merging unpads.
@@ -114,7 +107,7 @@ def tiling_from_reference(config: dict, tile: int, newline_after_one_crop: bool 
     return replace(tiling, newline_after_one_crop=newline_after_one_crop and merge == "spatial_unpad")
 
 
-def managers_from_reference(config: dict) -> ManagerConfig | None:
+def managers_from_released(config: dict) -> ManagerConfig | None:
     """Managers from the fields of a released config.json; None for a model without."""
     kind = config.get("mm_manager_type")
     if not kind:
@@ -144,7 +137,7 @@ def _layers(config: dict, listed: str, ranged: str) -> list[int]:
         raise LlavaError(f"config.json has managers, but neither {listed} nor {error.args[0]}") from None
 
 
-def reference_source(
+def released_source(
     name: str, folder: Path, config: dict, tower_folder: Path | None, newline_after_one_crop: bool | None
 ) -> Source:
     """A whole released checkpoint. tower_folder: SigLIP's, for its sizes, and for its weights if these lack them.
@@ -160,14 +153,14 @@ def reference_source(
     parts = (part,) if present else (part, _tower_of(config, folder, tower_folder))
     if newline_after_one_crop is None:
         newline_after_one_crop = config["model_type"] == "llava"
-    tiling = tiling_from_reference(config, vision.image_size, newline_after_one_crop)
+    tiling = tiling_from_released(config, vision.image_size, newline_after_one_crop)
     return Source(
         name=name,
         kind=f"released model ({config['model_type']})",
         parts=parts,
         vision=vision,
         text=_text_config(config, folder),
-        managers=managers_from_reference(config),
+        managers=managers_from_released(config),
         tiling=tiling,
         folders=(folder, *([tower_folder] if tower_folder else [])),
         may_be_new=(POST_LAYERNORM, *newline_if_unused(tiling)),
@@ -183,7 +176,7 @@ def projector_source(
     A config.json beside it tells managers and tiling; without one there are none, and one square crop.
     """
     described = file.parent / CONFIG
-    config = read_reference_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
+    config = read_released_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
     check_supported(config, file.parent)
     tower, language_model = tower_part(tower_folder), language_model_part(language_model_folder)
     vision = read_config(SiglipVisionConfig, tower_folder)
@@ -196,15 +189,15 @@ def projector_source(
         parts=(Part.open(file, ADAPTER_RULES, convert_tensor), tower, language_model),
         vision=vision,
         text=read_config(Qwen2Config, language_model_folder),
-        managers=managers_from_reference(config),
-        tiling=tiling_from_reference(config, vision.image_size, newline_after_one_crop),
+        managers=managers_from_released(config),
+        tiling=tiling_from_released(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
         may_be_new=(POST_LAYERNORM, NEWLINE),  # the newline is made when stage 1 is over
         notes=video_notes(config),
     )
 
 
-def read_reference_config(path: Path) -> dict:
+def read_released_config(path: Path) -> dict:
     """A released config.json; LlavaError for another model's."""
     config = read_json(path)
     architectures = config.get("architectures") or ["LlavaQwen"]

@@ -121,9 +121,9 @@ def open_source(arguments: Namespace):
         from llava.convert.from_llava_onevision import onevision_source
 
         return onevision_source(name, path, newline)
-    from llava.convert.from_released import read_reference_config, reference_source
+    from llava.convert.from_released import read_released_config, released_source
 
-    return reference_source(name, path, read_reference_config(path / CONFIG), tower, newline)
+    return released_source(name, path, read_released_config(path / CONFIG), tower, newline)
 
 
 def _why_not(model_type: str | None) -> str:

@@ -52,9 +52,6 @@ class AnswerStore:
     def __contains__(self, key: str) -> bool:
         return key in self._rows
 
-    def get(self, key: str) -> str | None:
-        return self._rows[key]["answer"] if key in self._rows else None
-
     @property
     def on_disk(self) -> bool:
         return self._file is not None

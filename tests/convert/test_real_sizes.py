@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, Sigl
 from llava.checkpoint.compose import expected_shapes
 from llava.checkpoint.match import match_keys
 from llava.checkpoint.shards import TensorInfo
-from llava.convert.from_released import reference_source
+from llava.convert.from_released import released_source
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 SHARED = {
@@ -88,7 +88,7 @@ def test_every_key_has_its_place(size, managers, monkeypatch):
     infos = {name: TensorInfo(tuple(shape), torch.bfloat16) for name, shape in shapes.items()}
     monkeypatch.setattr("llava.checkpoint.match.tensor_infos", lambda path: infos)
     config = json.loads(json.dumps({**text, **VISION, **(MANAGED if managers else ORIGINAL)}))
-    source = reference_source(size, Path("x"), config, None, None)
+    source = released_source(size, Path("x"), config, None, None)
     with torch.device("meta"):
         model = LlavaOVManagerForConditionalGeneration(
             LlavaOVManagerConfig(
@@ -114,5 +114,5 @@ def test_a_tower_saved_with_all_27_layers_loses_the_last(monkeypatch):
     last = {name.replace("layers.25.", "layers.26."): shape for name, shape in shapes.items() if "layers.25." in name}
     infos = {name: TensorInfo(tuple(shape), torch.float16) for name, shape in (shapes | last).items()}
     monkeypatch.setattr("llava.checkpoint.match.tensor_infos", lambda path: infos)
-    source = reference_source("x", Path("x"), {**text, **VISION, **ORIGINAL}, None, None)
+    source = released_source("x", Path("x"), {**text, **VISION, **ORIGINAL}, None, None)
     assert source.vision.num_hidden_layers == 26

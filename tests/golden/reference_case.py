@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import image_layout
-from llava.convert.from_released import convert_tensor, managers_from_reference, our_name, tiling_from_reference
+from llava.convert.from_released import RULES, convert_tensor, managers_from_released, tiling_from_released
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 REFERENCE_PLACEHOLDER = -200
@@ -65,6 +65,13 @@ class Case:
         return ours[:, :width]
 
 
+def our_name(name: str) -> str:
+    """What the model calls one of the reference's parameters."""
+    ours = RULES.rename(name)
+    assert ours is not None, name
+    return ours
+
+
 def reference_name(name: str) -> str:
     """What the reference calls one of our parameters."""
     for pattern, replacement in (
@@ -113,8 +120,8 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
     config = LlavaOVManagerConfig(
         vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
         text_config=Qwen2Config(**{field: reference[field] for field in TEXT_FIELDS}, pad_token_id=500),
-        managers=managers_from_reference(reference),
-        tiling=tiling_from_reference(reference, tile=vision["image_size"]),
+        managers=managers_from_released(reference),
+        tiling=tiling_from_released(reference, tile=vision["image_size"]),
         image_token_id=IMAGE_TOKEN_ID,
         turn_start_token_id=501,
         turn_end_token_id=502,

@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.anyres import TilingConfig
-from llava.convert.from_released import managers_from_reference
+from llava.convert.from_released import managers_from_released
 from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
@@ -236,7 +236,7 @@ def test_quirk_27_a_grid_type_of_none_manages_everything(make_model, make_proces
         "mm_manager_select_layer_index_list": [2, 3, 4],
         "mm_manager_index_list": [0, 2, 4],
     }
-    managers = managers_from_reference(config)
+    managers = managers_from_released(config)
     assert managers.scope == (grid_type or "all")
     model, processor = make_model(ANYRES, managers), make_processor(ANYRES)
     assert_batch_equals_one_by_one(model, processor, [ask((100, 70)), ask((40, 200), text="A car?")])
