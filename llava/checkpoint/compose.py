@@ -52,6 +52,11 @@ def expected_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder: Path) -> None:
     """Loads both into a model whose projector, newline and managers keep their values; in the model's dtype.
 
+    Args:
+        model: Of this class, not on the meta device.
+        tower_folder: SigLIP's, with its unused layers or without.
+        language_model_folder: Qwen2's.
+
     Raises:
         LlavaError: A weight is missing, unknown or of another shape.
     """
@@ -70,7 +75,13 @@ def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder
 def make_processor(
     config: LlavaOVManagerConfig, tokenizer: PreTrainedTokenizerBase, statistics: dict
 ) -> LlavaOVManagerProcessor:
-    """The processor of a model. statistics: image_mean and image_std, SigLIP's 0.5 where they are not given."""
+    """The processor of a model.
+
+    Args:
+        config: Of the model: tiling, and sizes of crops and patches.
+        tokenizer: Its own.
+        statistics: `image_mean` and `image_std` per channel; SigLIP's 0.5 where they are not given.
+    """
     image_processor = LlavaOVManagerImageProcessor(
         size=config.vision_config.image_size,
         patch_size=config.vision_config.patch_size,

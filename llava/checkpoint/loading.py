@@ -109,7 +109,7 @@ def apply_adapter(model: LlavaOVManagerForConditionalGeneration, folder: Path, m
         del model.peft_config
 
 
-def adapter_weights(model, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def adapter_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The adapters out of a model's state, by peft's names without its prefix."""
     from peft import get_peft_model_state_dict
 

@@ -20,13 +20,16 @@ TIED, UNUSED_LAYER = "tied to the embeddings", "vision layer above the used ones
 class Rules:
     """How a source calls things, as data; the first pattern that matches a whole name decides.
 
-    renames: (pattern, replacement). ignored: (pattern, reason), names that have no place in the model and may be there.
+    Attributes:
+        renames: (pattern, replacement).
+        ignored: (pattern, reason), of names that have no place in the model and may be there.
     """
 
     renames: tuple[tuple[str, str], ...]
     ignored: tuple[tuple[str, str], ...] = ()
 
     def reason_to_ignore(self, name: str) -> str | None:
+        """Why a name of the source has no place in the model; None for one that is to have one."""
         return next((reason for pattern, reason in self.ignored if re.fullmatch(pattern, name)), None)
 
     def rename(self, name: str) -> str | None:
@@ -38,6 +41,7 @@ class Rules:
 
 
 def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself, for sources whose shapes are ours."""
     return tensor
 
 
@@ -45,7 +49,11 @@ def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
 class Part:
     """Weights of one folder or file and how to read them.
 
-    infos: {its name: shape and dtype}. convert: (its name, tensor) to the tensor in our shape.
+    Attributes:
+        path: The folder or file.
+        rules: How it calls things.
+        infos: {its name: shape and dtype}.
+        convert: (its name, tensor) to the tensor in our shape.
     """
 
     path: Path
@@ -65,17 +73,27 @@ class Part:
                 yield names[name], self.convert(name, tensor)
 
     def converted_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of its tensors once it is ours; no data is read."""
         return tuple(self.convert(name, torch.empty(self.infos[name].shape, device="meta")).shape)
 
     def num_vision_layers(self) -> int:
         """How many layers of the tower the weights hold, counted from the first."""
         names = [self.rules.rename(name) for name in self.infos]
-        return 1 + max((int(found[1]) for name in names if name and (found := LAYER.fullmatch(name))), default=-1)
+        return 1 + max((int(layer[1]) for name in names if name and (layer := LAYER.fullmatch(name))), default=-1)
 
 
 @dataclass
 class KeyMatch:
-    """The result. mapped: {our name: (part, its name)}. ignored: {reason: names}. new: ours that start afresh."""
+    """What became of the names on both sides.
+
+    Attributes:
+        mapped: {our name: (part, its name)}.
+        ignored: {reason: the source's names}.
+        new: Ours that start afresh.
+        missing: Ours that the source lacks and must have.
+        unexpected: The source's that have no place here, or a taken one.
+        mismatched: The source's of another shape, with both.
+    """
 
     mapped: dict[str, tuple[Part, str]] = field(default_factory=dict)
     ignored: dict[str, list[str]] = field(default_factory=dict)
@@ -86,14 +104,15 @@ class KeyMatch:
 
     @property
     def faults(self) -> dict[str, list[str]]:
-        found = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
-        return {kind: names for kind, names in found.items() if names}
+        faults = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
+        return {kind: names for kind, names in faults.items() if names}
 
     def check(self, source: str) -> None:
         """Raises LlavaError, one line, unless every parameter is accounted for on both sides."""
         if self.faults:
             named = (
-                f"{len(names)} {kind} ({names[0]}{', ...' * (len(names) > 1)})" for kind, names in self.faults.items()
+                f"{len(names)} {kind} ({names[0]}, ...)" if len(names) > 1 else f"1 {kind} ({names[0]})"
+                for kind, names in self.faults.items()
             )
             raise LlavaError(f"{source}: its keys do not fit: {'; '.join(named)}")
 
@@ -122,13 +141,21 @@ class KeyMatch:
 
 
 def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be_new: tuple[str, ...]) -> KeyMatch:
-    """Matches the parts' parameters with the model's. Raises LlavaError for quantised ones.
+    """Matches the parts' parameters with the model's.
 
-    expected: {our name: shape}, without lm_head.weight where it is tied to the embeddings.
-    may_be_new: prefixes of our parameters that the parts need not have.
+    Args:
+        parts: Where the weights come from; of two that hold the same parameter the second's is unexpected.
+        expected: {our name: shape}, without lm_head.weight where it is tied to the embeddings.
+        may_be_new: Beginnings of names of our parameters that the parts need not have.
+
+    Returns:
+        What became of every name on both sides, faults among them, see KeyMatch.check.
+
+    Raises:
+        LlavaError: A weight is quantised.
     """
     match = KeyMatch()
-    used_layers = len({found[1] for name in expected if (found := LAYER.fullmatch(name))})
+    used_layers = len({layer[1] for name in expected if (layer := LAYER.fullmatch(name))})
     for part in parts:
         for name, info in part.infos.items():
             reason = part.rules.reason_to_ignore(name)
@@ -146,9 +173,9 @@ def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be
                 raise LlavaError(f"{part.path}: {name} is {info.dtype}; quantised weights cannot be converted")
             else:
                 match.mapped[ours] = (part, name)
-                found = part.converted_shape(name)
-                if found != tuple(expected[ours]):
-                    match.mismatched.append(f"{name}: found {found}, expected {tuple(expected[ours])}")
+                shape = part.converted_shape(name)
+                if shape != tuple(expected[ours]):
+                    match.mismatched.append(f"{name}: found {shape}, expected {tuple(expected[ours])}")
     for name in expected.keys() - match.mapped.keys():
         (match.new if name.startswith(may_be_new) else match.missing).append(name)
     match.new.sort()
@@ -167,6 +194,7 @@ def check_tied_head(match: KeyMatch, parts: Sequence[Part], source: str) -> None
     owner, embeddings = match.mapped[EMBEDDINGS]
     for part in parts:
         for head in set(match.ignored.get(TIED, [])) & part.infos.keys():
-            (found,), (expected,) = part.read({head: HEAD}), owner.read({embeddings: EMBEDDINGS})
-            if not torch.equal(found[1], expected[1]):
+            ((_, head_weight),) = part.read({head: HEAD})
+            ((_, embedding_weight),) = owner.read({embeddings: EMBEDDINGS})
+            if not torch.equal(head_weight, embedding_weight):
                 raise LlavaError(f"{source}: tie_word_embeddings is true, but {head} differs from {embeddings}")

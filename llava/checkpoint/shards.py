@@ -25,8 +25,9 @@ MAPPED_BYTES = 2**28  # a file is mapped anew after so much of it, so that what 
 def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
     """(name, tensor) of every weight of a folder or file, on the CPU, one at a time, backed by the file itself.
 
-    Raises LlavaError, also in the middle, for a file that is cut off or holds anything but tensors, for a name that
-    two files hold, and for an index that names a tensor which its files do not hold.
+    Raises:
+        LlavaError: Also in the middle: a file is cut off or holds anything but tensors, two files hold one name, or an
+            index names a tensor that its files do not hold.
     """
     files, seen = weight_files(path), {}
     for file in files:
@@ -101,9 +102,13 @@ def write_shards(
     """Writes (name, tensor) pairs as they come: model.safetensors, or numbered shards with their index.
 
     A shard is written when the next tensor would take it over max_shard_bytes; a larger tensor has a shard of its own.
-    Tensors that share memory, as tied ones do, are written each in full. Returns the index as transformers has it:
-    {"metadata": {"total_parameters", "total_size"}, "weight_map": {name: file}}. Raises LlavaError for a name that
-    comes twice and when nothing comes.
+    Tensors that share memory, as tied ones do, are written each in full.
+
+    Returns:
+        The index as transformers has it: {"metadata": {"total_parameters", "total_size"}, "weight_map": {name: file}}.
+
+    Raises:
+        LlavaError: A name comes twice, or nothing comes.
     """
     folder = Path(folder)
     shards: list[list[str]] = []  # the names in each
@@ -111,7 +116,7 @@ def write_shards(
     pending, pending_bytes = {}, 0
     parameters = size = 0
 
-    def flush():
+    def flush() -> None:
         save_file(_apart(pending), folder / _part(len(shards)), metadata={"format": "pt"})
         shards.append(list(pending))
         pending.clear()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedModel
+from transformers import LlavaOnevisionForConditionalGeneration, PreTrainedConfig, PreTrainedModel
 
 from llava.checkpoint.folder import (
     CHAT_TEMPLATE,
@@ -29,9 +29,19 @@ _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 
 def export_as(format_name: str, source: Path, out: Path, accept_differences: bool) -> list[str]:
-    """Writes the checkpoint `source` to the new folder `out`; returns what the user should know about it.
+    """Writes a checkpoint of this package to a new folder.
 
-    Raises LlavaError, with nothing left at `out`, for what the format cannot hold and for weights that do not fit.
+    Args:
+        format_name: `llava_onevision` or `remote_code`.
+        source: The checkpoint.
+        out: The folder; nothing is left there after an error.
+        accept_differences: Whether to export also what llava_onevision computes otherwise.
+
+    Returns:
+        What the user should know about it, a line each.
+
+    Raises:
+        LlavaError: The format cannot hold the model, or weights do not fit it.
     """
     config = LlavaOVManagerConfig.from_pretrained(source)
     if format_name == "llava_onevision":
@@ -77,18 +87,18 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -
 
 
 def _check_names(
-    source: Path, kind: type[PreTrainedModel], config, rename: Callable[[str], str] = lambda name: name
+    source: Path, kind: type[PreTrainedModel], config: PreTrainedConfig, rename: Callable[[str], str] = str
 ) -> None:
     """LlavaError unless the weights, renamed, are those of a model of this kind, in name and shape; reads headers."""
     with torch.device("meta"):
         model = kind(config)
-    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {rename(name): shape for name, shape in tensor_shapes(source).items()}
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    saved = {rename(name): shape for name, shape in tensor_shapes(source).items()}
     tied = set(model._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     for problem, names in (
-        ("missing", needed.keys() - found.keys() - tied),
-        ("unexpected", found.keys() - needed.keys()),
-        ("of another shape", {name for name in needed.keys() & found.keys() if needed[name] != found[name]}),
+        ("missing", expected.keys() - saved.keys() - tied),
+        ("unexpected", saved.keys() - expected.keys()),
+        ("of another shape", {name for name in expected.keys() & saved.keys() if expected[name] != saved[name]}),
     ):
         if names:
             raise LlavaError(f"{source}: {len(names)} weights are {problem}, first {min(names)}")

@@ -40,7 +40,16 @@ SUPPORTED = {
 
 
 def onevision_source(name: str, folder: Path, newline_after_one_crop: bool | None) -> Source:
-    """A whole llava_onevision checkpoint. newline_after_one_crop: None is as transformers does, true."""
+    """A whole llava_onevision checkpoint.
+
+    Args:
+        name: As the user gave it.
+        folder: Of the checkpoint.
+        newline_after_one_crop: None is as transformers does, true.
+
+    Raises:
+        LlavaError: A part or a setting is not supported, or weights are damaged.
+    """
     config = read_config(LlavaOnevisionConfig, folder)
     check_supported(config, folder)
     vision = config.vision_config
@@ -71,9 +80,9 @@ def check_supported(config: LlavaOnevisionConfig, folder: Path) -> None:
     """Raises LlavaError for parts or settings that this model does not have."""
     where = folder / CONFIG
     for key, kind in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
-        found = getattr(config, key).model_type
-        if found != kind:
-            raise LlavaError(f"{where}: its {key} is of type {found!r}; only {kind!r} is supported")
+        model_type = getattr(config, key).model_type
+        if model_type != kind:
+            raise LlavaError(f"{where}: its {key} is of type {model_type!r}; only {kind!r} is supported")
     for key, value in SUPPORTED.items():
         if getattr(config, key) != value:
             raise LlavaError(f"{where}: {key} {getattr(config, key)!r} is not supported, only {value!r}")

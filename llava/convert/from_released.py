@@ -99,7 +99,10 @@ def convert_tensor(released_name: str, tensor: torch.Tensor) -> torch.Tensor:
 def tiling_from_released(config: dict, tile: int, newline_after_one_crop: bool = False) -> TilingConfig:
     """Tiling from the fields of a released config.json; one square crop where it does not speak of tiling.
 
-    newline_after_one_crop: whether its code ends a one-crop image with a newline, where merging unpads.
+    Args:
+        config: The fields.
+        tile: Width and height of a crop, in pixels.
+        newline_after_one_crop: Whether its code ends a one-crop image with a newline, where merging unpads.
     """
     merge = config.get("mm_patch_merge_type", "flat")
     aspect_ratio, pinpoints = config.get("image_aspect_ratio") or "square", config.get("image_grid_pinpoints")
@@ -108,7 +111,7 @@ def tiling_from_released(config: dict, tile: int, newline_after_one_crop: bool =
 
 
 def managers_from_released(config: dict) -> ManagerConfig | None:
-    """Managers from the fields of a released config.json; None for a model without."""
+    """Managers from the fields of a released config.json; None for a model without. Raises LlavaError."""
     kind = config.get("mm_manager_type")
     if not kind:
         return None
@@ -140,9 +143,17 @@ def _layers(config: dict, listed: str, ranged: str) -> list[int]:
 def released_source(
     name: str, folder: Path, config: dict, tower_folder: Path | None, newline_after_one_crop: bool | None
 ) -> Source:
-    """A whole released checkpoint. tower_folder: SigLIP's, for its sizes, and for its weights if these lack them.
+    """A whole released checkpoint.
 
-    newline_after_one_crop: None decides by model_type: only the original code, `llava`, appends one.
+    Args:
+        name: As the user gave it.
+        folder: Of the checkpoint.
+        config: The fields of its config.json.
+        tower_folder: SigLIP's, for its sizes, and for its weights if the checkpoint lacks them.
+        newline_after_one_crop: None decides by model_type: only the original code, `llava`, appends one.
+
+    Raises:
+        LlavaError: A setting is not supported, sizes or the tower's weights are not to be had, or weights are damaged.
     """
     check_supported(config, folder)
     part = Part.open(folder, RULES, convert_tensor)
@@ -174,6 +185,16 @@ def projector_source(
     """A stage-1 mm_projector.bin on the tower and the language model that it was trained with.
 
     A config.json beside it tells managers and tiling; without one there are none, and one square crop.
+
+    Args:
+        name: As the user gave it.
+        file: mm_projector.bin.
+        tower_folder: SigLIP's.
+        language_model_folder: Qwen2's.
+        newline_after_one_crop: None decides by model_type, as for a whole checkpoint.
+
+    Raises:
+        LlavaError: A setting is not supported, or weights are damaged.
     """
     described = file.parent / CONFIG
     config = read_released_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
@@ -212,8 +233,8 @@ def check_supported(config: dict, folder: Path) -> None:
     """Raises LlavaError for a setting that this model does not have."""
     for key, values in SUPPORTED.items():
         if config.get(key) not in values:
-            known = " or ".join(repr(value) for value in values if value is not None) or "none"
-            raise LlavaError(f"{folder / CONFIG}: {key} {config.get(key)!r} is not supported, only {known}")
+            supported = " or ".join(repr(value) for value in values if value is not None) or "none"
+            raise LlavaError(f"{folder / CONFIG}: {key} {config.get(key)!r} is not supported, only {supported}")
 
 
 def video_notes(config: dict) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ renamed when complete. Weights are read one tensor at a time and written shard b
 import re
 from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.arguments import ArgumentParser, shown
 from llava.checkpoint.folder import (
@@ -23,6 +24,9 @@ from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import UNITS
 
+if TYPE_CHECKING:
+    from llava.convert.source import Source
+
 NEWLINE_CHOICES = {"auto": None, "true": True, "false": False}
 HUB_PATTERNS = ("*.json", "*.txt", "*.jinja")
 HUB_ID = re.compile(r"(\w[\w.-]*/[\w.-]+)(?:/(.+?))?/?")
@@ -36,6 +40,7 @@ PLACES = {  # what may be a folder here or one of the hub
 
 
 def add_arguments(parser: ArgumentParser) -> None:
+    """SOURCE, --out, the folders of the parts that it lacks, and how it is read and written."""
     parser.add_argument(
         "source",
         nargs="?",
@@ -66,10 +71,10 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def parse_size(text: str) -> int:
     """Bytes from "5GB", "200MB" or a number."""
-    found = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip().upper())
-    if found is None or int(found[1]) == 0:
+    size = re.fullmatch(r"(\d+)\s*([KMG]B)?", text.strip().upper())
+    if size is None or int(size[1]) == 0:
         raise ArgumentTypeError(f"{shown(text)} is no size such as 5GB or 200MB")
-    return int(found[1]) * (UNITS[found[2]] if found[2] else 1)
+    return int(size[1]) * (UNITS[size[2]] if size[2] else 1)
 
 
 def run(arguments: Namespace) -> int:
@@ -83,10 +88,12 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def open_source(arguments: Namespace):
+def open_source(arguments: Namespace) -> "Source":
     """The source, recognised by its files and its config.json, never by its name.
 
-    Raises LlavaError, before torch is imported and anything is fetched, for all that is not there.
+    Raises:
+        LlavaError: Something is not there, which is told before torch is imported and anything is fetched; or the
+            source cannot be converted.
     """
     absent = [
         f"{option} {name}: no such file or folder"
@@ -149,9 +156,14 @@ def _require(arguments: Namespace, when: str) -> None:
 
 
 def local_path(name: str, option: str) -> Path:
-    """A local file or folder, or the hub's, fetched: `owner/name`, or `owner/name/folder` of a repository of several.
+    """A local file or folder, or the hub's, fetched.
 
-    Raises LlavaError when there is neither.
+    Args:
+        name: A path, or `owner/name`, or `owner/name/folder` of a repository of several.
+        option: What the user calls it, in errors.
+
+    Raises:
+        LlavaError: There is neither.
     """
     if Path(name).exists():
         return Path(name)
@@ -159,9 +171,9 @@ def local_path(name: str, option: str) -> Path:
         raise LlavaError(f"{option} {name}: no such file or folder")
     from huggingface_hub.errors import HfHubHTTPError
 
-    found = HUB_ID.fullmatch(name)
+    repository, folder = HUB_ID.fullmatch(name).groups()
     try:
-        return _fetched(found[1], found[2] or "")
+        return _fetched(repository, folder or "")
     except (OSError, ValueError, HfHubHTTPError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LlavaError(f"{option} {name}: no local folder, and not to be had from the hub ({reason})") from error

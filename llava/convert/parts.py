@@ -36,7 +36,13 @@ def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
 def new_parameters(model: PreTrainedModel, match: KeyMatch, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """The parameters that start afresh, drawn from torch's global generator as for a new model.
 
-    model: the model on the meta device; the parts that are new become real.
+    Args:
+        model: On the meta device; the parts that are new become real.
+        match: What the source holds.
+        dtype: Of the parameters.
+
+    Returns:
+        {name: tensor}, on the CPU.
     """
     tensors = {}
     for prefix in (POST_LAYERNORM, PROJECTOR, NEWLINE, MANAGERS):

@@ -18,11 +18,18 @@ from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 class Source:
     """A checkpoint to import, described in this model's terms.
 
-    name: as the user gave it. kind: for the table and the record. parts: where the weights come from.
-    folders: where tokenizer, generation settings and pixel statistics are looked for, in this order.
-    may_be_new: prefixes of parameters that start afresh where the parts lack them.
-    visual_token_ids: ids of `<image>` and `<video>` that the source's configuration states.
-    notes: what the user should know about this source.
+    Attributes:
+        name: As the user gave it.
+        kind: For the table and the record.
+        parts: Where the weights come from.
+        vision: The tower, without the layers that are not used.
+        text: The language model.
+        managers: None for a model without.
+        tiling: How images become crops.
+        folders: Where tokenizer, generation settings and pixel statistics are looked for, in this order.
+        may_be_new: Prefixes of parameters that start afresh where the parts lack them.
+        visual_token_ids: Ids of `<image>` and `<video>` that the source's configuration states.
+        notes: What the user should know about this source.
     """
 
     name: str
@@ -39,9 +46,15 @@ class Source:
 
 
 def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None = None) -> PreTrainedConfig:
-    """The configuration of one of transformers' models, from a folder's config.json or from given fields of it.
+    """The configuration of one of transformers' models.
 
-    Raises LlavaError for values that its class does not take.
+    Args:
+        kind: Its class.
+        folder: Where config.json lies.
+        fields: What of it is taken; None for all.
+
+    Raises:
+        LlavaError: Its class does not take the values.
     """
     try:
         return kind.from_pretrained(folder) if fields is None else kind(**fields)

@@ -14,8 +14,11 @@ _BICUBIC = 3  # Pillow's number, which the files hold
 def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str]]:
     """Whether plain transformers computes the same from this model's inputs.
 
-    Returns (differences, notes): kinds of input for which it would not, and remarks on single sizes.
-    Raises LlavaError, with what would be lost, for a model or a tiling that the format has no words for.
+    Returns:
+        (differences, notes): kinds of input for which it would not, and remarks on single sizes.
+
+    Raises:
+        LlavaError: The format has no words for the model or its tiling; the message says what would be lost.
     """
     tiling = config.tiling
     if config.managers is not None:
@@ -68,9 +71,11 @@ def onevision_name(name: str) -> str:
 
 
 def onevision_processor(config: LlavaOVManagerConfig, image_processor: dict) -> dict:
-    """processor_config.json of LlavaOnevisionProcessor.
+    """The content of processor_config.json of LlavaOnevisionProcessor.
 
-    image_processor: the fields of this package's image processor, of which mean and deviation carry over.
+    Args:
+        config: Of this model.
+        image_processor: The fields of this package's image processor, of which mean and deviation carry over.
     """
     tile = config.vision_config.image_size
     pixels = {

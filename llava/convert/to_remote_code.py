@@ -68,15 +68,15 @@ def _flat_name(module: str) -> str:
 def _flattened(module: str) -> tuple[str, set[str]]:
     """The text of a module with its imports made relative, and the modules of this package that it imports.
 
-    Raises ImportError for imports of this package that cannot be made so: all but `from llava.x import name`.
+    Raises:
+        ImportError: One of this package cannot be made so: any but `from llava.x import name`.
     """
     source = _SOURCES.joinpath(*module.split(".")[1:]).with_suffix(".py")
     text = source.read_text(encoding="utf-8")
     lines, needed = text.splitlines(keepends=True), set()
     # from the last to the first, so that line numbers stay right
-    for node, in_function in sorted(_imports(ast.parse(text)), key=lambda found: -found[0].lineno):
-        own = [name for name in _imported_modules(node) if name.split(".")[0] == "llava"]
-        if own:
+    for node, in_function in sorted(_imports(ast.parse(text)), key=lambda import_: -import_[0].lineno):
+        if any(name.split(".")[0] == "llava" for name in _imported_modules(node)):
             if not isinstance(node, ast.ImportFrom) or not _is_module(node.module):
                 raise ImportError(f"{source}:{node.lineno}: write `from llava.module import name` to be exported")
             needed.add(node.module)

@@ -20,13 +20,21 @@ from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGenerat
 from llava.mllm.parts import EMBEDDINGS
 from llava.mllm.questions import turn_token_ids
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # a folder with one of them has a tokenizer
 
 
 def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_bytes: int, seed: int) -> None:
-    """Writes `source` as a checkpoint of this model to `out`, printing what became of every key.
+    """Writes a source as a checkpoint of this model, printing what became of every key.
 
-    Raises LlavaError, before anything is written, for a key that does not fit; `out` then stays as it was.
+    Args:
+        source: What is converted.
+        out: The folder to write; after an error it is as it was.
+        tokenizer_folder: Of the tokenizer; None for the source's own.
+        max_shard_bytes: Of a file of weights.
+        seed: Of the parameters that the source lacks.
+
+    Raises:
+        LlavaError: A key does not fit, which is told before anything is written, or `out` cannot be written.
     """
     tokenizer = load_tokenizer(source, tokenizer_folder)
     config = model_config(source, tokenizer)
@@ -56,17 +64,17 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
 
 
 def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `folder`, or of the first of the source's folders that has one."""
+    """The tokenizer of `folder`, or of the first of the source's folders that has one. Raises LlavaError."""
     folders = [folder] if folder is not None else source.folders
     for candidate in folders:
-        if any((candidate / name).is_file() for name in TOKENIZER_FILES):
+        if any((candidate / name).is_file() for name in VOCABULARIES):
             try:
                 # The configuration is given, because config.json may be of a type that transformers does not know.
                 return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
             except Exception as error:  # transformers and tokenizers each raise their own kinds
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
                 raise LlavaError(f"{candidate}: its tokenizer cannot be loaded: {reason}") from error
-    raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(TOKENIZER_FILES)}); give its folder: --tokenizer DIR")
+    raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(VOCABULARIES)}); give its folder: --tokenizer DIR")
 
 
 def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVManagerConfig:

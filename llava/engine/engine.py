@@ -11,7 +11,13 @@ from pathlib import Path
 from threading import Event
 
 import torch
-from transformers import BitsAndBytesConfig, GenerationConfig, StoppingCriteriaList, TextIteratorStreamer
+from transformers import (
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
 
 from llava.checkpoint.folder import check_folder, has_adapters
 from llava.checkpoint.loading import load_model
@@ -24,13 +30,14 @@ from llava.engine.kept_cache import KeptCache, check_length
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import best_attention
+from llava.mllm.parts import PREFIXES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
 
 
-def plain_generation(tokenizer, **options) -> GenerationConfig:
+def plain_generation(tokenizer: PreTrainedTokenizerBase, **options) -> GenerationConfig:
     """Greedy settings that end an answer where its turn ends; `options` replace or add to them."""
     stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
     settings = {"eos_token_id": sorted(stops), "pad_token_id": tokenizer.pad_token_id, "repetition_penalty": 1.0}
@@ -211,7 +218,8 @@ def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
             f"{folder} has LoRA adapters, which cannot be merged into 4 bits; merge them first: "
             f"llava convert merge-lora {folder} --out DIR"
         )
-    kept = ["lm_head", "model.vision_tower", "model.multi_modal_projector", "model.image_newline", "model.managers"]
+    parts = [prefix for part, prefixes in PREFIXES.items() if part != "language_model" for prefix in prefixes]
+    kept = ["lm_head", *(prefix.removesuffix(".") for prefix in parts)]
     config = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
     )
@@ -249,7 +257,7 @@ def _options(
 
 
 @contextmanager
-def _seeded(seed: int | None, device: torch.device):
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     """torch's generators begin at `seed` and are afterwards as they were; None leaves them alone."""
     if seed is None:
         yield
