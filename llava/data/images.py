@@ -11,6 +11,7 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
 from llava.data.color import decoding, orientation, to_rgb
+from llava.data.jpeg_header import plain_jpeg_size
 from llava.errors import DataError, MissingFileError, OversizedImageError
 from llava.files import check_readable
 
@@ -132,6 +133,10 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
     Whole JPEG and PNG files are known by their header and their last bytes; others are decoded.
     """
+    return plain_jpeg_size(path) or _size_by_pillow(path)
+
+
+def _size_by_pillow(path: str | os.PathLike) -> tuple[int, int]:
     try:
         with decoding(), _identified(path, str(path), None) as image:
             _check_pixels(image.size, str(path))

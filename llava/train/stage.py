@@ -15,6 +15,7 @@ from transformers import TrainingArguments, set_seed
 from transformers.utils import logging as transformers_logging
 
 from llava.data.collator import Collator
+from llava.data.content import content_digest
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError
@@ -23,7 +24,6 @@ from llava.train.estimate.plan import Plan, describe, manifest
 from llava.train.folders.interim import (
     check_data_unchanged,
     checkpoints_folder,
-    data_digest,
     last_checkpoint,
     read_mark,
     resume_facts,
@@ -202,7 +202,7 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
 def _decide(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -> tuple[Path | None, Path | None, dict]:
     """The first rank's part: where to go on from, where joined states are, and what new checkpoints note."""
     dataset, processes = trainer.train_dataset, trainer.args.world_size
-    digest = data_digest(dataset.samples, trainer.costs.tolist())
+    digest = content_digest(dataset.samples, trainer.costs)
     facts, joined = resume_facts(recipe, processes, digest), None
     if checkpoint is not None:
         check_data_unchanged(checkpoint, digest)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image, ImageFile
 
+from llava.data import images
 from llava.data.color import to_rgb
 from llava.data.images import image_size, open_image, read_header, read_image
+from llava.data.jpeg_header import plain_jpeg_size
 from llava.errors import DataError
 
 ORIENTATION = 274  # EXIF's tag
@@ -218,3 +220,80 @@ def test_any_error_of_a_plugin_names_the_file(tmp_path, monkeypatch, error):
         with pytest.raises(DataError, match=r"^image .*a.avif cannot be decoded: .") as found:
             opener(tmp_path / "a.avif")
         assert (str(error) or type(error).__name__) in str(found.value)
+
+
+def jpeg(size: tuple[int, int] = (48, 32), mode: str = "RGB", **options) -> bytes:
+    stream = io.BytesIO()
+    Image.new(mode, size, 0).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(content) + 2).to_bytes(2) + content
+
+
+def pillow_size(path: Path) -> tuple[int, int] | None:
+    try:
+        return images._size_by_pillow(path)
+    except DataError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("content", "is_plain"),
+    [
+        (jpeg(), True),
+        (jpeg((3000, 2)), True),
+        (jpeg(mode="L"), True),
+        (jpeg(mode="CMYK"), True),
+        (jpeg(progressive=True), True),
+        (jpeg(optimize=True, comment="words"), True),
+        (jpeg(icc_profile=b"x" * 3000), True),
+        (jpeg(icc_profile=b"x" * 30_000), False),
+        (jpeg(exif=exif(6)), False),
+        (jpeg(exif=exif(1)), False),
+        (jpeg(xmp=b'<x tiff:Orientation="6"/>'), False),
+        (jpeg()[:-2], False),
+        (jpeg()[:300], False),
+        (jpeg() + bytes(14), True),
+        (jpeg() + bytes(15), False),
+        (b"", False),
+    ],
+)
+def test_the_size_of_a_plain_jpeg_is_what_pillow_says(tmp_path, content, is_plain):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(content)
+    size = plain_jpeg_size(path)
+    assert (size is not None) == is_plain
+    assert size is None or size == pillow_size(path)
+
+
+def test_a_damaged_header_is_left_to_pillow(tmp_path):
+    """Bytes of the header are changed, left out and put in; whatever is told without Pillow is what Pillow tells."""
+    draw, path, told = random.Random(0), tmp_path / "a.jpg", 0
+    whole = [jpeg(), jpeg(mode="L", progressive=True), jpeg(mode="CMYK", icc_profile=b"x" * 50, comment="words")]
+    extra = [segment(0xE0, b"JFIF\0\1"), segment(0xE1, b"Exif\0\0II*\0"), segment(0xDB, b"\0" * 64), b"\xff", b"\0"]
+    for _ in range(500):
+        content = bytearray(draw.choice(whole))
+        header = content.index(b"\xff\xda")
+        for _ in range(draw.randint(1, 2)):
+            place = draw.randrange(2, header)
+            match draw.randrange(3):
+                case 0:
+                    content[place] = draw.choice([0, 1, 8, 12, 16, 255, draw.randrange(256)])
+                case 1:
+                    del content[place : place + draw.choice([1, 2, 17])]
+                case 2:
+                    content[place:place] = draw.choice(extra)
+        path.write_bytes(content)
+        size = plain_jpeg_size(path)
+        told += size is not None
+        assert size is None or size == pillow_size(path)
+    assert 100 < told < 400
+
+
+def test_an_oversized_jpeg_is_left_to_pillow(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48 * 32 - 1)
+    with pytest.raises(DataError, match="48x32 are 1536 pixels, at most 1535 are read"):
+        image_size(tmp_path / "a.jpg")

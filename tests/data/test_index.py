@@ -1,5 +1,6 @@
 """The index of data files, compared with the plain loop over records that it stands for."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -13,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llava.data import content, visuals
 from llava.data import index as index_module
-from llava.data import visuals
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
 from llava.data.index import INDEX_FOLDER, index_file
 from llava.data.inspect import Fault, Inspection, inspect_samples
@@ -411,3 +412,23 @@ def is_running(number: int) -> bool:
         )
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(("workers", "inline"), [("memory", True), ("kept", False)], indirect=["workers"])
+def test_the_content_s_hash_is_the_plain_loop_s(data, workers, inline, tmp_path, monkeypatch):
+    folder = shutil.copytree(data, tmp_path / "data")
+    if not inline:
+        monkeypatch.setattr(content, "BLOCK", 10)
+    store, costs = load_mixture(folder / "mixture.yaml", 0).samples, None
+    samples = plain_samples(folder / "mixture.yaml", 0)
+    for costs in (np.arange(len(samples)), np.arange(len(samples))[::-1] ** 5):
+        digest = hashlib.sha256()
+        for sample, cost in zip(samples, costs, strict=True):
+            digest.update(repr((sample.id, sample.turns, sample.images, sample.videos, int(cost))).encode())
+        assert content.content_digest(samples, costs) == digest.hexdigest()
+        assert content.content_digest(store, costs) == digest.hexdigest()
+        with monkeypatch.context() as patched:  # the second time it is known, where there is an index
+            patched.setattr(content, "_content", lambda *_: b"")
+            assert (content.content_digest(store, costs) == digest.hexdigest()) == (not inline)
+    other = load_mixture(folder / "mixture.yaml", 1).samples
+    assert content.content_digest(other, costs) != content.content_digest(store, costs)

@@ -5,14 +5,11 @@ mark that lists its files and their sizes, and is renamed: a process may be kill
 a mark that holds is whole. The folder is deleted once the stage's own checkpoint stands. Imports no torch.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
-from llava.data.schema import Sample
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
 from llava.train.recipe.dotted import flatten
@@ -23,7 +20,7 @@ PREFIX = "checkpoint-"
 # Keys that a run may change when it goes on: they decide where and how it runs, not what it learns.
 FREE_KEYS = (
     "model.sizes",
-    "data.mixture",  # its content is compared, see data_digest
+    "data.mixture",  # its content is compared, see content_digest
     "data.image_folder",
     "data.workers",
     "data.on_bad_sample",  # a sample that is skipped has its place in the order all the same
@@ -153,14 +150,6 @@ def _shown(value) -> str:
 def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
     """What a checkpoint notes of its run, for check_resume and check_data_unchanged."""
     return {"recipe": _comparable(recipe), "processes": processes, "data": data}
-
-
-def data_digest(samples: Sequence[Sample], costs: Sequence[int]) -> str:
-    """A hash of the samples' content and order, and of the costs that decide the order of training."""
-    digest = hashlib.sha256()
-    for sample, cost in zip(samples, costs, strict=True):
-        digest.update(repr((sample.id, sample.turns, sample.images, sample.videos, cost)).encode())
-    return digest.hexdigest()
 
 
 def check_data_unchanged(checkpoint: Path, digest: str) -> None:

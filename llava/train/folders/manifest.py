@@ -26,14 +26,18 @@ def run_facts(recipe: Recipe, mixture: Mixture, reports: list[dict]) -> dict:
         "code": combined_hash(common_fields(reports, "code")),
         "data": common_fields(reports, "data"),
         "start": common_fields(reports, "start"),
-        "sampled_ids": ids_hash(sample.id for sample in mixture.samples),
+        "sampled_ids": ids_hash(mixture.samples.ids()),
         "order_seed": recipe.run.seed,
         "hardware": hardware_table(reports),
     }
 
 
 def ids_hash(ids: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    digest, separator = hashlib.sha256(), ""
+    for name in ids:
+        digest.update(f"{separator}{name}".encode())
+        separator = "\n"
+    return digest.hexdigest()
 
 
 def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
@@ -41,7 +45,7 @@ def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
 
     rows: [first, last] of each unbroken run, counted from 1 as in messages. ids: as `sampled_ids`, of this file's.
     """
-    samples, found = iter(mixture.samples), []
+    ids, found = mixture.samples.ids(), []
     for entry in mixture.table:
         path = Path(entry.json_path)
         rows = choose_rows(entry.rows, entry.sampling_strategy, f"{seed}/{path.name}", str(path))
@@ -50,7 +54,7 @@ def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
                 "json_path": entry.json_path,
                 "sampling_strategy": entry.sampling_strategy,
                 "rows": unbroken_runs([row + 1 for row in rows]),
-                "ids": ids_hash(sample.id for sample in islice(samples, entry.taken)),
+                "ids": ids_hash(islice(ids, entry.taken)),
             }
         )
     return found
