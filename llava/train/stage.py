@@ -1,5 +1,6 @@
 """One training stage on one process of a run: model, data, Trainer, checkpoint."""
 
+import gc
 import os
 import shutil
 import signal
@@ -37,11 +38,19 @@ from llava.train.loop.stop import die_with_launcher
 from llava.train.loop.totals import results
 from llava.train.loop.trainer import LlavaTrainer
 from llava.train.mllm.build import build, trains_in_bf16
-from llava.train.mllm.data import held_out, inspect_once, supervised_dataset
+from llava.train.mllm.data import held_out, sizes_once, supervised_dataset
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
 from llava.train.ranks.preflight import preflight
-from llava.train.ranks.process_group import end_all, leave_process_group, on_first_rank, rank, start_process_group
+from llava.train.ranks.process_group import (
+    end_all,
+    first_on_each_host,
+    leave_process_group,
+    on_first_rank,
+    rank,
+    start_process_group,
+)
+from llava.train.ranks.waiting import meet
 from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe
 
@@ -70,6 +79,7 @@ def run_stage(recipe: Recipe) -> None:
     if rank() == 0:
         record = manifest(recipe, stage.plan, stage.trainer.components, **facts)
         write_start(working_folder(recipe.run.output_dir), record, sampled_rows(stage.mixture, recipe.run.seed))
+    meet(recipe.run.startup_timeout)
     try:
         train(stage.trainer)
     except NonFiniteError as error:
@@ -101,7 +111,8 @@ def prepare(recipe: Recipe) -> Stage:
     components = split_components(model, recipe)
     freeze(components)
     prepare_layers(model, recipe)
-    mixture = load_mixture(recipe.data.mixture, recipe.run.seed)
+    load = partial(load_mixture, recipe.data.mixture, recipe.run.seed)
+    mixture = first_on_each_host(load, recipe.run.startup_timeout)
     plan = Plan.of(recipe, model.config, len(mixture.samples))
     check_disk(recipe.run.output_dir, components)
     checkpoint = last_checkpoint(recipe)
@@ -112,11 +123,12 @@ def prepare(recipe: Recipe) -> Stage:
         described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
         print(described, mixture, sep="\n\n", flush=True)
 
+    meet(recipe.run.startup_timeout)
     start_process_group(recipe.run)
     arguments = training_arguments(recipe, plan)
     positions = model.config.text_config.max_position_embeddings
     dataset = supervised_dataset(recipe, mixture.samples, processor, positions)
-    sizes = dataset.sizes(inspect_once(recipe, dataset))
+    sizes = sizes_once(recipe, dataset)
     cost = training_cost(model.config, [component.name for component in components if component.trained])
     evaluated = held_out(recipe, processor, cost, positions)
     trainer = LlavaTrainer(
@@ -195,7 +207,7 @@ def go_on_from(checkpoint: Path | None, recipe: Recipe, trainer: LlavaTrainer) -
 
     Raises LlavaError when the data is not what the checkpoint was trained on.
     """
-    decided = on_first_rank(partial(_decide, checkpoint, recipe, trainer))
+    decided = on_first_rank(partial(_decide, checkpoint, recipe, trainer), recipe.run.startup_timeout)
     trainer.last_saved, trainer.joined_states, trainer.facts = decided
 
 
@@ -221,6 +233,8 @@ def train(trainer: LlavaTrainer):
 
     A bad sample met by a data loader's worker is reported as what it is, without the worker's traceback.
     """
+    gc.collect()
+    gc.freeze()  # or a data loader's worker, when it collects garbage, copies all that was there before it
     try:
         with trainer.stop_request:
             return trainer.train(resume_from_checkpoint=trainer.last_saved and str(trainer.last_saved))
@@ -228,6 +242,8 @@ def train(trainer: LlavaTrainer):
         fault = str(error).strip().rpartition("DataError: ")[2]
         begin = f", from {trainer.last_saved}" if trainer.last_saved else ""
         raise DataError(f"{fault}; mend it, or go on with --data.on_bad_sample skip{begin}") from None
+    finally:
+        gc.unfreeze()
 
 
 def save(stage: Stage, **facts) -> None:

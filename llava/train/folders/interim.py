@@ -40,6 +40,7 @@ FREE_KEYS = (
     "run.compile",
     "run.logging_steps",
     "run.report_to",
+    "run.startup_timeout",
     "run.collective_timeout",
     "run.save_steps",
     "run.save_minutes",

@@ -4,13 +4,14 @@ from dataclasses import replace
 from functools import partial
 from itertools import islice
 
-from llava.data.dataset import SupervisedDataset
+from llava.data.dataset import SampleSizes, SupervisedDataset
 from llava.data.inspect import Inspection, inspect_samples
+from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
 from llava.mllm.cost import Cost
 from llava.train.folders.interim import WAY_ON
 from llava.train.loop.held_out import HeldOut, last_exchange
-from llava.train.ranks.process_group import on_first_rank
+from llava.train.ranks.process_group import first_on_each_host, on_first_rank
 from llava.train.recipe.schema import Recipe
 
 
@@ -40,10 +41,11 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
     """
     if recipe.eval.data is None:
         return None
-    samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
+    load = partial(load_mixture, recipe.eval.data, recipe.run.seed)
+    samples = first_on_each_host(load, recipe.run.startup_timeout).samples
     encoding = replace(recipe.data, image_folder=recipe.held_out_folder, on_bad_sample="skip")
     dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor, positions)
-    inspection = inspect_once(recipe, dataset, held_out=True)
+    inspection = inspect_held_out(recipe, dataset)
     sizes = dataset.sizes(inspection)
     inspected = zip(samples, inspection.image_sizes, inspection.videos)
     whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
@@ -54,26 +56,46 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
     return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
 
 
-def inspect_once(recipe: Recipe, dataset: SupervisedDataset, held_out: bool = False) -> Inspection:
-    """Image sizes for the sampler, read by rank 0 and sent to the others; rank 0 also tells what is odd.
-
-    Samples that are held out are decoded, and never skipped: their loss would be another one.
+def sizes_once(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
+    """What makes the samples costly, for the sampler: found by rank 0, which tells what is odd, and sent as arrays.
 
     Raises:
         DataError: with all unusable and over-long samples, unless bad samples are to be skipped and others are left.
     """
-    return on_first_rank(partial(_inspect, recipe, dataset, held_out))
+    return on_first_rank(partial(_sizes, recipe, dataset), recipe.run.startup_timeout)
 
 
-def _inspect(recipe: Recipe, dataset: SupervisedDataset, held_out: bool) -> Inspection:
-    may_skip = recipe.data.on_bad_sample == "skip" and not held_out
+def _sizes(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
+    """As sizes_once, on rank 0."""
+    template = dataset.encoding["template"]
+    inspection = inspect_store(dataset.samples, dataset.image_folder, dataset.video_sampling, template)
+    return dataset.sizes(_told(dataset, inspection, may_skip=recipe.data.on_bad_sample == "skip", way_on=WAY_ON))
+
+
+def inspect_held_out(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
+    """What rank 0 finds when it decodes every image and video, which is then known to all; it also tells what is odd.
+
+    Samples that are held out are never skipped: their loss would be another one.
+
+    Raises:
+        DataError: with all unusable and over-long samples.
+    """
+    return on_first_rank(partial(_inspect_held_out, dataset), recipe.run.startup_timeout)
+
+
+def _inspect_held_out(dataset: SupervisedDataset) -> Inspection:
     inspection = inspect_samples(
         dataset.samples,
         dataset.image_folder,
         dataset.video_sampling,
-        decode=held_out,
+        decode=True,
         template=dataset.encoding["template"],
     )
+    return _told(dataset, inspection, may_skip=False)
+
+
+def _told(dataset: SupervisedDataset, inspection: Inspection, *, may_skip: bool, way_on: str = "") -> Inspection:
+    """The inspection with over-long samples among its faults, and without notes, which are printed."""
     too_long, shortened = dataset.over_long(inspection)
     notes = inspection.notes | ({"shortened": shortened} if shortened else {})
     inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
@@ -82,5 +104,5 @@ def _inspect(recipe: Recipe, dataset: SupervisedDataset, held_out: bool) -> Insp
     if inspection.faults and not (may_skip and len(inspection.faults) < len(dataset)):
         if may_skip:
             inspection.raise_faults("\nNone is left to train on")
-        inspection.raise_faults("" if held_out else WAY_ON)
+        inspection.raise_faults(way_on)
     return replace(inspection, notes={})

@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import NoReturn
 
 from torch import distributed
-from torch.distributed.rendezvous import rendezvous
 
 from llava.errors import LlavaError
 from llava.sizes import UNITS, in_bytes
@@ -27,13 +26,12 @@ from llava.train.ranks.fingerprint import (
     versions,
 )
 from llava.train.ranks.hardware import choose_network, hardware
+from llava.train.ranks.waiting import run_store
 from llava.train.recipe.schema import Recipe
 
 SHOWN_HASH = 12  # characters
 HASH_LENGTH = 64
-WITHOUT_RECIPE = 1800  # seconds, where no run.collective_timeout is known
-# Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
-KEPT = []
+LONGEST = 1800  # seconds until a rank that does not report is given up, where run.startup_timeout is not less
 PARTING = timedelta(seconds=20)  # for the others to read what rank 0 found
 
 
@@ -41,7 +39,7 @@ def preflight(recipe: Recipe) -> list[dict]:
     """Compares the ranks of this run; rank 0 prints what they see. Every process calls it, before it loads anything.
 
     Returns the reports of all ranks on rank 0, and this process's own on the others; see `report`.
-    Raises LlavaError when ranks differ, one cannot report, or one does not within `run.collective_timeout`; SystemExit
+    Raises LlavaError when ranks differ, one cannot report, or one does not within `run.startup_timeout`; SystemExit
     on the processes that leave the message to another of their host.
     """
     own = report(recipe)
@@ -49,7 +47,7 @@ def preflight(recipe: Recipe) -> list[dict]:
         reports, fault = [own], own["fault"]
     else:
         choose_network()
-        reports, fault = _exchange(own, recipe.run.collective_timeout)
+        reports, fault = _exchange(own, min(recipe.run.startup_timeout, LONGEST))
     if fault:
         _end(fault)
     if own["rank"] == 0:
@@ -60,7 +58,7 @@ def preflight(recipe: Recipe) -> list[dict]:
 def stop_all(error: LlavaError) -> NoReturn:
     """Ends this process for an `error` that it met before the preflight, and tells the ranks that wait there."""
     own = {"rank": int(os.environ["RANK"]), "host": platform.node(), "fault": str(error), "compared": {}}
-    _end(_exchange(own, WITHOUT_RECIPE)[1])
+    _end(_exchange(own, LONGEST)[1])
 
 
 def _end(fault: str) -> NoReturn:
@@ -104,9 +102,9 @@ def _exchange(own: dict, seconds: int) -> tuple[list[dict], str]:
     """Every rank's report on rank 0, and what is wrong with them on all; an empty text when nothing is."""
     timeout = timedelta(seconds=seconds)
     try:
-        store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-        KEPT.append(store)
-        store = distributed.PrefixStore(f"preflight/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
+        store = distributed.PrefixStore(f"preflight/{restarts}", run_store(timeout))
         store.set_timeout(timeout)
         store.set(f"report/{rank}", json.dumps(own))
         reports, verdict = [own], None

@@ -2,16 +2,20 @@
 
 import datetime
 import os
+import platform
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
 
 from llava.errors import LlavaError
+from llava.train.ranks.waiting import Meeting
 from llava.train.recipe.schema import RunRecipe
 
 Value = TypeVar("Value")
+PARTING = 20  # seconds for all ranks to know that one has failed
 
 
 def rank() -> int:
@@ -47,18 +51,22 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def on_first_rank(function: Callable[[], Value]) -> Value:
+def on_first_rank(function: Callable[[], Value], seconds: int) -> Value:
     """Calls `function` on rank 0 alone and returns what it returned there, on every rank; every rank calls this.
+
+    seconds: how long the others wait for it. It is sent when it is there: the group's own timeout does not count.
 
     Raises:
         LlavaError: on rank 0, the one that `function` raised; see `end_all` for the others.
     """
-    value, error = None, None
+    value, error, meeting = None, None, Meeting(seconds)
     if rank() == 0:
         try:
             value = function()
         except LlavaError as raised:
             error = raised
+        meeting.tell("done")
+    meeting.wait("done")
     sent = [value, error is not None]
     if distributed.is_initialized():
         distributed.broadcast_object_list(sent)
@@ -68,15 +76,43 @@ def on_first_rank(function: Callable[[], Value]) -> Value:
     return value
 
 
-def end_all(error: LlavaError | None) -> NoReturn:
+def first_on_each_host(function: Callable[[], Value], seconds: int) -> Value:
+    """What function() returns, called on every rank: on rank 0, then on the first of each host, then on the others.
+
+    So what it makes is made once where hosts share a disk, and else once on each. Every rank calls this, and leaves it
+    when all have. seconds: how long a rank waits for others.
+
+    Raises:
+        LlavaError: what it raised, on the first rank that it failed on; see `end_all` for the others.
+    """
+    value, error, meeting = None, None, Meeting(seconds)
+    host = f"host {platform.node()} {os.environ.get('GROUP_RANK', 0)}"
+    if rank() > 0:
+        meeting.wait("first", *([host] if int(os.environ.get("LOCAL_RANK", 0)) > 0 else []))
+    try:
+        value = function()
+    except LlavaError as raised:
+        error = raised
+    if rank() == 0:
+        meeting.tell("first")
+    meeting.tell(host)
+    ends = meeting.come("whole" if error is None else "failed")
+    if "failed" in ends:
+        with suppress(LlavaError):
+            Meeting(PARTING).come()  # rank 0 may be the store's host, and the first to end
+        end_all(error, ends.index("failed"))
+    return value
+
+
+def end_all(error: LlavaError | None, teller: int = 0) -> NoReturn:
     """Ends the run for an `error` that every rank knows of; every rank calls it.
 
     Raises:
-        LlavaError: `error`, on rank 0, which so tells it.
+        LlavaError: `error`, on the rank `teller`, which so tells it.
         SystemExit: on the others, with status 2.
     """
     leave_process_group()
-    if rank() > 0:
+    if rank() != teller:
         raise SystemExit(2) from None
     raise error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llava.bounds import LARGEST
 from llava.data.inspect import inspect_samples
+from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture, missing_files, mixture_entries
 from llava.errors import LlavaError, raise_faults
 from llava.printable import brief
@@ -45,7 +46,7 @@ def check_data(recipe: Recipe) -> None:
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
         folder, template = recipe.data.image_folder, recipe.data.template
-        inspect_samples(samples, folder, recipe.data.video_sampling(), template=template).raise_faults(WAY_ON)
+        inspect_store(samples, folder, recipe.data.video_sampling(), template).raise_faults(WAY_ON)
     if recipe.eval.data is not None:
         samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
         folder, template = recipe.held_out_folder, recipe.data.template

@@ -268,7 +268,9 @@ class RunRecipe:
             is not for ZeRO-3.
         logging_steps: Optimizer steps between two lines of the log.
         report_to: Where the log goes beside the terminal.
-        collective_timeout: Seconds until a silent rank counts as dead.
+        startup_timeout: Seconds that ranks wait for each other before training, while data is indexed and images are
+            looked at.
+        collective_timeout: Seconds until a rank that is silent while it trains counts as dead.
         save_steps: Optimizer steps between two checkpoints of the unfinished run; none for no such rhythm.
         save_minutes: Minutes between two checkpoints of the unfinished run, where steps do not come first; none for no
             such rhythm.
@@ -287,7 +289,8 @@ class RunRecipe:
     compile: bool | list[Literal["vision_tower", "language_model"]] = False
     logging_steps: Count = 1
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
-    collective_timeout: Count = 1800
+    startup_timeout: Count = 14_400
+    collective_timeout: Count = 600
     save_steps: Count | None = 500
     save_minutes: Annotated[float, Bounds(0, hint=" (none is never)")] | None = 30
     keep_last: Count = 2

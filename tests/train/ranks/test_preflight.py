@@ -255,7 +255,7 @@ def test_a_mistake_of_all_ranks_names_none(tiny_keys):
 
 
 def test_a_rank_that_never_comes_is_waited_for_in_vain(tiny_keys):
-    keys = tiny_keys("1", **{"run.collective_timeout": 12, "optim.global_batch_size": 6})
+    keys = tiny_keys("1", **{"run.startup_timeout": 12, "optim.global_batch_size": 6})
     ends = started_by_hand([keys] * 2, 3)
     assert [status for status, _ in ends] == [2, 2]
     (line,) = told(ends[0][1])

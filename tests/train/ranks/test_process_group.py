@@ -2,14 +2,19 @@
 
 import json
 import os
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from torch import distributed
 
-from llava.errors import DataError
-from llava.train.ranks.process_group import gathered, on_first_rank, rank
+from llava.errors import DataError, LlavaError
+from llava.train.ranks.process_group import first_on_each_host, gathered, on_first_rank, rank
+from llava.train.ranks.waiting import meet, run_store
 from tests.train.run_ranks import run_ranks
+
+PATIENCE = 60
 
 
 def fail():
@@ -19,10 +24,10 @@ def fail():
 def ask(out: Path) -> None:
     """One rank: writes whose values it was given, what all gave, and how a fault of the first rank ends it."""
     if "RANK" in os.environ:
-        distributed.init_process_group("gloo")
-    given, everything = on_first_rank(lambda: {"rank": rank()}), gathered([rank()] * (rank() + 1))
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+    given, everything = on_first_rank(lambda: {"rank": rank()}, PATIENCE), gathered([rank()] * (rank() + 1))
     try:
-        end = on_first_rank(fail)
+        end = on_first_rank(fail, PATIENCE)
     except (DataError, SystemExit) as raised:
         end = f"{type(raised).__name__} {raised}"
     facts = [given, everything, end, distributed.is_initialized()]
@@ -36,3 +41,52 @@ def test_the_first_rank_decides_and_alone_tells_a_fault(tmp_path, processes):
     ends = ["DataError row 0 is bad"] + ["SystemExit 2"] * ((processes or 1) - 1)
     facts = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(len(ends))]
     assert facts == [[{"rank": 0}, everything, end, False] for end in ends]
+
+
+def wait(out: Path) -> None:
+    """One rank of a group whose collectives may take two seconds, while rank 0 alone takes longer."""
+    meet(PATIENCE)
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+    given = on_first_rank(lambda: time.sleep(4) or "slow", PATIENCE)
+    made = first_on_each_host(lambda: make(out), PATIENCE)
+    if rank() == 1:
+        time.sleep(4)
+    meet(PATIENCE)
+    everything = gathered([given, made])
+    try:
+        end = first_on_each_host(fail, PATIENCE)
+    except (DataError, SystemExit) as raised:
+        end = f"{type(raised).__name__} {raised}"
+    Path(out, f"{rank()}.json").write_text(json.dumps([everything, end]))
+
+
+def make(out: Path) -> int:
+    """Which rank has made a file that is not there yet."""
+    if not (out / "made").exists():
+        time.sleep(0.5)
+        (out / "made").write_text(str(rank()))
+    return int((out / "made").read_text())
+
+
+def test_what_takes_one_rank_long_is_waited_for_longer_than_a_collective(tmp_path):
+    run_ranks(wait, tmp_path, processes=3, folder=tmp_path, timeout=120)
+    facts = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(3)]
+    ends = ["DataError row 0 is bad", "SystemExit 2", "SystemExit 2"]
+    assert facts == [[["slow", 0] * 3, end] for end in ends]
+
+
+def give_up(out: Path) -> None:
+    """One rank that waits for another, which does not come."""
+    run_store(timedelta(seconds=PATIENCE))
+    if rank() > 0:
+        time.sleep(3)
+        return
+    try:
+        meet(1)
+    except LlavaError as raised:
+        Path(out, "end").write_text(str(raised))
+
+
+def test_a_rank_that_does_not_come_is_given_up(tmp_path):
+    run_ranks(give_up, tmp_path, processes=2, folder=tmp_path, timeout=120)
+    assert (tmp_path / "end").read_text() == "rank 0 waited for other ranks for 1 s, run.startup_timeout, in vain"

@@ -1,0 +1,90 @@
+"""Before training the ranks wait for each other at the store where they found each other, as long as a start takes.
+
+A start may take minutes on one rank and nothing on the others: an index is made, images are looked at, states are
+joined. `run.startup_timeout` is the patience for that; collectives have `run.collective_timeout`, in which a rank that
+trains must answer, and so begin only when all ranks are there.
+"""
+
+import os
+import time
+from datetime import timedelta
+from itertools import count
+
+from torch import distributed
+from torch.distributed.rendezvous import rendezvous
+
+from llava.errors import LlavaError
+
+LOOK = 0.1  # seconds between looks at the store, in which signals are heard
+# Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
+KEPT: list[distributed.Store] = []
+_NUMBERS = count()
+
+
+def run_store(timeout: timedelta) -> distributed.Store:
+    """The store through which the processes of this run, started by torchrun or as by it, find each other.
+
+    Raises:
+        DistError: when the others are not found within `timeout`.
+    """
+    if not KEPT:
+        KEPT.append(next(rendezvous("env://", timeout=timeout))[0])
+    return KEPT[0]
+
+
+def meet(seconds: int) -> None:
+    """Returns on every rank when all have come here."""
+    Meeting(seconds).come()
+
+
+class Meeting:
+    """One wait of the ranks for each other; every rank makes as many, in the same order. Of one process it is none.
+
+    Args:
+        seconds: how long a rank waits for another.
+    """
+
+    def __init__(self, seconds: int):
+        self.seconds, self.name = seconds, str(next(_NUMBERS))
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.store = None
+        if "RANK" in os.environ and self.world_size > 1:
+            prefix = f"start/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{self.name}"
+            try:
+                self.store = distributed.PrefixStore(prefix, run_store(timedelta(seconds=seconds)))
+            except distributed.DistError as error:
+                raise self._lost(error) from None
+
+    def tell(self, key: str) -> None:
+        """Says that something has happened."""
+        if self.store is not None:
+            self.store.set(key, "")
+
+    def wait(self, *keys: str) -> None:
+        """Returns when all of this has happened.
+
+        Raises:
+            LlavaError: when it has not within `seconds`, or the store is gone.
+        """
+        end = time.monotonic() + self.seconds
+        try:
+            while self.store is not None and not self.store.check(list(keys)):
+                if time.monotonic() > end:
+                    reason = f"for {self.seconds} s, run.startup_timeout, in vain"
+                    raise LlavaError(f"rank {self.rank} waited for other ranks {reason}")
+                time.sleep(LOOK)
+        except distributed.DistError as error:
+            raise self._lost(error) from None
+
+    def _lost(self, error: distributed.DistError) -> LlavaError:
+        reason = str(error).partition("\n")[0]
+        return LlavaError(f"rank {self.rank} does not reach the other ranks: {reason}")
+
+    def come(self, what: str = "") -> list[str]:
+        """Waits until all ranks have come; returns what each of them said with it."""
+        if self.store is None:
+            return [what]
+        keys = [f"rank {number}" for number in range(self.world_size)]
+        self.store.set(keys[self.rank], what)
+        self.wait(*keys)
+        return [self.store.get(key).decode() for key in keys]
