@@ -24,7 +24,7 @@ from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import named_components
 
-RECIPE, SIZES = "scripts/train/recipes/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
+RECIPE, SIZES = "scripts/train/recipes/mllm/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 NAIVE = ("logits", "eager", "maps", "kept", "float")
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 20

@@ -131,7 +131,7 @@ def play(
 
 def simulate(number: int, batch_size: int, world_size: int, accumulation: int, seed: int = 0) -> dict[str, Outcome]:
     """The outcome of each way to order the same samples, the reference's first."""
-    config = config_from_sizes(load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager"))
+    config = config_from_sizes(load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager"))
     cost = training_cost(config, PREFIXES)
     samples = draw_samples(number, config, seed)
     costs = cost(samples.crops, samples.tokens, samples.supervised)

@@ -92,7 +92,7 @@ def test_long_and_empty_values_are_told_in_a_line(parser):
         ("demo make x --page 3", "unknown option --page; did you mean --pages?"),
         ("train --recipe x --dry-rum", "unknown option --dry_rum; did you mean --dry_run?"),
         (
-            "train --recipe scripts/train/recipes/stage1.yaml --dry-run --optim.max-stps 4",
+            "train --recipe scripts/train/recipes/mllm/stage1.yaml --dry-run --optim.max-stps 4",
             "command line: unknown key 'optim.max_stps'; did you mean 'optim.max_steps'?",
         ),
     ],

@@ -8,6 +8,8 @@ import pytest
 
 from tests.paths import ROOT
 
+STAGE2 = "scripts/train/recipes/mllm/stage2.yaml"
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -45,7 +47,11 @@ def test_help_is_the_scripts_own_description():
     ("arms", "changes", "message"),
     [
         ("grid_manager", {"QUICKSTART_SIZE": "tiny"}, "QUICKSTART_SIZE must be full or smoke, found tiny"),
-        ("grid managers", {}, "unknown arm managers; choose baseline, manager, grid, grid_manager or all"),
+        (
+            "grid managers",
+            {},
+            f"{STAGE2}: unknown arm 'managers'; did you mean 'manager'? There are baseline, ",
+        ),
         ("all", {"QUICKSTART_DIR": "{full}"}, "{full} is not empty and was not made by the quickstart"),
     ],
 )

@@ -83,10 +83,11 @@ class Mixture:
 
 
 def mixture_entries(path: str | Path) -> list[MixtureEntry]:
-    """The mixture's data files; relative paths count from the mixture file, braces and a leading ~ are expanded.
+    """The mixture's data files; relative paths count from its root, braces and a leading ~ are expanded.
 
-    A data file in place of a mixture is a mixture of itself alone, whole.
-    Raises DataError for a file that is missing or empty, and for an entry with anything but KEYS.
+    The root is the mixture file's folder, or the folder that the mixture names as `root`, counted from there. A data
+    file in place of a mixture is a mixture of itself alone, whole.
+    Raises DataError for a file that is missing or empty, a root that is no path, and an entry with anything but KEYS.
     """
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
@@ -102,10 +103,14 @@ def mixture_entries(path: str | Path) -> list[MixtureEntry]:
     datasets = content.get("datasets") if isinstance(content, dict) else None
     if not isinstance(datasets, list) or not datasets:
         raise DataError(f"mixture {path} has no entries; it needs 'datasets: [{{json_path, sampling_strategy}}]'")
+    root = content.get("root", "")
+    if not isinstance(root, str):
+        raise DataError(f"mixture {path}: root must be a folder, found {brief(root)}")
+    folder = _possible(path.parent / os.path.expanduser(root), f"mixture {path}: root")
     return [
         entry
         for number, fields in enumerate(datasets, start=1)
-        for entry in _parse_entry(fields, path.parent, f"mixture {path} entry {number}")
+        for entry in _parse_entry(fields, folder, f"mixture {path} entry {number}")
     ]
 
 

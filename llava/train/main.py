@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
-from llava.train.recipe.dotted import dotted_keys
-from llava.train.recipe.load import load_recipe
+from llava.train.recipe.dotted import dotted_keys, flatten, shown, suggestion
+from llava.train.recipe.load import CHECKPOINTS, load_recipe
 from llava.train.recipe.schema import Recipe
 
 
@@ -21,7 +21,9 @@ def main(argv: list[str]) -> int:
 
             stop_all(error)
         raise
-    if options.check:
+    if options.print is not None:
+        print(value_of(recipe, options.print))
+    elif options.check:
         from llava.train.recipe.checks import check_data
 
         check_data(recipe)
@@ -37,14 +39,24 @@ def main(argv: list[str]) -> int:
 
 
 def read(argv: list[str]) -> tuple[Namespace, Recipe]:
-    """The fixed options and the checked recipe."""
+    """The fixed options and the recipe, which is checked unless it is only printed."""
     options, keys = parse(argv)
+    recipe = load_recipe(options.recipe, options.arm, options.override, keys, options.checkpoints)
+    if options.print is not None:
+        return options, recipe
     from llava.train.ranks.environment import world_size
     from llava.train.recipe.checks import check_recipe  # imports numpy
 
-    recipe = load_recipe(options.recipe, options.arm, options.override, keys)
     check_recipe(recipe, world_size(), options.dry_run)
     return options, recipe
+
+
+def value_of(recipe: Recipe, key: str) -> str:
+    """The recipe's value of a dotted key, as it is printed. Raises LlavaError for an unknown key."""
+    values = flatten(recipe.to_dict())
+    if key not in values:
+        raise LlavaError(f"unknown key '{key}'{suggestion(key, values)}")
+    return shown(values[key])
 
 
 def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
@@ -54,13 +66,19 @@ def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
         description="Trains one stage. Every key of the recipe can be given too, dotted: --optim.max_steps 10",
         takes_keys=True,
     )
-    parser.add_argument("--recipe", required=True, help="recipe YAML, e.g. scripts/train/recipes/stage1.yaml")
-    parser.add_argument("--arm", default="baseline", help="baseline, manager, grid or grid_manager")
+    parser.add_argument("--recipe", required=True, help="recipe YAML, e.g. scripts/train/recipes/mllm/stage1.yaml")
+    parser.add_argument(
+        "--arm", default="baseline", help="baseline, grid, a method of recipes/fusion such as manager, or grid_METHOD"
+    )
     parser.add_argument("--override", action="append", default=[], metavar="YAML", help="file of keys to change")
+    parser.add_argument(
+        "--checkpoints", default=CHECKPOINTS, metavar="DIR", help=f"folder of the stages' own (default {CHECKPOINTS})"
+    )
     parser.add_argument("--dry_run", action="store_true", help="print recipe, steps and what trains; needs no weights")
     parser.add_argument(
         "--tokens_per_second", type=float, metavar="N", help="of all processes together: a dry run then tells the time"
     )
+    parser.add_argument("--print", metavar="KEY", help="print what the recipe has for one key, and exit")
     parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")
     options, rest = parser.parse_known_args(argv)
     if options.tokens_per_second is not None and options.tokens_per_second <= 0:

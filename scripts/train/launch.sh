@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh and stage2.sh.
 #
-#   --arm baseline|manager|grid|grid_manager    --override FILE.yaml    --key value (any key of the recipe, dotted)
+#   --arm baseline|grid|METHOD|grid_METHOD (METHOD: a file of recipes/fusion, such as manager)
+#   --override FILE.yaml    --key value (any key of the recipe, dotted)    --checkpoints FOLDER (of all stages)
 #   --hostfile FILE   the same as HOSTFILE, below
 #   --dry_run   print the resolved recipe, the steps, the memory and what trains, in one process, and exit
 #
@@ -18,7 +19,7 @@ set -euo pipefail
 
 stage=$1
 shift
-arguments=(--recipe "$(dirname "$0")/recipes/$stage.yaml")
+arguments=(--recipe "$(dirname "$0")/recipes/mllm/$stage.yaml")
 while [ $# -gt 0 ]; do
     case $1 in
     --hostfile) HOSTFILE=${2:?--hostfile needs a file} && shift 2 ;;
@@ -41,7 +42,7 @@ else
 fi
 
 case " $* " in
-*" --dry_run "* | *" --dry-run "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
+*" --dry_run "* | *" --dry-run "* | *" --print "* | *" --keys "* | *" --help "* | *" -h "*) exec python -m llava.cli train "${arguments[@]}" ;;
 esac
 
 if [ "$NNODES" = 1 ]; then

@@ -10,6 +10,7 @@ from llava.data.mixture import (
     MixtureEntry,
     expand_braces,
     load_mixture,
+    missing_files,
     mixture_entries,
 )
 from llava.data.schema import Turn, parse_sample
@@ -104,6 +105,10 @@ def test_brace_lists_are_expanded(tmp_path):
         ("datasets: [{json_path: '{a,b.json'}]", "is a pattern"),
         ('datasets: [{json_path: "a\\0.json"}]', "cannot be read: "),
         ('datasets: [{json_path: "a\\ud83d.json"}]', "cannot be read: "),
+        ("root: [a]\ndatasets: [{json_path: a.json}]", r"mixture.yaml: root must be a folder, found \['a'\]"),
+        ('root: "a\\0"\ndatasets: [{json_path: a.json}]', "mixture.yaml: root: .* cannot be read: no file has such"),
+        ("root: b\ndatasets: [{json_path: a.json}]", "b/a.json cannot be read: No such file"),
+        ("root: b\ndatasets: [{json_path: '*.json'}]", r"mixture.yaml entry 1: json_path '\*.json' is a pattern"),
         ("datasets: [{json_path: 5}]", "entry 1 must have json_path"),
         ("datasets: [{json_path: latin.json}]", "latin.json is not UTF-8 text"),
         ("datasets: [{json_path: a.json, rows: 10}]", "may have expected_rows and hub; found .*'rows': 10"),
@@ -149,6 +154,24 @@ def test_a_path_from_the_user_s_home(tmp_path, monkeypatch):
     write_rows(tmp_path / "home/a1.json", 2)
     write_rows(tmp_path / "home/a2.json", 1)
     assert len(load_mixture(write_mixture(tmp_path, ("~/a{1,2}.json", "all")), 0).samples) == 3
+
+
+@pytest.mark.parametrize("root", ["../sets", "{tmp_path}/sets", "~/sets", "../sets/"])
+def test_paths_count_from_the_root_that_a_mixture_names(tmp_path, monkeypatch, root):
+    """The root counts from the mixture's folder; a path that is whole needs none."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("mixtures", "sets/one", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+    for number, name in enumerate(("sets/one/a.json", "sets/b1.json", "sets/b2.json", "other/c.json"), start=1):
+        write_rows(tmp_path / name, number)
+    entries = [{"json_path": name} for name in ("one/a.json", "b{1,2}.json", f"{tmp_path}/other/c.json")]
+    content = {"root": root.format(tmp_path=tmp_path), "datasets": entries}
+    (tmp_path / "mixtures/mixture.yaml").write_text(json.dumps(content))
+    assert [row.rows for row in load_mixture(tmp_path / "mixtures/mixture.yaml", 0).table] == [1, 2, 3, 4]
+    assert missing_files(tmp_path / "mixtures/mixture.yaml") == []
+    (tmp_path / "sets/b2.json").unlink()
+    (missing,) = missing_files(tmp_path / "mixtures/mixture.yaml")
+    assert missing.resolve() == tmp_path / "sets/b2.json"
 
 
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path):

@@ -76,9 +76,9 @@ def test_nothing_trains(make_config):
 
 def test_the_real_sizes():
     """GFLOP of a crop in the tower and in the projector, MFLOP of a token, as they follow from the published sizes."""
-    config = config_from_sizes(load_recipe("scripts/train/recipes/stage2.yaml", "grid"))
+    config = config_from_sizes(load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid"))
     cost = forward_cost(config)
-    managed = forward_cost(config_from_sizes(load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager")))
+    managed = forward_cost(config_from_sizes(load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager")))
     assert cost.crop / 1e9 == pytest.approx(642 + 2.68, abs=0.5)
     assert (managed.crop - cost.crop) / 1e9 == pytest.approx(12 * 2.68 + 729 * 78 * 896 * 2 / 1e9, abs=0.1)
     assert cost.token / 1e6 == pytest.approx(716, abs=0.5)

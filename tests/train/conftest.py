@@ -127,6 +127,6 @@ def tiny_recipe(tiny_keys, tmp_path):
 
     def make(stage: str = "1", arm: str = "grid_manager", **changes):
         changes = {"run.output_dir": f"{tmp_path}/stage{stage}", **changes}
-        return load_recipe(f"scripts/train/recipes/stage{stage}.yaml", arm, keys=tiny_keys(stage, **changes))
+        return load_recipe(f"scripts/train/recipes/mllm/stage{stage}.yaml", arm, keys=tiny_keys(stage, **changes))
 
     return make

@@ -28,7 +28,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
     """Facts, gradients per step, losses and final weights of a run of `processes` processes."""
     out.mkdir()
     keys = keys | {"run.output_dir": f"{out}/checkpoint"}
-    command = [WORKER, f"scripts/train/recipes/stage{stage}.yaml", arm, json.dumps(keys), out]
+    command = [WORKER, f"scripts/train/recipes/mllm/stage{stage}.yaml", arm, json.dumps(keys), out]
     if processes > 1 or keys["run.deepspeed"] is not None:
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}

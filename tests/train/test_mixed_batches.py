@@ -23,7 +23,7 @@ from tests.clips import write_clip
 from tests.train.recorder import record_evaluation, record_mixed
 from tests.train.run_ranks import run_ranks
 
-RECIPE = "scripts/train/recipes/stage2.yaml"
+RECIPE = "scripts/train/recipes/mllm/stage2.yaml"
 TIMEOUT = 240  # seconds; a run takes 5 to 15 on an idle machine, and a hang is noticed by the ranks after 60
 RANKS, BATCH_SIZE, ACCUMULATION = 2, 2, 2
 MICRO_BATCHES = RANKS * ACCUMULATION  # of all ranks in an optimizer step

@@ -68,7 +68,7 @@ def run(keys, tmp_path_factory):
         out = tmp_path_factory.mktemp("run")
         strategy = deepspeed and f"scripts/train/deepspeed/{deepspeed}.json"
         changed = keys | {"run.deepspeed": strategy, "run.output_dir": f"{out}/checkpoint"} | changes
-        arguments = ("scripts/train/recipes/stage2.yaml", "grid_manager", [], changed, out)
+        arguments = ("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", [], changed, out)
         run_ranks(record_losses, *arguments, processes=ranks, folder=out, timeout=120)
         return json.loads((out / "facts.json").read_text())
 

@@ -65,7 +65,8 @@ def curve(start, data_seed, tmp_path_factory):
             "run.collective_timeout": 60,
             "run.output_dir": f"{out}/checkpoint",
         }
-        recipe = ("scripts/train/recipes/stage2.yaml", "grid_manager", ["scripts/quickstart/stage2.yaml"])
+        overrides = ["scripts/quickstart/stage2.yaml", "scripts/quickstart/fusion/manager.yaml"]
+        recipe = ("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", overrides)
         run_ranks(record_losses, *recipe, keys, out, processes=processes, folder=out, timeout=240)
         assert not any((out / f"rank-{rank}.log").read_text() for rank in range(1, processes or 1))
         facts = json.loads((out / "facts.json").read_text())

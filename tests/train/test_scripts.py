@@ -37,7 +37,8 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 def test_no_script_is_left_out():
     assert {path.stem for path in SCRIPTS.glob("*.s*")} == {*STAGES, "launch", "slurm"}
     assert {path.stem for path in (SCRIPTS / "mixtures").glob("*.yaml")} == set(STAGES)
-    assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {*STAGES, "model_0_5b"}
+    assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {"model_0_5b"}
+    assert {path.stem for path in (SCRIPTS / "recipes/mllm").glob("*.yaml")} == {*STAGES, "base", "all_trained"}
 
 
 @pytest.mark.parametrize(("stage", "flag"), [*zip(STAGES, ("--dry_run", "--dry-run", "--dry_run"))])
@@ -57,7 +58,7 @@ def test_dry_run_of_every_script(stage, flag):
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("arm", ARMS)
 def test_dry_run_of_every_arm(stage, arm, capsys):
-    assert main(["--recipe", f"{SCRIPTS}/recipes/{stage}.yaml", "--arm", arm, "--dry_run"]) == 0
+    assert main(["--recipe", f"{SCRIPTS}/recipes/mllm/{stage}.yaml", "--arm", arm, "--dry_run"]) == 0
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
     assert rows["run.output_dir"][0].startswith(f"playground/checkpoints/{stage}-")
@@ -73,7 +74,7 @@ def test_dry_run_of_every_arm(stage, arm, capsys):
 
 def test_dry_run_counts_the_data_when_it_is_there(tiny_keys, capsys):
     arguments = words(tiny_keys("1", **{"optim.epochs": 3}))
-    assert main(["--recipe", f"{SCRIPTS}/recipes/stage1.yaml", "--arm", "manager", "--dry_run", *arguments]) == 0
+    assert main(["--recipe", f"{SCRIPTS}/recipes/mllm/stage1.yaml", "--arm", "manager", "--dry_run", *arguments]) == 0
     printed = capsys.readouterr().out
     assert "samples     16 x 3 epochs" in printed
     assert "steps       12\n" in printed
@@ -86,7 +87,7 @@ def test_dry_run_does_not_pass_over_a_wrong_folder(tiny_keys, tmp_path, content)
         (tmp_path / "config.json").write_text(content)
     arguments = words(tiny_keys("2", **{"model.start_from": tmp_path}))
     with pytest.raises(LlavaError, match=f"model.start_from {tmp_path}: "):
-        main(["--recipe", f"{SCRIPTS}/recipes/stage2.yaml", "--dry_run", *arguments])
+        main(["--recipe", f"{SCRIPTS}/recipes/mllm/stage2.yaml", "--dry_run", *arguments])
 
 
 def test_a_user_error_is_one_line_and_starts_nothing():
@@ -95,6 +96,16 @@ def test_a_user_error_is_one_line_and_starts_nothing():
     assert done.stdout == ""
     expected = "error: command line: unknown key 'optim.max_stesp'; did you mean 'optim.max_steps'?\n"
     assert done.stderr == expected
+
+
+def test_one_value_of_a_recipe_is_printed(capsys):
+    recipe = ["train", "--recipe", f"{SCRIPTS}/recipes/mllm/stage2.yaml"]
+    assert cli.main([*recipe, "--arm", "grid", "--print", "run.output_dir"]) == 0
+    assert cli.main([*recipe, "--checkpoints", "mine", "--print", "model.start_from"]) == 0
+    assert cli.main([*recipe, "--optim.max_steps", "7", "--print", "optim.max_steps"]) == 0
+    assert capsys.readouterr().out == "playground/checkpoints/stage2-grid\nmine/stage1_5-baseline\n7\n"
+    assert cli.main([*recipe, "--print", "run.output"]) == 2
+    assert capsys.readouterr().err == "error: unknown key 'run.output'; did you mean 'run.output_dir'?\n"
 
 
 def test_help():
@@ -141,7 +152,9 @@ def test_the_processes_that_are_started(tiny_keys, stand_ins, environment, expec
     path = stand_ins(python=TELLS_LAUNCH, **{"nvidia-smi": "exit 1"})
     done = run("stage1", *words(tiny_keys("1")), **environment, PATH=path)
     assert done.stderr == ""
-    assert done.stdout.startswith(f"{expected} -m llava.train.rank --recipe scripts/train/recipes/stage1.yaml --model.")
+    assert done.stdout.startswith(
+        f"{expected} -m llava.train.rank --recipe scripts/train/recipes/mllm/stage1.yaml --model."
+    )
     arguments = done.stdout.split()[expected.count(" ") + 1 :]
     assert launch.run.parse_args([*expected.split(), *arguments]).training_script == "llava.train.rank"
 
@@ -170,7 +183,7 @@ def test_a_hostfile_goes_to_deepspeed(tiny_keys, stand_ins, tmp_path, environmen
     host, _, port = address.partition(":")
     assert {f"--master_addr={host}", f"--master_port={port}", "--node_rank=%n", "--no_local_rank"} <= set(read)
     assert read[read.index("llava.train.rank") :] == [
-        *("llava.train.rank", "--recipe", "scripts/train/recipes/stage1.yaml"),
+        *("llava.train.rank", "--recipe", "scripts/train/recipes/mllm/stage1.yaml"),
         *words(keys),
     ]
 
@@ -359,7 +372,7 @@ def test_wrong_arguments(given, message):
 
 @pytest.mark.parametrize("number", ["0", "-1", "nan", "inf", "fast"])
 def test_a_speed_that_cannot_be(number, capsys):
-    words = ["train", "--recipe", f"{SCRIPTS}/recipes/stage1.yaml", "--dry_run", "--tokens_per_second", number]
+    words = ["train", "--recipe", f"{SCRIPTS}/recipes/mllm/stage1.yaml", "--dry_run", "--tokens_per_second", number]
     assert cli.main(words) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
@@ -371,7 +384,7 @@ def test_a_speed_that_cannot_be(number, capsys):
 @pytest.mark.parametrize("count", ["0", "-1", "two", "", "1.5"])
 def test_a_number_of_processes_that_cannot_be(variable, count, monkeypatch, capsys):
     monkeypatch.setenv(variable, count)
-    assert cli.main(["train", "--recipe", f"{SCRIPTS}/recipes/stage1.yaml", "--dry_run"]) == 2
+    assert cli.main(["train", "--recipe", f"{SCRIPTS}/recipes/mllm/stage1.yaml", "--dry_run"]) == 2
     line = f"error: the environment's {variable} must be a whole number of at least 1; found {count!r}\n"
     assert capsys.readouterr().err == line
 

@@ -15,7 +15,7 @@ from llava.train.loop.components import Component, component_rows, component_tab
 from llava.train.mllm.build import attention_implementation, build_on_meta, config_from_sizes, model_config
 from llava.train.ranks.environment import world_size
 from llava.train.ranks.fingerprint import git_state, versions
-from llava.train.recipe.dotted import flatten
+from llava.train.recipe.dotted import flatten, shown
 from llava.train.recipe.schema import Recipe
 
 
@@ -93,7 +93,7 @@ def describe(
     keys = flatten(recipe.to_dict())
     return "\n".join(
         [
-            *(f"{key:<{max(map(len, keys))}}  {'none' if value is None else value}" for key, value in keys.items()),
+            *(f"{key:<{max(map(len, keys))}}  {shown(value)}" for key, value in keys.items()),
             "",
             f"samples     {plan.samples:,} x {optim.epochs:g} epochs",
             f"batch       {optim.global_batch_size} = {optim.batch_size} x {plan.accumulation} accumulated x "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
-from llava.train.recipe.dotted import flatten
+from llava.train.recipe.dotted import flatten, shown
 from llava.train.recipe.schema import Recipe
 
 MARK = "complete.json"
@@ -126,7 +126,7 @@ def check_resume(recipe: Recipe, processes: int) -> None:
     now = _comparable(recipe)
     changed = [(key, old, now[key]) for key, old in mark["recipe"].items() if key in now and now[key] != old]
     if changed:
-        listed = ", ".join(f"{key} was {_shown(old)} and is {_shown(new)}" for key, old, new in changed)
+        listed = ", ".join(f"{key} was {shown(old)} and is {shown(new)}" for key, old, new in changed)
         raise LlavaError(
             f"{checkpoint}: the unfinished run had another recipe: {listed}. Give the recipe it had, "
             "or pass --run.resume false to delete its checkpoints and start anew"
@@ -142,10 +142,6 @@ def _comparable(recipe: Recipe) -> dict:
     """Every key that must not change, with its value as JSON gives it back."""
     keys = flatten(json.loads(json.dumps(recipe.to_dict())))
     return {key: value for key, value in keys.items() if key not in FREE_KEYS}
-
-
-def _shown(value) -> str:
-    return "none" if value is None else str(value)
 
 
 def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:

@@ -118,6 +118,11 @@ def flatten(mapping: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def shown(value: Any) -> str:
+    """A value as a recipe has it: none for None."""
+    return "none" if value is None else str(value)
+
+
 def suggestion(key: str, known: Collection[str]) -> str:
     """For max_steps or optim.maxsteps: `; did you mean 'optim.max_steps'?`; for what resembles no key: nothing."""
     same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]

@@ -1,46 +1,180 @@
 """From files and the command line to a recipe.
 
-Keys are dotted (`optim.max_steps`). Later sources win: the recipe's file, its arm, `--override` files in their order,
-`--key value` on the command line. Every fault of every source is collected and raised at once.
+    base -> the stage's file -> fusion method -> grid -> --override files -> --key value          later sources win
+
+An arm is a tiling and a fusion method: `baseline` and `grid` are one crop and tiles with no method, METHOD and
+grid_METHOD the same with METHOD.yaml of the folder `methods`. Besides keys a stage's file may name
+
+    base      a file whose keys count where this one names none
+    methods   the folder with one file a fusion method; none.yaml is that of `baseline` and `grid`
+    grid      the keys that the grid arms change; without it they share the stage with their partners
+    follows   the file of the stage before, whose checkpoint this one starts from
+
+counted from the file. Checkpoints stand in one folder, each under STAGE-ARM by its file's name. Every fault of every
+source is collected and raised at once.
 """
 
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from llava.errors import LlavaError, raise_faults
 from llava.train.recipe.dotted import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
 from llava.train.recipe.schema import Recipe
 
+CHECKPOINTS = "playground/checkpoints"
+NO_METHOD = "none"
+DERIVED = "the stage and the arm"  # the origin of folders that no source names
 
-def load_recipe(path: str, arm: str, overrides: Sequence[str] = (), keys: dict[str, str] | None = None) -> Recipe:
-    """Resolves `path` with `arm`, override files and the command line's `keys`.
 
-    Raises one LlavaError that lists every unknown key, wrong value and missing key of all sources.
+@dataclass(frozen=True)
+class Source:
+    """Keys, and where they come from, for messages."""
+
+    origin: str
+    keys: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What of a stage is trained. method: the name of its file, NO_METHOD for none. grid: images are cut into tiles."""
+
+    method: str = NO_METHOD
+    grid: bool = False
+
+    def __str__(self) -> str:
+        if self.method == NO_METHOD:
+            return "grid" if self.grid else "baseline"
+        return f"grid_{self.method}" if self.grid else self.method
+
+
+@dataclass(frozen=True)
+class StageFile:
+    """A stage's file, read, with what it builds on.
+
+    Args:
+        path: The file.
+        keys: Its keys and those of its bases, the furthest base first.
+        grid: What the grid arms change, likewise.
+        methods: Folder of the fusion methods.
+        follows: The file of the stage before.
     """
-    document = read_yaml(path)
-    arms = document.pop("arms", {})
-    if arm not in arms:
-        raise LlavaError(f"{path}: unknown arm '{arm}'{suggestion(arm, arms)}; it has {', '.join(arms) or 'none'}")
-    sources = [(path, document), (f"{path}: arm {arm}", arms[arm])]
-    sources += [(override, read_yaml(override)) for override in overrides]
-    sources += [("command line", keys or {})]
 
-    known = dotted_keys(Recipe)
-    del known["arm"]  # chosen by itself, before any key
+    path: str
+    keys: tuple[Source, ...]
+    grid: tuple[Source, ...] = ()
+    methods: str | None = None
+    follows: str | None = None
+
+    @classmethod
+    def read(cls, path: str, extended_by: tuple[str, ...] = ()) -> "StageFile":
+        """The file and its bases. Raises LlavaError for one that cannot be read or that is its own base."""
+        if path in extended_by:
+            raise LlavaError(f"{path}: is its own base")
+        keys = read_yaml(path)
+        base, methods, follows = (_file_named(path, name, keys.pop(name, None)) for name in REFERENCES)
+        grid = keys.pop("grid", {})
+        if not isinstance(grid, dict):
+            raise LlavaError(f"{path}: grid must be a mapping of keys, found {type(grid).__name__}")
+        below = cls.read(base, (*extended_by, path)) if base is not None else cls(path, ())
+        return cls(
+            path=path,
+            keys=(*below.keys, Source(path, keys)),
+            grid=(*below.grid, Source(f"{path}: grid", grid)) if grid else below.grid,
+            methods=methods or below.methods,
+            follows=follows or below.follows,
+        )
+
+    def arms(self) -> dict[str, Arm]:
+        """{name: arm} of all that can be trained."""
+        methods = sorted(path.stem for path in Path(self.methods).glob("*.yaml")) if self.methods else []
+        methods = [NO_METHOD, *(method for method in methods if method != NO_METHOD)]
+        return {str(arm): arm for arm in (Arm(method, grid) for grid in (False, True) for method in methods)}
+
+    def arm(self, name: str) -> Arm:
+        """The arm of this name. Raises LlavaError that lists the arms for another."""
+        arms = self.arms()
+        if name not in arms:
+            meant = suggestion(name, arms)
+            raise LlavaError(
+                f"{self.path}: unknown arm '{name}'{meant}{' There' if meant else '; there'} are {', '.join(arms)}"
+            )
+        return arms[name]
+
+    def sources(self, arm: Arm) -> list[Source]:
+        """The keys of the arm, later ones win."""
+        sources = [*self.keys]
+        if self.methods is not None:
+            path = os.path.join(self.methods, f"{arm.method}.yaml")
+            sources.append(Source(path, read_yaml(path)))
+        return sources + (list(self.grid) if arm.grid else [])
+
+    def output_folder(self, arm: Arm, checkpoints: str) -> str:
+        """Where the arm's checkpoint of this stage goes, in the folder `checkpoints`."""
+        trained = arm if self.grid else replace(arm, grid=False)
+        return os.path.join(checkpoints, f"{Path(self.path).stem}-{trained}")
+
+
+REFERENCES = ("base", "methods", "follows")  # what a stage's file names besides keys and `grid`
+
+
+def _file_named(path: str, name: str, value: Any) -> str | None:
+    """The file or folder that `path` names, which counts from it."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise LlavaError(f"{path}: {name} must be a path, found {type(value).__name__}")
+    return os.path.normpath(os.path.join(os.path.dirname(path), value))
+
+
+def load_recipe(
+    path: str,
+    arm: str,
+    overrides: Sequence[str] = (),
+    keys: dict[str, Any] | None = None,
+    checkpoints: str = CHECKPOINTS,
+) -> Recipe:
+    """Resolves a stage's file with an arm and what the user changes.
+
+    Args:
+        path: The stage's file.
+        arm: Name of the arm.
+        overrides: Files of keys, later ones win.
+        keys: The command line's keys, which win over all.
+        checkpoints: Folder of the stages' checkpoints, for `run.output_dir` and `model.start_from` where no source
+            names them.
+
+    Raises:
+        LlavaError: One that lists every unknown key, wrong value and missing key of all sources.
+    """
+    stage = StageFile.read(path)
+    chosen = stage.arm(arm)
+    folders = {"run.output_dir": stage.output_folder(chosen, checkpoints)}
+    if stage.follows is not None:
+        folders["model.start_from"] = StageFile.read(stage.follows).output_folder(chosen, checkpoints)
+    sources = [Source(DERIVED, folders), *stage.sources(chosen)]
+    sources += [Source(override, read_yaml(override)) for override in overrides]
+    sources.append(Source("command line", keys or {}))
+
+    recipe_keys = dotted_keys(Recipe)
+    del recipe_keys["arm"]  # chosen by itself, before any key
     faults, given, values = [], set(), {"arm": arm}
-    for origin, mapping in sources:
+    for source in sources:
         try:
-            flat = flatten(mapping)
+            flat = flatten(source.keys)
         except LlavaError as error:
-            raise LlavaError(f"{origin}: {error}") from error
+            raise LlavaError(f"{source.origin}: {error}") from error
         for key, value in flat.items():
             given.add(key)
-            if key not in known:
-                faults.append(f"{origin}: unknown key '{key}'{suggestion(key, known)}")
+            if key not in recipe_keys:
+                faults.append(f"{source.origin}: unknown key '{key}'{suggestion(key, recipe_keys)}")
                 continue
             try:
-                values[key] = coerce(value, known[key].type)
+                values[key] = coerce(value, recipe_keys[key].type)
             except ValueError as error:
-                faults.append(f"{origin}: {key} {error}")
-    faults += [f"{path}: {key} is missing" for key in known if known[key].required and key not in given]
+                faults.append(f"{source.origin}: {key} {error}")
+    faults += [f"{path}: {key} is missing" for key, field in recipe_keys.items() if field.required and key not in given]
     raise_faults(path, faults)
     return assemble(Recipe, values)

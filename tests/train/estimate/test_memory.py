@@ -34,7 +34,7 @@ P, T = 893_699_744, 893_697_440
 
 @pytest.fixture(scope="module")
 def components_05b():
-    recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager")
+    recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager")
     components = split_components(build_on_meta(config_from_sizes(recipe), recipe), recipe)
     freeze(components)
     return components
@@ -132,7 +132,7 @@ def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, tmp_path, stage):
         "components.language_model.trained": True,
         "optim.max_steps": 2,
     }
-    arguments = ["scripts/train/recipes/stage1.yaml", "grid_manager", json.dumps(tiny_keys("1", **keys))]
+    arguments = ["scripts/train/recipes/mllm/stage1.yaml", "grid_manager", json.dumps(tiny_keys("1", **keys))]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
@@ -197,7 +197,7 @@ def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen, checkpointed
 
 
 def test_checkpointing_keeps_less():
-    recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager")
+    recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager")
     config, work = config_from_sizes(recipe), Work(2, 3189, 5, 260)
     everything = ["vision_tower", "projector", "managers", "newline", "language_model"]
     with_it, without, tower, projector = (
@@ -214,7 +214,7 @@ def test_checkpointing_keeps_less():
 def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NNODES", "2")
     monkeypatch.setenv("NPROC_PER_NODE", "8")
-    arguments = ["--recipe", "scripts/train/recipes/stage2.yaml", "--arm", "grid_manager", "--dry_run"]
+    arguments = ["--recipe", "scripts/train/recipes/mllm/stage2.yaml", "--arm", "grid_manager", "--dry_run"]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert "time        unknown; give --tokens_per_second N" in printed

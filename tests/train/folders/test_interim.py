@@ -49,7 +49,7 @@ def uninterrupted(tmp_path_factory, tiny_keys):
     """Stage 1 in one go."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     keys = {"optim.epochs": 4, "managers.jitter": "paper", "run.output_dir": f"{folder}/out", "run.save_steps": None}
-    made = load_recipe("scripts/train/recipes/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
+    made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log") == [0], (folder / "log").read_text()
     return outcome(folder / "out")
 
@@ -366,7 +366,7 @@ def two_uninterrupted(tmp_path_factory, tiny_keys):
     folder = tmp_path_factory.mktemp("two")
     keys = {"optim.epochs": 4, "managers.jitter": "paper", "run.output_dir": f"{folder}/out"}
     keys["run.deepspeed"] = "scripts/train/deepspeed/zero3.json"
-    made = load_recipe("scripts/train/recipes/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
+    made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log", ranks=2) == [0, 0], (folder / "log").read_text()
     return outcome(folder / "out")
 
@@ -383,7 +383,7 @@ def without_noise(tmp_path_factory, tiny_keys):
     """Stage 1 in one go by one process."""
     folder = tmp_path_factory.mktemp("without_noise")
     keys = {"optim.epochs": 4, "managers.jitter": "none", "run.output_dir": f"{folder}/out"}
-    made = load_recipe("scripts/train/recipes/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
+    made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log") == [0], (folder / "log").read_text()
     return outcome(folder / "out")
 

@@ -67,7 +67,7 @@ def test_a_parameter_of_no_component_is_an_error(make_model, tiny_recipe):
 def batch(tiny_keys, data_folder, make_processor, tmp_path_factory):
     """Text alone, several images, one tiled image: every part of the model takes part."""
     keys = tiny_keys("2", **{"run.output_dir": str(tmp_path_factory.mktemp("out"))})
-    recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager", keys=keys)
+    recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", keys=keys)
     dataset = supervised_dataset(recipe, load_mixture(recipe.data.mixture, 0).samples, make_processor())
     return Collator(dataset.processor.tokenizer.pad_token_id)([dataset[index] for index in (4, 5, 6)])
 

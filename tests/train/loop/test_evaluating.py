@@ -31,7 +31,7 @@ from llava.train.stage import prepare, run_stage, train
 from tests.train.recorder import record_evaluations
 from tests.train.run_ranks import run_ranks
 
-RECIPE = "scripts/train/recipes/stage2.yaml"
+RECIPE = "scripts/train/recipes/mllm/stage2.yaml"
 STEPS, ANSWERED = 4, 7
 STRATEGIES = {"ddp": None, "zero2": 2, "zero3": 3}
 

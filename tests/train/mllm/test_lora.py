@@ -61,7 +61,7 @@ def lora_recipe(tiny_keys, wide_start, tmp_path_factory):
             "optim.max_steps": 3,
         }
         keys = tiny_keys("2", **{**keys, **BOTH, **changes})
-        return load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager", keys=keys)
+        return load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", keys=keys)
 
     return make
 

@@ -73,7 +73,7 @@ def stage_2(stage_2_keys, tmp_path_factory):  # noqa: F811
     def run(processes: int | None, **changes) -> dict:
         out = tmp_path_factory.mktemp("run")
         keys = json.dumps(stage_2_keys | {"optim.max_steps": 2, "run.output_dir": f"{out}/checkpoint"} | changes)
-        recipe = "scripts/train/recipes/stage2.yaml"
+        recipe = "scripts/train/recipes/mllm/stage2.yaml"
         run_ranks(worker.main, recipe, "grid_manager", keys, str(out), processes=processes, folder=out, timeout=140)
         return read_run(out)
 
@@ -171,7 +171,7 @@ def test_combinations_that_cannot_work_are_named(tiny_recipe, monkeypatch):
 )
 def test_keys_on_the_command_line(tiny_keys, value, expected):
     keys = tiny_keys("1", **{"run.gradient_checkpointing": value, "run.output_dir": "out"})
-    found = load_recipe("scripts/train/recipes/stage1.yaml", "grid", keys=keys).run.gradient_checkpointing
+    found = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid", keys=keys).run.gradient_checkpointing
     assert json.dumps(found) == json.dumps(expected)
 
 
@@ -179,4 +179,4 @@ def test_keys_on_the_command_line(tiny_keys, value, expected):
 def test_a_wrong_value_names_what_there_is(tiny_keys, value):
     keys = tiny_keys("1", **{"run.gradient_checkpointing": value, "run.output_dir": "out"})
     with pytest.raises(LlavaError, match=r"run.gradient_checkpointing must be .*one of vision_tower, projector"):
-        load_recipe("scripts/train/recipes/stage1.yaml", "grid", keys=keys)
+        load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid", keys=keys)

@@ -18,7 +18,7 @@ from llava.train.ranks.hardware import choose_network, hardware, interface_to
 from llava.train.ranks.preflight import describe, difference, hardware_table, preflight, report
 from tests.train.hosts import free_port
 
-RECIPE = "scripts/train/recipes/stage1.yaml"
+RECIPE = "scripts/train/recipes/mllm/stage1.yaml"
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,15 @@
 """Recipes: the shipped files hold the paper's values, sources win in order, and every fault is reported at once."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from llava.errors import LlavaError
 from llava.train.recipe.dotted import read_yaml
-from llava.train.recipe.load import load_recipe
+from llava.train.recipe.load import StageFile, load_recipe
 
-RECIPES = "scripts/train/recipes"
+RECIPES = "scripts/train/recipes/mllm"
 STAGES = ("1", "1_5", "2")
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 PATHS = {stage: f"{RECIPES}/stage{stage}.yaml" for stage in STAGES}
@@ -19,7 +21,7 @@ def load(stage="2", arm="baseline", overrides=(), **keys):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_stage_has_the_four_arms(stage):
-    assert tuple(sorted(read_yaml(PATHS[stage])["arms"])) == tuple(sorted(ARMS))
+    assert set(ARMS) <= set(StageFile.read(PATHS[stage]).arms())
     for arm in ARMS:
         recipe = load(stage, arm)
         assert recipe.arm == arm
@@ -96,6 +98,7 @@ def test_a_missing_key_is_named_and_a_wrong_one_is_not_also_missing(tmp_path):
     recipe = read_yaml(PATHS["1"])
     del recipe["data"]["template"]
     recipe["optim"]["lr"] = "fast"
+    recipe["base"] = f"{Path(RECIPES).absolute()}/base.yaml"
     path = tmp_path / "stage.yaml"
     path.write_text(yaml.safe_dump(recipe))
     with pytest.raises(LlavaError) as caught:
@@ -110,6 +113,7 @@ def test_a_missing_key_is_named_and_a_wrong_one_is_not_also_missing(tmp_path):
     ("call", "message"),
     [
         (lambda: load(arm="gird"), "unknown arm 'gird'; did you mean 'grid'?"),
+        (lambda: load(arm="none"), "unknown arm 'none'; there are baseline, "),
         (lambda: load(overrides=["absent.yaml"]), "absent.yaml: cannot be read"),
         (lambda: load_recipe("absent.yaml", "grid"), "absent.yaml: cannot be read"),
     ],
@@ -117,5 +121,75 @@ def test_a_missing_key_is_named_and_a_wrong_one_is_not_also_missing(tmp_path):
 def test_one_clear_line(call, message):
     with pytest.raises(LlavaError) as caught:
         call()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_folders_follow_from_stage_and_arm(arm):
+    """As the stages' files had them one by one."""
+    first = "manager" if "manager" in arm else "baseline"
+    folders = {stage: load(stage, arm).run.output_dir for stage in STAGES}
+    assert folders == {
+        "1": f"playground/checkpoints/stage1-{first}",
+        "1_5": f"playground/checkpoints/stage1_5-{arm}",
+        "2": f"playground/checkpoints/stage2-{arm}",
+    }
+    moved = load_recipe(PATHS["2"], arm, checkpoints="/data/mine")
+    assert moved.run.output_dir == f"/data/mine/stage2-{arm}"
+    assert moved.model.start_from == f"/data/mine/stage1_5-{arm}"
+    given = {"run.output_dir": "out", "model.start_from": None, "model.vision_tower": "tower"}
+    given = load_recipe(PATHS["2"], arm, keys=given)
+    assert (given.run.output_dir, given.model.start_from, given.model.vision_tower) == ("out", None, "tower")
+
+
+@pytest.fixture
+def stages(tmp_path):
+    """A function: {file: YAML} in a folder beside the shipped recipes' bases, to that folder."""
+
+    def write(**files: str):
+        for name, text in files.items():
+            path = tmp_path / f"{name.replace('__', '/')}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text.replace("MLLM", str(Path(RECIPES).absolute())))
+        return tmp_path
+
+    return write
+
+
+def test_a_method_is_one_small_file(stages):
+    """An arm of its own and one with tiles, in every stage, whose folders bear its name; nothing else names it."""
+    folder = stages(
+        first="base: MLLM/stage1.yaml\nmethods: methods\n",
+        second="base: MLLM/stage2.yaml\nmethods: methods\nfollows: first.yaml\n",
+        methods__none="managers.layer_set: none\n",
+        methods__low="managers: {layer_set: paper, vision_start: 1, vision_end: 14}\n",
+    )
+    assert list(StageFile.read(f"{folder}/second.yaml").arms()) == ["baseline", "low", "grid", "grid_low"]
+    recipe = load_recipe(f"{folder}/second.yaml", "grid_low")
+    assert (recipe.managers.vision_start, recipe.managers.vision_end) == (1, 14)
+    assert recipe.tiling == load("2", "grid").tiling
+    assert recipe.optim == load("2", "grid").optim
+    assert recipe.run.output_dir == "playground/checkpoints/second-grid_low"
+    assert recipe.model.start_from == "playground/checkpoints/first-low"
+    assert load_recipe(f"{folder}/second.yaml", "low").tiling.aspect_ratio == "square"
+    assert load_recipe(f"{folder}/second.yaml", "baseline").managers.layer_set == "none"
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"one": "base: two.yaml\n", "two": "base: one.yaml\n"}, "one.yaml: is its own base"),
+        ({"one": "base: absent.yaml\n"}, "absent.yaml: cannot be read"),
+        ({"one": "base: [1]\n"}, "one.yaml: base must be a path, found list"),
+        ({"one": "base: MLLM/stage2.yaml\ngrid: 9\n"}, "one.yaml: grid must be a mapping of keys, found int"),
+        ({"one": "base: MLLM/stage2.yaml\ngrid: {optim.lrr: 1}\n"}, "one.yaml: grid: unknown key 'optim.lrr'"),
+        ({"one": "base: MLLM/stage2.yaml\nfollows: absent.yaml\n"}, "absent.yaml: cannot be read"),
+        ({"one": "base: MLLM/stage2.yaml\nmethods: none_here\n"}, "none_here/none.yaml: cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_one_line_that_names_it(stages, files, message):
+    with pytest.raises(LlavaError) as caught:
+        load_recipe(f"{stages(**files)}/one.yaml", "grid")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
