@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
 )
+VOCABULARIES = ("tokenizer.json", "vocab.json")  # a folder with one of them has a tokenizer
 CHAT_TEMPLATE, GENERATION_CONFIG = "chat_template.jinja", "generation_config.json"
 NEEDED_TOKENIZER_FILES = ("tokenizer.json", TOKENIZER_CONFIG)
 NEEDED_PROCESSOR_FILES = (PROCESSOR_CONFIG, *NEEDED_TOKENIZER_FILES)
@@ -166,6 +167,11 @@ def _expected_adapters(folder: Path, place: str) -> list[Path]:
 def has_adapters(folder: str | Path) -> bool:
     """Whether LoRA adapters stand beside the folder's weights."""
     return (Path(folder) / ADAPTER_FOLDER).is_dir()
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer of one of the known kinds."""
+    return any((folder / name).is_file() for name in VOCABULARIES)
 
 
 def has_weights(folder: Path) -> bool:

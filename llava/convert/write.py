@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
 
 import llava
 from llava.checkpoint.compose import expected_shapes, make_processor, pixel_statistics
+from llava.checkpoint.folder import VOCABULARIES, has_tokenizer
 from llava.checkpoint.match import KeyMatch, check_tied_head, match_keys, read_matched
 from llava.checkpoint.shards import write_shards
 from llava.convert.output import RECORD, check_room, new_folder
@@ -19,8 +20,6 @@ from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.parts import EMBEDDINGS
 from llava.mllm.questions import turn_token_ids
-
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # a folder with one of them has a tokenizer
 
 
 def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_bytes: int, seed: int) -> None:
@@ -67,7 +66,7 @@ def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBa
     """The tokenizer of `folder`, or of the first of the source's folders that has one. Raises LlavaError."""
     folders = [folder] if folder is not None else source.folders
     for candidate in folders:
-        if any((candidate / name).is_file() for name in VOCABULARIES):
+        if has_tokenizer(candidate):
             try:
                 # The configuration is given, because config.json may be of a type that transformers does not know.
                 return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())

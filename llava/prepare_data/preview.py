@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llava.anyres import ImageLayout, VideoLayout
+from llava.checkpoint.folder import CONFIG
 from llava.constants import IGNORE_INDEX
 from llava.data.dataset import SupervisedDataset
 from llava.data.json_rows import SUFFIXES
@@ -116,7 +117,7 @@ def load_processor(folder: str | Path) -> LlavaOVManagerProcessor:
 
 def model_positions(folder: str | Path) -> int | None:
     """How many tokens the language model of a model folder reads; None for a folder with a processor alone."""
-    if not (Path(folder) / "config.json").is_file():
+    if not (Path(folder) / CONFIG).is_file():
         return None
     try:
         return LlavaOVManagerConfig.from_pretrained(folder).text_config.max_position_embeddings
