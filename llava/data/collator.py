@@ -52,6 +52,11 @@ class Collator:
         }
 
 
+def take_origins(batch: dict) -> list:
+    """Takes the samples' origins out of a batch; what is left is what the model takes."""
+    return batch.pop("samples")
+
+
 def _packed(items: list[dict]) -> dict[str, torch.Tensor]:
     labels = [[IGNORE_INDEX, *item["labels"][1:]] for item in items]
     return {

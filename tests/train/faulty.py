@@ -110,8 +110,8 @@ def with_callbacks(*callbacks):
     def fault():
         prepare = stage.prepare
 
-        def prepared(recipe):
-            made = prepare(recipe)
+        def prepared(*args):
+            made = prepare(*args)
             for callback in callbacks:
                 made.trainer.add_callback(callback)
             return made

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
+from llava.train.folders.manifest import start_manifest
 from llava.train.rank import end_with
+from llava.train.ranks.preflight import report
 from llava.train.ranks.process_group import leave_process_group, rank
 from llava.train.recipe.load import load_recipe
-from llava.train.stage import prepare, save, train
+from llava.train.stage import Stage, prepare, save, train
 
 
 class GradientRecorder(TrainerCallback):
@@ -48,6 +50,11 @@ class GradientRecorder(TrainerCallback):
         return safe_get_full_grad(parameter)
 
 
+def manifest_of(stage: Stage) -> dict:
+    """What run_stage notes before it trains, of this process alone."""
+    return start_manifest(stage.recipe, stage.plan, stage.trainer.components, stage.mixture, [report(stage.recipe)])
+
+
 def main(recipe: str, arm: str, keys: str, out: str) -> None:
     stage = prepare(load_recipe(recipe, arm, keys=json.loads(keys)))
     trainer = stage.trainer
@@ -58,7 +65,7 @@ def main(recipe: str, arm: str, keys: str, out: str) -> None:
     engine = type(trainer.model_wrapped).__name__
     zero_stage = trainer.model_wrapped.zero_optimization_stage() if engine == "DeepSpeedEngine" else None
     facts = {"engine": engine, "zero_stage": zero_stage, "groups": groups, "ranks": trainer.args.world_size}
-    save(stage)
+    save(stage, manifest_of(stage))
     if rank() == 0:
         save_file(recorder.gradients, f"{out}/gradients.safetensors")
         Path(out, "facts.json").write_text(json.dumps(facts))

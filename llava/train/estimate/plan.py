@@ -1,7 +1,7 @@
-"""What a stage will do, in numbers: printed before it starts and saved with what it ends in."""
+"""What a stage will do, in numbers: printed before it starts, and kept in its manifest."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from llava.anyres import ImageLayout, image_layout
@@ -11,10 +11,9 @@ from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.estimate.memory import Work, describe_memory, time_line
 from llava.train.folders.stage_folder import check_start_folders
-from llava.train.loop.components import Component, component_rows, component_table, freeze, split_components
+from llava.train.loop.components import Component, component_table, freeze, split_components
 from llava.train.mllm.build import attention_implementation, build_on_meta, config_from_sizes, model_config
 from llava.train.ranks.environment import world_size
-from llava.train.ranks.fingerprint import git_state, versions
 from llava.train.recipe.dotted import flatten, shown
 from llava.train.recipe.schema import Recipe
 
@@ -131,15 +130,3 @@ def describe_managers(managers: ManagerConfig) -> str:
     else:
         kind = f"adaptive behind the first, query {managers.query} of the question, rule {managers.question}"
     return f"vision states {states} before layers {layers}; {kind}"
-
-
-def manifest(recipe: Recipe, plan: Plan, components: list[Component], **results) -> dict:
-    """The content of run.json: what ran, on what, with which versions, and `results`."""
-    return {
-        "recipe": recipe.to_dict(),
-        "plan": asdict(plan),
-        "components": component_rows(components),
-        "versions": versions(),
-        "git": git_state(),
-        **results,
-    }

@@ -13,7 +13,7 @@ from pathlib import Path
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
 from llava.train.recipe.dotted import flatten, shown
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import Recipe, RunRecipe
 
 MARK = "complete.json"
 PREFIX = "checkpoint-"
@@ -105,16 +105,16 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in steps if read_mark(path) is not None]
 
 
-def last_checkpoint(recipe: Recipe) -> Path | None:
+def last_checkpoint(run: RunRecipe) -> Path | None:
     """The checkpoint that the stage goes on from; None when it starts anew."""
-    if not recipe.run.resume:
+    if not run.resume:
         return None
-    return next(iter(complete_checkpoints(checkpoints_folder(recipe.run.output_dir))), None)
+    return next(iter(complete_checkpoints(checkpoints_folder(run.output_dir))), None)
 
 
 def check_resume(recipe: Recipe, processes: int) -> None:
     """Raises LlavaError that names each key with both values when an unfinished run cannot go on under this recipe."""
-    checkpoint = last_checkpoint(recipe)
+    checkpoint = last_checkpoint(recipe.run)
     mark = checkpoint and read_mark(checkpoint)
     if mark is None:
         return

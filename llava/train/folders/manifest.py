@@ -1,28 +1,48 @@
-"""What a run's manifest tells beyond the plan: data, the rows that were drawn, the machines."""
+"""run.json, composed here alone: what ran, on what data and machines, with which versions, and what came of it."""
 
 import hashlib
 import json
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
 from llava.data.mixture import Mixture, choose_rows
 from llava.errors import LlavaError
+from llava.train.estimate.plan import Plan
 from llava.train.folders.stage_folder import MANIFEST
-from llava.train.ranks.fingerprint import combined_hash
+from llava.train.loop.components import Component, component_rows
+from llava.train.ranks.fingerprint import combined_hash, git_state, versions
 from llava.train.ranks.preflight import common_fields, hardware_table, unbroken_runs
 from llava.train.recipe.schema import Recipe
 
 SAMPLED = "sampled.json"
 
 
-def run_facts(recipe: Recipe, mixture: Mixture, reports: list[dict]) -> dict:
-    """Of run.json: hashes of code, data and start, the order of training, the machines.
+def start_manifest(
+    recipe: Recipe, plan: Plan, components: list[Component], mixture: Mixture, reports: Sequence[dict]
+) -> dict:
+    """What is known before the first step.
 
-    reports: what preflight returned on rank 0. sampled_ids: the SHA-256 of the ids of all samples, one a line, in the
-    order of the mixture; SAMPLED has the rows. order_seed: with the epoch it alone decides the order of training.
+    code, data, start: hashes. sampled_ids: the SHA-256 of the ids of all samples, one a line, in the order of the
+    mixture; SAMPLED has the rows. order_seed: with the epoch it alone decides the order of training. hardware: the
+    machines.
+
+    Args:
+        recipe: resolved.
+        plan: see Plan.
+        components: what trains.
+        mixture: the samples.
+        reports: what preflight returned on rank 0.
     """
     return {
+        "recipe": recipe.to_dict(),
+        "plan": asdict(plan),
+        "components": component_rows(components),
+        "versions": versions(),
+        "git": git_state(),
         "code": combined_hash(common_fields(reports, "code")),
         "data": common_fields(reports, "data"),
         "start": common_fields(reports, "start"),
@@ -32,7 +52,51 @@ def run_facts(recipe: Recipe, mixture: Mixture, reports: list[dict]) -> dict:
     }
 
 
+def end_manifest(
+    start: dict,
+    totals: dict,
+    *,
+    steps: int,
+    tokens_seen: int,
+    mixture: Mixture,
+    optimizer_groups: list[dict],
+    attention: str,
+) -> dict:
+    """`start`, see start_manifest, and what came of it.
+
+    train_loss: the mean loss of the run's steps. started, ended: of the run, in UTC. seconds: what its starts took
+    together, each until the checkpoint that the next one went on from.
+
+    Args:
+        start: of the last start.
+        totals: see Totals.joined.
+        steps: of the run.
+        tokens_seen: without padding.
+        mixture: whose table tells how many samples each entry gave.
+        optimizer_groups: see check_groups.
+        attention: the implementation.
+    """
+    started, ended = (
+        datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds") for moment in (totals["started"], time.time())
+    )
+    return {
+        **start,
+        "optimizer_groups": optimizer_groups,
+        "mixture": [asdict(entry) for entry in mixture.table],
+        "attention": attention,
+        "steps": steps,
+        "tokens_seen": tokens_seen,
+        "train_loss": totals["loss"] / steps,
+        "skipped": totals["skipped"],
+        "shortened": totals["shortened"],
+        "started": started,
+        "ended": ended,
+        "seconds": round(totals["seconds"], 1),
+    }
+
+
 def ids_hash(ids: Iterable[str]) -> str:
+    """The SHA-256 of ids, one a line."""
     digest, separator = hashlib.sha256(), ""
     for name in ids:
         digest.update(f"{separator}{name}".encode())
@@ -45,11 +109,11 @@ def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
 
     rows: [first, last] of each unbroken run, counted from 1 as in messages. ids: as `sampled_ids`, of this file's.
     """
-    ids, found = mixture.samples.ids(), []
+    ids, files = mixture.samples.ids(), []
     for entry in mixture.table:
         path = Path(entry.json_path)
         rows = choose_rows(entry.rows, entry.sampling_strategy, f"{seed}/{path.name}", str(path))
-        found.append(
+        files.append(
             {
                 "json_path": entry.json_path,
                 "sampling_strategy": entry.sampling_strategy,
@@ -57,13 +121,14 @@ def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
                 "ids": ids_hash(islice(ids, entry.taken)),
             }
         )
-    return found
+    return files
 
 
 def write_start(folder: Path, manifest: dict, rows: list[dict]) -> None:
-    """The manifest, without results yet, and the rows: so that a run that is cut off can be told too.
+    """Writes the manifest of the start, and the rows: so that a run that is cut off can be told too.
 
-    Raises LlavaError when they cannot be written.
+    Raises:
+        LlavaError: when they cannot be written.
     """
     lines = ",\n".join(json.dumps(entry) for entry in rows)
     try:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from transformers import Trainer
 from transformers.integrations import TensorBoardCallback
 
 from llava.data.images import open_image
@@ -23,30 +22,37 @@ class AnswerLog:
     """Writes FOLDER/step_N.jsonl, and tables with small pictures to wandb and tensorboard, on the first rank.
 
     Neither a full disk nor a service that cannot be reached ends the training: each is told once.
+
+    Args:
+        folder: of the files.
+        held_out: what is answered.
+        to_wandb: whether the run reports there.
+        tensorboard: the run's log there; None where it has none.
     """
 
-    def __init__(self, folder: Path, held_out: HeldOut):
+    def __init__(self, folder: Path, held_out: HeldOut, to_wandb: bool, tensorboard: TensorBoardCallback | None):
         self.folder = folder
         self.held_out = held_out
-        self.told: set[str] = set()
+        self.to_wandb = to_wandb
+        self.tensorboard = tensorboard
+        self._failed: set[str] = set()
 
-    def write(self, trainer: Trainer, answers: Sequence[str]) -> None:
-        """answers: to the first samples, in their order."""
-        step = trainer.state.global_step
+    def write(self, step: int, answers: Sequence[str]) -> None:
+        """Writes the answers to all prompts, in their order, after `step`."""
         samples = self.held_out.prompts.samples
         rows = [_row(step, sample, answer) for sample, answer in zip(samples, answers, strict=True)]
         self._attempt("to a file", self._write_file, step, rows)
-        if "wandb" in trainer.args.report_to:
+        if self.to_wandb:
             self._attempt("to wandb", self._send_to_wandb, step, rows)
-        if "tensorboard" in trainer.args.report_to:
-            self._attempt("to tensorboard", self._send_to_tensorboard, trainer, step, rows)
+        if self.tensorboard is not None:
+            self._attempt("to tensorboard", self._send_to_tensorboard, step, rows)
 
     def _attempt(self, where: str, write: Callable, *args) -> None:
         try:
             write(*args)
         except Exception as error:  # whatever a service's client raises, a week of training is worth more
-            if where not in self.told:
-                self.told.add(where)
+            if where not in self._failed:
+                self._failed.add(where)
                 reason = " ".join(str(error).split()) or type(error).__name__
                 print(f"the held-out answers could not be written {where}: {reason}; training goes on", flush=True)
 
@@ -64,9 +70,8 @@ class AnswerLog:
             table.add_data(*(cells[column] for column in COLUMNS))
         wandb.log({"eval/answers": table, "train/global_step": step})
 
-    def _send_to_tensorboard(self, trainer: Trainer, step: int, rows: list[dict]) -> None:
-        callbacks = trainer.callback_handler.callbacks
-        writer = next(callback for callback in callbacks if isinstance(callback, TensorBoardCallback)).tb_writer
+    def _send_to_tensorboard(self, step: int, rows: list[dict]) -> None:
+        writer = self.tensorboard.tb_writer
         if writer is None:
             return  # what it met has been told, see PatientTensorBoard
         for number, (row, pictures) in enumerate(zip(rows, self._pictures()), start=1):

@@ -18,24 +18,35 @@ class NonFiniteError(LlavaError):
 class Guard:
     """Remembers a step's micro-batches and losses, and judges them once per step.
 
-    folder: where the batches of a step that is stopped are saved. device: of the losses.
+    Args:
+        folder: where the batches of a step that is stopped are saved.
+        device: of the losses.
     """
 
     def __init__(self, folder: Path, device: torch.device):
         self.folder = folder
         self.device = device
 
-    def begin(self, batches: list[dict]) -> None:
-        """Takes a step's micro-batches and, off each of them, the names of its samples."""
+    def begin(self, batches: list[dict], samples: list[list[str]]) -> None:
+        """Takes a step's micro-batches and, for each of them, the names of its samples."""
         self.batches = batches
-        self.samples = [[str(origin) for origin in batch.pop("samples")] for batch in batches]
+        self.samples = samples
         self.losses: list[torch.Tensor] = []
+
+    def add_loss(self, loss: torch.Tensor) -> None:
+        """Takes the loss of the step's next micro-batch."""
+        self.losses.append(loss)
 
     def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[float]:
         """Every rank's largest value of each request; one exchange between ranks and one wait for the device a step.
 
-        grad_norm: of the step, the same on all ranks; DeepSpeed gives -1 for one that is not finite.
-        Raises NonFiniteError when any rank's loss, or the norm, is not finite.
+        Args:
+            step: the number of it.
+            grad_norm: of the step, the same on all ranks; DeepSpeed gives -1 for one that is not finite.
+            requests: this rank's, see SaveAndStop.
+
+        Raises:
+            NonFiniteError: when any rank's loss, or the norm, is not finite.
         """
         finite = torch.stack([loss.float() for loss in self.losses]).isfinite()
         norm = torch.as_tensor(grad_norm, device=self.device).float()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.collator import Collator
+from llava.data.collator import Collator, take_origins
 from llava.data.dataset import SupervisedDataset
 from llava.data.schema import Sample
 from llava.engine.engine import plain_generation
@@ -37,7 +37,8 @@ class HeldOut:
         rows = [item["input_ids"][: answer_start(item["labels"])] for item in items]
         tokenizer = self.prompts.processor.tokenizer
         batch = Collator(tokenizer.pad_token_id)(items)
-        visual = {key: value for key, value in batch.items() if key not in ("input_ids", "labels", "samples")}
+        take_origins(batch)
+        visual = {key: value for key, value in batch.items() if key not in ("input_ids", "labels")}
         return visual | dict(tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
 
     @torch.no_grad()

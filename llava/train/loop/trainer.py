@@ -1,53 +1,188 @@
-"""transformers' Trainer with our optimizer groups, our sampler, and logits at supervised positions only."""
+"""transformers' Trainer with this project's parts: it calls them, and what each does stands in its own file.
 
-from collections.abc import Iterator
+One step, from top to bottom (T: transformers' Trainer, which holds the loop; the names on the right are files here):
+
+    get_batch_samples    T: the step's micro-batches and their supervised tokens, over all ranks
+                         each batch, and the time until it was there, is counted                step_log.py
+                         origins of the samples leave the batches, are counted and noted        totals.py, guard.py
+    training_step        of each micro-batch
+      compute_loss       T: forward, with logits at supervised positions alone                  supervised_only
+                         T: backward; DeepSpeed steps here, in the step's last micro-batch
+                         the loss is noted and counted                                          guard.py, totals.py
+    _get_grad_norm       T: the norm, clipped
+                         what is not finite ends the run; the ranks agree on stop and save         guard.py
+                         T: the optimizer's step, then the schedule's                           optimizer.py
+    on_step_end          save? stop?                                                            callbacks.py
+    log                  T: where a step is logged; rates, speed, work, memory                  step_log.py
+    evaluate             where one is due: the loss of held-out samples, and answers            held_out_evaluation.py
+    _save_checkpoint     where one is due: whole or not at all                                  saver.py
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
-from transformers import ProgressCallback
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
+from llava.data.collator import Collator, take_origins
+from llava.data.dataset import SupervisedDataset
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm.cost import Cost
+from llava.train.folders.reshape import set_states
+from llava.train.folders.resume_point import ResumePoint
+from llava.train.folders.stage_folder import ANSWERS
+from llava.train.loop.answer_log import AnswerLog
+from llava.train.loop.callbacks import CompactProgress, PatientTensorBoard, SaveAndStop
 from llava.train.loop.components import Component
-from llava.train.loop.evaluating import EvaluatingTrainer
-from llava.train.loop.groups import OptimizerCheck
-from llava.train.loop.optimizer import create_adamw
+from llava.train.loop.guard import Guard
+from llava.train.loop.held_out import HeldOut
+from llava.train.loop.held_out_evaluation import HeldOutEvaluation
+from llava.train.loop.optimizer import OptimizerCheck, create_adamw
+from llava.train.loop.saver import InterimSaver
 from llava.train.loop.step_log import StepLog, trained_peak_tflops
-from llava.train.loop.tensorboard import PatientTensorBoard
+from llava.train.loop.stop import StopRequest, heed_parent_alone
+from llava.train.loop.totals import Totals
+from llava.train.ranks.process_group import gathered
+from llava.train.recipe.schema import RunRecipe
+
+# Every method of transformers' Trainer that LlavaTrainer overrides, and why: what to look at when transformers is
+# upgraded. tests/train/loop/test_overridden.py holds it against the class.
+OVERRIDDEN = {
+    "get_batch_samples": "counts a step's samples, notes them for the guard; skipped samples alone give no 0 / 0",
+    "training_step": "the guard and the totals get each micro-batch's loss",
+    "compute_loss": "computes logits at supervised positions alone",
+    "_get_grad_norm": "is called once per step, before the optimizer's own: the guard's place",
+    "log": "adds the rate of each group, samples, speed, work and memory",
+    "create_optimizer": "one group per component and decay",
+    "_get_train_sampler": "batches of equal cost on all ranks, of one modality",
+    "_get_eval_sampler": "the same for held-out samples",
+    "_get_dataloader": "a loader's workers heed the signals of their parent alone",
+    "_run_epoch": "accelerate's loader that skips what was seen does not hand the epoch to the sampler on all ranks",
+    "_init_training_state": "a checkpoint's state has logging and evaluation steps of the run that wrote it, not ours",
+    "_prepare_for_training": "states of another number of processes; what a micro-batch without images must run",
+    "evaluate": "takes no time of the steps and no random number; answers too",
+    "evaluation_loop": "the mean over all tokens of all ranks; the Trainer's own is a mean of batches' means",
+    "_get_output_dir": "interim checkpoints stand beside the stage's output",
+    "_save_checkpoint": "is whole or not there, and one that cannot be written does not end the training",
+    "save_model": "gathers the weights, and writes what a stage can start from",
+    "_save_optimizer_and_scheduler": "a rank that cannot write carries on where the others wait for it",
+    "_save_rng_state": "likewise",
+}
 
 
-class LlavaTrainer(EvaluatingTrainer):
+class LlavaTrainer(Trainer):
     """Trains `components` of the model.
 
     Args:
+        model: what trains.
+        args: the Trainer's.
+        train_dataset: the samples.
+        data_collator: of training and evaluation.
         components: what trains at which rate; see split_components.
         lr_groups: `components` or `single`.
-        cost: of training this model with these components; costs: of each sample, for grouping.
-        *args, **kwargs: the EvaluatingTrainer's.
+        cost: of training this model with these components.
+        costs: of each sample, for grouping.
+        run: where and when checkpoints are written, and how many are kept.
+        processor: saved with the weights, so that a stage can start from a checkpoint.
+        held_out: what is evaluated while the stage trains; None for nothing.
+        evaluates_at_start: before the first step, where the stage does not go on from a checkpoint.
+        resume: what the run goes on from.
+        started: when this start began, in seconds since 1970.
     """
 
-    def __init__(self, *args, components: list[Component], lr_groups: str, cost: Cost, costs: np.ndarray, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.remove_callback(ProgressCallback)
-        self.add_callback(CompactProgress)
-        if self.pop_callback(TensorBoardCallback) is not None:
-            self.add_callback(PatientTensorBoard)
-        self.optimizer_check = OptimizerCheck(components, lr_groups)
-        self.add_callback(self.optimizer_check)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: SupervisedDataset,
+        data_collator: Collator,
+        *,
+        components: list[Component],
+        lr_groups: str,
+        cost: Cost,
+        costs: np.ndarray,
+        run: RunRecipe,
+        processor: ProcessorMixin,
+        held_out: HeldOut | None,
+        evaluates_at_start: bool,
+        resume: ResumePoint,
+        started: float,
+    ):
+        args.eval_on_start = evaluates_at_start and resume.checkpoint is None
+        eval_dataset = held_out and held_out.dataset
+        super().__init__(model, args, data_collator, train_dataset, eval_dataset)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
         self.components = components
         self.lr_groups = lr_groups
         self.costs = costs
-        self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(self.args))
+        self.resume = resume
+        self.train_sampler: LengthGroupedSampler | None = None  # made with the data loader
+        self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), args.device)
+        self.totals = Totals(args.device, started, resume.totals)
+        self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(args))
+        self.saver = InterimSaver(run, resume, model, processor, self.is_deepspeed_enabled, args.world_size)
+        self.stop_request = StopRequest()
+        self.save_and_stop = SaveAndStop(run, self.stop_request)
+        self.optimizer_check = OptimizerCheck(components, lr_groups)
+        tensorboard = PatientTensorBoard() if self.pop_callback(TensorBoardCallback) is not None else None
+        self.remove_callback(ProgressCallback)
+        for callback in (self.save_and_stop, CompactProgress(), tensorboard, self.optimizer_check):
+            if callback is not None:
+                self.add_callback(callback)
+        self.evaluation: HeldOutEvaluation | None = None
+        if held_out is not None:
+            answer_log = AnswerLog(Path(args.output_dir) / ANSWERS, held_out, "wandb" in args.report_to, tensorboard)
+            batch_size = args.per_device_eval_batch_size
+            self.evaluation = HeldOutEvaluation(held_out, answer_log, self.accelerator, batch_size, run.compile)
 
-    def _prepare_for_training(self, *args):
-        prepared = super()._prepare_for_training(*args)
-        self.model.model.without_images = without_images(self.model_wrapped)
-        return prepared
+    # The step
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
+        """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""
+        counted = self.step_log.counted(epoch_iterator)
+        batches, supervised = super().get_batch_samples(counted, num_batches, device)
+        origins = [take_origins(batch) for batch in batches]
+        self.totals.count(origin for of_batch in origins for origin in of_batch)
+        self.guard.begin(batches, [[str(origin) for origin in of_batch] for of_batch in origins])
+        # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
+        return batches, supervised if supervised is None else supervised.clamp(min=1)
+
+    def training_step(self, *args, **kwargs) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self.guard.add_loss(loss)
+        self.totals.add_loss(loss)
+        return loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        inputs = supervised_only(inputs) | {"use_cache": False}
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called before the optimizer's step (DeepSpeed has stepped, unless the norm was not finite)."""
+        grad_norm = super()._get_grad_norm(model, grad_norm)
+        step = self.state.global_step + 1
+        self.save_and_stop.agree(*self.guard.agree(step, grad_norm, *self.save_and_stop.requests()))
+        return grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the learning rate of each group, the samples seen and what StepLog tells; the Trainer adds tokens."""
+        if "learning_rate" in logs:
+            groups = self.optimizer.param_groups
+            progress = logs.pop("learning_rate") / groups[0]["initial_lr"]
+            logs |= {f"lr/{group['component']}": group["initial_lr"] * progress for group in groups}
+            logs["samples"] = self.state.global_step * self.get_total_train_batch_size(self.args)
+            logs |= self.step_log.read()
+        super().log(logs, start_time)
+
+    # Before the first step
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -65,67 +200,117 @@ class LlavaTrainer(EvaluatingTrainer):
         )
         return self.train_sampler
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""
-        counted = self.step_log.counted(epoch_iterator)
-        batches, supervised = super().get_batch_samples(counted, num_batches, device)
-        # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
-        return batches, supervised if supervised is None else supervised.clamp(min=1)
+    def _get_eval_sampler(self, eval_dataset) -> LengthGroupedSampler:
+        return self.evaluation.sampler(self.args.seed)
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        inputs = supervised_only(inputs) | {"use_cache": False}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        loader = super()._get_dataloader(*args, **kwargs)
+        base = loader.base_dataloader
+        base.worker_init_fn = partial(_init_worker, base.worker_init_fn)
+        return loader
+
+    def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
+        trained = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return trained
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.resume.joined_states is None:
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        else:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+            set_states(self.model, self.deepspeed.optimizer, self.state.global_step, self.resume.joined_states)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)  # DeepSpeed's part is done; this is the schedule
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
+                group["lr"] = rate
+        self.model.model.without_images = without_images(self.model_wrapped)
+        return prepared
+
+    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+        self.train_sampler.set_epoch(epoch)
+        super()._run_epoch(*args, epoch=epoch, **kwargs)
+
+    # Held-out samples
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        with self.step_log.left_out():
-            return super().evaluate(*args, **kwargs)
+        """The Trainer's metrics: `eval_loss`, time and speed. Then the answers; see HeldOutEvaluation."""
+        with self.step_log.left_out(), self.evaluation.unnoticed():
+            metrics = super().evaluate(*args, **kwargs)
+            together = self.model.model.without_images == "all"
+            self.evaluation.answer(self.state.global_step, self.model, self._prepare_inputs, together)
+        return metrics
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the learning rate of each group, the samples seen and what StepLog tells; the Trainer adds tokens."""
-        if "learning_rate" in logs:
-            groups = self.optimizer.param_groups
-            progress = logs.pop("learning_rate") / groups[0]["initial_lr"]
-            logs |= {f"lr/{group['component']}": group["initial_lr"] * progress for group in groups}
-            logs["samples"] = self.state.global_step * self.get_total_train_batch_size(self.args)
-            logs |= self.step_log.read()
-        super().log(logs, start_time)
+    def evaluation_loop(
+        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+    ) -> EvalLoopOutput:
+        self.model_wrapped.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        loss = self.evaluation.mean_loss(self.state.global_step, dataloader, self._loss_sums)
+        metrics = {} if loss is None else {f"{metric_key_prefix}_loss": loss}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
+
+    def _loss_sums(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """float64 (2,): the sum of the losses of a batch's supervised tokens, and how many they are."""
+        batch = self._prepare_inputs(batch)
+        supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+        with torch.no_grad(), self.compute_loss_context_manager():
+            # compute_loss multiplies by the number of ranks
+            loss = self.compute_loss(self.model_wrapped, batch, num_items_in_batch=self.args.world_size)
+        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        return torch.stack([loss.double(), supervised.double()])
+
+    # Checkpoints
+
+    def gather_weights(self) -> dict[str, torch.Tensor]:
+        """The model's weights, whole on the first rank; every rank calls it. Tied weights are there once."""
+        weights = self.accelerator.get_state_dict(self.model_wrapped)
+        if self.args.should_save:
+            for name in self.model.all_tied_weights_keys:
+                weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
+        return weights
+
+    def joined_totals(self) -> dict:
+        """What the run has done so far, on every rank over all ranks and starts; every rank calls it."""
+        return self.totals.joined(gathered([self.totals.of_rank()]))
+
+    def _get_output_dir(self, trial) -> str:
+        return str(self.saver.folder)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        self.saver.save(self.state.global_step, partial(super()._save_checkpoint, model, trial), self.joined_totals)
+        self.accelerator.wait_for_everyone()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        weights = self.gather_weights()
+        if self.args.should_save:
+            self.saver.write_weights(weights, output_dir)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            with self.saver.each_write_attempted(self.deepspeed.checkpoint_engine):
+                super()._save_optimizer_and_scheduler(output_dir)
+        else:
+            self.saver.attempt(super()._save_optimizer_and_scheduler, output_dir)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        self.saver.attempt(super()._save_rng_state, output_dir)
 
 
 def without_images(wrapped: torch.nn.Module) -> str:
     """What a rank's micro-batch without any image must run of the vision side; see VisualFeaturesMixin.
 
-    wrapped: the model as it trains. One process can be wrapped as many are. DDP, as it is set up here, waits for a
-    gradient of everything that trains. ZeRO-2 adds up buckets that are filled as gradients come; offloaded, with any
-    number of ranks, it uses a gradient of the step before again where a step brings none. So does ZeRO-3, which also
-    gathers parameters, frozen ones too, on all ranks at once.
+    One process can be wrapped as many are. DDP, as it is set up here, waits for a gradient of everything that trains.
+    ZeRO-2 adds up buckets that are filled as gradients come; offloaded, with any number of ranks, it uses a gradient of
+    the step before again where a step brings none. So does ZeRO-3, which also gathers parameters, frozen ones too, on
+    all ranks at once.
+
+    Args:
+        wrapped: the model as it trains.
     """
     if hasattr(wrapped, "zero_optimization_stage"):
         return "all" if wrapped.zero_optimization_stage() == 3 else "trained"
     return "trained" if isinstance(wrapped, DistributedDataParallel) else "nothing"
-
-
-class CompactProgress(ProgressCallback):
-    """The Trainer's bar with the remaining time; a logged step is one short line above it."""
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
-            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {progress_line(logs)}")
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        super().on_evaluate(args, state, control, **kwargs)
-        if state.is_world_process_zero and self.training_bar is not None and "eval_loss" in metrics:
-            line = f"held-out loss {metrics['eval_loss']:.4f}  ({metrics['eval_runtime']:.1f} s)"
-            self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
-
-
-def progress_line(logs: dict[str, float]) -> str:
-    """E.g. `loss 1.2345  grad 0.678  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 1.0e-03`."""
-    rates = [f"{key.removeprefix('lr/')} {rate:.1e}" for key, rate in logs.items() if key.startswith("lr/")]
-    speed = f"{logs['tokens_per_second']:,.0f}/s" + (f", mfu {logs['mfu']:.0%}" if "mfu" in logs else "")
-    return (
-        f"loss {logs['loss']:.4f}  grad {logs['grad_norm']:.3f}  samples {logs['samples']:,}  "
-        f"tokens {logs['num_input_tokens_seen']:,} ({speed})  lr {' '.join(rates)}"
-    )
 
 
 def supervised_only(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -136,3 +321,9 @@ def supervised_only(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     labels = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     others = {key: value for key, value in batch.items() if key != "labels"}
     return {**others, "shift_labels": labels, "logits_to_keep": labels != IGNORE_INDEX}
+
+
+def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
+    heed_parent_alone()
+    if init is not None:
+        init(worker)

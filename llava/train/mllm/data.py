@@ -37,7 +37,7 @@ def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut |
     """What is evaluated while the stage trains; None where the recipe names nothing. positions: see supervised_dataset.
 
     Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
-    when its turn comes is skipped, and told; see EvaluatingTrainer.
+    when its turn comes is skipped, and told; see HeldOutEvaluation.
     """
     if recipe.eval.data is None:
         return None

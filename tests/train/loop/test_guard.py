@@ -18,21 +18,21 @@ from llava.train.loop.trainer import supervised_only
 from llava.train.stage import prepare
 from tests.train import faulty
 
-BATCH = {"input_ids": torch.ones(2, 3, dtype=torch.int64), "samples": ["a", "b"]}
+BATCH = {"input_ids": torch.ones(2, 3, dtype=torch.int64)}
 
 
 @pytest.fixture
 def guard(tmp_path):
     made = Guard(tmp_path / "nonfinite", torch.device("cpu"))
-    made.begin([dict(BATCH), dict(BATCH) | {"samples": ["c", "d"]}])
-    made.losses += [torch.tensor(1.0), torch.tensor(2.0)]
+    made.begin([dict(BATCH), dict(BATCH)], [["a", "b"], ["c", "d"]])
+    for loss in (1.0, 2.0):
+        made.add_loss(torch.tensor(loss))
     return made
 
 
 def test_what_is_finite_passes(guard, tmp_path):
     assert guard.agree(7, torch.tensor(3.0), 15, True) == [15, 1]
     assert guard.agree(7, 3.0, 0, False) == [0, 0]
-    assert all("samples" not in batch for batch in guard.batches)
     assert not list(tmp_path.iterdir())
 
 

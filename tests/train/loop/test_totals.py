@@ -10,26 +10,32 @@ import pytest
 import torch
 
 from llava.data.dataset import Origin
+from llava.data.mixture import Mixture
 from llava.train import stage as stage_module
 from llava.train.folders.interim import checkpoints_folder, read_mark
-from llava.train.loop.totals import Totals, results
+from llava.train.folders.manifest import end_manifest
+from llava.train.loop.totals import Totals
 from llava.train.stage import run_stage, train
 from tests.train import faulty
 
 
 def test_two_ranks_and_an_earlier_start(monkeypatch):
     monkeypatch.setattr("llava.train.loop.totals.time.time", lambda: 1000.0)
-    ranks = [Totals(torch.device("cpu")) for _ in range(2)]
-    ranks[0].before = {"started": 60.0, "seconds": 50.0, "loss": 7.0, "skipped": 3, "shortened": 1}
-    ranks[0].start = 940.0
-    ranks[0].count([{"samples": [Origin("a", skipped=True), Origin("b")]}, {"samples": [Origin("c", skipped=True)]}])
-    ranks[1].count([{"samples": [Origin("d", shortened=True), Origin("e", skipped=True)]}])
+    before = {"started": 60.0, "seconds": 50.0, "loss": 7.0, "skipped": 3, "shortened": 1}
+    ranks = [Totals(torch.device("cpu"), 940.0, before) for _ in range(2)]
+    ranks[0].count([Origin("a", skipped=True), Origin("b"), Origin("c", skipped=True)])
+    ranks[1].count([Origin("d", shortened=True), Origin("e", skipped=True)])
     for loss in (1.5, 0.25):
         ranks[0].add_loss(torch.tensor(loss))
     ranks[1].add_loss(torch.tensor(2.25))
-    found = ranks[0].joined([rank.own() for rank in ranks])
+    found = ranks[0].joined([rank.of_rank() for rank in ranks])
     assert found == {"started": 60.0, "seconds": 110.0, "loss": 9.0, "skipped": 6, "shortened": 2}
-    assert results(found, steps=4) == {
+    known = {"steps": 4, "tokens_seen": 9, "optimizer_groups": [], "attention": "sdpa"}
+    manifest = end_manifest({"git": "abc"}, found, mixture=Mixture([], []), **known)
+    assert manifest == {
+        "git": "abc",
+        "mixture": [],
+        **known,
         "train_loss": 2.25,
         "skipped": 6,
         "shortened": 2,

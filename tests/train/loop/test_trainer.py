@@ -10,7 +10,8 @@ import torch
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
 from llava.errors import DataError
-from llava.train.loop.trainer import progress_line, supervised_only
+from llava.train.loop.callbacks import progress_line
+from llava.train.loop.trainer import supervised_only
 from llava.train.stage import prepare, run_stage, train
 
 

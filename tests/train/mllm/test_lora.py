@@ -27,6 +27,7 @@ from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, save, train
 from tests.train import faulty
+from tests.train.worker import manifest_of
 
 BOTH = {"components.language_model.lora": True, "components.vision_tower.lora": True}
 KINDS = {"lora": {"lora.dropout": 0.1}, "dora": {"lora.dora": True}, "qlora": {"lora.base": "nf4"}}
@@ -79,7 +80,7 @@ def trained(lora_recipe):
             model, dataset = stage.trainer.model, stage.trainer.train_dataset
             before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
             train(stage.trainer)
-            save(stage)
+            save(stage, manifest_of(stage))
             batch = Collator(stage.processor.tokenizer.pad_token_id)([dataset[index] for index in (4, 5, 6)])
             for module in model.modules():  # not model.eval(): on some CPUs bitsandbytes then wants larger layers
                 if isinstance(module, torch.nn.Dropout):
@@ -383,5 +384,5 @@ def test_a_disk_that_fills_up_with_the_adapters_leaves_no_checkpoint(lora_recipe
     train(stage.trainer)
     monkeypatch.setattr("llava.train.mllm.lora.save_file", full)
     with pytest.raises(LlavaError, match=r"could not be written: .* No space left on device"):
-        save(stage)
+        save(stage, manifest_of(stage))
     assert not any(Path(recipe.run.output_dir).parent.iterdir())

@@ -140,7 +140,7 @@ def test_held_out_samples_compile_nothing(tiny_recipe, counting, data_folder):
 def train_once(recipe) -> dict[str, torch.Tensor]:
     stage = prepare(recipe)
     train(stage.trainer)
-    save(stage)
+    save(stage, worker.manifest_of(stage))
     _, loading = LlavaOVManagerForConditionalGeneration.from_pretrained(recipe.run.output_dir, output_loading_info=True)
     assert not any(loading.values()), loading
     return load_file(f"{recipe.run.output_dir}/model.safetensors")

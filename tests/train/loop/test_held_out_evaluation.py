@@ -183,7 +183,7 @@ def test_a_caption_is_asked_for_as_stage_1_trains_it(tiny_recipe, data_folder):
     recipe = tiny_recipe(
         "1", **{"eval.data": f"{data_folder}/captions.json", "eval.answers": 2, "data.label_rule": "released"}
     )
-    held_out = prepare(recipe).trainer.held_out
+    held_out = prepare(recipe).trainer.evaluation.held_out
     batch = held_out.batch([0, 1])
     tokenizer = held_out.prompts.processor.tokenizer
     assert set(batch["input_ids"].flatten().tolist()) <= set(
@@ -417,7 +417,7 @@ def test_samples_that_are_shortened(tiny_recipe, keys, data_folder, tmp_path):
             with pytest.raises(LlavaError, match=r"1 of 3 samples are unusable:\n.*a cut there would leave no answer"):
                 prepare(recipe)
         else:
-            held_out = prepare(recipe).trainer.held_out
+            held_out = prepare(recipe).trainer.evaluation.held_out
             assert [sample.id for sample in held_out.dataset.samples] == ["long", "sample-0", "sample-1"]
             assert [sample.id for sample in held_out.prompts.samples] == ["sample-0", "sample-1"]
 

@@ -1,0 +1,151 @@
+"""Writes interim checkpoints, whole or not at all, and lets training go on where one cannot be written."""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, ProcessorMixin
+
+from llava.sizes import in_bytes
+from llava.train.folders.interim import (
+    checkpoints_folder,
+    complete_checkpoints,
+    finish_checkpoint,
+    read_mark,
+    start_checkpoint,
+)
+from llava.train.folders.resume_point import ResumePoint
+from llava.train.folders.stage_folder import write_model
+from llava.train.loop.components import full_shape
+from llava.train.ranks.process_group import gathered, rank
+from llava.train.recipe.schema import RunRecipe
+
+WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
+STATE_BYTES = 12  # of a trained parameter: its float32 copy and AdamW's two moments
+
+
+class InterimSaver:
+    """Writes checkpoints of a stage in the format of transformers' Trainer and of DeepSpeed.
+
+    Every rank writes its part; the first puts the whole in place if all could. Where one cannot be written, on any
+    rank, nothing of it stays, a line says so and training goes on.
+
+    Args:
+        run: where, and how many to keep.
+        resume: what the run goes on from, and what its checkpoints note.
+        model: for the room that a checkpoint needs.
+        processor: saved with the weights, so that a stage can start from a checkpoint.
+        under_deepspeed: DeepSpeed writes its own files too.
+        processes: how many write.
+
+    Attributes:
+        last: the last checkpoint that is complete, known on the first rank; None before there is one.
+        folder: where the one that is being written stands, as checkpoint-STEP.
+    """
+
+    def __init__(
+        self,
+        run: RunRecipe,
+        resume: ResumePoint,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        under_deepspeed: bool,
+        processes: int,
+    ):
+        self.run = run
+        self.facts = resume.facts
+        self.model = model
+        self.processor = processor
+        self.under_deepspeed = under_deepspeed
+        self.processes = processes
+        self.last = resume.checkpoint
+        self.folder = checkpoints_folder(run.output_dir) / "writing"
+        self._failures: list[str] = []
+
+    def save(self, step: int, write: Callable[[], None], totals: Callable[[], dict]) -> None:
+        """Saves a checkpoint after `step`; every rank calls it.
+
+        Args:
+            step: how many the run has done.
+            write: writes this rank's part, by `attempt` where it can fail between exchanges with other ranks.
+            totals: what the run has done, over all ranks; see Totals.joined.
+        """
+        started = time.monotonic()
+        self._failures = []
+        if rank() == 0:
+            self.attempt(self._start)
+        if not gathered(self._failures):
+            try:
+                write()
+            except OSError as error:
+                self._failures.append(str(error))
+        failures, joined_totals = gathered(self._failures), totals()
+        if rank() == 0:
+            self._finish(step, failures, joined_totals, started)
+
+    def attempt(self, write: Callable, *args, path: str | None = None) -> None:
+        """Calls `write`, which exchanges nothing with other ranks; a failure is noted and `path` is removed."""
+        try:
+            write(*args)
+        except WRITE_ERRORS as error:
+            self._failures.append(" ".join(str(error).split()))
+            if path is not None:
+                Path(path).unlink(missing_ok=True)  # gives its space back to what is still to be written
+
+    def write_weights(self, weights: dict[str, torch.Tensor], folder: str) -> None:
+        """Writes the gathered weights, configuration and processor, on the first rank."""
+        self.attempt(write_model, self.model, self.processor, weights, Path(folder))
+
+    @contextmanager
+    def each_write_attempted(self, engine) -> Iterator[None]:
+        """Inside, each file that DeepSpeed's checkpoint engine writes is attempted by itself.
+
+        Between its writes ranks wait for each other, so one that cannot write has to carry on.
+        """
+        write = engine.save
+        engine.save = lambda state_dict, path: self.attempt(write, state_dict, path, path=path)
+        try:
+            yield
+        finally:
+            engine.save = write
+
+    def _start(self) -> None:
+        folder = start_checkpoint(self.run.output_dir)
+        last = next(iter(complete_checkpoints(folder.parent)), None)
+        if last is not None:
+            needed = sum(read_mark(last)["files"].values())
+        else:
+            parameters = list(self.model.parameters())
+            copies = 2 if self.under_deepspeed else 1  # DeepSpeed writes the weights once more
+            needed = sum(copies * p.element_size() * full_shape(p).numel() for p in parameters)
+            needed += sum(STATE_BYTES * full_shape(p).numel() for p in parameters if p.requires_grad)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(f"it needs about {in_bytes(needed)}, {in_bytes(free)} are free")
+
+    def _finish(self, step: int, failures: list[str], totals: dict, started: float) -> None:
+        if not failures:
+            self.attempt(self._check_shared, self.folder / f"checkpoint-{step}")
+            try:
+                if not self._failures:
+                    facts = {"step": step, "totals": totals, **self.facts}
+                    self.last = finish_checkpoint(self.folder, facts, self.run.keep_last)
+            except OSError as error:
+                self._failures.append(str(error))
+            failures = self._failures
+        if failures:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            kept = self.last or "none yet"
+            print(f"no checkpoint after step {step}: {failures[0]}; the last one is {kept}", flush=True)
+        else:
+            print(f"checkpoint {self.last} ({time.monotonic() - started:.1f} s)", flush=True)
+
+    def _check_shared(self, written: Path) -> None:
+        states = len(list(written.glob("rng_state*.pth")))
+        if states != self.processes:
+            ranks = self.processes
+            raise OSError(f"{states} of {ranks} ranks' states are in {written}; is it on a disk that all nodes share?")
