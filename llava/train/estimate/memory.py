@@ -82,16 +82,21 @@ class Estimate:
         return sum(sum(parts.values()) for parts in self.states.values()) + self.buffers + self.activations
 
 
-def strategies(recipe: Recipe, hidden_size: int) -> tuple[list[Strategy], Strategy]:
-    """No ZeRO, ZeRO-2 and ZeRO-3, the recipe's own in the place of its stage or behind them; and the recipe's own."""
+def strategies(deepspeed: str | None, hidden_size: int) -> tuple[list[Strategy], Strategy]:
+    """No ZeRO, ZeRO-2 and ZeRO-3, the recipe's own in the place of its stage or behind them; and the recipe's own.
+
+    Args:
+        deepspeed: the recipe's run.deepspeed.
+        hidden_size: of the language model.
+    """
     shown = [Strategy("no ZeRO", 0)]
     shown += [Strategy(f"ZeRO-{stage}", stage, bucket or hidden_size**2) for stage, bucket in BUCKET.items()]
-    if recipe.run.deepspeed is None:
+    if deepspeed is None:
         return shown, shown[0]
-    own = read_strategy(recipe.run.deepspeed, hidden_size)
-    same = [known.stage == own.stage and not (own.offload_optimizer or own.offload_weights) for known in shown]
-    shown = [own if replaces else known for known, replaces in zip(shown, same)]
-    return shown if any(same) else [*shown, own], own
+    used = read_strategy(deepspeed, hidden_size)
+    if used.offload_optimizer or used.offload_weights or used.stage not in [strategy.stage for strategy in shown]:
+        return [*shown, used], used
+    return [used if strategy.stage == used.stage else strategy for strategy in shown], used
 
 
 def read_strategy(path: str, hidden_size: int) -> Strategy:
@@ -101,7 +106,7 @@ def read_strategy(path: str, hidden_size: int) -> Strategy:
     bucket = zero.get("reduce_bucket_size", 5e8)
     offloads = [zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")]
     return Strategy(
-        f"ZeRO-{stage}" + " offload" * any(offloads),
+        f"ZeRO-{stage} offload" if any(offloads) else f"ZeRO-{stage}",
         stage,
         bucket=hidden_size**2 if bucket == "auto" else int(bucket),
         overlap=zero.get("overlap_comm", stage == 3),
@@ -118,7 +123,9 @@ def estimate(
     states = {part.name: _states(strategy, part, processes, width) for part in components}
     host = 0.0
     for parts in states.values():
-        moved = ["gradients", "optimizer"] * strategy.offload_optimizer + ["weights"] * strategy.offload_weights
+        moved = ["gradients", "optimizer"] if strategy.offload_optimizer else []
+        if strategy.offload_weights:
+            moved.append("weights")
         host += sum(parts[kind] for kind in moved)
         parts |= dict.fromkeys(moved, 0.0)
     total = sum(part.num_parameters for part in components)
@@ -204,22 +211,22 @@ def describe_memory(
     work, checkpointed = Work.of(recipe, image), named_components(recipe.run.gradient_checkpointing)
     trained = [component.name.removesuffix(ADAPTERS) for component in components if component.trained]
     activations = activation_bytes(config, work, trained, width, checkpointed)
-    shown, own = strategies(recipe, config.text_config.hidden_size)
+    shown, used = strategies(recipe.run.deepspeed, config.text_config.hidden_size)
     estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
     assumed = (
         f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, {work.samples} x "
         f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
         f"checkpointed: {', '.join(checkpointed) or 'nothing'}; * is this recipe's"
     )
-    return f"{assumed}\n\n{memory_table(estimates, own)}"
+    return f"{assumed}\n\n{memory_table(estimates, used)}"
 
 
-def memory_table(estimates: Sequence[Estimate], own: Strategy) -> str:
+def memory_table(estimates: Sequence[Estimate], used: Strategy) -> str:
     """GB per GPU (MB of a small model): a row for each component, then the same states by kind, activations, the sum.
 
     What would round to 0.00 of that unit has its own. The strategy of the recipe is marked with a star.
     """
-    unit = unit_of(max(found.total for found in estimates))
+    unit = unit_of(max(estimate.total for estimate in estimates))
 
     def cell(number: float) -> str:
         if number == 0:
@@ -227,16 +234,19 @@ def memory_table(estimates: Sequence[Estimate], own: Strategy) -> str:
         text = f"{number / UNITS[unit]:.2f}"
         return text if float(text) else in_bytes(number)
 
-    rows = [(f"{unit} per GPU", *(found.strategy.name + " *" * (found.strategy == own) for found in estimates))]
+    def title(strategy: Strategy) -> str:
+        return f"{strategy.name} *" if strategy == used else strategy.name
+
+    rows = [(f"{unit} per GPU", *(title(estimate.strategy) for estimate in estimates))]
     for name in estimates[0].states:
-        rows.append((f"states of {name}", *(cell(sum(found.states[name].values())) for found in estimates)))
+        rows.append((f"states of {name}", *(cell(sum(estimate.states[name].values())) for estimate in estimates)))
     for kind in STATES:
         rows.append((f"  their {kind}", *(cell(sum(p[kind] for p in e.states.values())) for e in estimates)))
-    rows.append(("buffers", *(cell(found.buffers) for found in estimates)))
-    rows.append(("activations, roughly", *(cell(found.activations) for found in estimates)))
-    rows.append(("sum", *(cell(found.total) for found in estimates)))
-    if any(found.host for found in estimates):
-        rows.append(("on the host, a process", *(cell(found.host) for found in estimates)))
+    rows.append(("buffers", *(cell(estimate.buffers) for estimate in estimates)))
+    rows.append(("activations, roughly", *(cell(estimate.activations) for estimate in estimates)))
+    rows.append(("sum", *(cell(estimate.total) for estimate in estimates)))
+    if any(estimate.host for estimate in estimates):
+        rows.append(("on the host, a process", *(cell(estimate.host) for estimate in estimates)))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])

@@ -151,9 +151,9 @@ def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
 
 def check_data_unchanged(checkpoint: Path, digest: str) -> None:
     """Raises LlavaError when `checkpoint` was trained on other data: the order of training would not be its own."""
-    found = read_mark(checkpoint)["data"]
-    if found != digest:
+    trained_on = read_mark(checkpoint)["data"]
+    if trained_on != digest:
         raise LlavaError(
-            f"{checkpoint}: the data has changed since: its hash was {found[:12]} and is {digest[:12]}. "
+            f"{checkpoint}: the data has changed since: its hash was {trained_on[:12]} and is {digest[:12]}. "
             "Restore it, or pass --run.resume false to delete the checkpoints and start anew"
         )

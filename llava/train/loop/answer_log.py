@@ -73,7 +73,7 @@ class AnswerLog:
     def _send_to_tensorboard(self, step: int, rows: list[dict]) -> None:
         writer = self.tensorboard.tb_writer
         if writer is None:
-            return  # what it met has been told, see PatientTensorBoard
+            return  # PatientTensorBoard has said why
         for number, (row, pictures) in enumerate(zip(rows, self._pictures()), start=1):
             tag = f"eval/{number}"
             text = "\n\n".join(f"**{key}** {row[key]}" for key in ("sample", "question", "reference", "answer"))
@@ -85,15 +85,15 @@ class AnswerLog:
     def _pictures(self) -> list[Image.Image | None]:
         """What each sample shows, small and side by side; None for text alone."""
         prompts = self.held_out.prompts
-        found = []
+        pictures = []
         for sample in prompts.samples:
             shown = [open_image(prompts.image_folder / path) for path in sample.images]
             for path in sample.videos:
                 frames = read_video(prompts.image_folder / path, prompts.video_sampling).frames
                 chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int)
                 shown += [Image.fromarray(np.asarray(frames[index])) for index in chosen]
-            found.append(side_by_side(shown) if shown else None)
-        return found
+            pictures.append(side_by_side(shown) if shown else None)
+        return pictures
 
 
 def _row(step: int, sample: Sample, answer: str) -> dict:

@@ -45,8 +45,8 @@ def peak_bf16_tflops(device_name: str) -> float | None:
     words = set(device_name.replace("-", " ").split())
     if "MIG" in words:
         return None
-    known = [name for name in PEAK_BF16_TFLOPS if set(name.split()) <= words]
-    return PEAK_BF16_TFLOPS[max(known, key=lambda name: len(name.split()))] if known else None
+    names = [name for name in PEAK_BF16_TFLOPS if set(name.split()) <= words]
+    return PEAK_BF16_TFLOPS[max(names, key=lambda name: len(name.split()))] if names else None
 
 
 def trained_peak_tflops(arguments: TrainingArguments) -> float | None:
@@ -130,9 +130,9 @@ class StepLog:
         """
         seconds = time.perf_counter() - self._started
         memory = peak_memory_gib(self.accelerator.device)
-        own = torch.tensor([self._waited / seconds, memory, seconds], dtype=torch.float32)
+        of_rank = torch.tensor([self._waited / seconds, memory, seconds], dtype=torch.float32)
         counts = self.accelerator.gather(self._counts[None]).sum(0).tolist()
-        data_wait, memory, seconds = self.accelerator.gather(own.to(self._counts.device)[None]).amax(0).tolist()
+        data_wait, memory, seconds = self.accelerator.gather(of_rank.to(self._counts.device)[None]).amax(0).tolist()
         tokens, token_pairs, positions, supervised, crops = counts
         logs = {
             "tokens_per_second": tokens / seconds,

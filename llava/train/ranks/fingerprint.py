@@ -65,10 +65,10 @@ def recipe_values(recipe: Recipe) -> dict[str, str]:
 
 def versions() -> dict[str, str | None]:
     """Of Python, of the packages that compute, and of CUDA and NCCL where there is a GPU; None for what is absent."""
-    found = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    numbers = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
     if torch.cuda.is_available():
-        found |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
-    return found
+        numbers |= {"cuda": torch.version.cuda, "nccl": ".".join(map(str, torch.cuda.nccl.version()))}
+    return numbers
 
 
 def _version(package: str) -> str | None:

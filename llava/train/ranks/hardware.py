@@ -60,8 +60,10 @@ def cpu_name() -> str:
 
 def network() -> str | None:
     """The interface that NCCL or gloo was told to use, else the one that reaches MASTER_ADDR; None for one process."""
-    told = os.environ.get("NCCL_SOCKET_IFNAME") if torch.cuda.is_available() else os.environ.get("GLOO_SOCKET_IFNAME")
-    return told or (interface_to(os.environ["MASTER_ADDR"]) if "MASTER_ADDR" in os.environ else None)
+    interface = os.environ.get("NCCL_SOCKET_IFNAME" if torch.cuda.is_available() else "GLOO_SOCKET_IFNAME")
+    if not interface and "MASTER_ADDR" in os.environ:
+        return interface_to(os.environ["MASTER_ADDR"])
+    return interface or None
 
 
 def interface_to(address: str) -> str | None:
@@ -71,8 +73,8 @@ def interface_to(address: str) -> str | None:
             probe.connect((address, DISCARD))
         except OSError:
             return None
-        own = probe.getsockname()[0]
-        return next((name for _, name in socket.if_nameindex() if _address(probe, name) == own), None)
+        local = probe.getsockname()[0]
+        return next((name for _, name in socket.if_nameindex() if _address(probe, name) == local), None)
 
 
 def _address(probe: socket.socket, interface: str) -> str | None:

@@ -42,23 +42,23 @@ def preflight(recipe: Recipe) -> list[dict]:
     Raises LlavaError when ranks differ, one cannot report, or one does not within `run.startup_timeout`; SystemExit
     on the processes that leave the message to another of their host.
     """
-    own = report(recipe)
+    this_report = report(recipe)
     if "RANK" not in os.environ:
-        reports, fault = [own], own["fault"]
+        reports, fault = [this_report], this_report["fault"]
     else:
         choose_network()
-        reports, fault = _exchange(own, min(recipe.run.startup_timeout, LONGEST))
+        reports, fault = _exchange(this_report, min(recipe.run.startup_timeout, LONGEST))
     if fault:
         _end(fault)
-    if own["rank"] == 0:
+    if this_report["rank"] == 0:
         print(describe(reports), end="\n\n", flush=True)
     return reports
 
 
 def stop_all(error: LlavaError) -> NoReturn:
     """Ends this process for an `error` that it met before the preflight, and tells the ranks that wait there."""
-    own = {"rank": int(os.environ["RANK"]), "host": platform.node(), "fault": str(error), "compared": {}}
-    _end(_exchange(own, LONGEST)[1])
+    this_report = {"rank": int(os.environ["RANK"]), "host": platform.node(), "fault": str(error), "compared": {}}
+    _end(_exchange(this_report, LONGEST)[1])
 
 
 def _end(fault: str) -> NoReturn:
@@ -86,7 +86,7 @@ def compared(recipe: Recipe, on_gpu: bool) -> dict[str, str]:
     """{field: value} of all that must be the same on every rank."""
     groups = {
         "recipe": recipe_values(recipe),
-        "version": {name: found or "not installed" for name, found in versions().items()},
+        "version": {name: number or "not installed" for name, number in versions().items()},
         "code": code_hashes(),
         "data": data_hashes(recipe),
         "start": start_hashes(recipe),
@@ -98,7 +98,7 @@ def compared(recipe: Recipe, on_gpu: bool) -> dict[str, str]:
     }
 
 
-def _exchange(own: dict, seconds: int) -> tuple[list[dict], str]:
+def _exchange(this_report: dict, seconds: int) -> tuple[list[dict], str]:
     """Every rank's report on rank 0, and what is wrong with them on all; an empty text when nothing is."""
     timeout = timedelta(seconds=seconds)
     try:
@@ -106,15 +106,16 @@ def _exchange(own: dict, seconds: int) -> tuple[list[dict], str]:
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         store = distributed.PrefixStore(f"preflight/{restarts}", run_store(timeout))
         store.set_timeout(timeout)
-        store.set(f"report/{rank}", json.dumps(own))
-        reports, verdict = [own], None
+        store.set(f"report/{rank}", json.dumps(this_report))
+        reports, verdict = [this_report], None
         if rank == 0:
             reports, verdict = _collect(store, world_size, seconds)
             store.set("verdict", verdict)
         verdict = verdict if rank == 0 else store.get("verdict").decode()
     except distributed.DistError as error:
+        place = f"rank {this_report['rank']} on {this_report['host']}"
         reason = str(error).partition("\n")[0]
-        return [own], f"rank {own['rank']} on {own['host']} found no word of the other ranks in {seconds} s: {reason}"
+        return [this_report], f"{place} found no word of the other ranks in {seconds} s: {reason}"
     if verdict:
         _wait_for_readers(store, rank, world_size)
     return reports, verdict
@@ -133,10 +134,10 @@ def _collect(store, world_size: int, seconds: int) -> tuple[list[dict], str]:
 
 def first_fault(reports: list[dict]) -> str | None:
     """Why the first rank that cannot run cannot, and which it is unless all say the same; None if all can."""
-    faulty = [found for found in reports if found["fault"]]
+    faulty = [report for report in reports if report["fault"]]
     if not faulty:
         return None
-    if len({found["fault"] for found in reports}) == 1:
+    if len({report["fault"] for report in reports}) == 1:
         return faulty[0]["fault"]
     return f"rank {faulty[0]['rank']} on {faulty[0]['host']}: {faulty[0]['fault']}"
 
@@ -153,17 +154,17 @@ def difference(reports: list[dict]) -> str | None:
 
     A field that only some ranks have, such as a file, counts as `absent` on the others.
     """
-    fields = list(dict.fromkeys(field for found in reports for field in found["compared"]))
-    values = {field: [found["compared"].get(field, "absent") for found in reports] for field in fields}
+    fields = list(dict.fromkeys(field for report in reports for field in report["compared"]))
+    values = {field: [report["compared"].get(field, "absent") for report in reports] for field in fields}
     differing = [field for field in fields if len(set(values[field])) > 1]
     if not differing:
         return None
     first = differing[0]
     places = []
     for value in dict.fromkeys(values[first]):
-        holders = [found for found, own in zip(reports, values[first]) if own == value]
+        holders = [report for report, reported in zip(reports, values[first]) if reported == value]
         shown = value[:SHOWN_HASH] if len(value) == HASH_LENGTH else value
-        hosts = ", ".join(dict.fromkeys(found["host"] for found in holders))
+        hosts = ", ".join(dict.fromkeys(report["host"] for report in holders))
         places.append(f"{shown} on {_ranks(holders)} ({hosts})")
     more = f", and in {len(differing) - 1} more, such as {differing[1]}" if len(differing) > 1 else ""
     return f"ranks differ in {first}: {', '.join(places)}{more}"
@@ -171,9 +172,9 @@ def difference(reports: list[dict]) -> str | None:
 
 def _ranks(reports: list[dict]) -> str:
     """`rank 3`, `ranks 0-7`, `ranks 0-1, 4`."""
-    ranks = [found["rank"] for found in reports]
+    ranks = [report["rank"] for report in reports]
     text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in unbroken_runs(ranks))
-    return f"rank{'s' * (len(ranks) > 1)} {text}"
+    return f"ranks {text}" if len(ranks) > 1 else f"rank {text}"
 
 
 def hardware_table(reports: list[dict]) -> list[dict]:
@@ -186,21 +187,21 @@ def hardware_table(reports: list[dict]) -> list[dict]:
         {
             "ranks": _ranks(group).partition(" ")[2],
             **_seen(group[0]),
-            "free_disk_gb": min(found["free_disk_gb"] for found in group),
+            "free_disk_gb": min(report["free_disk_gb"] for report in group),
         }
         for group in groups
     ]
 
 
-def _seen(found: dict) -> dict:
-    return {key: value for key, value in found.items() if key not in ("rank", "fault", "compared", "free_disk_gb")}
+def _seen(report: dict) -> dict:
+    return {key: value for key, value in report.items() if key not in ("rank", "fault", "compared", "free_disk_gb")}
 
 
 def describe(reports: list[dict]) -> str:
     """What all have in common, then a table of the ranks."""
     hashes = {group: combined_hash(common_fields(reports, group)) for group in ("code", "recipe", "data", "start")}
     versions = common_fields(reports, "version")
-    found = [f"{name} {value}" for name, value in versions.items() if value != "not installed"]
+    installed = [f"{name} {value}" for name, value in versions.items() if value != "not installed"]
     rows = [("ranks", "host", "device", "memory", "network", "free disk")]
     for row in hardware_table(reports):
         memory, disk = (in_bytes(row[key] * UNITS["GB"]) for key in ("memory_gb", "free_disk_gb"))
@@ -210,7 +211,7 @@ def describe(reports: list[dict]) -> str:
         [
             f"preflight   {len(reports)} processes: "
             + ", ".join(f"{group} {value[:SHOWN_HASH]}" for group, value in hashes.items()),
-            f"versions    {', '.join(found)}",
+            f"versions    {', '.join(installed)}",
             "",
             *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
         ]

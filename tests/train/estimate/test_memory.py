@@ -90,7 +90,7 @@ def test_every_shipped_deepspeed_file_is_read():
 )
 def test_the_recipes_own_strategy_is_among_those_shown(tiny_recipe, file, names, own):
     recipe = tiny_recipe("1", **{"run.deepspeed": file and f"{DEEPSPEED}/{file}.json"})
-    shown, found = strategies(recipe, 24)
+    shown, found = strategies(recipe.run.deepspeed, 24)
     assert [strategy.name for strategy in shown] == names
     assert found.name == own
     assert found in shown
