@@ -91,7 +91,8 @@ def _look(
     index: RecordIndex, numbers: np.ndarray, before: np.ndarray, image_folder: Path, video_sampling: VideoSampling
 ) -> np.ndarray | None:
     """The images and videos as they are now; None where all are as before."""
-    paths = [(os.path.join(image_folder, path), is_video) for path, is_video in index.paths(numbers)]
+    folder = os.fspath(image_folder)
+    paths = [(os.path.join(folder, path), is_video) for path, is_video in index.paths(numbers)]
     found = before.copy()
     found["size"], found["modified"], found["mode"] = np.array([_state(path) for path, _ in paths], dtype=np.int64).T
     known = (before["width"] > 0) | (before["frames"] > 0)
