@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llava.data.conversation import TEMPLATES
-from llava.data.index import CLEAN, FAULTY, RecordIndex
+from llava.data.index import CLEAN, FAULTY, RecordIndex, index_file
 from llava.data.inspect import Inspection, SampleLines, inspect_sample, lines_of
 from llava.data.notes import notes_of
 from llava.data.ragged import Ragged
@@ -50,7 +50,7 @@ def inspect_store(
     """
     folder = Path(image_folder)
     with workers or Workers() as workers:
-        visuals = _visuals(store, folder, video_sampling, workers)
+        visuals = visuals_of(store, folder, video_sampling, workers)
         sizes, frames, tasks = [], [], []
         for part in store.parts:
             table = _table(part, visuals[part.index.file], template)
@@ -68,7 +68,17 @@ def inspect_store(
     return inspection
 
 
-def _visuals(
+def keep_index(file: Path, image_folder: str | Path, workers: Workers) -> None:
+    """Makes what a start of training needs of a data file, unless it is there or made faster than it is found.
+
+    Videos are left to the start, which knows how they are to be sampled. Raises DataError as index_files does.
+    """
+    index = index_file(file, workers)
+    if index.folder is not None and not index.facts.path_ends["is_video"].any():
+        visuals_of(RecordStore([Part(index, range(len(index)))]), Path(image_folder), EVERY_SECOND, workers)
+
+
+def visuals_of(
     store: RecordStore, folder: Path, video_sampling: VideoSampling, workers: Workers
 ) -> dict[Path, np.ndarray]:
     """What is known of the images and videos of each data file, those of rows that are taken looked at."""

@@ -16,11 +16,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llava.data.index import index_file
 from llava.data.inspect import inspect_sample
+from llava.data.inspect_store import visuals_of
 from llava.data.json_rows import iter_records
 from llava.data.mixture import MixtureEntry, choose_rows, mixture_entries
+from llava.data.record_store import Part, RecordStore
 from llava.data.schema import Sample, sample_of
 from llava.data.video import EVERY_SECOND, VideoSampling
+from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
 from llava.jsonl import append_line, whole_lines
 from llava.prepare_data.check_report import BadRow, FileReport
@@ -90,7 +94,9 @@ def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspec
     report = FileReport(str(entry.file), entry.sampling_strategy, entry.expected_rows)
     bad: list[BadRow] = []
     try:
-        report.rows = sum(1 for _ in iter_records(entry.file))
+        with Workers(inspectors.workers) as readers:
+            index = index_file(entry.file, readers)
+        report.rows = len(index)
         taken = choose_rows(report.rows, entry.sampling_strategy, f"{options.seed}/{entry.file.name}", where)
         report.taken = len(taken)
         bar.total = (bar.total or 0) + report.taken
@@ -106,6 +112,10 @@ def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspec
     bad.sort(key=lambda row: row.row)
     report.counts.update(row.kind for row in bad)
     report.bad = len({row.row for row in bad if row.row and not row.is_note})
+    if report.complete and not report.bad and index.folder is not None:  # else a path may lead outside
+        with Workers(inspectors.workers) as readers:
+            store = RecordStore([Part(index, taken)])
+            visuals_of(store, Path(options.image_folder), options.video_sampling, readers)
     return report, bad
 
 

@@ -108,6 +108,8 @@ def _download(arguments: Namespace) -> int:
 
 
 def _prepare(arguments: Namespace) -> int:
+    from llava.data.inspect_store import keep_index
+    from llava.data.workers import Workers
     from llava.prepare_data.prepare import prepare
     from llava.prepare_data.snapshot import find_sets
 
@@ -122,6 +124,8 @@ def _prepare(arguments: Namespace) -> int:
         decode=not arguments.headers,
     ):
         print(prepared, flush=True)
+        with Workers() as workers:
+            keep_index(prepared.file, arguments.out, workers)
     return 0
 
 

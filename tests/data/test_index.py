@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llava.cli import main
 from llava.data import content, visuals
 from llava.data import index as index_module
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
@@ -432,3 +433,20 @@ def test_the_content_s_hash_is_the_plain_loop_s(data, workers, inline, tmp_path,
             assert (content.content_digest(store, costs) == digest.hexdigest()) == (not inline)
     other = load_mixture(folder / "mixture.yaml", 1).samples
     assert content.content_digest(other, costs) != content.content_digest(store, costs)
+
+
+def test_check_and_prepare_leave_an_index_that_a_start_uses(tmp_path, keep_all, make_image, monkeypatch, capsys):
+    source, out = tmp_path / "owner--set", tmp_path / "out"
+    source.mkdir()
+    make_image(100, 70).save(source / "0.png")
+    write(
+        source / "rows.json", [{"id": str(number), "image": "0.png", "conversations": turns()} for number in range(3)]
+    )
+    assert main(["data", "check", str(source / "rows.json"), "--image_folder", str(source), "--workers", "1"]) == 0
+    assert main(["data", "prepare", str(source), "--out", str(out)]) == 0
+    prepared = next(path for path in out.rglob("*.json") if ".prepare" not in path.parts)
+    monkeypatch.setattr(visuals, "image_size", None)
+    monkeypatch.setattr(index_module, "facts_of", None)
+    for file, folder in ((source / "rows.json", source), (prepared, out)):
+        found = inspect_store(load_mixture(file, 0).samples, folder)
+        assert (list(found.image_sizes), found.faults) == ([[(100, 70)]] * 3, [])
