@@ -1,7 +1,7 @@
 """`llava train`: one stage from a recipe. scripts/train/stage*.sh start it on every process of a run."""
 
 import os
-from argparse import Namespace
+from argparse import Action, Namespace
 from collections.abc import Sequence
 
 from llava.arguments import ArgumentParser, did_you_mean, nearest
@@ -51,6 +51,18 @@ def read(argv: list[str]) -> tuple[Namespace, Recipe]:
     return options, recipe
 
 
+class PrintKeys(Action):
+    """Prints the keys of a recipe in the form that is given, and ends the command as --help does."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: str, option_string: str | None = None
+    ) -> None:
+        from llava.train.recipe.keys import FORMS
+
+        print(FORMS[values]())
+        parser.exit()
+
+
 def value_of(recipe: Recipe, key: str) -> str:
     """The recipe's value of a dotted key, as it is printed. Raises LlavaError for an unknown key."""
     values = flatten(recipe.to_dict())
@@ -77,6 +89,15 @@ def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
     parser.add_argument("--dry_run", action="store_true", help="print recipe, steps and what trains; needs no weights")
     parser.add_argument(
         "--tokens_per_second", type=float, metavar="N", help="of all processes together: a dry run then tells the time"
+    )
+    parser.add_argument(
+        "--keys",
+        action=PrintKeys,
+        nargs="?",
+        const="text",
+        choices=("text", "markdown"),
+        metavar="FORM",
+        help="print every key of a recipe with a sentence, as text or markdown, and exit",
     )
     parser.add_argument("--print", metavar="KEY", help="print what the recipe has for one key, and exit")
     parser.add_argument("--check", action="store_true", help="only check recipe, folders and data")

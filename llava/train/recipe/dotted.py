@@ -174,7 +174,7 @@ def _parse(value: Any) -> Any:
 
 
 def type_name(expected: Any) -> str:
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
     if get_origin(expected) is list:
         return f"a list, each item {type_name(get_args(expected)[0])}"
     if get_origin(expected) in UNIONS:

@@ -38,7 +38,8 @@ class ModelRecipe:
 
     Args:
         sizes: YAML file with the configurations that a dry run uses when the folders are not there.
-        start_from: Checkpoint folder that the stage starts from; none takes `vision_tower` and `language_model`.
+        start_from: Checkpoint folder that the stage starts from; none takes `vision_tower` and `language_model`. A
+            stage that follows another starts from that one's, in the folder `--checkpoints`, where nothing names it.
         vision_tower: Folder of a SigLIP model to start from.
         language_model: Folder of a Qwen2 model to start from.
         vision_layers_dropped: Layers taken off the end of `vision_tower`; real SigLIP has 27, of which 26 are used.
@@ -257,7 +258,7 @@ class RunRecipe:
     """Where and how it runs. While a stage trains it writes checkpoints to `output_dir`.checkpoints.
 
     Args:
-        output_dir: Folder of the finished checkpoint.
+        output_dir: Folder of the finished checkpoint; where nothing names it, STAGE-ARM in the folder `--checkpoints`.
         overwrite: Whether a finished checkpoint in `output_dir` is replaced.
         seed: Of the data's order, of new weights and of noise.
         precision: Of the forward and backward pass; `auto` is bf16 on a GPU that has it, else fp32.
