@@ -113,7 +113,11 @@ def last_checkpoint(run: RunRecipe) -> Path | None:
 
 
 def check_resume(recipe: Recipe, processes: int) -> None:
-    """Raises LlavaError that names each key with both values when an unfinished run cannot go on under this recipe."""
+    """Compares a recipe, and the number of processes, with those of the unfinished run that it would go on from.
+
+    Raises:
+        LlavaError: where they do not fit; names each key with both values.
+    """
     checkpoint = last_checkpoint(recipe.run)
     mark = checkpoint and read_mark(checkpoint)
     if mark is None:
@@ -150,7 +154,11 @@ def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
 
 
 def check_data_unchanged(checkpoint: Path, digest: str) -> None:
-    """Raises LlavaError when `checkpoint` was trained on other data: the order of training would not be its own."""
+    """Compares the data's digest with what `checkpoint` noted.
+
+    Raises:
+        LlavaError: when it was trained on other data: the order of training would not be its own.
+    """
     trained_on = read_mark(checkpoint)["data"]
     if trained_on != digest:
         raise LlavaError(

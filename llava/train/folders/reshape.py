@@ -7,12 +7,16 @@ file per parameter and state; they are then set in the new run's optimizer, what
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from llava.errors import LlavaError
 from llava.train.loop.components import full_shape
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
@@ -26,7 +30,7 @@ def join_states(checkpoint: Path, step: int, folder: Path) -> None:
         raise LlavaError(f"{checkpoint} cannot be converted: {done.stderr.strip().splitlines()[-1]}")
 
 
-def set_states(model: nn.Module, optimizer, step: int, folder: Path) -> None:
+def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: Path) -> None:
     """Sets float32 weights, moments and the number of steps from `folder`; every rank calls it, in the same order.
 
     model: as DeepSpeed has partitioned it. optimizer: DeepSpeed's.

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.checkpoint.folder import (
     LANGUAGE_MODEL_TYPES,
@@ -26,13 +27,20 @@ from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
 from llava.train.recipe.schema import Recipe
 
+if TYPE_CHECKING:  # it imports torch
+    from transformers import PreTrainedModel, ProcessorMixin, TrainerState
+
 MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples
 BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
 
 
 def check_start_folders(recipe: Recipe) -> None:
-    """Raises LlavaError unless the folders that the recipe starts from are complete and of the right architecture."""
+    """Looks into the folders that the recipe starts from.
+
+    Raises:
+        LlavaError: unless they are complete and of the right architecture.
+    """
     raise_faults("the model to start from", start_folder_faults(recipe))
 
 
@@ -61,7 +69,11 @@ def trained_arm(folder: Path) -> str | None:
 
 
 def check_output_folder(recipe: Recipe) -> None:
-    """Raises LlavaError when `run.output_dir` holds what must not be replaced."""
+    """Looks into `run.output_dir`.
+
+    Raises:
+        LlavaError: when it holds what must not be replaced, or cannot be written to.
+    """
     output, run = Path(recipe.run.output_dir), recipe.run
     if recipe.model.start_from is not None and output.resolve() == Path(recipe.model.start_from).resolve():
         raise LlavaError(f"run.output_dir {output} is also model.start_from")
@@ -79,9 +91,14 @@ def check_output_folder(recipe: Recipe) -> None:
 
 
 def check_disk(output_dir: str, components: Sequence) -> None:
-    """Raises LlavaError unless the disk of `output_dir` has room for a checkpoint beside what stands there.
+    """Compares a checkpoint's size with what is free.
 
-    components: the model's, see llava.train.loop.components.
+    Args:
+        output_dir: run.output_dir.
+        components: the model's, see llava.train.loop.components.
+
+    Raises:
+        LlavaError: unless its disk has room for a checkpoint beside what stands there.
     """
     needed = sum(component.num_parameters for component in components) * BYTES_PER_PARAMETER + OTHER_BYTES
     free = free_bytes(Path(output_dir).absolute().parent)
@@ -115,19 +132,34 @@ def publish(output_dir: str) -> None:
     put_in_place(working_folder(output_dir), Path(output_dir))
 
 
-def write_model(model, processor, state_dict: dict, folder: Path) -> None:
+def write_model(model: "PreTrainedModel", processor: "ProcessorMixin", state_dict: dict, folder: Path) -> None:
     """Writes what a stage can start from: configuration, weights, processor and tokenizer."""
     model.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
 
 
 def write_checkpoint(
-    model, processor, state_dict: dict, trainer_state, manifest: dict, output_dir: str, adapter: dict | None = None
+    model: "PreTrainedModel",
+    processor: "ProcessorMixin",
+    state_dict: dict,
+    trainer_state: "TrainerState",
+    manifest: dict,
+    output_dir: str,
+    adapter: dict | None = None,
 ) -> None:
     """Writes the self-contained folder and puts it in place; called by one rank, with the gathered `state_dict`.
 
-    adapter: of a model trained with LoRA, see split_weights in llava/train/mllm/lora.py.
-    Raises LlavaError when it cannot be written; what stood at `output_dir` is then untouched.
+    Args:
+        model: for its configuration.
+        processor: with the tokenizer.
+        state_dict: the weights, whole.
+        trainer_state: what was logged.
+        manifest: the content of run.json, see end_manifest.
+        output_dir: run.output_dir.
+        adapter: of a model trained with LoRA, see split_weights in llava/train/mllm/lora.py.
+
+    Raises:
+        LlavaError: when it cannot be written; what stood at `output_dir` is then untouched.
     """
     from safetensors import SafetensorError
 

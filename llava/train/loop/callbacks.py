@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers import ProgressCallback, TrainerCallback
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from llava.train.loop.stop import StopRequest
@@ -45,13 +45,13 @@ class SaveAndStop(TrainerCallback):
         """Takes the largest of all ranks' requests."""
         self._signal, self._overdue = signal, overdue
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._saved_at = time.monotonic()
 
-    def on_save(self, args, state, control, **kwargs):
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self._saved_at = time.monotonic()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if state.global_step >= state.max_steps:
             return  # the stage's own checkpoint comes next
         steps = self.run.save_steps
@@ -66,11 +66,20 @@ class SaveAndStop(TrainerCallback):
 class CompactProgress(ProgressCallback):
     """The Trainer's bar with the remaining time; a logged step is one short line above it."""
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
         if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {progress_line(logs)}")
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict | None = None,
+        **kwargs,
+    ) -> None:
         super().on_evaluate(args, state, control, **kwargs)
         if state.is_world_process_zero and self.training_bar is not None and "eval_loss" in metrics:
             line = f"held-out loss {metrics['eval_loss']:.4f}  ({metrics['eval_runtime']:.1f} s)"
@@ -98,20 +107,20 @@ class PatientTensorBoard(TensorBoardCallback):
     paused = False
     purge_step: int | None = None  # from which on a new file replaces those before it
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         folders = sorted(Path(args.output_dir, "runs").glob("*/"))
         if self.logging_dir is None and folders:
             self.logging_dir = str(folders[-1])
         self.purge_step = state.global_step + 1 if state.global_step else 0
         self._attempt(super().on_train_begin, args, state, control, **kwargs)
 
-    def on_log(self, *args, **kwargs):
+    def on_log(self, *args, **kwargs) -> None:
         self._attempt(super().on_log, *args, **kwargs)
 
-    def on_save(self, *args, **kwargs):
+    def on_save(self, *args, **kwargs) -> None:
         self.paused = False
 
-    def on_train_end(self, *args, **kwargs):
+    def on_train_end(self, *args, **kwargs) -> None:
         self._attempt(super().on_train_end, *args, **kwargs)
 
     def _init_summary_writer(self, args):

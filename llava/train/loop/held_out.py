@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.collator import Collator, take_origins
@@ -22,8 +23,11 @@ from llava.engine.engine import plain_generation
 class HeldOut:
     """What is evaluated while a stage trains.
 
-    dataset: the held-out samples; costs: of each, for grouping. prompts: those that are answered, as last_exchange
-    leaves them, encoded with the label rule `answers`.
+    Attributes:
+        dataset: the held-out samples.
+        costs: of each, for grouping.
+        prompts: those that are answered, as last_exchange leaves them, encoded with the label rule `answers`.
+        max_new_tokens: of an answer.
     """
 
     dataset: SupervisedDataset
@@ -32,7 +36,11 @@ class HeldOut:
     max_new_tokens: int
 
     def batch(self, indices: Sequence[int]) -> dict:
-        """Left-padded inputs for generate, of some of `prompts`. Raises DataError for a sample that cannot be read."""
+        """Left-padded inputs for generate, of some of `prompts`.
+
+        Raises:
+            DataError: for a sample that cannot be read.
+        """
         items = [self.prompts[index] for index in indices]
         rows = [item["input_ids"][: answer_start(item["labels"])] for item in items]
         tokenizer = self.prompts.processor.tokenizer
@@ -42,7 +50,7 @@ class HeldOut:
         return visual | dict(tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
 
     @torch.no_grad()
-    def answers(self, model, batch: dict, all_ranks: bool) -> list[str]:
+    def answers(self, model: PreTrainedModel, batch: dict, all_ranks: bool) -> list[str]:
         """The model's answers to a batch. all_ranks: every rank generates, until all are done."""
         tokenizer, template = self.prompts.processor.tokenizer, self.prompts.encoding["template"]
         settings = plain_generation(tokenizer, max_new_tokens=self.max_new_tokens, do_sample=False, use_cache=True)

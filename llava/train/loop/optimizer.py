@@ -8,7 +8,7 @@ really step, wrapped by DeepSpeed or not, are compared with the component table.
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava.errors import LlavaError
 from llava.train.loop.components import Component, full_shape
@@ -78,11 +78,18 @@ class OptimizerCheck(TrainerCallback):
         self.lr_groups = lr_groups
         self.groups: list[dict] = []
 
-    def on_train_begin(self, args, state, control, optimizer=None, **kwargs):
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: torch.optim.Optimizer | None = None,
+        **kwargs,
+    ) -> None:
         self.groups = check_groups(self.components, self.lr_groups, optimizer)
 
 
-def check_groups(components: list[Component], lr_groups: str, optimizer) -> list[dict]:
+def check_groups(components: list[Component], lr_groups: str, optimizer: torch.optim.Optimizer) -> list[dict]:
     """The optimizer's real groups as rows: component, parameters (numbers), lr at its peak, weight_decay.
 
     Args:
@@ -124,7 +131,7 @@ def _words(rates: list[tuple[float, float]]) -> str:
     return " and ".join(f"trains at lr {lr:g}, decay {decay:g}" for lr, decay in rates) or "is frozen"
 
 
-def real_groups(optimizer) -> list[tuple[dict, list[nn.Parameter]]]:
+def real_groups(optimizer: torch.optim.Optimizer) -> list[tuple[dict, list[nn.Parameter]]]:
     """(group, the model's parameters that it updates) for each group.
 
     The groups of ZeRO hold flat slices, or nothing between steps; what these stand for is kept beside them.

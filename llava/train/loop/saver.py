@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +24,9 @@ from llava.train.folders.stage_folder import write_model
 from llava.train.loop.components import full_shape
 from llava.train.ranks.process_group import gathered, rank
 from llava.train.recipe.schema import RunRecipe
+
+if TYPE_CHECKING:
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
 STATE_BYTES = 12  # of a trained parameter: its float32 copy and AdamW's two moments
@@ -101,7 +105,7 @@ class InterimSaver:
         self.attempt(write_model, self.model, self.processor, weights, Path(folder))
 
     @contextmanager
-    def each_write_attempted(self, engine) -> Iterator[None]:
+    def each_write_attempted(self, engine: "CheckpointEngine") -> Iterator[None]:
         """Inside, each file that DeepSpeed's checkpoint engine writes is attempted by itself.
 
         Between its writes ranks wait for each other, so one that cannot write has to carry on.

@@ -161,7 +161,13 @@ class LlavaTrainer(Trainer):
         self.totals.add_loss(loss)
         return loss
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple:
         inputs = supervised_only(inputs) | {"use_cache": False}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -184,7 +190,7 @@ class LlavaTrainer(Trainer):
 
     # Before the first step
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             self.optimizer = create_adamw(self.components, self.lr_groups)
         return self.optimizer

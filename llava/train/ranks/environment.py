@@ -8,7 +8,8 @@ from llava.errors import LlavaError
 def world_size() -> int:
     """Processes of this run: torchrun's count, else what the launch script will start.
 
-    Raises LlavaError for a variable that is no count.
+    Raises:
+        LlavaError: for a variable that is no count.
     """
     return _count("WORLD_SIZE") if "WORLD_SIZE" in os.environ else _count("NPROC_PER_NODE") * _count("NNODES")
 

@@ -20,7 +20,8 @@ DISCARD = 9  # a UDP socket sends nothing when it connects, so that any port ser
 def hardware(output_dir: str) -> dict:
     """{host, device, memory_gb, cpus, network, free_disk_gb}; memory is the GPU's, or the host's without one.
 
-    Raises LlavaError when this process has no GPU of its own on a host with GPUs, or is alone on one with several.
+    Raises:
+        LlavaError: when this process has no GPU of its own on a host with GPUs, or is alone on one with several.
     """
     device, memory = _gpu() if torch.cuda.is_available() else _cpu()
     return {

@@ -38,9 +38,12 @@ PARTING = timedelta(seconds=20)  # for the others to read what rank 0 found
 def preflight(recipe: Recipe) -> list[dict]:
     """Compares the ranks of this run; rank 0 prints what they see. Every process calls it, before it loads anything.
 
-    Returns the reports of all ranks on rank 0, and this process's own on the others; see `report`.
-    Raises LlavaError when ranks differ, one cannot report, or one does not within `run.startup_timeout`; SystemExit
-    on the processes that leave the message to another of their host.
+    Returns:
+        The reports of all ranks on rank 0, and this process's own on the others; see `report`.
+
+    Raises:
+        LlavaError: when ranks differ, one cannot report, or one does not within `run.startup_timeout`.
+        SystemExit: on the processes that leave the message to another of their host.
     """
     this_report = report(recipe)
     if "RANK" not in os.environ:
