@@ -37,8 +37,9 @@ class ExpectedRows(NamedTuple):
     def __str__(self) -> str:
         return f"{'about ' * self.rounded}{self.rows:,}"
 
-    def fits(self, found: int) -> bool:
-        return abs(found - self.rows) <= (ROUNDED * self.rows if self.rounded else 0)
+    def fits(self, rows: int) -> bool:
+        """Whether a file of so many rows is as expected."""
+        return abs(rows - self.rows) <= (ROUNDED * self.rows if self.rounded else 0)
 
 
 class HubSource(NamedTuple):
@@ -182,8 +183,8 @@ def _parse_expected(value, where: str) -> ExpectedRows | None:
 def _parse_hub(value, where: str) -> HubSource | None:
     if value is None:
         return None
-    known = isinstance(value, dict) and not set(value) - set(HUB_KEYS)
-    if not known or not all(isinstance(text, str) for text in value.values()) or "/" not in value.get("repo", ""):
+    right_keys = isinstance(value, dict) and not set(value) - set(HUB_KEYS)
+    if not right_keys or not all(isinstance(text, str) for text in value.values()) or "/" not in value.get("repo", ""):
         raise DataError(f"{where}: hub must be {{repo: OWNER/NAME, config: FOLDER}}, config optional; found {value!r}")
     return HubSource(value["repo"], value.get("config"))
 

@@ -1,1 +1,1 @@
-"""What a run is told to do: the recipe, its dotted keys, its bounds and the checks of it before anything is loaded."""
+"""What a run is to do: the recipe's keys, its files, and the checks of it before anything is loaded."""

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import fields
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from llava.printable import brief
 from llava.train.folders.interim import WAY_ON, check_resume
 from llava.train.folders.stage_folder import check_output_folder, start_folder_faults
 from llava.train.recipe.dotted import dotted_keys, flatten, read_json, read_yaml
-from llava.train.recipe.schema import EvalRecipe, LoraRecipe, ManagersRecipe, Recipe, named_components
+from llava.train.recipe.schema import (
+    ComponentsRecipe,
+    EvalRecipe,
+    LoraRecipe,
+    ManagersRecipe,
+    ModelRecipe,
+    OptimRecipe,
+    Recipe,
+    RunRecipe,
+    TilingRecipe,
+    named_components,
+)
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -24,15 +36,28 @@ ABSENT = ("managers", "none")  # the one component that a model may lack, and th
 
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     """Raises one LlavaError that lists every bad combination and, unless `dry_run`, every missing file or folder."""
-    faults = _combinations(recipe) + _out_of_bounds(recipe) + _batches(recipe, world_size)
-    checks = [_check_sizes, _check_tiling, _check_video_sampling, _check_deepspeed, _check_mixture]
+    faults = _combinations(recipe) + _out_of_bounds(recipe) + _batches(recipe.optim, world_size)
+    data, held_out = recipe.data, recipe.eval
+    checks = [
+        partial(_check_sizes, recipe.model),
+        partial(_check_tiling, recipe.tiling),
+        data.video_sampling,
+        partial(_check_deepspeed, recipe.run, recipe.lora),
+        partial(mixture_entries, data.mixture),
+    ]
     if not dry_run:
-        faults += _packages(recipe) + start_folder_faults(recipe)
-        checks += [check_output_folder, _check_data_files, _check_image_folder]
-        checks += [_check_held_out_files, _check_held_out_folder, lambda recipe: check_resume(recipe, world_size)]
+        faults += _packages(recipe.run) + start_folder_faults(recipe)
+        checks += [
+            partial(check_output_folder, recipe),
+            partial(_check_data_files, "data.mixture", data.mixture),
+            partial(_check_folder, "data.image_folder", data.image_folder),
+            partial(_check_data_files, "eval.data", held_out.data),
+            partial(_check_folder, "eval.image_folder", held_out.image_folder),
+            partial(check_resume, recipe, world_size),
+        ]
     for check in checks:
         try:
-            check(recipe)
+            check()
         except LlavaError as error:
             faults.append(str(error))
     raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", list(dict.fromkeys(faults)))
@@ -73,7 +98,8 @@ def _combinations(recipe: Recipe) -> list[str]:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    faults += _manager_keys(managers) + _lora_keys(recipe) + _eval_keys(recipe.eval) + _layer_keys(recipe)
+    faults += _manager_keys(managers) + _lora_keys(recipe.lora, recipe.components)
+    faults += _eval_keys(recipe.eval) + _layer_keys(recipe.run, recipe.lora)
     present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
@@ -98,24 +124,22 @@ def _manager_keys(managers: ManagersRecipe) -> list[str]:
     return faults
 
 
-def _layer_keys(recipe: Recipe) -> list[str]:
+def _layer_keys(run: RunRecipe, lora: LoraRecipe) -> list[str]:
     """What cannot be checkpointed or compiled."""
-    run, faults = recipe.run, []
+    faults = []
     for key in ("gradient_checkpointing", "compile"):
         names = named_components(getattr(run, key))
         faults += [f"run.{key} names {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
-    if run.compile and recipe.lora.base == "nf4":
+    if run.compile and lora.base == "nf4":
         faults.append("run.compile cannot compile 4-bit weights (lora.base nf4); pass --run.compile false")
     return faults
 
 
-def _lora_keys(recipe: Recipe) -> list[str]:
-    lora, defaults = recipe.lora, LoraRecipe()
-    asked = {field.name: getattr(recipe.components, field.name) for field in fields(recipe.components)}
-    adapted = {name: component for name, component in asked.items() if getattr(component, "lora", False)}
+def _lora_keys(lora: LoraRecipe, components: ComponentsRecipe) -> list[str]:
+    by_name = {field.name: getattr(components, field.name) for field in fields(components)}
+    adapted = {name: component for name, component in by_name.items() if getattr(component, "lora", False)}
     if not adapted:
-        given = [field.name for field in fields(lora) if getattr(lora, field.name) != getattr(defaults, field.name)]
-        return [f"lora.{name} is for no component: components.*.lora is false" for name in given]
+        return [f"lora.{name} is for no component: components.*.lora is false" for name in _changed(lora)]
     faults = [
         f"components.{name}.lora needs components.{name}.trained true"
         for name, component in adapted.items()
@@ -133,18 +157,21 @@ def _lora_keys(recipe: Recipe) -> list[str]:
     ]
 
 
-def _eval_keys(asked: EvalRecipe) -> list[str]:
+def _eval_keys(held_out: EvalRecipe) -> list[str]:
     """Keys that have no effect because nothing is evaluated."""
-    if asked.data is not None:
+    if held_out.data is not None:
         return []
-    given = [field.name for field in fields(asked) if getattr(asked, field.name) != getattr(EvalRecipe(), field.name)]
-    return [f"eval.{name} is for nothing: eval.data is none" for name in given]
+    return [f"eval.{name} is for nothing: eval.data is none" for name in _changed(held_out)]
 
 
-def _batches(recipe: Recipe, world_size: int) -> list[str]:
-    optim = recipe.optim
+def _changed(section: LoraRecipe | EvalRecipe) -> list[str]:
+    """The fields of a section that are not at their defaults."""
+    return [field.name for field in fields(section) if getattr(section, field.name) != field.default]
+
+
+def _batches(optim: OptimRecipe, world_size: int) -> list[str]:
     if not all(1 <= size <= LARGEST for size in (optim.batch_size, optim.global_batch_size)):
-        return []  # out of bounds, which is told
+        return []  # a fault of its bounds
     if optim.global_batch_size % (optim.batch_size * world_size):
         return [
             f"optim.global_batch_size {optim.global_batch_size} is not a multiple of optim.batch_size "
@@ -153,12 +180,12 @@ def _batches(recipe: Recipe, world_size: int) -> list[str]:
     return []
 
 
-def _packages(recipe: Recipe) -> list[str]:
-    needed = {"deepspeed": "run.deepspeed"} if recipe.run.deepspeed else {}
-    if recipe.run.report_to != "none":
-        needed[recipe.run.report_to] = "run.report_to"
+def _packages(run: RunRecipe) -> list[str]:
+    needed = {"deepspeed": "run.deepspeed"} if run.deepspeed else {}
+    if run.report_to != "none":
+        needed[run.report_to] = "run.report_to"
     faults = []
-    if recipe.run.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+    if run.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         faults.append("run.compile needs a C++ compiler, g++ or clang++, and none is there; pass --run.compile false")
     return faults + [
         f"{key} needs the package {package}: pip install -e '.[train]', or pass --{key} none"
@@ -167,25 +194,21 @@ def _packages(recipe: Recipe) -> list[str]:
     ]
 
 
-def _check_sizes(recipe: Recipe) -> None:
-    sizes = read_yaml(recipe.model.sizes)
+def _check_sizes(model: ModelRecipe) -> None:
+    sizes = read_yaml(model.sizes)
     if set(sizes) != {"vision", "text"}:
-        raise LlavaError(f"{recipe.model.sizes}: expected the keys vision and text; found {', '.join(map(str, sizes))}")
+        raise LlavaError(f"{model.sizes}: expected the keys vision and text; found {', '.join(map(str, sizes))}")
 
 
-def _check_tiling(recipe: Recipe) -> None:
-    pinpoints = recipe.tiling.pinpoints
+def _check_tiling(tiling: TilingRecipe) -> None:
+    pinpoints = tiling.pinpoints
     if isinstance(pinpoints, list) and any(len(pair) != 2 for pair in pinpoints):
         raise LlavaError(f"tiling.pinpoints must be pairs of width and height; found {pinpoints}")
-    recipe.tiling.config(tile=1)
+    tiling.config(tile=1)
 
 
-def _check_video_sampling(recipe: Recipe) -> None:
-    recipe.data.video_sampling()
-
-
-def _check_deepspeed(recipe: Recipe) -> None:
-    path = recipe.run.deepspeed
+def _check_deepspeed(run: RunRecipe, lora: LoraRecipe) -> None:
+    path = run.deepspeed
     if path is None:
         return
     try:
@@ -203,39 +226,21 @@ def _check_deepspeed(recipe: Recipe) -> None:
         )
     if zero.get("stage") == 3 and not zero.get(GATHER):
         raise LlavaError(f"run.deepspeed {path}: stage 3 needs {GATHER}, or no checkpoint can be saved")
-    if zero.get("stage") == 3 and recipe.run.compile:
+    if zero.get("stage") == 3 and run.compile:
         raise LlavaError(
             f"run.deepspeed {path}: stage 3 gathers weights between a layer's modules, which run.compile would make "
             "one; use stage 2, or pass --run.compile false"
         )
-    if zero.get("stage") == 3 and recipe.lora.base == "nf4":
+    if zero.get("stage") == 3 and lora.base == "nf4":
         raise LlavaError(f"run.deepspeed {path}: stage 3 would part 4-bit weights (lora.base nf4) from their scales")
 
 
-def _check_mixture(recipe: Recipe) -> None:
-    mixture_entries(recipe.data.mixture)
-
-
-def _check_data_files(recipe: Recipe) -> None:
-    _check_files_of("data.mixture", recipe.data.mixture)
-
-
-def _check_files_of(key: str, mixture: str) -> None:
-    missing = missing_files(mixture)
+def _check_data_files(key: str, mixture: str | None) -> None:
+    missing = missing_files(mixture) if mixture is not None else []
     if missing:
         raise LlavaError(f"{key} {mixture}: {len(missing)} data files missing, first {missing[0]}")
 
 
-def _check_image_folder(recipe: Recipe) -> None:
-    if not Path(recipe.data.image_folder).is_dir():
-        raise LlavaError(f"data.image_folder {recipe.data.image_folder} is not a folder")
-
-
-def _check_held_out_files(recipe: Recipe) -> None:
-    if recipe.eval.data is not None:
-        _check_files_of("eval.data", recipe.eval.data)
-
-
-def _check_held_out_folder(recipe: Recipe) -> None:
-    if recipe.eval.image_folder is not None and not Path(recipe.eval.image_folder).is_dir():
-        raise LlavaError(f"eval.image_folder {recipe.eval.image_folder} is not a folder")
+def _check_folder(key: str, folder: str | None) -> None:
+    if folder is not None and not Path(folder).is_dir():
+        raise LlavaError(f"{key} {folder} is not a folder")

@@ -123,10 +123,10 @@ def shown(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def suggestion(key: str, known: Collection[str]) -> str:
+def suggestion(key: str, keys: Collection[str]) -> str:
     """For max_steps or optim.maxsteps: `; did you mean 'optim.max_steps'?`; for what resembles no key: nothing."""
-    same_leaf = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
-    close = same_leaf or difflib.get_close_matches(key, known, n=1)
+    same_leaf = [name for name in keys if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    close = same_leaf or difflib.get_close_matches(key, keys, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
