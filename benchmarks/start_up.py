@@ -88,7 +88,7 @@ def run_rank(folder: Path) -> None:
         "run.deepspeed": None,
         "run.output_dir": str(folder / "out"),
     }
-    recipe = load_recipe("scripts/train/recipes/stage2.yaml", "grid_manager", keys=keys)
+    recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", keys=keys)
     imports, imported = memory(), time.time()
 
     def report(trainer, *_) -> None:
