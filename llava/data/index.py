@@ -10,6 +10,7 @@ Small files have an index in memory alone: it is made faster than it is found.
 import errno
 import hashlib
 import io
+import json
 import os
 import platform
 import shutil
@@ -118,7 +119,7 @@ class RecordIndex:
     def sample(self, row: int) -> Sample:
         """The record of a row, counted from 0. Raises DataError when the file is another one by now."""
         begin, length = self.facts.rows[row].item()[:2]
-        return sample_of(decode(self._read(begin, length).decode())[0], f"{self.file} row {row + 1}")
+        return sample_of(json.loads(self._read(begin, length)), f"{self.file} row {row + 1}")
 
     def ids(self, rows: Sequence[int]) -> Iterator[str]:
         """The samples' ids, without reading a record. rows: ascending."""
@@ -126,9 +127,10 @@ class RecordIndex:
         ends = np.cumsum(lengths, dtype=np.int64)
         for begin in range(0, len(rows), BLOCK):
             block = np.asarray(rows[begin : begin + BLOCK], dtype=np.int64)
-            for row, end, length in zip(block.tolist(), ends[block].tolist(), lengths[block].tolist()):
-                own = self.facts.ids[end - length : end].tobytes().decode()
-                yield own or visible(f"{self.file} row {row + 1}")
+            first = int(ends[block[0]]) - int(lengths[block[0]])
+            texts = self.facts.ids[first : ends[block[-1]]].tobytes()
+            for row, end, length in zip(block.tolist(), (ends[block] - first).tolist(), lengths[block].tolist()):
+                yield texts[end - length : end].decode() if length else visible(f"{self.file} row {row + 1}")
 
     def paths(self, numbers: np.ndarray) -> Iterator[tuple[str, bool]]:
         """The paths of images and videos, counted over the whole file, and whether each is a video's."""
@@ -370,7 +372,7 @@ def _numbers(sample: Sample) -> tuple[int, ...]:
 
 def text_bytes(turns: Sequence[Turn]) -> tuple[int, int]:
     """Bytes of all turns' texts, and of the answers' among them."""
-    sizes = [len(turn.text.encode()) for turn in turns]
+    sizes = [len(turn.text) if turn.text.isascii() else len(turn.text.encode()) for turn in turns]
     return sum(sizes), sum(size for size, turn in zip(sizes, turns) if turn.role == "gpt")
 
 

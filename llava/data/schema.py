@@ -87,6 +87,8 @@ def sample_of(record, origin: str) -> Sample:
 
 def check_text(text: str, what: str) -> None:
     """Raises DataError for a lone surrogate, as is left where an emoji was cut in two: no UTF-8 can hold it."""
+    if text.isascii():
+        return
     try:
         text.encode()
     except UnicodeEncodeError as error:

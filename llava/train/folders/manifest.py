@@ -19,6 +19,7 @@ from llava.train.ranks.preflight import common_fields, hardware_table, unbroken_
 from llava.train.recipe.schema import Recipe
 
 SAMPLED = "sampled.json"
+BLOCK = 10_000  # ids that are joined at a time
 
 
 def start_manifest(
@@ -97,9 +98,9 @@ def end_manifest(
 
 def ids_hash(ids: Iterable[str]) -> str:
     """The SHA-256 of ids, one a line."""
-    digest, separator = hashlib.sha256(), ""
-    for name in ids:
-        digest.update(f"{separator}{name}".encode())
+    ids, digest, separator = iter(ids), hashlib.sha256(), ""
+    while block := list(islice(ids, BLOCK)):
+        digest.update((separator + "\n".join(block)).encode())
         separator = "\n"
     return digest.hexdigest()
 
