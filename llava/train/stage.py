@@ -68,11 +68,7 @@ def run_stage(recipe: Recipe) -> None:
     started = time.time()
     reports = preflight(recipe)
     stage = prepare(recipe, started)
-    manifest = {}
-    if rank() == 0:
-        manifest = start_manifest(recipe, stage.plan, stage.trainer.components, stage.mixture, reports)
-        write_start(working_folder(recipe.run.output_dir), manifest, sampled_rows(stage.mixture, recipe.run.seed))
-    meet(recipe.run.startup_timeout)
+    manifest = on_first_rank(partial(_write_start, stage, reports), recipe.run.startup_timeout)
     try:
         train(stage.trainer)
     except NonFiniteError as error:
@@ -84,6 +80,14 @@ def run_stage(recipe: Recipe) -> None:
         exit_stopped(stage.trainer)
     save(stage, manifest)
     leave_process_group()
+
+
+def _write_start(stage: Stage, reports: list[dict]) -> dict:
+    """The first rank's part: what is known before the first step, which it writes."""
+    recipe = stage.recipe
+    manifest = start_manifest(recipe, stage.plan, stage.trainer.components, stage.mixture, reports)
+    write_start(working_folder(recipe.run.output_dir), manifest, sampled_rows(stage.mixture, recipe.run.seed))
+    return manifest
 
 
 def prepare(recipe: Recipe, started: float | None = None) -> Stage:
