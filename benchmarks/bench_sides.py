@@ -11,6 +11,8 @@ from llava.anyres import image_layout
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
 from llava.data.images import normalize
+from llava.fusion.config import NoneConfig
+from llava.fusion.none import NoFusion
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.attention import SDPA_BY_SAMPLE
 from llava.mllm.features import VisualFeatures
@@ -18,7 +20,7 @@ from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
 from llava.mllm.packing import pack
 from llava.mllm.visual_input import image_input
 from llava.train.loop.trainer import supervised_only
-from llava.train.mllm.build import manager_config
+from llava.train.mllm.build import fusion_of
 from llava.train.mllm.recompute_compile import checkpoint
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
@@ -64,7 +66,7 @@ class Bench:
         config = LlavaOVManagerConfig(
             vision_config=vision,
             text_config=text,
-            managers=manager_config(recipes["grid_manager"], vision, text),
+            fusion=fusion_of(recipes["grid_manager"], vision, text),
             image_token_id=text.vocab_size - 1,
             video_token_id=text.vocab_size - 2,
             image_mean=[0.5] * 3,
@@ -75,7 +77,7 @@ class Bench:
             self.model = AutoModelForImageTextToText.from_config(
                 config, dtype=getattr(torch, dtype), attn_implementation="sdpa"
             )
-        self.managers, self.manager_config = self.model.model.managers, config.managers
+        self.managers, self.manager_config = self.model.model.fusion, config.fusion
         for manager in self.managers.managers:
             init.normal_(manager.scores, std=0.02)  # at zero, the maps would have no gradient
         self.model.train()
@@ -84,8 +86,8 @@ class Bench:
         """Makes the model that of the side's arm, with its attention and checkpointing."""
         managed = "manager" in side.arm
         self.model.config.tiling = self.tilings[side.arm]
-        self.model.config.managers = self.manager_config if managed else None
-        self.model.model.managers = self.managers if managed else None
+        self.model.config.fusion = self.manager_config if managed else NoneConfig()
+        self.model.model.fusion = self.managers if managed else NoFusion(NoneConfig(), self.model.config.sizes)
         self.model.set_attn_implementation(side.attention)
         if side.packing:
             self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
@@ -140,13 +142,13 @@ def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) 
     inner, merge = model.model, model.config.tiling.merge
     last = model.config.vision_config.num_hidden_layers
     states = torch.stack(inner.vision_tower(given.crops.to(model.dtype), list(range(last + 1))))
-    newline, managers = inner.image_newline(), inner.managers
+    newline, managers = inner.image_newline(), inner.fusion
     features, deltas, end = [], [[] for _ in managers.managers], 0
     for layout in given.layouts:
         begin, end = end, end + layout.num_crops
         features.append(pack(inner.multi_modal_projector(states[last, begin:end]), newline, layout, merge))
         maps = []
-        for number, layer in enumerate(model.config.managers.vision_layers):
+        for number, layer in enumerate(model.config.fusion.vision_layers):
             projected = inner.multi_modal_projector(states[layer, begin:end]) + managers.layer_embedding[number]
             maps.append(pack(projected, newline, layout, merge))
         for manager, delta in zip(managers.managers, deltas):

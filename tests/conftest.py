@@ -29,13 +29,15 @@ from llava.anyres import TilingConfig
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.engine.engine import Engine
-from llava.fusion.managers import ManagerConfig, StaticManager
+from llava.fusion.config import ManagerConfig
+from llava.fusion.managers import StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids
 from tests.clips import write_clip
 from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
+QUERIES, SCOPES = ("self", "last", "average", "cross"), ("all", "main", "grid")  # of managers
 CORPUS = ["You are a helpful assistant.", "system user assistant", "What is in the picture? A red car.", "0123456789"]
 GRID = TilingConfig.from_llava("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)", TILE)
 
@@ -84,12 +86,12 @@ def make_processor(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def make_config(tiny_tokenizer):
-    """A function: tiling and managers ("paper", "released", a ManagerConfig or None) to a tiny configuration."""
+    """A function: tiling and fusion ("paper", "released", a FusionConfig or None) to a tiny configuration."""
 
-    def make(tiling: TilingConfig = GRID, managers="paper", **text) -> LlavaOVManagerConfig:
+    def make(tiling: TilingConfig = GRID, fusion="paper", **text) -> LlavaOVManagerConfig:
         vision_layers, text_layers = 4, 6
-        if isinstance(managers, str):
-            managers = getattr(ManagerConfig, managers)(vision_layers, text_layers, interval=2)
+        if isinstance(fusion, str):
+            fusion = ManagerConfig(layer_set=fusion, interval=2)
         return LlavaOVManagerConfig(
             vision_config=SiglipVisionConfig(
                 hidden_size=32,
@@ -113,7 +115,7 @@ def make_config(tiny_tokenizer):
                 eos_token_id=tiny_tokenizer.eos_token_id,
                 **text,
             ),
-            managers=managers,
+            fusion=fusion,
             tiling=tiling,
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
@@ -129,13 +131,12 @@ def make_config(tiny_tokenizer):
 def make_model(make_config):
     """A function: as make_config, to a model with seeded random weights (managers too, unless zero_managers)."""
 
-    def make(tiling: TilingConfig = GRID, managers="paper", zero_managers: bool = False, **text):
+    def make(tiling: TilingConfig = GRID, fusion="paper", zero_managers: bool = False, **text):
         torch.manual_seed(0)
-        model = LlavaOVManagerForConditionalGeneration(make_config(tiling, managers, **text)).eval()
-        if model.model.managers is not None and not zero_managers:
-            for manager in model.model.managers.managers:
-                if isinstance(manager, StaticManager):
-                    torch.nn.init.normal_(manager.scores, std=0.3)
+        model = LlavaOVManagerForConditionalGeneration(make_config(tiling, fusion, **text)).eval()
+        for module in model.model.fusion.modules():
+            if isinstance(module, StaticManager) and not zero_managers:
+                torch.nn.init.normal_(module.scores, std=0.3)
         return model
 
     return make

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 
 from llava.chat.weights_chart import ManagerWeights
-from llava.fusion.managers import AdaptiveManager
+from llava.fusion.managers import AdaptiveManager, VisualManagers
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
 
@@ -23,16 +23,9 @@ class ScoreRecorder:
 
     @contextmanager
     def recording(self):
-        managers = self._model.model.managers
-        adaptive = (
-            []
-            if managers is None
-            else [
-                (index, manager)
-                for index, manager in enumerate(managers.managers)
-                if isinstance(manager, AdaptiveManager)
-            ]
-        )
+        managers = self._model.model.fusion
+        all_managers = managers.managers if isinstance(managers, VisualManagers) else ()
+        adaptive = [(index, one) for index, one in enumerate(all_managers) if isinstance(one, AdaptiveManager)]
         hooks = [manager.controller.register_forward_hook(self._recorder(index)) for index, manager in adaptive]
         try:
             yield
@@ -47,9 +40,9 @@ class ScoreRecorder:
         return record
 
     def weights(self) -> list[ManagerWeights]:
-        """Of all managers, in the order of their layers; none for a model without."""
-        managers = self._model.model.managers
-        if managers is None:
+        """Of all managers, in the order of their layers; none for a model of another method."""
+        managers = self._model.model.fusion
+        if not isinstance(managers, VisualManagers):
             return []
         found = []
         for index, (layer, manager) in enumerate(zip(managers.config.injection_layers, managers.managers)):

@@ -14,7 +14,7 @@ from llava.checkpoint.match import Part, Rules, check_tied_head, match_keys, rea
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.mllm.configuration import LlavaOVManagerConfig
-from llava.mllm.parts import HEAD, MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR
+from llava.mllm.parts import FUSION, HEAD, NEWLINE, POST_LAYERNORM, PROJECTOR
 
 TOWER_RULES = Rules(
     renames=((r"(?:vision_model\.)?((?:embeddings|encoder|post_layernorm)\..+)", r"model.vision_tower.\1"),),
@@ -50,7 +50,7 @@ def expected_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 
 
 def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder: Path) -> None:
-    """Loads both into a model whose projector, newline and managers keep their values; in the model's dtype.
+    """Loads both into a model whose projector, newline and fusion keep their values; in the model's dtype.
 
     Args:
         model: Of this class, not on the meta device.
@@ -61,7 +61,7 @@ def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder
         LlavaError: A weight is missing, unknown or of another shape.
     """
     parts = (tower_part(tower_folder), language_model_part(language_model_folder))
-    match = match_keys(parts, expected_shapes(model), (POST_LAYERNORM, PROJECTOR, NEWLINE, MANAGERS))
+    match = match_keys(parts, expected_shapes(model), (POST_LAYERNORM, PROJECTOR, NEWLINE, FUSION))
     name = f"{tower_folder} + {language_model_folder}"
     match.check(name)
     check_tied_head(match, parts, name)

@@ -23,6 +23,7 @@ from llava.convert.to_llava_onevision import check_expressible, onevision_config
 from llava.convert.to_remote_code import auto_map, write_code
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm.former_names import current_name
 
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
 _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
@@ -71,7 +72,7 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
 
 
 def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
-    _check_names(source, LlavaOVManagerForConditionalGeneration, config)
+    _check_names(source, LlavaOVManagerForConditionalGeneration, config, current_name)
     processor = read_json(source / PROCESSOR_CONFIG)
     processor["auto_map"] = auto_map("AutoProcessor")
     processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
@@ -82,7 +83,8 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -
         _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         write_code(folder)
-        write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
+        renamed = ((current_name(name), tensor) for name, tensor in read_tensors(source))
+        write_shards(folder, renamed, MAX_SHARD_BYTES)
     return []
 
 

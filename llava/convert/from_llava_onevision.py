@@ -9,6 +9,7 @@ from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part, Rules
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
+from llava.fusion.config import NoneConfig
 
 # On disk the names are those of the first release, or those of the classes since; each prefix may be there or not.
 RULES = Rules(
@@ -60,7 +61,7 @@ def onevision_source(name: str, folder: Path, newline_after_one_crop: bool | Non
         parts=(Part.open(folder, RULES),),
         vision=vision,
         text=config.text_config,
-        managers=None,
+        fusion=NoneConfig(),
         tiling=tiling_from_onevision(config, newline_after_one_crop is not False),
         folders=(folder,),
         visual_token_ids={"image_token_id": config.image_token_index, "video_token_id": config.video_token_index},

@@ -18,7 +18,7 @@ from llava.constants import RELEASED_MODEL_TYPES
 from llava.convert.parts import LAYERS_DROPPED
 from llava.convert.source import Source, newline_if_unused, read_config
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import FusionConfig, ManagerConfig, NoneConfig
 from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
@@ -26,12 +26,12 @@ _ADAPTER = (
     (r"mm_projector\.0\.(.+)", r"model.multi_modal_projector.linear_1.\1"),
     (r"mm_projector\.2\.(.+)", r"model.multi_modal_projector.linear_2.\1"),
     (r"image_newline", r"model.image_newline.weight"),
-    (r"manager_layer_embedding", r"model.managers.layer_embedding"),
-    (r"manager\.(\d+)\.layer_scores", r"model.managers.managers.\1.scores"),
-    (r"manager\.(\d+)\.zero_gate", r"model.managers.managers.\1.gate"),
-    (r"manager\.(\d+)\.linear_controller\.(.+)", r"model.managers.managers.\1.controller.\2"),
-    (r"manager\.(\d+)\.fusion_attention\.q_proj\.(.+)", r"model.managers.managers.\1.query_proj.\2"),
-    (r"manager\.(\d+)\.fusion_attention\.k_proj\.(.+)", r"model.managers.managers.\1.key_proj.\2"),
+    (r"manager_layer_embedding", r"model.fusion.layer_embedding"),
+    (r"manager\.(\d+)\.layer_scores", r"model.fusion.managers.\1.scores"),
+    (r"manager\.(\d+)\.zero_gate", r"model.fusion.managers.\1.gate"),
+    (r"manager\.(\d+)\.linear_controller\.(.+)", r"model.fusion.managers.\1.controller.\2"),
+    (r"manager\.(\d+)\.fusion_attention\.q_proj\.(.+)", r"model.fusion.managers.\1.query_proj.\2"),
+    (r"manager\.(\d+)\.fusion_attention\.k_proj\.(.+)", r"model.fusion.managers.\1.key_proj.\2"),
 )
 RULES = Rules(
     renames=(
@@ -110,11 +110,11 @@ def tiling_from_released(config: dict, tile: int, newline_after_one_crop: bool =
     return replace(tiling, newline_after_one_crop=newline_after_one_crop and merge == "spatial_unpad")
 
 
-def managers_from_released(config: dict) -> ManagerConfig | None:
-    """Managers from the fields of a released config.json; None for a model without. Raises LlavaError."""
+def fusion_from_released(config: dict) -> FusionConfig:
+    """Managers from the fields of a released config.json; `none` for a model without. Raises LlavaError."""
     kind = config.get("mm_manager_type")
     if not kind:
-        return None
+        return NoneConfig()
     if kind not in _MANAGER_QUERIES:
         raise LlavaError(f"unknown mm_manager_type {kind!r}; known: {', '.join(_MANAGER_QUERIES)}")
     if config.get("mm_manager_residual") is False:
@@ -171,7 +171,7 @@ def released_source(
         parts=parts,
         vision=vision,
         text=_text_config(config, folder),
-        managers=managers_from_released(config),
+        fusion=fusion_from_released(config),
         tiling=tiling,
         folders=(folder, *([tower_folder] if tower_folder else [])),
         may_be_new=(POST_LAYERNORM, *newline_if_unused(tiling)),
@@ -210,7 +210,7 @@ def projector_source(
         parts=(Part.open(file, ADAPTER_RULES, convert_tensor), tower, language_model),
         vision=vision,
         text=read_config(Qwen2Config, language_model_folder),
-        managers=managers_from_released(config),
+        fusion=fusion_from_released(config),
         tiling=tiling_from_released(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
         may_be_new=(POST_LAYERNORM, NEWLINE),  # the newline is made when stage 1 is over

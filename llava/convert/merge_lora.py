@@ -34,10 +34,11 @@ def run(arguments: Namespace) -> int:
 
     from llava.checkpoint.loading import load_model
     from llava.checkpoint.shards import tensor_infos, write_shards
+    from llava.mllm.former_names import current_name
 
     check_room(out, str(source), tensor_infos(source).values())
     # Sums are taken in float32 and rounded once, to what the checkpoint is saved in.
-    dtypes = {name: info.dtype for name, info in tensor_infos(source).items()}
+    dtypes = {current_name(name): info.dtype for name, info in tensor_infos(source).items()}
     weights = load_model(source, dtype=torch.float32).state_dict()
     with new_folder(out) as folder:
         _carry(source, folder)

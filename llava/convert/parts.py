@@ -11,7 +11,8 @@ from llava.checkpoint.compose import language_model_part, tower_part
 from llava.checkpoint.folder import GENERATION_CONFIG, read_json
 from llava.checkpoint.match import KeyMatch
 from llava.convert.source import Source, read_config
-from llava.mllm.parts import MANAGERS, NEWLINE, POST_LAYERNORM, PROJECTOR
+from llava.fusion.config import NoneConfig
+from llava.mllm.parts import FUSION, NEWLINE, POST_LAYERNORM, PROJECTOR
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
 
@@ -26,7 +27,7 @@ def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
         parts=(tower_part(tower_folder), language_model_part(language_model_folder)),
         vision=vision,
         text=read_config(Qwen2Config, language_model_folder),
-        managers=None,
+        fusion=NoneConfig(),
         tiling=TilingConfig(),
         folders=(language_model_folder, tower_folder),
         may_be_new=(POST_LAYERNORM, PROJECTOR, NEWLINE),
@@ -45,7 +46,7 @@ def new_parameters(model: PreTrainedModel, match: KeyMatch, dtype: torch.dtype) 
         {name: tensor}, on the CPU.
     """
     tensors = {}
-    for prefix in (POST_LAYERNORM, PROJECTOR, NEWLINE, MANAGERS):
+    for prefix in (POST_LAYERNORM, PROJECTOR, NEWLINE, FUSION):
         names = [name for name in match.new if name.startswith(prefix)]
         if names:
             module = model.get_submodule(prefix.removesuffix(".")).to_empty(device="cpu")

@@ -10,7 +10,7 @@ from llava.anyres import TilingConfig
 from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import FusionConfig
 from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 
 
@@ -24,7 +24,7 @@ class Source:
         parts: Where the weights come from.
         vision: The tower, without the layers that are not used.
         text: The language model.
-        managers: None for a model without.
+        fusion: Of the model.
         tiling: How images become crops.
         folders: Where tokenizer, generation settings and pixel statistics are looked for, in this order.
         may_be_new: Prefixes of parameters that start afresh where the parts lack them.
@@ -37,7 +37,7 @@ class Source:
     parts: tuple[Part, ...]
     vision: SiglipVisionConfig
     text: Qwen2Config
-    managers: ManagerConfig | None
+    fusion: FusionConfig
     tiling: TilingConfig
     folders: tuple[Path, ...]
     may_be_new: tuple[str, ...] = (POST_LAYERNORM,)

@@ -1,10 +1,9 @@
-"""A model without managers in transformers' own format, `llava_onevision`: what of it can be said there, and how."""
+"""A model without fusion in transformers' own format, `llava_onevision`: what of it can be said there, and how."""
 
 from transformers import LlavaOnevisionConfig
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
 from llava.mllm.configuration import LlavaOVManagerConfig
 
 ARCHITECTURE = "LlavaOnevisionForConditionalGeneration"
@@ -21,10 +20,10 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
         LlavaError: The format has no words for the model or its tiling; the message says what would be lost.
     """
     tiling = config.tiling
-    if config.managers is not None:
+    if config.fusion.method != "none":
         raise LlavaError(
-            f"the model has {_managers_in_words(config.managers)}; llava_onevision has no place for them and the "
-            "model would be another without: export it with --format remote_code"
+            f"the model has {config.fusion.describe()}; llava_onevision has no place for that and the model would be "
+            "another without: export it with --format remote_code"
         )
     if tiling.mode != "anyres" or tiling.merge != "spatial_unpad":
         raise LlavaError(
@@ -40,12 +39,6 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
             "model, because it rounds to 7 decimals where this model truncates (tiling.unpad_rounding)"
         )
     return differences, notes
-
-
-def _managers_in_words(managers: ManagerConfig) -> str:
-    kind = f"adaptive ({managers.query})" if managers.query else "static"
-    layers = ", ".join(map(str, managers.injection_layers))
-    return f"{len(managers.injection_layers)} {kind} managers before language-model layers {layers}"
 
 
 def onevision_config(config: LlavaOVManagerConfig) -> LlavaOnevisionConfig:

@@ -87,7 +87,7 @@ def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVM
     config = LlavaOVManagerConfig(
         vision_config=source.vision,
         text_config=source.text,
-        managers=source.managers,
+        fusion=source.fusion,
         tiling=source.tiling,
         **visual_tokens,
         **_turn_marks(source, tokenizer),
@@ -97,11 +97,11 @@ def model_config(source: Source, tokenizer: PreTrainedTokenizerBase) -> LlavaOVM
 
 
 def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Ids by which adaptive managers find a question; other models do without."""
+    """Ids by which the question about an image is found; models that ask for none do without."""
     try:
         return turn_token_ids(tokenizer)
     except LlavaError:
-        if source.managers is not None and source.managers.query is not None:
+        if source.fusion.question_rule is not None:
             raise
         return {}
 

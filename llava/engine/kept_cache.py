@@ -22,6 +22,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.engine.usage import Usage
 from llava.errors import LlavaError
+from llava.fusion.question_spans import reusable_tokens
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures
 from llava.mllm.visual_input import VisualInput
@@ -102,22 +103,11 @@ class KeptCache:
             if not _alike(new, old):
                 shared = new.start
                 break
-        if spans and config.managers is not None and config.managers.asks:
-            return self._shared_by_askers(shared, ids, spans, config)
+        rule = config.fusion.question_rule
+        if spans and rule is not None:
+            starts = [span.start for span in spans]
+            return reusable_tokens(rule, shared, ids, starts, len(kept.spans), config.turn_start_token_id)
         return shared
-
-    def _shared_by_askers(self, shared: int, ids: list[int], spans: list[Span], config) -> int:
-        """As few tokens less as adaptive managers need to see an image and its question at once.
-
-        Their question can stand behind the image, which then is not the same for another question.
-        """
-        starts = [position for position, token in enumerate(ids) if token == config.turn_start_token_id]
-        if config.managers.question == "released":  # the first user turn, for all images; their number counts, too
-            nothing_new = len(spans) == len(self._kept.spans) and all(span.start < shared for span in spans)
-            return shared if nothing_new and shared >= starts[2] else 0
-        begin = max((start for start in starts if start <= shared), default=0)
-        end = min((start for start in starts if start > begin), default=len(ids))
-        return begin if any(begin <= span.start < end for span in spans) else shared
 
 
 def check_length(tokens: int, model: LlavaOVManagerForConditionalGeneration) -> None:

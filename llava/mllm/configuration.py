@@ -7,26 +7,27 @@ from transformers.configuration_utils import SubConfigSpec
 
 from llava.anyres import TilingConfig
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import FusionConfig, NoneConfig, Sizes, fusion_config
 
 
 class LlavaOVManagerConfig(PreTrainedConfig):
-    r"""Vision tower, language model, managers and tiling.
+    r"""Vision tower, language model, fusion and tiling.
 
     Args:
         vision_config (`SiglipVisionConfig` or `dict`): the tower as it is used: its last state is the visual input.
         text_config (`Qwen2Config` or `dict`): the language model.
-        managers (`ManagerConfig` or `dict`, *optional*): the visual managers; `None` for a model without.
+        fusion (`FusionConfig` or `dict`, *optional*): how the tower's layers reach the language model, `method` and its
+            fields; default `none`. Files before it have `managers`, the fields of the method `manager`, or null.
         tiling (`TilingConfig` or `dict`, *optional*): how images become crops and tokens; default one square crop.
         image_token_id, video_token_id (`int`): ids of the placeholders `<image>` and `<video>`; 151646 and 151647 in
             Qwen2's vocabulary.
         turn_start_token_id, turn_end_token_id, newline_token_id (`int`): ids of `<|im_start|>`, `<|im_end|>` and a
-            newline, by which adaptive managers find an image's question; defaults as in Qwen2's vocabulary.
+            newline, by which an image's question is found; defaults as in Qwen2's vocabulary.
         image_mean, image_std (`list[float]`, *optional*): of the processor, by channel, on values from 0 to 1: by them
             the model normalises uint8 pixels. Pixels that are numbers already need neither.
 
     Raises `LlavaError` when layers do not exist, when a pinpoint is not a whole number of tiles, or when a field of
-    `managers` or `tiling` is unknown.
+    `fusion` or `tiling` is unknown.
     """
 
     model_type = "llava_ov_manager"
@@ -39,7 +40,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
 
     vision_config: Any = None
     text_config: Any = None
-    managers: Any = None
+    fusion: Any = None
     tiling: Any = None
     image_token_id: int = 151646
     video_token_id: int = 151647
@@ -51,6 +52,11 @@ class LlavaOVManagerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        if "managers" in kwargs:
+            managers = kwargs.pop("managers")
+            if self.fusion is not None:
+                raise LlavaError("managers is the former name of fusion: both are given")
+            self.fusion = {"method": "manager", **managers} if managers is not None else None
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.tiling = _parsed(TilingConfig, self.tiling if self.tiling is not None else {})
@@ -59,18 +65,34 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         for width, height in self.tiling.pinpoints:
             if width % tile or height % tile:
                 raise LlavaError(f"pinpoint ({width}, {height}) is not a whole number of tiles of {tile} pixels")
-        if self.managers is not None:
-            self.managers = _parsed(ManagerConfig, self.managers).resolved(
-                self.vision_config.num_hidden_layers, self.text_config.num_hidden_layers
-            )
+        fusion = self.fusion if self.fusion is not None else NoneConfig()
+        if isinstance(fusion, dict):
+            fusion = fusion_config(fusion)
+        if not isinstance(fusion, FusionConfig):
+            raise LlavaError(f"fusion must be given by its method and fields, found {fusion!r}")
+        self.fusion = fusion.resolved(self.vision_config.num_hidden_layers, self.text_config.num_hidden_layers)
 
     @property
     def patches_per_side(self) -> int:
+        """Of a crop."""
         return self.vision_config.image_size // self.vision_config.patch_size
 
+    @property
+    def sizes(self) -> Sizes:
+        """What a method of fusion needs to know of the model."""
+        vision, text = self.vision_config, self.text_config
+        return Sizes(
+            vision_layers=vision.num_hidden_layers,
+            vision_width=vision.hidden_size,
+            text_layers=text.num_hidden_layers,
+            text_width=text.hidden_size,
+            crop_tokens=self.patches_per_side**2,
+        )
+
     def to_dict(self) -> dict[str, Any]:
+        """As transformers' own, with JSON values."""
         output = super().to_dict()
-        output["managers"] = self.managers.to_dict() if self.managers is not None else None
+        output["fusion"] = self.fusion.to_dict()
         output["tiling"] = self.tiling.to_dict()
         return output
 

@@ -1,7 +1,7 @@
 """What a sample costs, in floating-point operations, from the model's sizes alone.
 
 A multiplication and an addition count as two. Embeddings, norms and activation functions are left out (well under 1%),
-and so are the questions of adaptive managers (about 1%) and whatever gradient checkpointing computes twice.
+and so is whatever gradient checkpointing computes twice. What fusion costs, its method says: Fusion.cost.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 class Cost:
     """Operations per unit of work.
 
-    crop: tower, projector (every map that is needed) and managers. token: the language model's matrices. token_pair:
+    crop: tower, projector (every map that is needed) and fusion. token: the language model's matrices. token_pair:
     its attention, per squared token of a sequence; the causal half alone is counted. supervised: the head.
     """
 
@@ -43,16 +43,21 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     trained: names of the components that train, see llava.train.loop.components. A product of weights and activations
     costs one more in the backward pass where the weights train, and one where something in front of it does.
     """
-    tower, projector, text = (name in trained for name in ("vision_tower", "projector", "language_model"))
+    tower, projector, fusion, text = (
+        name in trained for name in ("vision_tower", "projector", "fusion", "language_model")
+    )
     anything = bool(trained)
     patches, layers = _tower(config)
-    first, second = _projector(config)
+    method = config.fusion.implementation().cost(config.fusion, config.sizes)
+    first, second = _projector(config, 1 + method.maps)
     return Cost(
         crop=patches * (1 + tower)
         + layers * (1 + 2 * tower)
         + first * (1 + projector + tower)
         + second * (1 + projector + (projector or tower))
-        + _managers(config) * (1 + 2 * anything),
+        + method.from_states * (1 + fusion + tower)
+        + method.from_weights * (1 + fusion + (fusion or tower))
+        + method.sums * (1 + 2 * anything),
         token=_text_layers(config) * (1 + text + anything),
         token_pair=_text_attention(config) * (1 + 2 * anything),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
@@ -68,21 +73,10 @@ def _tower(config: LlavaOVManagerConfig) -> tuple[int, int]:
     return patches * embedding, patches * vision.num_hidden_layers * (matrices + 4 * patches * width)
 
 
-def _projector(config: LlavaOVManagerConfig) -> tuple[int, int]:
-    """Of one crop: the first and the second matrix, over the visual input and every managed layer."""
-    visual_input = config.vision_config.num_hidden_layers
-    managed = config.managers.vision_layers if config.managers is not None else ()
-    tokens = len({visual_input, *managed}) * config.patches_per_side**2
-    width = config.text_config.hidden_size
-    return 2 * tokens * config.vision_config.hidden_size * width, 2 * tokens * width**2
-
-
-def _managers(config: LlavaOVManagerConfig) -> int:
-    """Of one crop: every manager's sum over its maps."""
-    if config.managers is None:
-        return 0
-    maps = sum(config.managers.num_maps(layer) for layer in config.managers.injection_layers)
-    return 2 * maps * config.text_config.hidden_size * config.patches_per_side**2
+def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
+    """Of one crop: the first and the second matrix, over the visual input and whatever else passes them."""
+    tokens, width = maps * config.patches_per_side**2, config.text_config.hidden_size
+    return 2 * tokens * config.fusion.visual_width(config.sizes) * width, 2 * tokens * width**2
 
 
 def _text_layers(config: LlavaOVManagerConfig) -> int:

@@ -13,7 +13,7 @@ from llava.mllm.attention import apart, packed_lengths
 
 
 class ManagedQwen2Model(Qwen2Model):
-    """Qwen2Model whose forward adds what the managers prepared; without deltas it is Qwen2Model."""
+    """Qwen2Model whose forward adds what fusion prepared; without deltas it is Qwen2Model."""
 
     @merge_with_config_defaults
     @capture_outputs

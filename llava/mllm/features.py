@@ -1,4 +1,4 @@
-"""From crops to what the decoder receives: tower, projector, managers and packing, run together.
+"""From crops to what the decoder receives: tower, projector, fusion and packing, run together.
 
 Shapes: C crops, T tokens per crop, D width of the language model, S samples.
 """
@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from llava.anyres import ImageLayout, VideoLayout
+from llava.fusion.base import Crops, Packable
 from llava.mllm.packing import pack, pack_mask
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
@@ -20,8 +22,8 @@ class VisualFeatures(BaseModelOutputWithPooling):
     """What images (or videos) become.
 
     pooler_output: per image, its tokens in the sequence, (tokens, D).
-    deepstack_features: per manager and image, what is added at those tokens, (tokens, D), or with adaptive managers the
-        first manager's sum and the maps that the others choose from; None without managers.
+    deepstack_features: for each of the fusion's packed_keys, per image, what was packed beside them, (tokens, D); None
+        where nothing is.
     Both are the layout that transformers' generate expands over beams and slices into chunks.
     """
 
@@ -29,7 +31,7 @@ class VisualFeatures(BaseModelOutputWithPooling):
 
 
 class VisualFeaturesMixin:
-    """LlavaOVManagerModel's way from pixels to features, through its tower, projector, newline and managers.
+    """LlavaOVManagerModel's way from pixels to features, through its tower, projector, newline and fusion.
 
     without_images: what of these a forward pass without images runs, on next to nothing. Ranks that share parameters or
         gradients must all run the same, and only who sets up the ranks knows what: `nothing` for one process; `trained`
@@ -49,7 +51,7 @@ class VisualFeaturesMixin:
         batch_num_images: torch.Tensor | None = None,
         **kwargs,
     ) -> VisualFeatures:
-        """Encodes, manages and packs images.
+        """Encodes, fuses and packs images.
 
         pixel_values: (crops, 3, S, S), normalised, or uint8 which are normalised here; the crops of all images in
         order. image_sizes: (images, 2), pixels as (height, width). batch_num_images: (samples,), how many images each
@@ -65,7 +67,7 @@ class VisualFeaturesMixin:
         batch_num_videos: torch.Tensor | None = None,
         **kwargs,
     ) -> VisualFeatures:
-        """Encodes, manages and packs videos.
+        """Encodes, fuses and packs videos.
 
         pixel_values_videos: (frames, 3, S, S), normalised or uint8, the frames of all videos in order.
         video_num_frames: (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
@@ -74,14 +76,14 @@ class VisualFeaturesMixin:
         return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
 
     def get_visual_features(self, given: VisualInput) -> VisualFeatures:
-        """Encodes, manages and packs what has its layouts already: some of the images of a prompt, say."""
+        """Encodes, fuses and packs what has its layouts already: some of the images of a prompt, say."""
         return self._features(given)
 
     def _features(self, given: VisualInput) -> VisualFeatures:
         layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
         sample_of_crop = torch.tensor(samples).repeat_interleave(torch.tensor(num_crops)).to(given.crops.device)
-        visual, sums = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
+        visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
 
         merge = self.config.tiling.merge
         newline = self.image_newline()
@@ -89,51 +91,46 @@ class VisualFeaturesMixin:
         # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
         # in the same order.
         features[0] = torch.cat([features[0], newline[None][:0]])
-        deltas = [
-            self._pack_deltas(crop_sums.split(num_crops), newline_SD, layouts, samples, self.managers.is_output(index))
-            for index, (crop_sums, newline_SD) in enumerate(sums)
-        ]
-        return VisualFeatures(pooler_output=features, deepstack_features=deltas or None)
+        packed = [self._pack(packable, num_crops, layouts, samples) for packable in packables]
+        return VisualFeatures(pooler_output=features, deepstack_features=packed or None)
 
-    def _encode(self, pixel_values, sample_of_crop, num_samples):
-        """The visual input (C, T, D) and, per manager, its sums (C, T, D) with its newline vectors (samples, D)."""
-        states = self.vision_tower(pixel_values, self._needed_layers())
+    def _encode(
+        self, pixel_values: torch.Tensor, sample_of_crop: torch.Tensor, num_samples: int
+    ) -> tuple[torch.Tensor, list[Packable]]:
+        """The visual input (C, T, D), and what is packed beside it."""
+        states = self.vision_tower(pixel_values, list(self.fusion.layers))
         return self._project(states, sample_of_crop, num_samples)
 
-    def _needed_layers(self) -> list[int]:
-        """The tower's states that are used: the visual input, then the managed layers that are not the same."""
-        last = self.config.vision_config.num_hidden_layers
-        managed = self.config.managers.vision_layers if self.managers is not None else ()
-        return [last, *(layer for layer in managed if layer != last)]
-
-    def _project(self, states, sample_of_crop, num_samples):
-        """As _encode, from the tower's states (C, T, width) of _needed_layers."""
-        (visual_input, *states), (last, *others) = states, self._needed_layers()
-        visual = self._projected(visual_input)
-        if self.managers is None:
+    def _project(
+        self, states: list[torch.Tensor], sample_of_crop: torch.Tensor, num_samples: int
+    ) -> tuple[torch.Tensor, list[Packable]]:
+        """As _encode, from the tower's states (C, T, width) of the fusion's layers."""
+        states = dict(zip(self.fusion.layers, states, strict=True))
+        visual = self._projected(self.fusion.visual_input(states))
+        if not self.fusion.packed_keys:
             return visual, []
-        managed = dict(zip(others, states))
-        maps = (
-            visual if layer == last else self._projected(managed[layer]) for layer in self.config.managers.vision_layers
-        )
-        return visual, self.managers(maps, self.image_newline(), sample_of_crop, num_samples)
+        newline = self.image_newline()
+        crops = Crops(states, visual, self._projected, newline, sample_of_crop, num_samples)
+        packables = self.fusion.to_pack(crops)
+        return visual, [packables[key] for key in self.fusion.packed_keys]
 
     def _projected(self, state: torch.Tensor) -> torch.Tensor:
         if self.recomputes_projector and self.training:
             return checkpoint(self.multi_modal_projector, state, use_reentrant=False)
         return self.multi_modal_projector(state)
 
-    def _pack_deltas(self, sums_of_images, newline_SD, layouts, samples, is_output: bool) -> list[torch.Tensor]:
-        """Per image, zero outside the managers' scope: what one adds, jittered while training, or a map to adapt."""
-        scope = self.config.managers.scope
-        deltas = []
-        for sums, layout, sample in zip(sums_of_images, layouts, samples):
-            delta = pack(sums, newline_SD[sample], layout, self.config.tiling.merge)
-            if scope != "all":
-                delta = delta * pack_mask(layout, scope, delta.device)
-            deltas.append(self.managers.jittered(delta) if is_output else delta)
-        deltas[0] = torch.cat([deltas[0], newline_SD[:0]])  # takes part even where no image has a newline, as above
-        return deltas
+    def _pack(
+        self, packable: Packable, num_crops: list[int], layouts: list[ImageLayout | VideoLayout], samples: list[int]
+    ) -> list[torch.Tensor]:
+        """Per image (tokens, D), zero outside the packable's scope, jittered as it says."""
+        packed = []
+        for crops, layout, sample in zip(packable.crops.split(num_crops), layouts, samples):
+            tokens = pack(crops, packable.newlines[sample], layout, self.config.tiling.merge)
+            if packable.scope != "all":
+                tokens = tokens * pack_mask(layout, packable.scope, tokens.device)
+            packed.append(packable.jitter(tokens) if packable.jitter is not None else tokens)
+        packed[0] = torch.cat([packed[0], packable.newlines[:0]])  # takes part even where no image has a newline
+        return packed
 
     def _runs_blank_crop(self, past_key_values: Cache | None) -> bool:
         """Whether a forward pass without images must run something of the vision side, see `without_images`."""
@@ -143,8 +140,7 @@ class VisualFeaturesMixin:
         return self.without_images == "all" and not decodes
 
     def _vision_side(self) -> list[nn.Module]:
-        parts = (self.vision_tower, self.multi_modal_projector, self.image_newline, self.managers)
-        return [part for part in parts if part is not None]
+        return [self.vision_tower, self.multi_modal_projector, self.image_newline, self.fusion]
 
     def _blank_features(self, device: torch.device) -> VisualFeatures:
         """No visual tokens at all, computed from the first token of one blank crop.
@@ -152,16 +148,16 @@ class VisualFeaturesMixin:
         The rank of a micro-batch without images so runs and reduces the same parameters, in the same order, as the
         others. Nothing of the result is kept: every gradient is exactly zero.
         """
-        layers, vision = self._needed_layers(), self.config.vision_config
+        layers, vision = list(self.fusion.layers), self.config.vision_config
         if self.without_images == "all" or _trains(self.vision_tower):
             pixel_values = torch.zeros(1, 3, *[vision.image_size] * 2, dtype=self.dtype, device=device)
             states = self.vision_tower(pixel_values, layers, max_tokens=1)
         else:
             states = [torch.zeros(1, 1, vision.hidden_size, dtype=self.dtype, device=device) for _ in layers]
-        visual, sums = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1)
+        visual, packables = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1)
         tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
-        deltas = [[torch.cat([crop_sums[0][:0], newline_SD[:0]])] for crop_sums, newline_SD in sums]
-        return VisualFeatures(pooler_output=[tokens], deepstack_features=deltas or None)
+        packed = [[torch.cat([item.crops[0][:0], item.newlines[:0]])] for item in packables]
+        return VisualFeatures(pooler_output=[tokens], deepstack_features=packed or None)
 
     def _encode_inputs(
         self, pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
@@ -175,11 +171,11 @@ class VisualFeaturesMixin:
         if images is None or videos is None:
             return {"image": self._features(images)} if videos is None else {"video": self._features(videos)}
         both, count = self._features(images + videos), len(images.layouts)
-        managed = both.deepstack_features
+        packed = both.deepstack_features
         return {
             modality: VisualFeatures(
                 pooler_output=both.pooler_output[part],
-                deepstack_features=[features[part] for features in managed] if managed is not None else None,
+                deepstack_features=[features[part] for features in packed] if packed is not None else None,
             )
             for modality, part in (("image", slice(count)), ("video", slice(count, None)))
         }

@@ -2,23 +2,20 @@
 
 pixel_values (crops, 3, S, S)          of images, then frames of videos
     │ vision_tower                     states of the needed layers only
-    ├── last state ── projector ───────────────┐
-    └── managed layers ── projector ── managers│   one shared projector; K sums per crop
-                              │                │
+    ├── fusion.visual_input ── projector ──────┐        the last state, of most methods
+    └── fusion.to_pack ───────┐                │        managers: one shared projector, K sums per crop
                            packing          packing     tiles joined, unpadded, shrunk; frames pooled; newlines added
                               │                │
 input_ids ── embeddings ──────│── at <image>, <video>
-                              └── before every injection layer ──> language_model ──> lm_head ──> loss
+                       fusion.deltas ── before chosen layers ──> language_model ──> lm_head ──> loss
 """
 
 import warnings
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
-from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -26,14 +23,17 @@ from transformers.utils.generic import can_return_tuple
 
 from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
 from llava.errors import LlavaError
-from llava.fusion.managers import AdaptiveManager, StaticManager, VisualManagers
+from llava.fusion.base import Context, SelfInitialised
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
+from llava.mllm.former_names import load_former_names
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
 from llava.request_errors import of_request
+
+load_former_names(LlavaOVManagerConfig.model_type)
 
 
 class LlavaOVManagerPreTrainedModel(PreTrainedModel):
@@ -42,7 +42,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "video", "text")
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings", "VisualManagers"]
+    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -51,20 +51,9 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Managers are zero, layer embedding and newline N(0, 1/D), the projector as torch's nn.Linear."""
-        if isinstance(module, StaticManager):
-            init.zeros_(module.scores)
-        elif isinstance(module, AdaptiveManager):
-            init.zeros_(module.gate)
-        elif isinstance(module, VisualManagers):
-            init.normal_(module.layer_embedding, std=module.layer_embedding.shape[-1] ** -0.5)
-        elif isinstance(module, ImageNewline):
-            init.normal_(module.weight, std=module.weight.shape[-1] ** -0.5)
-        elif isinstance(module, MultiModalProjector):
-            for linear in (module.linear_1, module.linear_2):
-                bound = linear.in_features**-0.5
-                init.uniform_(linear.weight, -bound, bound)
-                init.uniform_(linear.bias, -bound, bound)
+        """The parts that are ours know how they begin; the others as in transformers."""
+        if isinstance(module, SelfInitialised):
+            module.initialise()
         else:
             super()._init_weights(module)
 
@@ -82,15 +71,15 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
 
 
 class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
-    """Tower, projector, managers and language model, without the head."""
+    """Tower, projector, fusion and language model, without the head."""
 
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
         text_width = config.text_config.hidden_size
         self.vision_tower = MultiLayerSiglip(config.vision_config)
-        self.multi_modal_projector = MultiModalProjector(config.vision_config.hidden_size, text_width)
+        self.multi_modal_projector = MultiModalProjector(config.fusion.visual_width(config.sizes), text_width)
         self.image_newline = ImageNewline(text_width)
-        self.managers = VisualManagers(config.managers, text_width) if config.managers is not None else None
+        self.fusion = config.fusion.implementation()(config.fusion, config.sizes)
         self.language_model = ManagedQwen2Model(config.text_config)
         self.post_init()
 
@@ -98,7 +87,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         """Ids (B, L) of placeholders and turn marks, recognised by their embeddings; -1 for other tokens."""
         config = self.config
         token_ids = [config.video_token_id, config.image_token_id]  # untrained, so maybe alike: the image wins
-        if config.managers is not None and config.managers.asks:
+        if config.fusion.question_rule is not None:
             token_ids += [config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id]
         found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
         for token_id in token_ids:
@@ -117,29 +106,18 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
     def _visual_deltas(
         self, visuals: list[VisualFeatures], positions, input_ids, attention_mask, position_ids, past_key_values
     ) -> dict:
-        """{injection layer: what is added there}: prepared sums, or functions of the hidden states."""
-        if self.managers is None:
-            return {}
-        packed = [
-            torch.cat([tokens for images in of_modalities for tokens in images])
-            for of_modalities in zip(*(visual.deepstack_features for visual in visuals))
-        ]
-        layers = self.config.managers.injection_layers
-        if self.config.managers.query is None:
-            return dict(zip(layers, packed))
-        lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
-        questions = [positions[:0]] * len(lengths)
-        if self.config.managers.asks:
-            sequences = sequences_of_batch(input_ids, attention_mask, position_ids, past_key_values)
-            questions = questions_of_batch(input_ids, sequences, positions, lengths, self.config)
-
-        def adapted(index: int, hidden_states: torch.Tensor) -> torch.Tensor:
-            asked = [hidden_states[question] for question in questions]
-            return self.managers.adapt(index, hidden_states[positions], lengths, asked, packed[1:])
-
-        return {layers[0]: packed[0]} | {
-            layer: partial(adapted, index) for index, layer in enumerate(layers) if index > 0
+        """{layer of the language model: what is added before it}, see Fusion.deltas."""
+        packed = {
+            key: torch.cat([tokens for visual in visuals for tokens in visual.deepstack_features[index]])
+            for index, key in enumerate(self.fusion.packed_keys)
         }
+        lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
+
+        def questions(rule: str) -> list[torch.Tensor]:
+            sequences = sequences_of_batch(input_ids, attention_mask, position_ids, past_key_values)
+            return questions_of_batch(input_ids, sequences, positions, lengths, rule, self.config)
+
+        return self.fusion.deltas(packed, Context(positions, lengths, questions))
 
     @can_return_tuple
     def forward(
@@ -203,7 +181,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     _tp_plan = {"lm_head": "colwise_gather_output"}  # the embeddings that it may be tied to are sharded
     # Neither rounded to float16 nor quantised by bitsandbytes, which leaves alone what is named here: a 500th of the
     # weights at 0.5B, through which all that is seen must pass.
-    _keep_in_fp32_modules = ["model.multi_modal_projector", "model.image_newline", "model.managers"]
+    _keep_in_fp32_modules = ["model.multi_modal_projector", "model.image_newline", "model.fusion"]
 
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
@@ -233,11 +211,10 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         """Called by generate. A question may lie in another chunk of the prompt than the image that is asked about."""
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
-        asks = self.config.managers is not None and self.config.managers.asks
-        if asks and generation_config.prefill_chunk_size is not None:
+        if self.config.fusion.question_rule is not None and generation_config.prefill_chunk_size is not None:
             raise LlavaError(
-                f"managers that ask with a question (query {self.config.managers.query!r}) need the whole prompt at "
-                f"once: prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
+                f"the fusion ({self.config.fusion.describe()}) needs the whole prompt, images and question, at once: "
+                f"prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
             )
 
     def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):

@@ -40,7 +40,7 @@ def pack_image(crops_CTD: torch.Tensor, newline_D: torch.Tensor, layout: ImageLa
 
 
 def pack_mask(layout: ImageLayout | VideoLayout, scope: str, device: torch.device) -> torch.Tensor:
-    """(layout.num_tokens, 1) booleans: the tokens that a manager of scope `main` or `grid` reaches.
+    """(layout.num_tokens, 1) booleans: the tokens that the scope `main` or `grid` reaches.
 
     `grid` is what an image has behind its whole-image crop; a single crop and a video have none.
     """

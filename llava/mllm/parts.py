@@ -1,6 +1,6 @@
 """The model's parts, by the names of their parameters: trained, counted and converted part by part."""
 
-VISION_TOWER, PROJECTOR, MANAGERS = "model.vision_tower.", "model.multi_modal_projector.", "model.managers."
+VISION_TOWER, PROJECTOR, FUSION = "model.vision_tower.", "model.multi_modal_projector.", "model.fusion."
 NEWLINE, LANGUAGE_MODEL = "model.image_newline.", "model.language_model."
 # Kept so that checkpoints load strictly; no state that the model uses passes through it, so it has no gradient.
 POST_LAYERNORM = f"{VISION_TOWER}post_layernorm."
@@ -9,7 +9,7 @@ HEAD, EMBEDDINGS = "lm_head.weight", f"{LANGUAGE_MODEL}embed_tokens.weight"
 PREFIXES = {
     "vision_tower": (VISION_TOWER,),
     "projector": (PROJECTOR,),
-    "managers": (MANAGERS,),
+    "fusion": (FUSION,),
     "newline": (NEWLINE,),
     "language_model": (LANGUAGE_MODEL, "lm_head."),
 }

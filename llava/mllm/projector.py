@@ -2,16 +2,24 @@
 
 import torch
 from torch import nn
+from transformers import initialization as init
+
+from llava.fusion.base import SelfInitialised, init_as_linear
 
 
-class MultiModalProjector(nn.Module):
-    """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every managed layer pass through the same one."""
+class MultiModalProjector(SelfInitialised):
+    """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through."""
 
     def __init__(self, vision_width: int, text_width: int):
         super().__init__()
         self.linear_1 = nn.Linear(vision_width, text_width)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(text_width, text_width)
+
+    def initialise(self) -> None:
+        """As torch's nn.Linear."""
+        init_as_linear(self.linear_1)
+        init_as_linear(self.linear_2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., vision_width) to (..., text_width)."""
@@ -20,7 +28,7 @@ class MultiModalProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features)))
 
 
-class ImageNewline(nn.Module):
+class ImageNewline(SelfInitialised):
     """The learned vector that ends a row of the image map.
 
     A module of its own, so that ZeRO-3 and FSDP gather the vector wherever it is used, also outside a model's forward.
@@ -29,6 +37,10 @@ class ImageNewline(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(width) / width**0.5)
+
+    def initialise(self) -> None:
+        """N(0, 1/D)."""
+        init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
 
     def forward(self) -> torch.Tensor:
         """(text_width,)"""

@@ -21,8 +21,8 @@ class MultiLayerSiglip(SiglipVisionModel):
         max_tokens: how many tokens of each crop pass the layers, None for all; the first one exercises every weight.
 
         Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.
-        Every layer's gradient has one memory layout, so that sums over it have the same order, and bits, with and
-        without managers.
+        Every layer's gradient has one memory layout, so that sums over it have the same order, and bits, whether
+        a method of fusion takes lower states or not.
         """
         hidden_states = self.embeddings(pixel_values)
         if max_tokens is not None:

@@ -7,15 +7,15 @@ from llava.chat.manager_weights import ScoreRecorder
 from llava.chat.weights_chart import ManagerWeights, chart
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 
 
 def test_static_managers_are_their_scores(make_model):
-    model = make_model(managers="released")
+    model = make_model(fusion="released")
     found = ScoreRecorder(model).weights()
     assert [manager.layer for manager in found] == [0, 2, 4]
     assert [manager.vision_layers for manager in found] == [(2,), (2, 3), (2, 3)], "the first omits the last map"
-    for manager, module in zip(found, model.model.managers.managers):
+    for manager, module in zip(found, model.model.fusion.managers):
         assert manager.kind == "static"
         rows = module.scores.tolist()
         assert manager.sizes == pytest.approx([sum(map(abs, row)) / len(row) for row in rows])
@@ -23,11 +23,11 @@ def test_static_managers_are_their_scores(make_model):
 
 
 def test_adaptive_managers_are_what_they_choose_for_the_tokens(make_model, make_processor, make_image):
-    model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, query="cross"))
+    model = make_model(fusion=ManagerConfig(interval=2, query="cross"))
     applied: dict[int, list] = {1: [], 2: []}
     for index in applied:
-        torch.nn.init.normal_(model.model.managers.managers[index].gate)
-        model.model.managers.managers[index].controller.register_forward_hook(
+        torch.nn.init.normal_(model.model.fusion.managers[index].gate)
+        model.model.fusion.managers[index].controller.register_forward_hook(
             lambda module, inputs, scores, index=index: applied[index].append(scores)
         )
     recorder = ScoreRecorder(model)
@@ -39,7 +39,7 @@ def test_adaptive_managers_are_what_they_choose_for_the_tokens(make_model, make_
         engine.generate([Dialogue([Turn("human", "What?")], [make_image()])], max_new_tokens=2)
     engine.generate([Dialogue([Turn("human", "Else?")], [make_image(seed=1)])], max_new_tokens=2)  # not recorded
     for index, manager in zip(applied, recorder.weights()[1:]):
-        gate = model.model.managers.managers[index].gate.detach()
+        gate = model.model.fusion.managers[index].gate.detach()
         weights = applied[index][0][:, :, None] * gate  # tokens, maps, width
         assert manager.sizes == pytest.approx(weights.abs().mean((0, 2)).tolist(), rel=1e-4)
         assert manager.means == pytest.approx(weights.mean((0, 2)).tolist(), rel=1e-3, abs=1e-6)

@@ -69,4 +69,4 @@ def test_what_may_be_new_may_be_missing(change):
     folder = change(lambda state: {name: state[name] for name in state if name != NEWLINE})
     assert load_model(folder, may_be_new=("model.image_newline.",)).get_parameter(NEWLINE).shape == (24,)
     with pytest.raises(LlavaError, match=f"first {NEWLINE}"):
-        load_model(folder, may_be_new=("model.managers.",))
+        load_model(folder, may_be_new=("model.fusion.",))

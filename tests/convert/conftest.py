@@ -43,9 +43,9 @@ def save_state(state: dict[str, torch.Tensor], folder: Path, layout: str = "safe
 def save_model(make_model, make_processor):
     """A function: folder, and what make_model takes, to the model saved there, every weight random."""
 
-    def save(folder, tiling=GRID, managers=None, dtype=torch.float32, **text):
-        model = make_model(tiling, managers, **text).to(dtype)
-        for manager in model.model.managers.managers if model.model.managers is not None else ():
+    def save(folder, tiling=GRID, fusion=None, dtype=torch.float32, **text):
+        model = make_model(tiling, fusion, **text).to(dtype)
+        for manager in model.model.fusion.managers if fusion is not None else ():
             for parameter in manager.parameters():
                 torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(folder)

@@ -17,13 +17,13 @@ from llava.anyres import TilingConfig
 from llava.convert import to_remote_code
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import LlavaError
-from llava.fusion.managers import QUERIES, ManagerConfig
+from llava.fusion.config import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
-from tests.conftest import GRID
+from tests.conftest import GRID, QUERIES
 
 SQUARE = TilingConfig("square")
 ADAPTIVE = {
-    f"adaptive {query}": ManagerConfig.paper(4, 6, interval=2, query=query, question=rule)
+    f"adaptive {query}": ManagerConfig(interval=2, query=query, question=rule)
     for query, rule in zip(QUERIES, ("turn", "turn", "released", "turn"))
 }
 CASES = {
@@ -31,7 +31,7 @@ CASES = {
     "paper": (GRID, "paper"),
     "paper square": (SQUARE, "paper"),
     "released": (GRID, "released"),
-    "grid only": (GRID, ManagerConfig.paper(4, 6, interval=2, scope="grid")),
+    "grid only": (GRID, ManagerConfig(interval=2, scope="grid")),
     "newline": (replace(GRID, newline_after_one_crop=True, unpad_rounding="round"), "paper"),
     **{name: (GRID, managers) for name, managers in ADAPTIVE.items()},
     "adaptive square": (SQUARE, ADAPTIVE["adaptive cross"]),
@@ -264,7 +264,7 @@ def test_wrong_folders_are_refused_in_one_line(tmp_path, save_model, export):
     refuse("model exists and is not an empty folder", out=tmp_path / "model")
     weights = load_file(tmp_path / "model/model.safetensors")
     changed({name: tensor for name, tensor in weights.items() if "layer_embedding" not in name})
-    refuse("1 weights are missing, first model.managers.layer_embedding")
+    refuse("1 weights are missing, first model.fusion.layer_embedding")
     changed({**weights, "model.extra": torch.zeros(1)})
     refuse("1 weights are unexpected, first model.extra")
     changed({**weights, "model.image_newline.weight": torch.zeros(3)})

@@ -22,7 +22,7 @@ def onevision(tmp_path, make_config, tiny_tokenizer):
     """A function: names on disk ("saved", "first", "classes") and fields to (folder, transformers' model)."""
 
     def make(names: str = "saved", tie: bool = True, **fields):
-        ours = make_config(managers=None)
+        ours = make_config(fusion=None)
         ours.text_config.tie_word_embeddings = tie
         config = LlavaOnevisionConfig(
             vision_config=ours.vision_config,
@@ -123,7 +123,7 @@ def test_configuration_and_processor(onevision, convert):
     assert (config.tiling.max_tiles, config.tiling.merge, config.tiling.mode) == (4, "spatial_unpad", "anyres")
     assert config.tiling.newline_after_one_crop
     assert config.tiling.unpad_rounding == "round"
-    assert config.managers is None
+    assert config.fusion.method == "none"
     assert processor.image_processor.tiling == config.tiling
     assert processor.image_processor.image_mean == config.image_mean == [0.4] * 3
     assert processor.image_processor.image_std == config.image_std == [0.3] * 3

@@ -76,7 +76,7 @@ def test_bfloat16_stays_bfloat16_bit_for_bit(make_released, tower_config, conver
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     language_model = model.model.language_model
     assert torch.equal(language_model.layers[3].mlp.up_proj.weight, state["model.layers.3.mlp.up_proj.weight"])
-    assert torch.equal(model.model.managers.managers[1].scores, state["model.manager.1.layer_scores"][0, :, 0])
+    assert torch.equal(model.model.fusion.managers[1].scores, state["model.manager.1.layer_scores"][0, :, 0])
 
 
 def test_the_folder_is_complete(make_released, tower_config, convert):
@@ -92,7 +92,7 @@ def test_the_folder_is_complete(make_released, tower_config, convert):
     assert (processor.image_processor.size, processor.image_processor.patch_size) == (56, 14)
     assert not model.config.tiling.newline_after_one_crop
     assert model.config.tiling.unpad_rounding == "truncate"
-    assert (model.config.managers.question, model.config.managers.jitter) == ("released", "released")
+    assert (model.config.fusion.question, model.config.fusion.jitter) == ("released", "released")
     assert (model.config.turn_start_token_id, model.config.turn_end_token_id) == (501, 502)
     assert model.config.newline_token_id == 198
     settings = json.loads((folder / "generation_config.json").read_text())
@@ -102,7 +102,7 @@ def test_the_folder_is_complete(make_released, tower_config, convert):
     state = released_state(spec["weights"])
     assert record["keys"] == {"mapped": len(state), "new": 0, "ignored": {}}
     assert record["kind"] == "released model (llava_qwen_manager)"
-    assert "managers               5" in printed
+    assert "fusion                 5" in printed
     assert "unexpected             0" in printed
 
 

@@ -53,7 +53,7 @@ def adapted(tmp_path, save_model):
 
     def make(dtype=torch.float32, **fields):
         folder = tmp_path / "checkpoint"
-        base = save_model(folder, managers="paper", dtype=dtype)
+        base = save_model(folder, fusion="paper", dtype=dtype)
         (folder / "run.json").write_text('{"steps": 3}')
         torch.manual_seed(1)
         config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=LAYERS, init_lora_weights=False, **fields)

@@ -83,7 +83,7 @@ def test_a_bare_projector_file(projector, golden_parts, convert):
     spec, tensors, fields = read_case("a1_base_square_list")
     folder, _ = convert(projector(spec, fields, with_config=False, newline=False) / "mm_projector.bin", *golden_parts)
     model = load_strictly(folder)
-    assert model.config.managers is None
+    assert model.config.fusion.method == "none"
     assert model.config.tiling.mode == "square"
     check_case(model, spec, tensors)
 

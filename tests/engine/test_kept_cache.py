@@ -6,13 +6,14 @@ import torch
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import KeptCache
-from llava.fusion.managers import AdaptiveManager, ManagerConfig
+from llava.fusion.config import ManagerConfig
+from llava.fusion.managers import AdaptiveManager
 
 LONGEST = 4
 
 
 def managers_of(query: str | None, question: str = "turn") -> ManagerConfig:
-    return ManagerConfig.paper(4, 6, interval=2, query=query, question=question)
+    return ManagerConfig(interval=2, query=query, question=question)
 
 
 MANAGERS = {
@@ -26,7 +27,7 @@ MANAGERS = {
 
 @pytest.fixture(scope="module", params=MANAGERS)
 def engine(request, make_model, make_processor):
-    model = make_model(managers=MANAGERS[request.param])
+    model = make_model(fusion=MANAGERS[request.param])
     for module in model.modules():
         if isinstance(module, AdaptiveManager):
             torch.nn.init.normal_(module.gate)
@@ -57,8 +58,8 @@ def answer(engine: Engine, kept: KeptCache, given: Dialogue) -> tuple[str, int]:
 def test_every_way_to_go_on_gives_what_a_fresh_start_gives(engine, make_image):
     """Images at later turns, one and several; turns taken back, answers tried again, other words, another system."""
     kept, count = KeptCache(), engine.count_tokens
-    asks = engine.model.config.managers is not None and engine.model.config.managers.asks
-    released = asks and engine.model.config.managers.question == "released"
+    rule = engine.model.config.fusion.question_rule
+    asks, released = rule is not None, rule == "released"
     a, b, c = (make_image(100 + 20 * seed, 70, seed) for seed in range(3))
     clip = [make_image(60, 40, seed) for seed in range(10, 13)]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig, VisualManagers, draw_jitter, layer_range
+from llava.fusion.config import ManagerConfig, Sizes, layer_range
+from llava.fusion.managers import VisualManagers, draw_jitter
 
 CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2
 SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
@@ -14,8 +15,9 @@ SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
 
 def make_managers(**fields) -> VisualManagers:
     torch.manual_seed(0)
-    config = ManagerConfig(vision_layers=(1, 2, 3), injection_layers=(0, 2), **fields)
-    managers = VisualManagers(config, WIDTH)
+    sizes = Sizes(vision_layers=3, vision_width=6, text_layers=3, text_width=WIDTH, crop_tokens=TOKENS)
+    config = ManagerConfig(vision_layers=(1, 2, 3), injection_layers=(0, 2), **fields).resolved(3, 3)
+    managers = VisualManagers(config, sizes)
     for manager in managers.managers:
         torch.nn.init.normal_(manager.scores)
     return managers.eval()
@@ -44,7 +46,7 @@ def slow_sums(managers: VisualManagers, maps, index: int) -> torch.Tensor:
 def test_sums_and_newlines_equal_a_slow_loop(first_omits):
     managers = make_managers(first_omits_last_map=first_omits)
     maps, newline = make_maps()
-    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    outputs, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
     assert len(managers.managers[0].scores) == (2 if first_omits else 3)
     assert len(outputs) == 2
     for index, (sums, newline_sums) in enumerate(outputs):
@@ -57,7 +59,7 @@ def test_sums_and_newlines_equal_a_slow_loop(first_omits):
 def test_gradients_equal_those_of_the_slow_loop():
     managers = make_managers()
     maps, newline = make_maps()
-    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    outputs, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
     outputs[1][0].square().sum().backward()
     found = managers.managers[1].scores.grad.clone(), managers.layer_embedding.grad.clone()
     managers.zero_grad()
@@ -69,7 +71,7 @@ def test_gradients_equal_those_of_the_slow_loop():
 def test_a_map_is_gone_when_the_one_behind_the_next_is_made():
     managers = make_managers()
     maps, newline = make_maps()
-    expected = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    expected, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
     made = []
 
     def one_by_one():
@@ -81,7 +83,7 @@ def test_a_map_is_gone_when_the_one_behind_the_next_is_made():
             del copy
 
     with torch.no_grad():
-        found = managers(one_by_one(), newline, SAMPLE_OF_CROP, SAMPLES)
+        found, _ = managers(one_by_one(), newline, SAMPLE_OF_CROP, SAMPLES)
     assert len(made) == len(maps) == 3
     assert all(torch.equal(sums, others) for (sums, _), (others, _) in zip(found, expected))
 
@@ -96,7 +98,7 @@ def test_released_jitter_is_drawn_anew_per_manager_and_sample_and_multiplies_the
         return drawn[-1]
 
     monkeypatch.setattr("llava.fusion.managers.draw_jitter", record)
-    outputs = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    outputs, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
     assert [factors.shape for factors in drawn] == [(SAMPLES, 3, WIDTH)] * 2
     assert not torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0][0], drawn[0][1])
@@ -117,12 +119,12 @@ def test_jitter_fills_its_range_in_float32(jitter, low, high):
 def test_no_noise_in_evaluation():
     managers = make_managers(jitter="released")
     maps, newline = make_maps()
-    first, second = (managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)[0][0] for _ in range(2))
+    first, second = (managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)[0][0][0] for _ in range(2))
     assert torch.equal(first, second)
 
 
 def test_the_two_layer_sets():
-    paper, released = ManagerConfig.paper(26, 24), ManagerConfig.released(26, 24)
+    paper, released = (ManagerConfig(layer_set=name).resolved(26, 24) for name in ("paper", "released"))
     assert paper.vision_layers == tuple(range(14, 27))
     assert released.vision_layers == tuple(range(13, 26))
     assert paper.injection_layers == released.injection_layers == (0, 4, 8, 12, 16, 20)
@@ -160,7 +162,7 @@ def test_wrong_settings_are_named(fields, message):
 
 
 def test_the_first_manager_omits_a_map_only_at_layer_0():
-    config = ManagerConfig(vision_layers=(3,), injection_layers=(2, 4), first_omits_last_map=True)
+    config = ManagerConfig(vision_layers=(3,), injection_layers=(2, 4), first_omits_last_map=True).resolved(26, 24)
     assert [config.num_maps(layer) for layer in config.injection_layers] == [1, 1]
 
 
@@ -195,4 +197,4 @@ def test_a_wrong_range_names_its_ends(bounds, message):
 
 def test_a_preset_without_interval_is_refused():
     with pytest.raises(LlavaError, match="interval must be at least 1, found 0"):
-        ManagerConfig.paper(26, 24, interval=0)
+        ManagerConfig(interval=0).resolved(26, 24)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import image_layout
-from llava.convert.from_released import RULES, convert_tensor, managers_from_released, tiling_from_released
+from llava.convert.from_released import RULES, convert_tensor, fusion_from_released, tiling_from_released
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 REFERENCE_PLACEHOLDER = -200
@@ -79,12 +79,12 @@ def reference_name(name: str) -> str:
         (r"model\.multi_modal_projector\.linear_1\.", "model.mm_projector.0."),
         (r"model\.multi_modal_projector\.linear_2\.", "model.mm_projector.2."),
         (r"model\.image_newline\.weight", "model.image_newline"),
-        (r"model\.managers\.layer_embedding", "model.manager_layer_embedding"),
-        (r"model\.managers\.managers\.(\d+)\.scores", r"model.manager.\1.layer_scores"),
-        (r"model\.managers\.managers\.(\d+)\.gate", r"model.manager.\1.zero_gate"),
-        (r"model\.managers\.managers\.(\d+)\.controller", r"model.manager.\1.linear_controller"),
-        (r"model\.managers\.managers\.(\d+)\.query_proj", r"model.manager.\1.fusion_attention.q_proj"),
-        (r"model\.managers\.managers\.(\d+)\.key_proj", r"model.manager.\1.fusion_attention.k_proj"),
+        (r"model\.fusion\.layer_embedding", "model.manager_layer_embedding"),
+        (r"model\.fusion\.managers\.(\d+)\.scores", r"model.manager.\1.layer_scores"),
+        (r"model\.fusion\.managers\.(\d+)\.gate", r"model.manager.\1.zero_gate"),
+        (r"model\.fusion\.managers\.(\d+)\.controller", r"model.manager.\1.linear_controller"),
+        (r"model\.fusion\.managers\.(\d+)\.query_proj", r"model.manager.\1.fusion_attention.q_proj"),
+        (r"model\.fusion\.managers\.(\d+)\.key_proj", r"model.manager.\1.fusion_attention.k_proj"),
         (r"model\.language_model\.", "model."),
     ):
         if re.match(pattern, name):
@@ -120,7 +120,7 @@ def load_model(golden_dir: Path, spec: dict) -> LlavaOVManagerForConditionalGene
     config = LlavaOVManagerConfig(
         vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
         text_config=Qwen2Config(**{field: reference[field] for field in TEXT_FIELDS}, pad_token_id=500),
-        managers=managers_from_released(reference),
+        fusion=fusion_from_released(reference),
         tiling=tiling_from_released(reference, tile=vision["image_size"]),
         image_token_id=IMAGE_TOKEN_ID,
         turn_start_token_id=501,

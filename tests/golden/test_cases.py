@@ -141,7 +141,7 @@ def visual_features(case: Case) -> dict[str, torch.Tensor]:
     found = {f"out.image_features.{index}": tensor for index, tensor in zip(case.images, features)}
     if len(case.images) == len(case.spec["pixel_values"]):
         last = config.vision_config.num_hidden_layers
-        managed = list(config.managers.vision_layers) if config.managers is not None else []
+        managed = list(config.fusion.vision_layers) if config.fusion.method != "none" else []
         visual_input, *states = case.model.model.vision_tower(inputs["pixel_values"], [last, *managed])
         found["out.tower_last.0"] = visual_input
         if managed:
@@ -173,8 +173,8 @@ def is_left_padded(case: Case) -> bool:
 
 def has_shifted_question(case: Case) -> bool:
     """Whether the reference asked with the wrong tokens: it shifts images by the padding, not questions (quirk 22)."""
-    managers = case.model.config.managers
-    return managers is not None and managers.query in ("last", "average", "cross") and is_left_padded(case)
+    managers = case.model.config.fusion
+    return managers.question_rule is not None and is_left_padded(case)
 
 
 def rows_alone(case: Case):
@@ -202,8 +202,8 @@ def given_jitter(case: Case):
     counts = case.inputs["batch_num_images"].tolist()
     lengths = [(row == IMAGE_TOKEN_ID).sum().item() for row in case.inputs["input_ids"]]
     noise = [case[f"noise.{index}"] for index in range(sum(name.startswith("noise.") for name in case.tensors))]
-    managers = case.model.config.managers
-    draws = len(noise) // len(managers.injection_layers) if managers is not None else 0
+    managers = case.model.config.fusion
+    draws = len(noise) // len(managers.injection_layers) if managers.method == "manager" else 0
     with_images = [sample for sample, count in enumerate(counts) if count]
     assert draws in (0, len(counts), len(with_images)), f"{case.name}: {draws} draws of each manager"
     drew = range(len(counts)) if draws == len(counts) else with_images
@@ -244,5 +244,5 @@ def test_a_small_change_of_a_manager_is_noticed(golden_dir, shift):
         pytest.skip("the folder holds no case of family b")
     case = load_case(golden_dir, names[0])
     with torch.no_grad():
-        case.model.model.managers.managers[1].scores.add_(shift)
+        case.model.model.fusion.managers[1].scores.add_(shift)
     assert logits_difference(case, run(case)["logits"]) > TOLERANCE

@@ -114,7 +114,7 @@ def test_noise_of_a_batch_with_a_text_only_sample(check, monkeypatch, source, te
     tensors = {key: tensors[key] for key in ("in.attention_mask", "in.labels", "out.attention_mask")}
     model = load_model(GOLDEN_DIR, spec)
     case = Case("case", spec, tensors, model, *make_inputs(GOLDEN_DIR, spec, tensors, model.config))
-    managers, generator = model.config.managers, torch.Generator().manual_seed(0)
+    managers, generator = model.config.fusion, torch.Generator().manual_seed(0)
     tokens = [(row == IMAGE_TOKEN_ID).sum().item() for row in case.inputs["input_ids"]]
     assert 0 in tokens
     noise = {}  # (manager, sample): factors

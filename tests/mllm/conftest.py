@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.fusion.managers import AdaptiveManager, ManagerConfig
+from llava.fusion.config import ManagerConfig
+from llava.fusion.managers import AdaptiveManager
 
 
 @pytest.fixture
@@ -12,9 +13,9 @@ def make_managed(make_model):
     """A function: query (None: static) to a model whose managers, static and adaptive, have random weights."""
 
     def make(query: str | None, **fields):
-        model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, query=query, **fields))
+        model = make_model(fusion=ManagerConfig(interval=2, query=query, **fields))
         generator = torch.Generator().manual_seed(1)
-        for manager in model.model.managers.managers:
+        for manager in model.model.fusion.managers:
             if isinstance(manager, AdaptiveManager):
                 manager.gate.data = torch.randn(manager.gate.shape, generator=generator)
         return model

@@ -13,7 +13,7 @@ def slow_logits(model, input_ids: list[int], images=(), questions=()) -> torch.T
     """Logits (L, V) of one sample. images: (crops (C, 3, S, S), (width, height)) of each. questions: for adaptive
     managers, the positions that each image asks with."""
     config, ids = model.config, torch.tensor(input_ids)
-    managers = config.managers
+    managers = config.fusion if config.fusion.method == "manager" else None
     hidden = model.get_input_embeddings()(ids).clone()
     places = (ids == config.image_token_id).nonzero()[:, 0].tolist()
     tokens_of_images = []
@@ -30,7 +30,7 @@ def slow_logits(model, input_ids: list[int], images=(), questions=()) -> torch.T
     rotary = model.model.language_model.rotary_emb(hidden[None], torch.arange(length)[None])
     for index, layer in enumerate(layers):
         if managers is not None and index in managers.injection_layers:
-            manager = model.model.managers.managers[managers.injection_layers.index(index)]
+            manager = model.model.fusion.managers[managers.injection_layers.index(index)]
             before = hidden.clone()
             for number, placed in enumerate(tokens_of_images):
                 own = torch.stack([before[place] for place, _ in placed])
@@ -64,11 +64,11 @@ def visual_tokens(model, crops: torch.Tensor, size: tuple[int, int], several: bo
     states = SiglipVisionModel.forward(model.model.vision_tower, crops, output_hidden_states=True).hidden_states
     project = model.model.multi_modal_projector
     newline = model.model.image_newline()
-    managers = config.managers
+    managers = config.fusion if config.fusion.method == "manager" else None
     wanted = [config.vision_config.num_hidden_layers, *(managers.vision_layers if managers is not None else ())]
     projected = [project(states[layer]) for layer in wanted]
     if managers is not None:
-        embedding = model.model.managers.layer_embedding
+        embedding = model.model.fusion.layer_embedding
         projected[1:] = [features + embedding[index] for index, features in enumerate(projected[1:])]
     vectors = torch.stack(projected, dim=2)  # (crops, tokens, 1 + N, D)
     newlines = newline.expand(len(wanted), -1)

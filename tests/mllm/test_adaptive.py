@@ -5,11 +5,13 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.managers import QUERIES, AdaptiveManager, ManagerConfig, VisualManagers
+from llava.fusion.config import ManagerConfig, Sizes
+from llava.fusion.managers import AdaptiveManager, VisualManagers
+from tests.conftest import QUERIES
 
 
 def adaptive(query: str) -> ManagerConfig:
-    return ManagerConfig.paper(4, 6, interval=2, query=query)
+    return ManagerConfig(interval=2, query=query)
 
 
 @pytest.fixture
@@ -17,9 +19,9 @@ def make_adaptive(make_model):
     """A function: query to a model with random gates."""
 
     def make(query: str, gates: bool = True):
-        model = make_model(managers=adaptive(query))
+        model = make_model(fusion=adaptive(query))
         generator = torch.Generator().manual_seed(1)
-        for manager in model.model.managers.managers[1:]:
+        for manager in model.model.fusion.managers[1:]:
             manager.gate.data = torch.randn(manager.gate.shape, generator=generator) if gates else manager.gate * 0
         return model
 
@@ -82,7 +84,7 @@ def test_a_prompt_in_chunks_is_refused_where_the_question_may_be_in_another(
         chunked = model.generate(**inputs, **settings, prefill_chunk_size=7)
         assert torch.equal(chunked, model.generate(**inputs, **settings))
         return
-    with pytest.raises(LlavaError, match=rf"query '{query}'\) need the whole prompt .* found 7"):
+    with pytest.raises(LlavaError, match=rf"query {query} of the question, .*\) needs the whole prompt, .* found 7"):
         model.generate(**inputs, **settings, prefill_chunk_size=7)
 
 
@@ -104,7 +106,7 @@ def test_a_turn_behind_a_cached_one_equals_the_whole(make_adaptive, make_process
 @pytest.mark.parametrize("query", QUERIES)
 def test_with_zero_gates_only_the_first_manager_acts(make_adaptive, make_model, make_processor, dialogues, query):
     inputs = make_processor().encode_prompts(dialogues)
-    static = make_model(managers=ManagerConfig(vision_layers=(3, 4), injection_layers=(0,)))
+    static = make_model(fusion=ManagerConfig(vision_layers=(3, 4), injection_layers=(0,)))
     closed = make_adaptive(query, gates=False)
     closed.load_state_dict(static.state_dict(), strict=False)
     with torch.no_grad():
@@ -135,7 +137,7 @@ def test_one_manager_equals_a_slow_loop(query):
 def small_managers(query: str) -> VisualManagers:
     """A static and an adaptive manager of three maps, width 4."""
     torch.manual_seed(0)
-    managers = VisualManagers(ManagerConfig((1, 2, 3), (0, 1), jitter="none", query=query), width=4)
+    managers = VisualManagers(ManagerConfig((1, 2, 3), (0, 1), jitter="none", query=query), Sizes(3, 6, 2, 4, 1))
     torch.nn.init.normal_(managers.managers[1].gate)
     return managers
 
@@ -177,7 +179,7 @@ def test_paper_jitter_multiplies_the_output_of_each_manager(make_adaptive, make_
     model = make_adaptive(query)
     visual, maps = torch.randn(5, 24), [torch.randn(5, 24) for _ in range(2)]
     given = visual, [3, 2], [torch.randn(2, 24), torch.randn(1, 24)], maps
-    managers = model.model.managers
+    managers = model.model.fusion
     plain = [managers.adapt(index, *given) for index in (1, 2)]
     inputs = make_processor().encode_prompts(dialogues[:1])
     del inputs["input_ids"], inputs["attention_mask"]

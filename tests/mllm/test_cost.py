@@ -47,7 +47,7 @@ def eager_model(make_model):
 @pytest.mark.parametrize("managers", TOLERANCES)
 @pytest.mark.parametrize(("text", "supervised", "size"), [(300, 5, (200, 90)), (40, 30, (56, 56))])
 def test_the_forward_pass(eager_model, managers, text, supervised, size):
-    model = eager_model(managers=managers)
+    model = eager_model(fusion=managers)
     with torch.no_grad():
         found, units = counted(model, text, supervised, size)
     cost = forward_cost(model.config)
@@ -55,13 +55,13 @@ def test_the_forward_pass(eager_model, managers, text, supervised, size):
     assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES[managers])
 
 
-TRAINED = [tuple(PREFIXES), ("projector", "managers"), FROZEN_TOWER, ("vision_tower",), ("language_model",)]
+TRAINED = [tuple(PREFIXES), ("projector", "fusion"), FROZEN_TOWER, ("vision_tower",), ("language_model",)]
 
 
 @pytest.mark.parametrize("managers", ["paper", None])
 @pytest.mark.parametrize("trained", TRAINED, ids="+".join)
 def test_forward_and_backward(eager_model, trained, managers):
-    model = eager_model(managers=managers)
+    model = eager_model(fusion=managers)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(prefix for part in trained for prefix in PREFIXES[part])))
     found, units = counted(model, 60, 20, backward=True)

@@ -11,14 +11,16 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_bitsandbytes_available
 
 from llava.data.schema import Turn
-from llava.fusion.managers import QUERIES, ManagerConfig, StaticManager
+from llava.fusion.config import ManagerConfig
+from llava.fusion.managers import StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from tests.conftest import QUERIES
 
 # Every linear layer of language model and tower; managers are small and trained as they are.
 LORA = {
     "r": 4,
     "target_modules": r"model\.(language_model|vision_tower)\..*(_proj|fc1|fc2)",
-    "modules_to_save": ["model.managers"],
+    "modules_to_save": ["model.fusion"],
 }
 
 
@@ -58,13 +60,13 @@ def test_lora_trains_its_weights_and_the_managers_and_nothing_else(lora, batch):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     found = train(model, batch)
     trained = {name for name in found if "lora_" in name}
-    managers = {name for name in found if ".managers.modules_to_save." in name}
+    managers = {name for name in found if ".fusion.modules_to_save." in name}
     assert set(found) == trained | managers
     assert {kind for kind in ("language_model", "vision_tower") if any(kind in name for name in trained)} == {
         "language_model",
         "vision_tower",
     }
-    assert len(managers) == len(list(model.base_model.model.model.managers.original_module.parameters()))
+    assert len(managers) == len(list(model.base_model.model.model.fusion.original_module.parameters()))
     assert [name for name, gradient in found.items() if gradient.abs().sum() == 0] == []
     frozen = {name: parameter for name, parameter in model.named_parameters() if name not in found}
     assert frozen
@@ -167,7 +169,7 @@ def test_half_precision_loads_predicts_and_generates(make_managed, batch, tmp_pa
     half = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=dtype)
     kept = torch.float32 if dtype == torch.float16 else dtype
     for name, parameter in half.named_parameters():
-        small = name.startswith(("model.multi_modal_projector", "model.image_newline", "model.managers"))
+        small = name.startswith(("model.multi_modal_projector", "model.image_newline", "model.fusion"))
         assert parameter.dtype == (kept if small else dtype), name
     with torch.no_grad():
         expected, found = model(**batch).logits, half(**batch).logits
@@ -187,9 +189,9 @@ def test_a_training_step_in_bfloat16_draws_its_noise_in_float32(make_model, batc
         return original(tensor, low, high)
 
     original = torch.Tensor.uniform_
-    model = make_model(managers=layer_set).train()
+    model = make_model(fusion=layer_set).train()
     model = model.to(torch.bfloat16) if mode == "weights" else model
-    reference = make_model(managers=layer_set).train()
+    reference = make_model(fusion=layer_set).train()
     reference_loss = reference(**with_labels(batch)).loss
     monkeypatch.setattr(torch.Tensor, "uniform_", uniform)
     autocast = torch.autocast("cpu", torch.bfloat16) if mode == "autocast" else contextlib.nullcontext()
@@ -199,7 +201,7 @@ def test_a_training_step_in_bfloat16_draws_its_noise_in_float32(make_model, batc
     assert drawn
     assert set(drawn) == {torch.float32}
     assert abs(loss - reference_loss) < 0.02 * reference_loss
-    for manager in model.model.managers.managers:
+    for manager in model.model.fusion.managers:
         assert manager.scores.grad.abs().sum() > 0
 
 
@@ -209,7 +211,7 @@ SPLIT = {
     "model.vision_tower": "cpu",
     "model.multi_modal_projector": "disk",
     "model.image_newline": "disk",
-    "model.managers": "disk",
+    "model.fusion": "disk",
     "model.language_model.embed_tokens": "cpu",
     "model.language_model.layers.0": "disk",
     **{f"model.language_model.layers.{index}": "cpu" for index in range(1, 6)},
@@ -259,13 +261,13 @@ def test_a_quantised_model_is_close_to_the_whole(make_config, tmp_path, bits, qu
     """On a GPU if there is one. bitsandbytes works in blocks of 64 weights: the towers are wider than elsewhere."""
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    tiny = make_config(managers=None)
+    tiny = make_config(fusion=None)
     vision = tiny.vision_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128}
     text = tiny.text_config.to_dict() | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16}
     config = LlavaOVManagerConfig(
         vision_config=vision,
         text_config=text,
-        managers=ManagerConfig.paper(4, 6, interval=2, query=query),
+        fusion=ManagerConfig(interval=2, query=query),
         image_token_id=tiny.image_token_id,
         video_token_id=tiny.video_token_id,
         newline_token_id=1,
@@ -273,16 +275,16 @@ def test_a_quantised_model_is_close_to_the_whole(make_config, tmp_path, bits, qu
         turn_end_token_id=3,
     )
     model = LlavaOVManagerForConditionalGeneration(config).eval()
-    for manager in model.model.managers.managers:
+    for manager in model.model.fusion.managers:
         torch.nn.init.normal_(manager.scores if isinstance(manager, StaticManager) else manager.gate, std=0.3)
     model.save_pretrained(tmp_path)
     settings = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8)
     quantised = AutoModelForImageTextToText.from_pretrained(
         tmp_path, quantization_config=settings, dtype=torch.bfloat16, device_map=device
     )
-    for name, parameter in quantised.model.managers.named_parameters():
+    for name, parameter in quantised.model.fusion.named_parameters():
         assert parameter.dtype == torch.bfloat16, name
-        expected = model.model.managers.get_parameter(name).to(torch.bfloat16)
+        expected = model.model.fusion.get_parameter(name).to(torch.bfloat16)
         assert torch.equal(parameter.cpu(), expected), name
     assert quantised.model.language_model.layers[0].mlp.up_proj.weight.element_size() == 1
     side = config.patches_per_side

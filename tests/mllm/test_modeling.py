@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from llava.anyres import TilingConfig
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 SQUARE = TilingConfig()
@@ -56,11 +56,13 @@ def real_config(managers) -> LlavaOVManagerConfig:
             num_key_value_heads=2,
             tie_word_embeddings=True,
         ),
-        managers=managers,
+        fusion=managers,
     )
 
 
-@pytest.mark.parametrize(("managers", "expected"), [(None, 893_617_312), (ManagerConfig.released(26, 24), 893_697_952)])
+@pytest.mark.parametrize(
+    ("managers", "expected"), [(None, 893_617_312), (ManagerConfig(layer_set="released"), 893_697_952)]
+)
 def test_parameter_counts_at_the_real_size(managers, expected):
     """Table IV of the paper; the count leaves image_newline out and counts the tied head once."""
     with torch.device("meta"):
@@ -73,11 +75,11 @@ def test_parameter_counts_at_the_real_size(managers, expected):
 @pytest.mark.parametrize("layer_set", ["paper", "released"])
 def test_a_zero_manager_equals_the_baseline_bit_for_bit(make_model, make_processor, make_image, tiling, layer_set):
     inputs = with_labels(inputs_of(make_processor(tiling), (QUESTION, [make_image()])))
-    baseline = make_model(tiling, managers=None).train()
+    baseline = make_model(tiling, fusion=None).train()
     managed = make_model(tiling, layer_set, zero_managers=True).train()
     missing, unexpected = managed.load_state_dict(baseline.state_dict(), strict=False)
     assert not unexpected
-    assert all(name.startswith("model.managers.") for name in missing)
+    assert all(name.startswith("model.fusion.") for name in missing)
     expected, found = baseline(**inputs), managed(**inputs)
     assert torch.equal(expected.logits, found.logits)
     assert torch.equal(expected.loss, found.loss)
@@ -87,7 +89,7 @@ def test_a_zero_manager_equals_the_baseline_bit_for_bit(make_model, make_process
     for name, parameter in baseline.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter.grad, gradients[name].grad), name
-    assert all(manager.scores.grad.abs().sum() > 0 for manager in managed.model.managers.managers)
+    assert all(manager.scores.grad.abs().sum() > 0 for manager in managed.model.fusion.managers)
 
 
 def test_managers_change_only_visual_positions_of_their_scope(make_model, make_processor, make_image):
@@ -95,7 +97,7 @@ def test_managers_change_only_visual_positions_of_their_scope(make_model, make_p
     visual = (inputs["input_ids"][0] == make_model(ANYRES).config.image_token_id).nonzero()[:, 0]
     main, grid = visual[:16], visual[16:]
     for scope, expected in (("all", visual), ("main", main), ("grid", grid)):
-        managers = ManagerConfig.paper(4, 6, interval=2, scope=scope)
+        managers = ManagerConfig(interval=2, scope=scope)
         model = make_model(ANYRES, managers)
         features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], inputs["batch_num_images"])
         changed = features.deepstack_features[0][0].abs().sum(-1).nonzero()[:, 0]
@@ -119,7 +121,7 @@ def test_paper_jitter_multiplies_the_output_while_training_only(make_model, make
 
 
 def test_only_the_needed_vision_layers_run(make_model, make_processor, make_image):
-    model = make_model(managers=ManagerConfig(vision_layers=(1,), injection_layers=(0,)))
+    model = make_model(fusion=ManagerConfig(vision_layers=(1,), injection_layers=(0,)))
     inputs = inputs_of(make_processor(), (QUESTION, [make_image()]))
     ran = []
     for index, layer in enumerate(model.model.vision_tower.encoder.layers, start=1):
@@ -139,7 +141,7 @@ def test_no_state_of_the_tower_is_copied_for_the_projector(make_model, mixed_bat
     model.multi_modal_projector.linear_1.register_forward_pre_hook(lambda _, given: projected.append(given[0]))
     model(**mixed_batch)
     assert [state.data_ptr() for state in states] == [given.data_ptr() for given in projected]
-    assert len(states) == len(model.config.managers.vision_layers) > 1
+    assert len(states) == len(model.config.fusion.vision_layers) > 1
 
 
 def test_a_mixed_left_padded_batch_equals_its_samples_one_by_one(make_model, make_processor, make_image):
@@ -231,7 +233,7 @@ def test_bfloat16_weights_take_float32_pixels(make_model, mixed_batch):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients(make_model, mixed_batch, use_reentrant):
-    model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, jitter="none")).train()
+    model = make_model(fusion=ManagerConfig(interval=2, jitter="none")).train()
     inputs = with_labels(mixed_batch)
     model(**inputs).loss.backward()
     expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -276,7 +278,7 @@ def test_loss_at_supervised_positions_equals_the_full_loss(make_model, mixed_bat
 
 def test_a_saved_checkpoint_loads_strictly_through_the_auto_classes(make_model, tiny_model_dir, mixed_batch):
     config = AutoConfig.from_pretrained(tiny_model_dir)
-    assert config.managers == make_model().config.managers
+    assert config.fusion == make_model().config.fusion
     assert config.tiling == make_model().config.tiling
     model, report = AutoModelForImageTextToText.from_pretrained(tiny_model_dir, output_loading_info=True)
     assert not report["missing_keys"]
@@ -288,13 +290,13 @@ def test_a_saved_checkpoint_loads_strictly_through_the_auto_classes(make_model, 
 
 
 def test_new_managers_in_an_old_checkpoint_start_at_zero(make_model, make_config, tmp_path):
-    make_model(managers=None).save_pretrained(tmp_path)
+    make_model(fusion=None).save_pretrained(tmp_path)
     model, report = LlavaOVManagerForConditionalGeneration.from_pretrained(
         tmp_path, config=make_config(), output_loading_info=True
     )
-    assert {name.split(".")[1] for name in report["missing_keys"]} == {"managers"}
-    assert all((manager.scores == 0).all() for manager in model.model.managers.managers)
-    assert 0.5 < model.model.managers.layer_embedding.std() * 24**0.5 < 1.5
+    assert {name.split(".")[1] for name in report["missing_keys"]} == {"fusion"}
+    assert all((manager.scores == 0).all() for manager in model.model.fusion.managers)
+    assert 0.5 < model.model.fusion.layer_embedding.std() * 24**0.5 < 1.5
 
 
 def test_a_wrong_number_of_placeholders_names_both_numbers(make_model, mixed_batch):

@@ -115,7 +115,7 @@ def test_packed_samples_equal_each_alone(make_managed, items, one_by_one, use, q
     """Logits at every position, the loss and every gradient, with every implementation. No cache is made."""
     model = make_managed(query, question=question)
     logits, loss, expected = one_by_one(model)
-    assert {name.split(".")[1] for name in expected} >= {"vision_tower", "multi_modal_projector", "managers"}
+    assert {name.split(".")[1] for name in expected} >= {"vision_tower", "multi_modal_projector", "fusion"}
     batch = pack(items)
     assert batch["input_ids"].shape == (1, len(logits))
     for implementation in IMPLEMENTATIONS if query in (None, "cross") else IMPLEMENTATIONS[:1]:
@@ -172,7 +172,7 @@ def test_generation_is_that_of_sdpa(make_managed, use, batch):
 
 def test_layers_with_a_sliding_window(make_model, items, one_by_one, use):
     window = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}
-    model = make_model(managers=None, **window)
+    model = make_model(fusion=None, **window)
     assert set(model.config.text_config.layer_types) == {"full_attention", "sliding_attention"}
     logits, _, _ = one_by_one(model)
     for implementation in (SDPA_BY_SAMPLE, "eager"):
@@ -206,14 +206,14 @@ def test_a_question_belongs_to_its_own_sample(make_managed, items, rule):
         alone = Collator(0)([item])
         positions, lengths = visual_runs(item["input_ids"], visual)
         sequences = sequences_of_batch(alone["input_ids"], alone["attention_mask"], None, None)
-        found = questions_of_batch(alone["input_ids"], sequences, torch.tensor(positions), lengths, config)
+        found = questions_of_batch(alone["input_ids"], sequences, torch.tensor(positions), lengths, rule, config)
         expected += [(question + offset).tolist() for question in found] if lengths else []
         offset += len(item["input_ids"])
     ids = batch["input_ids"]
     positions, lengths = visual_runs(ids[0].tolist(), visual)
     sequences = sequences_of_batch(ids, None, batch["position_ids"], None)
     assert [end - begin for begin, end in sequences] == [len(item["input_ids"]) for item in items]
-    found = questions_of_batch(ids, sequences, torch.tensor(positions), lengths, config)
+    found = questions_of_batch(ids, sequences, torch.tensor(positions), lengths, rule, config)
     assert [question.tolist() for question in found] == expected
     assert sum(map(len, expected)) > 0
 

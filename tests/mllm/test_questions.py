@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.fusion.managers import ManagerConfig
-from llava.mllm.questions import TurnMarks, question_positions, questions_of_batch, sequences_of_batch
+from llava.fusion.config import ManagerConfig
+from llava.fusion.question_spans import TurnMarks, question_positions
+from llava.mllm.questions import questions_of_batch, sequences_of_batch
 
 START, END, NEWLINE, IMAGE = 1, 2, 3, 9
 MARKS = TurnMarks(START, END, NEWLINE)
@@ -98,7 +99,6 @@ def test_padding_does_not_move_a_question(rule, side):
     input_ids = torch.tensor(padded)
     positions = (input_ids.flatten() == IMAGE).nonzero()[:, 0]
     config = SimpleNamespace(
-        managers=SimpleNamespace(question=rule),
         image_token_id=IMAGE,
         video_token_id=10,
         turn_start_token_id=START,
@@ -106,7 +106,7 @@ def test_padding_does_not_move_a_question(rule, side):
         newline_token_id=NEWLINE,
     )
     sequences = sequences_of_batch(input_ids, (input_ids != 0).long(), None, None)
-    found = questions_of_batch(input_ids, sequences, positions, [2, 1, 2, 2], config)
+    found = questions_of_batch(input_ids, sequences, positions, [2, 1, 2, 2], rule, config)
     expected = [question for row in rows for question in asked(row, rule)]
     assert [input_ids.flatten()[question].tolist() for question in found] == expected
     for question, row in zip(found, (0, 2, 2, 3)):
@@ -125,7 +125,7 @@ def test_texts_of_a_left_padded_batch(make_model, make_processor, make_image):
         ((Turn("human", "<image>"),), images[5:]),
     ]
     processor = make_processor()
-    config = make_model(managers=ManagerConfig.paper(4, 6, interval=2, query="last")).config
+    config = make_model(fusion=ManagerConfig(interval=2, query="last")).config
     inputs = processor.encode_prompts(dialogues)
     ids = inputs["input_ids"]
     counts = [len(of_dialogue) for _, of_dialogue in dialogues]
@@ -136,7 +136,7 @@ def test_texts_of_a_left_padded_batch(make_model, make_processor, make_image):
     ]
     positions = (ids.flatten() == config.image_token_id).nonzero()[:, 0]
     sequences = sequences_of_batch(ids, inputs["attention_mask"], None, None)
-    found = questions_of_batch(ids, sequences, positions, lengths, config)
+    found = questions_of_batch(ids, sequences, positions, lengths, "turn", config)
     texts = [processor.tokenizer.decode(ids.flatten()[question]) for question in found]
     looked = "Look:  \nWhich?"
     assert texts == ["\nWhat is in the picture?", looked, looked, "\nHi", "A car?\n", ""]

@@ -13,12 +13,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.anyres import TilingConfig
-from llava.convert.from_released import managers_from_released
+from llava.convert.from_released import fusion_from_released
 from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
-from llava.fusion.managers import QUERIES, SCOPES, AdaptiveManager, ManagerConfig, StaticManager
-from tests.conftest import GRID
+from llava.fusion.config import ManagerConfig
+from llava.fusion.managers import AdaptiveManager, StaticManager
+from tests.conftest import GRID, QUERIES, SCOPES
 from tests.mllm.slow_model import slow_logits
 from tests.paths import GOLDEN_DIR
 
@@ -43,8 +44,8 @@ def build(make_model, make_processor):
     """A function: tiling and fields of the managers (scope, query, ...) to a model without zeros, and its processor."""
 
     def make(tiling: TilingConfig = GRID, **fields):
-        model = make_model(tiling, ManagerConfig.paper(4, 6, interval=2, **fields))
-        for manager in model.model.managers.managers:
+        model = make_model(tiling, ManagerConfig(interval=2, **fields))
+        for manager in model.model.fusion.managers:
             if isinstance(manager, AdaptiveManager):
                 torch.nn.init.normal_(manager.gate)
                 torch.nn.init.normal_(manager.controller.weight, std=0.3)
@@ -111,7 +112,7 @@ def test_quirk_21_every_kind_of_model_can_be_imported_and_built(build):
     )
     assert imported.returncode == 0, imported.stderr
     for query in (None, *QUERIES):
-        first, *others = build(query=query)[0].model.managers.managers
+        first, *others = build(query=query)[0].model.fusion.managers
         assert isinstance(first, StaticManager)
         assert {type(manager) for manager in others} == {StaticManager if query is None else AdaptiveManager}
 
@@ -164,10 +165,8 @@ def test_quirk_25_beams_of_samples_with_several_images(build, ask):
 def test_quirk_26a_scope_grid_leaves_an_image_of_one_crop_alone(build, ask, make_model):
     for tiling in (SQUARE, ANYRES):
         model, processor = build(tiling, scope="grid")
-        baseline = make_model(tiling, managers=None)
-        baseline.load_state_dict(
-            {name: weight for name, weight in model.state_dict().items() if "managers" not in name}
-        )
+        baseline = make_model(tiling, fusion=None)
+        baseline.load_state_dict({name: weight for name, weight in model.state_dict().items() if "fusion" not in name})
         dialogue = ask((60, 40), (40, 90)) if tiling is ANYRES else ask((60, 40))
         inputs = processor.encode_prompts([dialogue, ask()])
         assert torch.equal(model(**inputs).logits, baseline(**inputs).logits)
@@ -236,7 +235,7 @@ def test_quirk_27_a_grid_type_of_none_manages_everything(make_model, make_proces
         "mm_manager_select_layer_index_list": [2, 3, 4],
         "mm_manager_index_list": [0, 2, 4],
     }
-    managers = managers_from_released(config)
+    managers = fusion_from_released(config)
     assert managers.scope == (grid_type or "all")
     model, processor = make_model(ANYRES, managers), make_processor(ANYRES)
     assert_batch_equals_one_by_one(model, processor, [ask((100, 70)), ask((40, 200), text="A car?")])
@@ -309,7 +308,7 @@ def test_quirk_34_the_host_waits_as_often_for_one_image_as_for_many(
         ([ask((60, 40)), ask()], [0, 1]),
         ([ask((150, 97)), ask((56, 56), (40, 90)), ask()], range(6)),
     ):
-        model = make_model(managers=ManagerConfig((3, 4), tuple(layers), query=query))
+        model = make_model(fusion=ManagerConfig((3, 4), tuple(layers), query=query))
         inputs = make_processor().encode_prompts(dialogues)
         lists.clear()
         with torch.no_grad(), Waits() as mode:
@@ -386,6 +385,6 @@ def test_note_33_a_frozen_language_model_leaves_the_other_gradients_as_they_are(
         model.zero_grad()
         model.model.language_model.requires_grad_(trained)
         model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
-        parts = (model.model.multi_modal_projector, model.model.managers)
+        parts = (model.model.multi_modal_projector, model.model.fusion)
         gradients.append([parameter.grad.clone() for part in parts for parameter in part.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients))

@@ -74,7 +74,7 @@ def test_counted_tokens_are_the_packed_ones_without_unpadding(merge):
 @pytest.mark.parametrize("rounding", ["truncate", "round"])
 def test_placeholders_are_the_features_from_image_to_model(make_model, make_processor, rounding, monkeypatch):
     tiling = replace(GRID, unpad_rounding=rounding)
-    processor, model = make_processor(tiling), make_model(tiling, managers=None)
+    processor, model = make_processor(tiling), make_model(tiling, fusion=None)
     monkeypatch.setattr(
         model.model.vision_tower, "forward", lambda crops, layers: [torch.zeros(len(crops), 16, 32) for _ in layers]
     )

@@ -301,10 +301,10 @@ def assistant(request, model, make_model, make_config):
     if request.param == "itself":
         return copy.deepcopy(model)
     if request.param == "another":
-        return make_model(managers=None)
+        return make_model(fusion=None)
     text = make_config().text_config.to_dict() | {"hidden_size": 16, "num_hidden_layers": 1, "layer_types": None}
     if request.param == "smaller":
-        config = make_config(managers=None)
+        config = make_config(fusion=None)
         config.text_config = type(config.text_config)(**text)
         return type(model)(config).eval()
     return Qwen2ForCausalLM(make_config().text_config.__class__(**text)).eval()

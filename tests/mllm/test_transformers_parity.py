@@ -39,7 +39,7 @@ def swapped(tiling: TilingConfig) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def peers(make_model, tiny_tokenizer):
     """Our baseline and transformers' model with its weights."""
-    ours = make_model(ONEVISION, managers=None)
+    ours = make_model(ONEVISION, fusion=None)
     config = LlavaOnevisionConfig(
         vision_config=ours.config.vision_config,
         text_config=ours.config.text_config,

@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 from llava.mllm.packing import pack_video
 from tests.mllm.test_adaptive import make_adaptive  # noqa: F401  (a fixture)
 
@@ -73,20 +73,20 @@ def test_managers_add_the_sum_over_layers_of_the_pooled_maps(make_model, make_pr
     inputs = processor.encode_prompts([(VIDEO, [], [clip(3)])])
     pixels, frames = inputs["pixel_values_videos"], inputs["video_num_frames"]
     deltas = model.get_video_features(pixels, frames).deepstack_features
-    inner, managed = model.model, model.config.managers.vision_layers
+    inner, managed = model.model, model.config.fusion.vision_layers
     layout, newline = processor.image_processor.video_layout(3), inner.image_newline()
     maps = [inner.multi_modal_projector(state) for state in inner.vision_tower(pixels, list(managed))]
-    embedded = [map_ + inner.managers.layer_embedding[index] for index, map_ in enumerate(maps)]
+    embedded = [map_ + inner.fusion.layer_embedding[index] for index, map_ in enumerate(maps)]
     packed = [pack_video(map_, newline, layout) for map_ in embedded]
-    assert len(deltas) == len(inner.managers.managers) == 3
-    for manager, (delta,) in zip(inner.managers.managers, deltas):
+    assert len(deltas) == len(inner.fusion.managers) == 3
+    for manager, (delta,) in zip(inner.fusion.managers, deltas):
         expected = sum(score * map_ for score, map_ in zip(manager.scores, packed))
         torch.testing.assert_close(delta, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("scope", ["all", "main", "grid"])
 def test_frames_are_whole_images_to_a_scope(make_model, make_processor, clip, scope):
-    model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, scope=scope))
+    model = make_model(fusion=ManagerConfig(interval=2, scope=scope))
     inputs = make_processor().encode_prompts([(VIDEO, [], [clip(2)])])
     deltas = model.get_video_features(inputs["pixel_values_videos"], inputs["video_num_frames"]).deepstack_features
     changed = deltas[0][0].abs().sum(-1) > 0
@@ -96,7 +96,7 @@ def test_frames_are_whole_images_to_a_scope(make_model, make_processor, clip, sc
 @pytest.mark.parametrize("managers", [None, "paper", "self", "last", "average", "cross"])
 def test_a_mixed_batch_equals_its_samples_one_by_one(make_model, make_adaptive, make_processor, dialogues, managers):  # noqa: F811
     adaptive = managers not in (None, "paper")
-    model, processor = make_adaptive(managers) if adaptive else make_model(managers=managers), make_processor()
+    model, processor = make_adaptive(managers) if adaptive else make_model(fusion=managers), make_processor()
     settings = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
     batch = processor.encode_prompts(dialogues)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_videos_train_the_newline_and_the_managers(make_model, make_processor, d
     model, inputs = make_model(), make_processor().encode_prompts(dialogues[:1])
     model(**inputs, labels=inputs["input_ids"]).loss.backward()
     assert model.model.image_newline.weight.grad.abs().sum() > 0
-    assert all(manager.scores.grad.abs().sum() > 0 for manager in model.model.managers.managers)
+    assert all(manager.scores.grad.abs().sum() > 0 for manager in model.model.fusion.managers)
 
 
 def test_wrong_numbers_are_named(make_model, make_processor, dialogues):

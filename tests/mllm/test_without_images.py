@@ -61,7 +61,7 @@ def test_every_part_takes_part_with_a_gradient_of_zero(make_model, without_image
     assert same_loss == loss
     for name, gradient in gradients.items():
         assert torch.equal(found[name], torch.zeros_like(found[name]) if gradient is None else gradient), name
-    parts = ["multi_modal_projector", "image_newline", "managers"] + ["vision_tower"] * tower_trained
+    parts = ["multi_modal_projector", "image_newline", "fusion"] + ["vision_tower"] * tower_trained
     assert {name.split(".")[1] for name, gradient in gradients.items() if gradient is None} == set(parts)
 
 

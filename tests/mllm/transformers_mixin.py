@@ -81,7 +81,8 @@ def make_case(mixin: type, query: str | None) -> type[unittest.TestCase]:
     import torch
     from transformers import Qwen2Config, SiglipVisionConfig
 
-    from llava.fusion.managers import AdaptiveManager, ManagerConfig, StaticManager
+    from llava.fusion.config import ManagerConfig
+    from llava.fusion.managers import AdaptiveManager, StaticManager
     from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
     from llava.mllm.modeling import LlavaOVManagerPreTrainedModel
 
@@ -122,7 +123,7 @@ def make_case(mixin: type, query: str | None) -> type[unittest.TestCase]:
                     eos_token_id=2,
                     tie_word_embeddings=True,
                 ),
-                managers=ManagerConfig(vision_layers=(1, 2), injection_layers=(0, 1), query=query),
+                fusion=ManagerConfig(vision_layers=(1, 2), injection_layers=(0, 1), query=query),
                 image_token_id=self.image_token_id,
                 video_token_id=6,
                 turn_start_token_id=7,

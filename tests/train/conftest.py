@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.train.recipe.load import load_recipe
 from tests.clips import write_clip
@@ -32,7 +32,7 @@ def start_folders(tmp_path_factory, make_config, tiny_tokenizer):
     """Folders `siglip` (one layer more than is used, with pooling head) and `qwen2`, as their publishers save them."""
     folder = tmp_path_factory.mktemp("start")
     torch.manual_seed(1)
-    config = make_config(managers=None)
+    config = make_config(fusion=None)
     config.vision_config.num_hidden_layers += 1
     config.vision_config.vision_use_head = True
     SiglipVisionModel(config.vision_config).save_pretrained(folder / "siglip")
@@ -45,12 +45,12 @@ def start_folders(tmp_path_factory, make_config, tiny_tokenizer):
 def wide_start(tmp_path_factory, make_config, make_processor):
     """A checkpoint to start from, wide enough for 4 bits in blocks of 64, with managers that are not zero."""
     folder = tmp_path_factory.mktemp("wide")
-    config = make_config(managers=replace(ManagerConfig.paper(4, 6, interval=2), jitter="none"))
+    config = make_config(fusion=replace(ManagerConfig(interval=2), jitter="none"))
     for part in (config.text_config, config.vision_config):
         part.hidden_size, part.intermediate_size = 64, 128
     torch.manual_seed(0)
     model = LlavaOVManagerForConditionalGeneration(config)
-    for manager in model.model.managers.managers:
+    for manager in model.model.fusion.managers:
         torch.nn.init.normal_(manager.scores, std=0.3)
     model.save_pretrained(folder)
     make_processor().save_pretrained(folder)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60
 STRATEGIES = {"zero3": 3, "zero2": 2, "ddp": None}
 LOGGED_WORK = ("supervised_tokens", "crops", "num_input_tokens_seen", "samples")  # the same however it is cut
 UNCLIPPED = {"optim.warmup": 0, "optim.max_grad_norm": 1e9}
-RATES = {"vision_tower": 2e-6, "projector": 1e-5, "managers": 5e-5, "newline": 1e-5, "language_model": 1e-5}
+RATES = {"vision_tower": 2e-6, "projector": 1e-5, "fusion": 5e-5, "newline": 1e-5, "language_model": 1e-5}
 
 
 def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> dict:
@@ -134,8 +134,8 @@ def test_lora_on_two_processes(stage_2_keys, wide_start, tmp_path, case):
 @pytest.mark.slow
 def test_adaptive_managers_under_zero3(tiny_keys, tmp_path, make_model, make_processor):
     """Ranks hold different numbers of images, and must still gather the managers' weights equally often."""
-    model = make_model(managers=ManagerConfig.paper(4, 6, interval=2, query="cross"))
-    for manager in model.model.managers.managers[1:]:
+    model = make_model(fusion=ManagerConfig(interval=2, query="cross"))
+    for manager in model.model.fusion.managers[1:]:
         torch.nn.init.normal_(manager.gate)
     model.save_pretrained(tmp_path / "start")
     make_processor().save_pretrained(tmp_path / "start")
@@ -154,8 +154,8 @@ def test_stage_1_with_frozen_parts_under_zero3(tiny_keys, tmp_path):
     keys |= {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}
     two = run_worker("1", "grid_manager", keys, tmp_path / "two", processes=2)
     assert two["zero_stage"] == 3
-    assert one["groups"] == two["groups"] == [["projector", 1e-3], ["managers", 1e-3]]
-    assert {name.split(".")[1] for name in one["gradients"]} == {"multi_modal_projector", "managers"}
+    assert one["groups"] == two["groups"] == [["projector", 1e-3], ["fusion", 1e-3]]
+    assert {name.split(".")[1] for name in one["gradients"]} == {"multi_modal_projector", "fusion"}
     compare(one, two)
 
 

@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava.fusion.managers import ManagerConfig
+from llava.fusion.config import ManagerConfig
 from tests.clips import write_clip
 from tests.train.recorder import record_evaluation, record_mixed
 from tests.train.run_ranks import run_ranks
@@ -115,9 +115,9 @@ def run_keys(mixed_data, tiny_keys, make_model, make_processor, tmp_path_factory
     starts = {}
     for query in ("none", "cross"):
         starts[query] = tmp_path_factory.mktemp("start")
-        managers = ManagerConfig.paper(4, 6, interval=2, query=None if query == "none" else query)
-        model = make_model(managers=managers)
-        for manager in model.model.managers.managers:
+        managers = ManagerConfig(interval=2, query=None if query == "none" else query)
+        model = make_model(fusion=managers)
+        for manager in model.model.fusion.managers:
             if hasattr(manager, "gate"):
                 torch.nn.init.normal_(manager.gate)
         model.save_pretrained(starts[query])

@@ -62,7 +62,7 @@ def test_dry_run_of_every_arm(stage, arm, capsys):
     printed = capsys.readouterr().out
     rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.strip()}
     assert rows["run.output_dir"][0].startswith(f"playground/checkpoints/{stage}-")
-    assert ("managers" in rows) == ("manager" in arm)
+    assert ("fusion" in rows) == ("manager" in arm)
     assert rows["language_model"][1] == ("0" if stage == "stage1" else "494,032,768")
     assert rows["total"][0] == ("893,699,744" if "manager" in arm else "893,618,208")
     assert not re.search(r"\b0\.00\b", printed.partition("GB per GPU")[2])

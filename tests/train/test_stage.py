@@ -37,7 +37,7 @@ def test_three_stages(tiny_recipe, make_image, arm, capsys):
     for before, after in pairwise(weights):  # also the newline: square images have none, but a video ends with one
         moved = {name for name in before if not torch.equal(before[name], after[name])}
         assert moved == {name for name in before if "post_layernorm" not in name}
-    assert any("managers" in name for name in weights[-1]) == ("manager" in arm)
+    assert any("fusion" in name for name in weights[-1]) == ("manager" in arm)
 
     for number, folder in enumerate(folders):
         config = json.loads((folder / "config.json").read_text())
@@ -56,7 +56,7 @@ def test_stage_1_moves_the_projector_and_the_managers_alone(tiny_recipe):
     before = {name: parameter.clone() for name, parameter in stage.trainer.model.named_parameters()}
     stage.trainer.train()
     for name, parameter in stage.trainer.model.named_parameters():
-        trained = name.startswith(("model.multi_modal_projector.", "model.managers."))
+        trained = name.startswith(("model.multi_modal_projector.", "model.fusion."))
         assert torch.equal(parameter, before[name]) != trained, name
 
 
@@ -69,7 +69,7 @@ def test_the_folder_tells_how_it_was_made(tiny_recipe):
     assert record["steps"] == 2
     assert record["tokens_seen"] > 0
     assert record["train_loss"] > 0
-    assert [row["component"] for row in record["components"] if row["trainable"]] == ["projector", "managers"]
+    assert [row["component"] for row in record["components"] if row["trainable"]] == ["projector", "fusion"]
     assert record["mixture"][0]["taken"] == 16
     assert set(record["versions"]) >= {"python", "torch", "transformers"}
     assert AutoProcessor.from_pretrained(folder).image_token == "<image>"
@@ -111,7 +111,7 @@ def test_the_same_seed_gives_the_same_run(tiny_recipe, tmp_path):
     one, two = (load_file(folder / "model.safetensors") for folder in folders)
     assert all(torch.equal(one[name], two[name]) for name in one)
     other = load_file(run(tiny_recipe("1", **{"run.output_dir": f"{tmp_path}/c", "run.seed": 7})) / "model.safetensors")
-    assert not torch.equal(one["model.managers.layer_embedding"], other["model.managers.layer_embedding"])
+    assert not torch.equal(one["model.fusion.layer_embedding"], other["model.fusion.layer_embedding"])
 
 
 def test_deepspeed_without_torchrun_is_one_clear_line(tiny_recipe, monkeypatch):

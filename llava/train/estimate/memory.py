@@ -163,7 +163,8 @@ def activation_bytes(
     """
     vision, text = config.vision_config, config.text_config
     tokens, patches = work.samples * work.tokens, work.samples * work.crops * config.patches_per_side**2
-    states = {vision.num_hidden_layers, *(config.managers.vision_layers if config.managers is not None else ())}
+    fusion = config.fusion.implementation().cost(config.fusion, config.sizes)
+    states, maps = len(config.fusion.tower_layers(vision.num_hidden_layers)), 1 + fusion.maps
 
     # Whatever trains lies in front of the language model or in it: gradients pass all of its layers.
     layer = tokens * _text_layer(text, "language_model" in trained, width)
@@ -176,11 +177,13 @@ def activation_bytes(
         layers = vision.num_hidden_layers
         kept += layers * patches * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
     else:
-        kept += len(states) * patches * vision.hidden_size
+        kept += states * patches * vision.hidden_size
     if {"vision_tower", "projector"} & set(trained):
         # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
-        inside = 1 if "projector" in checkpointed else len(states)
-        kept += (len(states) + 2 * inside) * patches * text.hidden_size
+        inside = 1 if "projector" in checkpointed else maps
+        kept += (maps + 2 * inside) * patches * text.hidden_size
+    if {"vision_tower", "fusion"} & set(trained):
+        kept += work.samples * work.crops * fusion.kept
     # Logits in the precision, then in fp32 with their logarithms, then their gradient.
     logits = work.samples * work.supervised * text.vocab_size * (width + 3 * FP32)
     return width * kept + logits

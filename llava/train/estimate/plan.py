@@ -7,7 +7,6 @@ from pathlib import Path
 from llava.anyres import ImageLayout, image_layout
 from llava.data.expected import expected_table
 from llava.data.mixture import load_mixture, missing_files
-from llava.fusion.managers import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig
 from llava.train.estimate.memory import Work, describe_memory, time_line
 from llava.train.folders.stage_folder import check_start_folders
@@ -100,7 +99,7 @@ def describe(
             f"steps       {plan.steps:,}",
             f"tokens      about {plan.tokens:,} (a {width}x{height} image and {recipe.data.expected_text_tokens} text "
             "tokens a sample)",
-            *([f"managers    {describe_managers(config.managers)}"] if config.managers is not None else []),
+            f"fusion      {config.fusion.describe()}",
             f"attention   {attention}",
             *(f"note: {note}" for note in notes(recipe, plan, config)),
             "",
@@ -118,15 +117,3 @@ def notes(recipe: Recipe, plan: Plan, config: LlavaOVManagerConfig) -> list[str]
     if plan.steps == 1 and recipe.optim.warmup > 0:
         notes.append("the only step is warm-up, at a rate of 0: nothing is learned; pass --optim.warmup 0")
     return notes
-
-
-def describe_managers(managers: ManagerConfig) -> str:
-    """The layers, counted from the start, and what adaptive managers ask with."""
-    states, layers = (", ".join(map(str, layers)) for layers in (managers.vision_layers, managers.injection_layers))
-    if managers.query is None:
-        kind = "static"
-    elif managers.query == "self":
-        kind = "adaptive behind the first, each token asks for itself"
-    else:
-        kind = f"adaptive behind the first, query {managers.query} of the question, rule {managers.question}"
-    return f"vision states {states} before layers {layers}; {kind}"

@@ -87,7 +87,7 @@ class CompactProgress(ProgressCallback):
 
 
 def progress_line(logs: dict[str, float]) -> str:
-    """E.g. `loss 1.2345  grad 0.678  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 1.0e-03`."""
+    """E.g. `loss 1.2345  grad 0.678  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 fusion 1.0e-03`."""
     rates = [f"{key.removeprefix('lr/')} {rate:.1e}" for key, rate in logs.items() if key.startswith("lr/")]
     speed = f"{logs['tokens_per_second']:,.0f}/s" + (f", mfu {logs['mfu']:.0%}" if "mfu" in logs else "")
     return (

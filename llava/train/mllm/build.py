@@ -2,11 +2,10 @@
 
 Every rank loads the whole model in float32 on the CPU, before DeepSpeed is configured; DeepSpeed or DDP then moves,
 partitions and broadcasts it. That needs 4 bytes of host memory per parameter and rank (3.6 GB at 0.5B) and keeps
-initialisation out of ZeRO-3's hands: new managers are zero whatever the strategy.
+initialisation out of ZeRO-3's hands: new parts begin alike whatever the strategy.
 """
 
-import dataclasses
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -22,10 +21,10 @@ from llava.checkpoint.compose import load_parts, make_processor, pixel_statistic
 from llava.checkpoint.loading import load_model
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
-from llava.fusion.managers import ManagerConfig, layer_range
+from llava.fusion.config import FusionConfig, ManagerConfig, NoneConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
-from llava.mllm.parts import MANAGERS
+from llava.mllm.parts import FUSION
 from llava.mllm.questions import turn_token_ids
 from llava.train.mllm.lora import attach_adapters
 from llava.train.recipe.dotted import read_yaml
@@ -35,22 +34,22 @@ TOKEN_IDS = ("image_token_id", "video_token_id", "turn_start_token_id", "turn_en
 
 
 def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> LlavaOVManagerConfig:
-    """The configuration of the model to train: architecture from the start folders, managers and tiling as asked.
+    """The configuration of the model to train: architecture from the start folders, the rest from the recipe.
 
     token_ids: of placeholders and turns, by the names of LlavaOVManagerConfig; what is left out is as in the checkpoint
     to start from, or as in Qwen2's vocabulary.
-    Raises LlavaError when the start's managers are not those of the recipe, or when layers or pinpoints do not fit.
+    Raises LlavaError when the start's fusion is not the recipe's, or when layers or pinpoints do not fit.
     """
     if recipe.model.start_from is not None:
         start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
-        managers = manager_config(recipe, start.vision_config, start.text_config)
-        check_managers_fit(recipe, start.managers, managers)
+        fusion = fusion_of(recipe, start.vision_config, start.text_config)
+        check_fusion_fits(recipe, start.fusion, fusion)
         token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
-        return _assembled(recipe, start.vision_config, start.text_config, managers, token_ids)
+        return _assembled(recipe, start.vision_config, start.text_config, fusion, token_ids)
     vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
     text = Qwen2Config.from_pretrained(recipe.model.language_model)
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, manager_config(recipe, vision, text), token_ids)
+    return _assembled(recipe, vision, text, fusion_of(recipe, vision, text), token_ids)
 
 
 def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
@@ -58,7 +57,7 @@ def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
     sizes = read_yaml(recipe.model.sizes)
     vision, text = SiglipVisionConfig(**sizes["vision"]), Qwen2Config(**sizes["text"])
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, manager_config(recipe, vision, text))
+    return _assembled(recipe, vision, text, fusion_of(recipe, vision, text))
 
 
 def _used_layers(recipe: Recipe, built: int) -> int:
@@ -70,63 +69,41 @@ def _used_layers(recipe: Recipe, built: int) -> int:
     return used
 
 
-def _assembled(recipe, vision, text, managers, token_ids=None) -> LlavaOVManagerConfig:
+def _assembled(recipe, vision, text, fusion, token_ids=None) -> LlavaOVManagerConfig:
     vision.vision_use_head = False
     tiling = recipe.tiling.config(vision.image_size)
     return LlavaOVManagerConfig(
-        vision_config=vision, text_config=text, managers=managers, tiling=tiling, **(token_ids or {})
+        vision_config=vision, text_config=text, fusion=fusion, tiling=tiling, **(token_ids or {})
     )
 
 
-def manager_config(recipe: Recipe, vision, text) -> ManagerConfig | None:
-    """The recipe's managers for a tower and a language model of these configurations."""
-    asked = recipe.managers
-    if asked.layer_set == "none":
-        return None
-    preset = ManagerConfig.paper if asked.layer_set == "paper" else ManagerConfig.released
-    num_layers = vision.num_hidden_layers, text.num_hidden_layers
-    config = preset(*num_layers, interval=asked.interval, scope=asked.scope, question=asked.question)
-    changes = {
-        "query": None if asked.query == "none" else asked.query,
-        "vision_layers": _vision_layers(recipe, config, vision.num_hidden_layers + 1),
-        "injection_layers": _injection_layers(recipe, text.num_hidden_layers),
-    }
-    if asked.jitter != "as_layer_set":
-        changes["jitter"] = asked.jitter
-    return dataclasses.replace(config, **changes).resolved(*num_layers)
+def fusion_of(recipe: Recipe, vision, text) -> FusionConfig:
+    """The recipe's fusion for a tower and a language model of these configurations."""
+    managers = recipe.managers
+    if managers.layer_set == "none":
+        return NoneConfig()
+    query = None if managers.query == "none" else managers.query
+    return ManagerConfig(**asdict(managers) | {"query": query}).resolved(
+        vision.num_hidden_layers, text.num_hidden_layers
+    )
 
 
-def _vision_layers(recipe: Recipe, preset: ManagerConfig, num_states: int) -> Sequence[int]:
-    asked = recipe.managers
-    if asked.vision_layers is not None:
-        return asked.vision_layers
-    start = asked.vision_start if asked.vision_start is not None else preset.vision_layers[0]
-    end = asked.vision_end if asked.vision_end is not None else preset.vision_layers[-1] + 1
-    return layer_range("vision", num_states, start, end, asked.vision_interval)
-
-
-def _injection_layers(recipe: Recipe, num_layers: int) -> Sequence[int]:
-    asked = recipe.managers
-    if asked.injection_layers is not None:
-        return asked.injection_layers
-    end = asked.injection_end if asked.injection_end is not None else num_layers
-    return layer_range("injection", num_layers, asked.injection_start or 0, end, asked.interval)
-
-
-def check_managers_fit(recipe: Recipe, start: ManagerConfig | None, asked: ManagerConfig | None) -> None:
-    """Raises LlavaError unless the start has no managers or those asked for: the same layers, asking the same."""
-    if start is None:
+def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig) -> None:
+    """Raises LlavaError unless the start has no fusion, or the recipe's with weights of the same kind."""
+    if start.method == "none":
         return
     folder = recipe.model.start_from
-    if asked is None:
-        raise LlavaError(f"model.start_from {folder} has managers, arm {recipe.arm} has none")
-    fields = ["vision_layers", "injection_layers", "first_omits_last_map", "query"]
-    if start.query not in (None, "self"):
-        fields.append("question")
-    for field in fields:
-        found, wanted = getattr(start, field), getattr(asked, field)
-        if found != wanted:
-            raise LlavaError(f"model.start_from {folder} has managers of {field} {found}, the recipe asks for {wanted}")
+    if start.method != fusion.method:
+        raise LlavaError(
+            f"model.start_from {folder} has the fusion method {start.method}, arm {recipe.arm} has {fusion.method}"
+        )
+    wanted = fusion.weights_follow()
+    for field, found in start.weights_follow().items():
+        if found != wanted.get(field):
+            raise LlavaError(
+                f"model.start_from {folder} has fusion {start.method} of {field} {found}, the recipe asks for "
+                f"{wanted.get(field)}"
+            )
 
 
 def trains_in_bf16(recipe: Recipe) -> bool:
@@ -166,7 +143,7 @@ def _continue(recipe: Recipe):
     """From the checkpoint of the stage before, its adapters merged; only managers may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
-    has_managers = LlavaOVManagerConfig.from_pretrained(folder).managers is not None
+    has_fusion = LlavaOVManagerConfig.from_pretrained(folder).fusion.method != "none"
     config = model_config(recipe, turn_token_ids(processor.tokenizer))
     try:
         model = load_model(
@@ -174,7 +151,7 @@ def _continue(recipe: Recipe):
             config=config,
             dtype=torch.float32,
             attn_implementation=attention_implementation(recipe),
-            may_be_new=() if has_managers else (MANAGERS,),
+            may_be_new=() if has_fusion else (FUSION,),
         )
     except LlavaError as error:
         raise LlavaError(f"model.start_from {error}") from error
@@ -183,7 +160,7 @@ def _continue(recipe: Recipe):
 
 
 def _compose(recipe: Recipe):
-    """From a vision tower and a language model; projector, managers and newline are new."""
+    """From a vision tower and a language model; projector, fusion and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
     vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
     config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary) | turn_token_ids(tokenizer))

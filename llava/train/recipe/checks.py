@@ -31,7 +31,7 @@ from llava.train.recipe.schema import (
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
-ABSENT = ("managers", "none")  # the one component that a model may lack, and the layer set that says so
+ABSENT = ("fusion", "none")  # the one component that may have no parameters, and the layer set that says so
 
 
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:

@@ -195,11 +195,11 @@ class AdaptableRecipe(ComponentRecipe):
 
 @dataclass(frozen=True)
 class ComponentsRecipe:
-    """What trains, and how fast. The newline vector and the managers may be absent from a model; that is no fault."""
+    """What trains, and how fast. A model's fusion may have no parameters; that is no fault."""
 
     vision_tower: AdaptableRecipe
     projector: ComponentRecipe
-    managers: ComponentRecipe
+    fusion: ComponentRecipe
     newline: ComponentRecipe
     language_model: AdaptableRecipe
 

@@ -199,7 +199,7 @@ def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen, checkpointed
 def test_checkpointing_keeps_less():
     recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager")
     config, work = config_from_sizes(recipe), Work(2, 3189, 5, 260)
-    everything = ["vision_tower", "projector", "managers", "newline", "language_model"]
+    everything = ["vision_tower", "projector", "fusion", "newline", "language_model"]
     with_it, without, tower, projector = (
         activation_bytes(config, work, everything, 2, names)
         for names in (LAYERED, (), ("vision_tower",), (*LAYERED, "projector"))

@@ -40,11 +40,11 @@ def test_components_are_those_of_the_recipe():
 
 @pytest.mark.parametrize("managers", ["paper", None])
 def test_every_parameter_is_in_exactly_one_component(make_model, tiny_recipe, managers):
-    model = make_model(managers=managers)
+    model = make_model(fusion=managers)
     components = split_components(model, tiny_recipe())
     owned = [name for component in components for name in component.parameters]
     assert sorted(owned) == sorted(name for name, _ in model.named_parameters())
-    assert [component.name for component in components] == [name for name in NAMES if managers or name != "managers"]
+    assert [component.name for component in components] == [name for name in NAMES if managers or name != "fusion"]
     head_and_embeddings = {"model.language_model.embed_tokens.weight"}
     assert head_and_embeddings <= set(components[-1].parameters)
 
@@ -137,7 +137,7 @@ def test_each_component_has_its_rates(make_model, tiny_recipe):
     assert {name: groups[0]["lr"] for name, groups in by_name.items()} == {
         "vision_tower": 2e-6,
         "projector": 0.5,
-        "managers": 5e-5,
+        "fusion": 5e-5,
         "newline": 0.25,
         "language_model": 0.25,
     }

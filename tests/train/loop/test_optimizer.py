@@ -38,7 +38,7 @@ FAULTS = {
     ),
     "another decay": (
         lambda groups: groups[1].update(weight_decay=0.5),
-        "trains at lr 0.001, decay 0.5; the table's row managers says it trains at lr 0.001, decay 0",
+        "trains at lr 0.001, decay 0.5; the table's row fusion says it trains at lr 0.001, decay 0",
     ),
     "left out": (
         lambda groups: groups[0]["params"].pop(0),
@@ -77,16 +77,16 @@ def test_a_frozen_parameter_in_the_optimizer_is_named(trainer):
 @pytest.mark.parametrize("lr_groups", ["components", "single"])
 def test_the_manifest_has_the_table_and_the_real_groups(tiny_recipe, lr_groups):
     """`single`: one rate and one group for all, as in the released run, whatever rates the components are given."""
-    recipe = tiny_recipe("1", lr_groups=lr_groups, **{"optim.max_steps": 1, "components.managers.lr": 5e-5})
+    recipe = tiny_recipe("1", lr_groups=lr_groups, **{"optim.max_steps": 1, "components.fusion.lr": 5e-5})
     run_stage(recipe)
     record = json.loads(Path(recipe.run.output_dir, "run.json").read_text())
     table = {row["component"]: row for row in record["components"] if row["trainable"]}
     groups = [(row["component"], row["parameters"], row["lr"]) for row in record["optimizer_groups"]]
     counts = {name: row["trainable"] for name, row in table.items()}
-    assert list(table) == ["projector", "managers"]
+    assert list(table) == ["projector", "fusion"]
     if lr_groups == "single":
         assert groups == [("all", sum(counts.values()), 1e-3)]
         assert {row["lr"] for row in table.values()} == {1e-3}
     else:
-        assert groups == [("projector", counts["projector"], 1e-3), ("managers", counts["managers"], 5e-5)]
+        assert groups == [("projector", counts["projector"], 1e-3), ("fusion", counts["fusion"], 5e-5)]
         assert [row["lr"] for row in table.values()] == [1e-3, 5e-5]

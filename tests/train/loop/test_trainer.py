@@ -101,7 +101,7 @@ def test_what_is_logged(tiny_recipe):
     steps = [entry for entry in stage.trainer.state.log_history if "loss" in entry]
     assert [entry["samples"] for entry in steps] == [4, 8, 12, 16]
     assert [entry["lr/projector"] for entry in steps] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
-    assert [entry["lr/managers"] for entry in steps] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
+    assert [entry["lr/fusion"] for entry in steps] == pytest.approx([0, 5e-4, 1e-3, 5e-4])
     assert all(entry["grad_norm"] > 0 and entry["train_tokens_per_second"] > 0 for entry in steps)
     tokens = [entry["num_input_tokens_seen"] for entry in steps]
     lengths = [len(stage.trainer.train_dataset[index]["input_ids"]) for index in range(16)]
@@ -110,10 +110,10 @@ def test_what_is_logged(tiny_recipe):
 
 
 def test_progress_line():
-    logs = {"loss": 1.23456, "grad_norm": 0.5, "samples": 512, "lr/projector": 1e-3, "lr/managers": 5e-5}
+    logs = {"loss": 1.23456, "grad_norm": 0.5, "samples": 512, "lr/projector": 1e-3, "lr/fusion": 5e-5}
     logs |= {"num_input_tokens_seen": 98304, "tokens_per_second": 1234.5}
     assert progress_line(logs) == (
-        "loss 1.2346  grad 0.500  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 managers 5.0e-05"
+        "loss 1.2346  grad 0.500  samples 512  tokens 98,304 (1,234/s)  lr projector 1.0e-03 fusion 5.0e-05"
     )
     assert "tokens 98,304 (1,234/s, mfu 38%)  lr" in progress_line(logs | {"mfu": 0.381})
 

@@ -15,9 +15,9 @@ from llava.train.mllm.build import build, build_on_meta, config_from_sizes
 def checkpoint(make_model, make_processor, tmp_path):
     """A function: managers to a checkpoint folder of the tiny model with them."""
 
-    def save(managers) -> str:
-        folder = tmp_path / f"start-{managers}"
-        make_model(managers=managers).save_pretrained(folder)
+    def save(fusion) -> str:
+        folder = tmp_path / f"start-{fusion}"
+        make_model(fusion=fusion).save_pretrained(folder)
         make_processor().save_pretrained(folder)
         return str(folder)
 
@@ -47,8 +47,8 @@ def test_stage_1_managers_are_zero_and_change_nothing(tiny_recipe, make_image):
     torch.manual_seed(0)
     without, _ = build(tiny_recipe("1", "baseline"))
     without.model.multi_modal_projector.load_state_dict(with_managers.model.multi_modal_projector.state_dict())
-    assert all(manager.scores.abs().sum() == 0 for manager in with_managers.model.managers.managers)
-    assert with_managers.model.managers.layer_embedding.std() > 0
+    assert all(manager.scores.abs().sum() == 0 for manager in with_managers.model.fusion.managers)
+    assert with_managers.model.fusion.layer_embedding.std() > 0
     batch = processor(text="<image>What is it?", images=make_image())
     assert torch.equal(with_managers.eval()(**batch).logits, without.eval()(**batch).logits)
 
@@ -85,7 +85,7 @@ def test_later_stages_keep_the_weights_and_change_the_tiling(checkpoint, tiny_re
 
 def test_managers_can_be_added_and_are_then_zero(checkpoint, tiny_recipe):
     model, _ = build(after(checkpoint, tiny_recipe, None))
-    managers = model.model.managers
+    managers = model.model.fusion
     assert len(managers.managers) == 3
     assert all(manager.scores.abs().sum() == 0 for manager in managers.managers)
     assert managers.layer_embedding.std() > 0
@@ -94,9 +94,9 @@ def test_managers_can_be_added_and_are_then_zero(checkpoint, tiny_recipe):
 @pytest.mark.parametrize(
     ("start", "arm", "changes", "message"),
     [
-        ("paper", "grid", {}, "has managers, arm grid has none"),
-        ("released", "grid_manager", {}, "has managers of vision_layers"),
-        ("paper", "grid_manager", {"managers.interval": 3}, "has managers of injection_layers"),
+        ("paper", "grid", {}, "has the fusion method manager, arm grid has none"),
+        ("released", "grid_manager", {}, "has fusion manager of vision_layers"),
+        ("paper", "grid_manager", {"managers.interval": 3}, "has fusion manager of injection_layers"),
         ("paper", "grid_manager", {"managers.vision_layers": [9]}, r"vision_layers \[9\] do not exist"),
         ("paper", "grid_manager", {"tiling.pinpoints": [[60, 56]]}, "is not a whole number of tiles"),
     ],
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_refused(checkpoint, tiny_recipe, start, arm, chang
         build(recipe)
 
 
-@pytest.mark.parametrize("lost", ["model.managers.layer_embedding", "model.multi_modal_projector.linear_1.bias"])
+@pytest.mark.parametrize("lost", ["model.fusion.layer_embedding", "model.multi_modal_projector.linear_1.bias"])
 def test_missing_weights_are_refused(checkpoint, tiny_recipe, lost):
     recipe = after(checkpoint, tiny_recipe, "paper")
     path = f"{recipe.model.start_from}/model.safetensors"

@@ -8,12 +8,12 @@ from transformers import AutoTokenizer
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.managers import QUERIES, QUESTION_RULES
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.train.estimate.plan import dry_run
 from llava.train.loop.components import component_rows, freeze, split_components
 from llava.train.loop.optimizer import create_adamw
 from llava.train.mllm.build import build, config_from_sizes
+from tests.conftest import QUERIES
 
 TOP = list(range(14, 27))
 EVERY_FOURTH = [0, 4, 8, 12, 16, 20]
@@ -22,7 +22,7 @@ EVERY_FOURTH = [0, 4, 8, 12, 16, 20]
 def managers_of(tiny_recipe, **changes):
     """The managers of a recipe with these keys, at the real sizes: 26 layers of the tower, 24 of the language model."""
     keys = {"managers.interval": 4, **{f"managers.{key}": value for key, value in changes.items()}}
-    return config_from_sizes(tiny_recipe("1", **keys)).managers
+    return config_from_sizes(tiny_recipe("1", **keys)).fusion
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_selection_that_cannot_be_is_named(tiny_recipe, changes, message):
         managers_of(tiny_recipe, **changes)
 
 
-@pytest.mark.parametrize(("query", "question"), list(product((*QUERIES, "none"), QUESTION_RULES)))
+@pytest.mark.parametrize(("query", "question"), list(product((*QUERIES, "none"), ("turn", "released"))))
 def test_query_and_question_reach_the_configuration(tiny_recipe, query, question):
     managers = managers_of(tiny_recipe, query=query, question=question)
     assert managers.query == (None if query == "none" else query)
@@ -92,19 +92,19 @@ def test_adaptive_parameters_belong_to_the_managers_and_move(tiny_recipe, make_i
     freeze(components)
     optimizer = create_adamw(components, recipe.lr_groups)
     rows = {row["component"]: row for row in component_rows(components)}
-    assert rows["managers"]["trainable"] == sum(parameter.numel() for parameter in model.model.managers.parameters())
-    names = {name for name, _ in model.model.managers.named_parameters()}
+    assert rows["fusion"]["trainable"] == sum(parameter.numel() for parameter in model.model.fusion.parameters())
+    names = {name for name, _ in model.model.fusion.named_parameters()}
     assert {"managers.1.gate", "managers.1.controller.weight"} <= names
     assert ("managers.1.query_proj.weight" in names) == (query == "cross")
 
     dialogue = ((Turn("human", "<image>\nWhat is in the picture?"),), [make_image()])
     inputs = processor.encode_prompts([dialogue])
-    before = {name: parameter.clone() for name, parameter in model.model.managers.named_parameters()}
+    before = {name: parameter.clone() for name, parameter in model.model.fusion.named_parameters()}
     for _ in range(2):  # in the first step the gates are zero, and what stands behind them has no gradient
         model.train()(**inputs, labels=inputs["input_ids"]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    for name, parameter in model.model.managers.named_parameters():
+    for name, parameter in model.model.fusion.named_parameters():
         # A bias of keys shifts all similarities alike; its gradient is rounding noise.
         if "key_proj.bias" not in name:
             assert not torch.equal(parameter, before[name]), name
@@ -116,7 +116,12 @@ def asked_text(model, processor, dialogue) -> str:
     positions = (inputs["input_ids"].flatten() == model.config.image_token_id).nonzero()[:, 0]
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     asked = questions_of_batch(
-        ids, sequences_of_batch(ids, mask, None, None), positions, [len(positions)], model.config
+        ids,
+        sequences_of_batch(ids, mask, None, None),
+        positions,
+        [len(positions)],
+        model.config.fusion.question,
+        model.config,
     )
     return processor.tokenizer.decode(ids.flatten()[asked[0]])
 
@@ -134,7 +139,7 @@ def test_a_later_stage_finds_the_question_by_the_tokenizer_of_its_start(
     make_model, make_processor, make_image, tiny_recipe, tmp_path
 ):
     """Also where the start's configuration, made for managers without question, has Qwen2's ids."""
-    start = make_model(managers=None)
+    start = make_model(fusion=None)
     start.config.turn_start_token_id, start.config.turn_end_token_id, start.config.newline_token_id = (
         151644,
         151645,
@@ -158,16 +163,20 @@ def test_a_language_model_without_turns_is_refused(start_folders, tiny_recipe, m
 @pytest.mark.parametrize(
     ("start", "asked", "message"),
     [
-        ({}, {"query": "last"}, "has managers of query None, the recipe asks for last"),
-        ({"query": "last"}, {}, "has managers of query last, the recipe asks for None"),
-        ({"query": "last"}, {"query": "average"}, "has managers of query last, the recipe asks for average"),
+        ({}, {"query": "last"}, "has fusion manager of query None, the recipe asks for last"),
+        ({"query": "last"}, {}, "has fusion manager of query last, the recipe asks for None"),
+        ({"query": "last"}, {"query": "average"}, "has fusion manager of query last, the recipe asks for average"),
         (
             {"query": "last", "question": "released"},
             {"query": "last"},
-            "has managers of question released, the recipe asks for turn",
+            "has fusion manager of question released, the recipe asks for turn",
         ),
-        ({"vision_start": 1}, {}, r"has managers of vision_layers \(1, 2, 3, 4\), the recipe asks for \(3, 4\)"),
-        ({"injection_start": 2}, {}, r"has managers of injection_layers \(2, 4\), the recipe asks for \(0, 2, 4\)"),
+        ({"vision_start": 1}, {}, r"has fusion manager of vision_layers \(1, 2, 3, 4\), the recipe asks for \(3, 4\)"),
+        (
+            {"injection_start": 2},
+            {},
+            r"has fusion manager of injection_layers \(2, 4\), the recipe asks for \(0, 2, 4\)",
+        ),
     ],
 )
 def test_a_start_with_other_managers_is_refused(tiny_recipe, tmp_path, start, asked, message):
@@ -183,11 +192,12 @@ def test_a_start_with_other_managers_is_refused(tiny_recipe, tmp_path, start, as
 def test_the_dry_run_shows_the_managers(tiny_recipe):
     keys = {"model.vision_tower": "absent", "managers.interval": 12, "managers.vision_start": -2}
     lines = dry_run(tiny_recipe("1", **keys, **{"managers.query": "cross"})).splitlines()
+    managers = "2 managers before language-model layers 0, 12, of vision states 25, 26"
     asked = "adaptive behind the first, query cross of the question, rule turn"
-    assert f"managers    vision states 25, 26 before layers 0, 12; {asked}" in lines
+    assert f"fusion      {managers}; {asked}" in lines
     width, states = 896, 2
     adaptive = states * width + states * 2 * width + 2 * (width * width + width)
-    row = next(line.split() for line in lines if line.startswith("managers ") and "states" not in line)
+    row = next(line.split() for line in lines if line.startswith("fusion ") and "states" not in line)
     assert (
         row[1] == f"{states * width + states * width + adaptive:,}"
     )  # layer embedding, static scores, the adaptive one

@@ -33,7 +33,7 @@ BOTH = {"components.language_model.lora": True, "components.vision_tower.lora": 
 KINDS = {"lora": {"lora.dropout": 0.1}, "dora": {"lora.dora": True}, "qlora": {"lora.base": "nf4"}}
 needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 EACH_KIND = [pytest.param(kind, marks=needs_bitsandbytes if kind == "qlora" else ()) for kind in KINDS]
-WHOLE = ("model.multi_modal_projector.", "model.managers.", "model.image_newline.")
+WHOLE = ("model.multi_modal_projector.", "model.fusion.", "model.image_newline.")
 QUERY = "model.language_model.layers.0.self_attn.q_proj"
 
 
@@ -164,7 +164,7 @@ def test_the_table_has_a_row_for_adapters(trained, kind):
         assert adapters["parameters"] == adapters["trainable"] == expected
     real = {row["component"]: (row["parameters"], row["lr"]) for row in record["optimizer_groups"]}
     assert real == {name: (row["trainable"], row["lr"]) for name, row in table.items() if row["trainable"]}
-    assert list(real) == ["vision_tower_lora", "projector", "managers", "newline", "language_model_lora"]
+    assert list(real) == ["vision_tower_lora", "projector", "fusion", "newline", "language_model_lora"]
 
 
 @pytest.mark.parametrize("kind", EACH_KIND)
@@ -305,8 +305,8 @@ def test_an_absent_package_is_named(lora_recipe, monkeypatch, package, extra):
 
 
 def test_managers_have_no_adapters(lora_recipe):
-    with pytest.raises(LlavaError, match=r"unknown key 'components\.managers\.lora'"):
-        lora_recipe(**{"components.managers.lora": True})
+    with pytest.raises(LlavaError, match=r"unknown key 'components\.fusion\.lora'"):
+        lora_recipe(**{"components.fusion.lora": True})
 
 
 @pytest.mark.parametrize("kind", EACH_KIND)

@@ -40,12 +40,12 @@ def test_every_stage_has_the_four_arms(stage):
 def test_the_papers_values(stage, lr, tower_lr, managers_lr, batch, max_length, template):
     recipe = load(stage, "grid_manager")
     components, optim = recipe.components, recipe.optim
-    assert (optim.lr, components.vision_tower.lr, components.managers.lr) == (lr, tower_lr, managers_lr)
+    assert (optim.lr, components.vision_tower.lr, components.fusion.lr) == (lr, tower_lr, managers_lr)
     assert (optim.global_batch_size, optim.batch_size) == (512, batch)
     assert (optim.warmup, optim.schedule, optim.epochs, optim.weight_decay) == (0.03, "cosine", 1.0, 0.0)
     assert (recipe.data.max_length, recipe.data.template, recipe.data.label_rule) == (max_length, template, "answers")
     trained = {name for name in vars(components) if getattr(components, name).trained}
-    assert trained == ({"projector", "managers"} if stage == "1" else set(vars(components)))
+    assert trained == ({"projector", "fusion"} if stage == "1" else set(vars(components)))
 
 
 def test_the_tiling_of_the_grid_arms():

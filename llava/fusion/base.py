@@ -1,0 +1,139 @@
+"""The questions that every method of fusion answers. What asks them: llava/mllm, and the estimates of training.
+
+tower's states ── visual_input ── projector ── visual tokens ─────────────┐
+       └───────── to_pack ── packed as the visual tokens are ── deltas ── added before layers of the language model
+
+Shapes: C crops, T tokens per crop, D width of the language model, S samples, V visual tokens of a batch.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from llava.fusion.config import FusionConfig, Sizes
+
+
+@dataclass(frozen=True)
+class Crops:
+    """What the vision side has computed of C crops.
+
+    states: {layer: (C, T, width of the tower)}, of the method's `layers`. visual: (C, T, D), the visual input behind
+    the projector. project: the model's projector, (..., width) to (..., D). newline: (D,), the vector that ends a row
+    of an image. sample_of_crop: (C,), int64, the sample that each crop belongs to, of num_samples.
+    """
+
+    states: dict[int, torch.Tensor]
+    visual: torch.Tensor
+    project: Callable[[torch.Tensor], torch.Tensor]
+    newline: torch.Tensor
+    sample_of_crop: torch.Tensor
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class Packable:
+    """Features of crops, to be packed as the visual tokens are, and how.
+
+    crops: (C, T, D). newlines: (S, D), what a newline's position receives, per sample. scope: the visual tokens that
+    are reached, `all`, `main` (the whole-image crop) or `grid` (the tiles); the others are zero. jitter: noise on the
+    packed tokens of an image, None for none.
+    """
+
+    crops: torch.Tensor
+    newlines: torch.Tensor
+    scope: str = "all"
+    jitter: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where the visual tokens of a batch stand.
+
+    positions: (V,), flat, in (batch * sequence) order. lengths: tokens of each image or video, in this order.
+    questions: by a rule of question_spans.py, the flat positions (Q,) of the question about each image or video.
+    """
+
+    positions: torch.Tensor
+    lengths: list[int]
+    questions: Callable[[str], list[torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class FusionCost:
+    """What a method costs per crop, beside the tower and the projection of the visual input.
+
+    maps: how many more maps pass the model's projector. from_states: operations of the method's own products with
+    states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of maps.
+    kept: values that autograd keeps of the method's own products.
+    """
+
+    maps: int = 0
+    from_states: int = 0
+    from_weights: int = 0
+    sums: int = 0
+    kept: int = 0
+
+
+class SelfInitialised(nn.Module):
+    """A module that draws its first weights itself, where transformers' _init_weights knows no better."""
+
+    def initialise(self) -> None:
+        """Draws the parameters that are this module's own; its submodules have theirs already."""
+
+
+class Fusion(SelfInitialised):
+    """How a tower's layers reach the language model. A subclass answers what differs from doing nothing.
+
+    Parameters are used in the forward of a module that is given tensors and returns tensors, each once: only there does
+    ZeRO-3 gather them.
+
+    Args:
+        config: of the method, resolved for the model.
+        sizes: of the model.
+    """
+
+    def __init__(self, config: FusionConfig, sizes: Sizes):
+        super().__init__()
+        self.config = config
+        self.visual_layer = sizes.vision_layers
+        self.layers = config.tower_layers(sizes.vision_layers)
+        self._no_split_modules = [type(self).__name__]  # read by transformers: stays on one device
+
+    @classmethod
+    def cost(cls, config: FusionConfig, sizes: Sizes) -> FusionCost:
+        """Of one crop."""
+        return FusionCost()
+
+    def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:
+        """What the projector gets, (C, T, config.visual_width)."""
+        return states[self.visual_layer]
+
+    @property
+    def packed_keys(self) -> tuple[Hashable, ...]:
+        """The keys of what to_pack returns, in their order, the same for every batch."""
+        return ()
+
+    def to_pack(self, crops: Crops) -> dict[Hashable, Packable]:
+        """What is packed beside the visual tokens."""
+        return {}
+
+    def deltas(
+        self, packed: dict[Hashable, torch.Tensor], context: Context
+    ) -> dict[int, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]]:
+        """What is added to the visual tokens before layers of the language model.
+
+        packed: what to_pack returned, packed, each (V, D).
+        Returns {layer: (V, D)}, or in place of a tensor a function that makes it of all hidden states at that point,
+        (batch * sequence, D).
+        """
+        return {}
+
+
+def init_as_linear(linear: nn.Linear) -> None:
+    """Draws weight and bias as torch's nn.Linear does, whatever the model's initializer_range."""
+    bound = linear.in_features**-0.5
+    init.uniform_(linear.weight, -bound, bound)
+    init.uniform_(linear.bias, -bound, bound)

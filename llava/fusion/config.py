@@ -1,0 +1,302 @@
+"""The methods of fusion and what can be chosen of each. Imports no torch: recipes read the fields, types and bounds.
+
+A method is a dataclass here, in METHODS, and one module beside this file, which `implementation` names. Its fields are
+the keys of a recipe's section `fusion` and of `fusion` in config.json.
+"""
+
+import types
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from llava.fusion.base import Fusion
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model around a method.
+
+    vision_layers: layers of the tower, which has one state more, 0 = the embeddings' output. text_layers: of the
+    language model. vision_width, text_width: of their states. crop_tokens: tokens of a crop.
+    """
+
+    vision_layers: int
+    vision_width: int
+    text_layers: int
+    text_width: int
+    crop_tokens: int
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """What every method answers without torch; the answers here are those of a method that adds nothing.
+
+    Raises LlavaError for a value that is none of a field's choices. Lists become tuples.
+    """
+
+    method: ClassVar[str]
+
+    def __post_init__(self):
+        for name, expected in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            choices = _choices(expected)
+            if choices and value not in choices:
+                listed = ", ".join(map(str, choices))
+                raise LlavaError(f"unknown {self.method} {name} {value!r}; choose one of {listed}")
+
+    @staticmethod
+    def implementation() -> "type[Fusion]":
+        """The class that computes the method."""
+        raise NotImplementedError
+
+    def faults(self) -> list[str]:
+        """Fields that contradict each other, each as a line that is read behind `fusion.`; sizes are not known yet."""
+        return []
+
+    def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
+        """The same for a model of these sizes, every layer named and counted from the start.
+
+        Raises LlavaError for a layer that does not exist.
+        """
+        return self
+
+    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
+        """The tower's states that must be kept, the last one among them where it is the visual input."""
+        return (num_vision_layers,)
+
+    def visual_width(self, sizes: Sizes) -> int:
+        """The width of what the projector gets."""
+        return sizes.vision_width
+
+    @property
+    def question_rule(self) -> str | None:
+        """How the question about an image is found (see question_spans.py), None where no question matters."""
+        return None
+
+    def weights_follow(self) -> dict[str, Any]:
+        """The fields that trained weights depend on: a stage must start from a model in which they are the same."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """The method in words, for a resolved configuration."""
+        return self.method
+
+    def to_dict(self) -> dict[str, Any]:
+        """The method and its fields as JSON values; those that are None are left out."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {"method": self.method} | {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class NoneConfig(FusionConfig):
+    """The tower's last state alone, as in LLaVA."""
+
+    method: ClassVar[str] = "none"
+
+    @staticmethod
+    def implementation() -> "type[Fusion]":
+        from llava.fusion.none import NoFusion
+
+        return NoFusion
+
+
+@dataclass(frozen=True)
+class ManagerConfig(FusionConfig):
+    """Visual managers (arXiv 2506.11515): sums over the tower's layers before chosen layers of the language model.
+
+    Every layer that is named replaces those of `layer_set`; negative ones count from the end.
+
+    layer_set: `paper` is the tower's top half up to its last state, V_14 .. V_26 of 26 (V-B2); `released` is the public
+        checkpoints' set, V_13 .. V_25 of 26, with 12 maps in the manager at layer 0 and noise on the weights.
+    interval: a manager before every so many layers of the language model, from `injection_start` to before
+        `injection_end`, as in Figure 11; None is the first, and behind the last.
+    scope: visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
+    vision_start, vision_end, vision_interval: every so many states of the tower (0 = the embeddings' output) from the
+        first to before the second, as in Figure 10; None keeps that end of `layer_set`'s range.
+    vision_layers, injection_layers: lists instead of ranges.
+    first_omits_last_map: the manager at language-model layer 0 leaves out the last map; None as in `layer_set`.
+    jitter: noise while training. `paper` multiplies a manager's output elementwise by U(0.98, 1.02) (Equation 12);
+        `released` multiplies W by U(0.99, 1.01); both anew for each manager and sample. `none` draws nothing.
+    query: `none` (None) trains static managers (SAUM). Else all but the first are adaptive (AAUM) and ask with the
+        visual token's state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention
+        over it.
+    question: the text of the `turn` that holds the image, or what the `released` code takes for it.
+    """
+
+    method: ClassVar[str] = "manager"
+
+    vision_layers: tuple[int, ...] | None = None
+    injection_layers: tuple[int, ...] | None = None
+    first_omits_last_map: bool | None = None
+    scope: Literal["all", "main", "grid"] = "all"
+    jitter: Literal["as_layer_set", "paper", "released", "none"] = "as_layer_set"
+    query: Literal["self", "last", "average", "cross"] | None = None
+    question: Literal["turn", "released"] = "turn"
+    layer_set: Literal["paper", "released"] | None = "paper"
+    interval: int | None = 4
+    vision_start: int | None = None
+    vision_end: int | None = None
+    vision_interval: int | None = 1
+    injection_start: int | None = None
+    injection_end: int | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("vision_layers", "injection_layers"):
+            layers = getattr(self, name)
+            if layers is not None and (not layers or len(set(layers)) != len(layers)):
+                raise LlavaError(f"manager {name} must name at least one layer and none twice, found {list(layers)}")
+        if self.vision_layers is not None and any(self.num_maps(layer) < 1 for layer in self.injection_layers or ()):
+            raise LlavaError("first_omits_last_map needs at least 2 vision_layers, found 1")
+
+    @staticmethod
+    def implementation() -> "type[Fusion]":
+        from llava.fusion.managers import VisualManagers
+
+        return VisualManagers
+
+    def faults(self) -> list[str]:
+        """Ranges beside lists, and a question rule that no manager asks by."""
+        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        faults = [
+            f"{kind}_layers and fusion.{kind}_{end} exclude each other"
+            for kind in ("vision", "injection")
+            for end in ("start", "end", "interval")
+            if {f"{kind}_layers", f"{kind}_{end}"} <= given
+        ]
+        if self.layer_set is None and self.vision_layers is None:
+            faults.append("layer_set none needs fusion.vision_layers (fusion.method none is a model without managers)")
+        if "question" in given and self.question_rule is None:
+            query = self.query if self.query is not None else "none"
+            faults.append(f"question {self.question} is for no manager: fusion.query is {query}")
+        return faults
+
+    def resolved(self, num_vision_layers: int, num_text_layers: int) -> "ManagerConfig":
+        """Layers listed and counted from the start, in place of set, interval and ranges."""
+        # A tower of L layers has L + 1 states.
+        released, num_states = self.layer_set == "released", num_vision_layers + 1
+        vision, injection = self.vision_layers, self.injection_layers
+        if vision is None:
+            start = self.vision_start if self.vision_start is not None else num_vision_layers // 2 + 1 - released
+            end = self.vision_end if self.vision_end is not None else num_states - released
+            vision = layer_range("vision", num_states, start, end, self.vision_interval)
+        if injection is None:
+            end = self.injection_end if self.injection_end is not None else num_text_layers
+            injection = layer_range("injection", num_text_layers, self.injection_start or 0, end, self.interval)
+        jitter = self.jitter
+        if jitter == "as_layer_set":
+            jitter = "released" if released else "paper"
+        return replace(
+            self,
+            vision_layers=counted_from_start("vision_layers", vision, num_states),
+            injection_layers=counted_from_start("injection_layers", injection, num_text_layers),
+            first_omits_last_map=released if self.first_omits_last_map is None else self.first_omits_last_map,
+            jitter=jitter,
+            **dict.fromkeys(("layer_set", "interval", "vision_start", "vision_end", "vision_interval")),
+            **dict.fromkeys(("injection_start", "injection_end")),
+        )
+
+    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
+        """The visual input, then the managed layers that are not the same."""
+        return (num_vision_layers, *(layer for layer in self.vision_layers if layer != num_vision_layers))
+
+    @property
+    def question_rule(self) -> str | None:
+        """The rule where some manager asks with the question about an image."""
+        return self.question if self.query not in (None, "self") else None
+
+    def weights_follow(self) -> dict[str, Any]:
+        """Layers and query, and the rule of the question where one is asked; scope and noise are free."""
+        names = ["vision_layers", "injection_layers", "first_omits_last_map", "query"]
+        if self.question_rule is not None:
+            names.append("question")
+        return {name: getattr(self, name) for name in names}
+
+    def num_maps(self, injection_layer: int) -> int:
+        """How many maps the manager before `injection_layer` sums."""
+        return len(self.vision_layers) - bool(self.first_omits_last_map and injection_layer == 0)
+
+    def describe(self) -> str:
+        """How many, of which kind, their layers, and what adaptive ones ask with."""
+        states, layers = (", ".join(map(str, layers)) for layers in (self.vision_layers, self.injection_layers))
+        managers = f"managers before language-model layers {layers}, of vision states {states}"
+        if self.query is None:
+            return f"{len(self.injection_layers)} static {managers}"
+        if self.query == "self":
+            asking = "each token asks for itself"
+        else:
+            asking = f"query {self.query} of the question, rule {self.question}"
+        return f"{len(self.injection_layers)} {managers}; adaptive behind the first, {asking}"
+
+
+METHODS: dict[str, type[FusionConfig]] = {kind.method: kind for kind in (NoneConfig, ManagerConfig)}
+
+
+def fusion_config(values: dict[str, Any]) -> FusionConfig:
+    """The configuration that a mapping of `method` and its fields describes, as in config.json.
+
+    Raises LlavaError for an unknown method or field, and for a value that a field does not take.
+    """
+    fields_of_method = dict(values)
+    method = fields_of_method.pop("method", None)
+    if method not in METHODS:
+        raise LlavaError(f"unknown fusion method {method!r}; choose one of {', '.join(METHODS)}")
+    kind = METHODS[method]
+    unknown = sorted(set(fields_of_method) - {field.name for field in fields(kind)})
+    if unknown:
+        raise LlavaError(
+            f"the fusion method {method} has no field {', '.join(unknown)}; it has "
+            f"{', '.join(field.name for field in fields(kind)) or 'none'}"
+        )
+    try:
+        return kind(**fields_of_method)
+    except TypeError as error:  # a value of the wrong kind
+        raise LlavaError(f"fusion method {method}: {error}") from None
+
+
+def _choices(expected: Any) -> tuple:
+    """The values of a Literal, None among them where it is optional; () for other types."""
+    if get_origin(expected) is Literal:
+        return get_args(expected)
+    if get_origin(expected) in (Union, types.UnionType):
+        members = get_args(expected)
+        if any(get_origin(member) is Literal for member in members):
+            return tuple(value for member in members for value in (get_args(member) or (None,)))
+    return ()
+
+
+def layer_range(kind: str, count: int, start: int, end: int, interval: int | None) -> tuple[int, ...]:
+    """Every `interval`-th of `count` layers, from `start` to before `end`; negative numbers count from the end.
+
+    kind: `vision` or `injection`. Raises LlavaError for an end of the range that does not exist, for an interval below
+    1 and for a range without layers.
+    """
+    if interval is None or interval < 1:
+        raise LlavaError(f"manager {kind} interval must be at least 1, found {interval}")
+    if not -count <= start < count:
+        raise LlavaError(f"manager {kind}_start {start} does not exist: the model has {count}, from 0 to {count - 1}")
+    if not -count <= end <= count:
+        raise LlavaError(f"manager {kind}_end {end} is out of reach: the model has {count}, the last end is {count}")
+    first, behind = (bound + count if bound < 0 else bound for bound in (start, end))
+    if first >= behind:
+        raise LlavaError(
+            f"manager {kind}_start {start} and {kind}_end {end} leave none of {count} layers: {first} >= {behind}"
+        )
+    return tuple(range(first, behind, interval))
+
+
+def counted_from_start(field: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+    """Layers counted from the start. They must ascend: the first manager is the static one, the last map is omitted."""
+    outside = [layer for layer in layers if not -count <= layer < count]
+    if outside:
+        raise LlavaError(f"manager {field} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
+    counted = tuple(layer % count for layer in layers)
+    if len(set(counted)) != len(counted):
+        raise LlavaError(f"manager {field} {list(layers)} must name none twice: of {count} they are {list(counted)}")
+    if list(counted) != sorted(counted):
+        raise LlavaError(f"manager {field} {list(layers)} must ascend: of {count} they are {list(counted)}")
+    return counted
