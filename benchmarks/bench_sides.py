@@ -1,7 +1,7 @@
 """What bench_train.py measures: the four arms on one set of weights, and the naive ways to do what ours does."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import init
@@ -20,7 +20,6 @@ from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
 from llava.mllm.packing import pack
 from llava.mllm.visual_input import image_input
 from llava.train.loop.trainer import supervised_only
-from llava.train.mllm.build import fusion_of
 from llava.train.mllm.recompute_compile import checkpoint
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
@@ -55,7 +54,7 @@ class Bench:
     """One model whose arm can be changed: the arms share their weights, tiling and managers come and go."""
 
     def __init__(self, device: str, dtype: str, vision_layers: int | None, text_layers: int | None, tiny: bool):
-        recipes = {arm: load_recipe(RECIPE, arm, keys={"managers.jitter": "none"}) for arm in ARMS}
+        recipes = {arm: load_recipe(RECIPE, arm) for arm in ARMS}
         sizes = TINY if tiny else read_yaml(SIZES)
         unused = 0 if tiny else recipes["baseline"].model.vision_layers_dropped
         vision_layers = vision_layers or sizes["vision"]["num_hidden_layers"] - unused
@@ -66,7 +65,7 @@ class Bench:
         config = LlavaOVManagerConfig(
             vision_config=vision,
             text_config=text,
-            fusion=fusion_of(recipes["grid_manager"], vision, text),
+            fusion=replace(recipes["grid_manager"].fusion, jitter="none"),
             image_token_id=text.vocab_size - 1,
             video_token_id=text.vocab_size - 2,
             image_mean=[0.5] * 3,

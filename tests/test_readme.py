@@ -20,9 +20,8 @@ from llava.arguments import ArgumentParser
 from llava.cli import COMMANDS, main
 from llava.train.main import main as train
 from llava.train.main import recipe_keys
-from llava.train.recipe.dotted import dotted_keys
 from llava.train.recipe.load import load_recipe
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import all_recipe_keys
 from tests.paths import ROOT
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "playground/README.md")]
@@ -228,7 +227,7 @@ def test_every_page_is_linked_from_another():
 
 def test_every_recipe_key_exists():
     """Between backticks: `data.packing`, `--run.compile true` and several of them in a row."""
-    keys = set(dotted_keys(Recipe))
+    keys = set(all_recipe_keys())
     key = re.compile(rf"(?<![\w./-])(?:--)?((?:{'|'.join({key.partition('.')[0] for key in keys})})\.[\w.]+)")
     named = {(page, name) for page, span in spans() for name in key.findall(span) if not NO_KEY.search(name)}
     assert len(named) > 20

@@ -5,9 +5,10 @@ the keys of a recipe's section `fusion` and of `fusion` in config.json.
 """
 
 import types
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from llava.bounds import Bounds
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
@@ -31,12 +32,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """What every method answers without torch; the answers here are those of a method that adds nothing.
+    """How the tower's layers reach the language model. Keys of another method than the recipe's are refused.
 
-    Raises LlavaError for a value that is none of a field's choices. Lists become tuples.
+    What a method answers without torch; the answers here are those of a method that adds nothing. Lists become tuples.
+
+    Args:
+        method: Name of the method; an arm's file names it.
+
+    Raises:
+        LlavaError: For a value that is none of a field's choices.
     """
 
-    method: ClassVar[str]
+    method: str = field(init=False, default="")
 
     def __post_init__(self):
         for name, expected in get_type_hints(type(self)).items():
@@ -79,23 +86,23 @@ class FusionConfig:
 
     def weights_follow(self) -> dict[str, Any]:
         """The fields that trained weights depend on: a stage must start from a model in which they are the same."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "method"}
 
     def describe(self) -> str:
         """The method in words, for a resolved configuration."""
         return self.method
 
     def to_dict(self) -> dict[str, Any]:
-        """The method and its fields as JSON values; those that are None are left out."""
+        """The method and its fields as JSON values, of a resolved configuration; those that are None are left out."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {"method": self.method} | {key: value for key, value in values.items() if value is not None}
+        return {key: value for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class NoneConfig(FusionConfig):
     """The tower's last state alone, as in LLaVA."""
 
-    method: ClassVar[str] = "none"
+    method: str = field(init=False, default="none")
 
     @staticmethod
     def implementation() -> "type[Fusion]":
@@ -110,25 +117,28 @@ class ManagerConfig(FusionConfig):
 
     Every layer that is named replaces those of `layer_set`; negative ones count from the end.
 
-    layer_set: `paper` is the tower's top half up to its last state, V_14 .. V_26 of 26 (V-B2); `released` is the public
-        checkpoints' set, V_13 .. V_25 of 26, with 12 maps in the manager at layer 0 and noise on the weights.
-    interval: a manager before every so many layers of the language model, from `injection_start` to before
-        `injection_end`, as in Figure 11; None is the first, and behind the last.
-    scope: visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
-    vision_start, vision_end, vision_interval: every so many states of the tower (0 = the embeddings' output) from the
-        first to before the second, as in Figure 10; None keeps that end of `layer_set`'s range.
-    vision_layers, injection_layers: lists instead of ranges.
-    first_omits_last_map: the manager at language-model layer 0 leaves out the last map; None as in `layer_set`.
-    jitter: noise while training. `paper` multiplies a manager's output elementwise by U(0.98, 1.02) (Equation 12);
-        `released` multiplies W by U(0.99, 1.01); both anew for each manager and sample. `none` draws nothing.
-    query: `none` (None) trains static managers (SAUM). Else all but the first are adaptive (AAUM) and ask with the
-        visual token's state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention
-        over it.
-    question: the text of the `turn` that holds the image, or what the `released` code takes for it.
+    Args:
+        vision_layers: The managed states of the tower (0 = the embeddings' output) as a list instead of a range.
+        injection_layers: The language model's layers with a manager before them, as a list instead of a range.
+        first_omits_last_map: Whether the manager before layer 0 leaves out the last map; none is as in `layer_set`.
+        scope: Visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
+        jitter: Noise while training, anew for each manager and sample: `paper` multiplies a manager's output
+            elementwise by U(0.98, 1.02) (Equation 12), `released` its weights by U(0.99, 1.01), `none` draws nothing.
+        query: `none` trains static managers (SAUM). Else all but the first are adaptive (AAUM) and ask with the visual
+            token's state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention
+            over it.
+        question: The text of the `turn` that holds the image, or what the `released` code takes for the question.
+        layer_set: The tower's top half up to its last state as in the `paper`, V_14 .. V_26 of 26 (V-B2), or that of
+            the `released` checkpoints, V_13 .. V_25, with one map less before layer 0 and their noise.
+        interval: A manager before every so many layers of the language model, as in Figure 11.
+        vision_start: First managed state of the tower, as in Figure 10; none keeps the start of `layer_set`'s range.
+        vision_end: The state behind the last managed one; none keeps the end of `layer_set`'s range.
+        vision_interval: Every so many states of the tower from `vision_start` to before `vision_end` are managed.
+        injection_start: The first layer of the language model that has a manager before it; none is the first of all.
+        injection_end: The layer behind the last that may have a manager before it; none is behind the last of all.
     """
 
-    method: ClassVar[str] = "manager"
-
+    method: str = field(init=False, default="manager")
     vision_layers: tuple[int, ...] | None = None
     injection_layers: tuple[int, ...] | None = None
     first_omits_last_map: bool | None = None
@@ -136,11 +146,11 @@ class ManagerConfig(FusionConfig):
     jitter: Literal["as_layer_set", "paper", "released", "none"] = "as_layer_set"
     query: Literal["self", "last", "average", "cross"] | None = None
     question: Literal["turn", "released"] = "turn"
-    layer_set: Literal["paper", "released"] | None = "paper"
-    interval: int | None = 4
+    layer_set: Literal["paper", "released"] = "paper"
+    interval: Annotated[int, Bounds(1)] = 4
     vision_start: int | None = None
     vision_end: int | None = None
-    vision_interval: int | None = 1
+    vision_interval: Annotated[int, Bounds(1)] = 1
     injection_start: int | None = None
     injection_end: int | None = None
 
@@ -161,15 +171,13 @@ class ManagerConfig(FusionConfig):
 
     def faults(self) -> list[str]:
         """Ranges beside lists, and a question rule that no manager asks by."""
-        given = {field.name for field in fields(self) if getattr(self, field.name) != field.default}
+        given = {one.name for one in fields(self) if getattr(self, one.name) != one.default}
         faults = [
             f"{kind}_layers and fusion.{kind}_{end} exclude each other"
             for kind in ("vision", "injection")
             for end in ("start", "end", "interval")
             if {f"{kind}_layers", f"{kind}_{end}"} <= given
         ]
-        if self.layer_set is None and self.vision_layers is None:
-            faults.append("layer_set none needs fusion.vision_layers (fusion.method none is a model without managers)")
         if "question" in given and self.question_rule is None:
             query = self.query if self.query is not None else "none"
             faults.append(f"question {self.question} is for no manager: fusion.query is {query}")
@@ -196,8 +204,7 @@ class ManagerConfig(FusionConfig):
             injection_layers=counted_from_start("injection_layers", injection, num_text_layers),
             first_omits_last_map=released if self.first_omits_last_map is None else self.first_omits_last_map,
             jitter=jitter,
-            **dict.fromkeys(("layer_set", "interval", "vision_start", "vision_end", "vision_interval")),
-            **dict.fromkeys(("injection_start", "injection_end")),
+            **{one.name: one.default for one in fields(self) if one.name in RANGES},
         )
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
@@ -208,6 +215,10 @@ class ManagerConfig(FusionConfig):
     def question_rule(self) -> str | None:
         """The rule where some manager asks with the question about an image."""
         return self.question if self.query not in (None, "self") else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As FusionConfig.to_dict, without the ranges that the lists of layers came from."""
+        return {key: value for key, value in super().to_dict().items() if key not in RANGES}
 
     def weights_follow(self) -> dict[str, Any]:
         """Layers and query, and the rule of the question where one is asked; scope and noise are free."""
@@ -233,6 +244,7 @@ class ManagerConfig(FusionConfig):
         return f"{len(self.injection_layers)} {managers}; adaptive behind the first, {asking}"
 
 
+RANGES = ("layer_set", "interval", "vision_start", "vision_end", "vision_interval", "injection_start", "injection_end")
 METHODS: dict[str, type[FusionConfig]] = {kind.method: kind for kind in (NoneConfig, ManagerConfig)}
 
 
@@ -246,11 +258,11 @@ def fusion_config(values: dict[str, Any]) -> FusionConfig:
     if method not in METHODS:
         raise LlavaError(f"unknown fusion method {method!r}; choose one of {', '.join(METHODS)}")
     kind = METHODS[method]
-    unknown = sorted(set(fields_of_method) - {field.name for field in fields(kind)})
+    names = [one.name for one in fields(kind) if one.init]
+    unknown = sorted(set(fields_of_method) - set(names))
     if unknown:
         raise LlavaError(
-            f"the fusion method {method} has no field {', '.join(unknown)}; it has "
-            f"{', '.join(field.name for field in fields(kind)) or 'none'}"
+            f"the fusion method {method} has no field {', '.join(unknown)}; it has {', '.join(names) or 'none'}"
         )
     try:
         return kind(**fields_of_method)
@@ -269,13 +281,13 @@ def _choices(expected: Any) -> tuple:
     return ()
 
 
-def layer_range(kind: str, count: int, start: int, end: int, interval: int | None) -> tuple[int, ...]:
+def layer_range(kind: str, count: int, start: int, end: int, interval: int) -> tuple[int, ...]:
     """Every `interval`-th of `count` layers, from `start` to before `end`; negative numbers count from the end.
 
     kind: `vision` or `injection`. Raises LlavaError for an end of the range that does not exist, for an interval below
     1 and for a range without layers.
     """
-    if interval is None or interval < 1:
+    if interval < 1:
         raise LlavaError(f"manager {kind} interval must be at least 1, found {interval}")
     if not -count <= start < count:
         raise LlavaError(f"manager {kind}_start {start} does not exist: the model has {count}, from 0 to {count - 1}")
@@ -289,14 +301,14 @@ def layer_range(kind: str, count: int, start: int, end: int, interval: int | Non
     return tuple(range(first, behind, interval))
 
 
-def counted_from_start(field: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
+def counted_from_start(name: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
     """Layers counted from the start. They must ascend: the first manager is the static one, the last map is omitted."""
     outside = [layer for layer in layers if not -count <= layer < count]
     if outside:
-        raise LlavaError(f"manager {field} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
+        raise LlavaError(f"manager {name} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
     counted = tuple(layer % count for layer in layers)
     if len(set(counted)) != len(counted):
-        raise LlavaError(f"manager {field} {list(layers)} must name none twice: of {count} they are {list(counted)}")
+        raise LlavaError(f"manager {name} {list(layers)} must name none twice: of {count} they are {list(counted)}")
     if list(counted) != sorted(counted):
-        raise LlavaError(f"manager {field} {list(layers)} must ascend: of {count} they are {list(counted)}")
+        raise LlavaError(f"manager {name} {list(layers)} must ascend: of {count} they are {list(counted)}")
     return counted

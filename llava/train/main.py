@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
-from llava.train.recipe.dotted import dotted_keys, flatten, shown, suggestion
+from llava.train.recipe.dotted import flatten, shown, suggestion
 from llava.train.recipe.load import CHECKPOINTS, load_recipe
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import Recipe, all_recipe_keys
 
 
 def main(argv: list[str]) -> int:
@@ -113,7 +113,7 @@ def recipe_keys(words: list[str], options: Sequence[str] = ()) -> dict[str, str]
     options: names of the fixed options, one of which a word may have meant.
     """
     keys, words = {}, list(words)
-    sectionless = {name.rpartition(".")[2] for name in dotted_keys(Recipe)}
+    sectionless = {name.rpartition(".")[2] for name in all_recipe_keys()}
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")

@@ -104,8 +104,8 @@ def tiny_keys(start_folders, data_folder):
         }
         return {
             **(start if stage == "1" else {}),
-            "managers.interval": 2,
-            "managers.jitter": "none",
+            "fusion.interval": 2,
+            "fusion.jitter": "none",
             "tiling.pinpoints": "(1x1),...,(2x2)",
             "data.mixture": f"{data_folder}/{names}.yaml",
             "data.image_folder": str(data_folder),
@@ -126,7 +126,9 @@ def tiny_recipe(tiny_keys, tmp_path):
     """A function: stage and arm to the shipped recipe made tiny, with any key changed; its output is in tmp_path."""
 
     def make(stage: str = "1", arm: str = "grid_manager", **changes):
-        changes = {"run.output_dir": f"{tmp_path}/stage{stage}", **changes}
-        return load_recipe(f"scripts/train/recipes/mllm/stage{stage}.yaml", arm, keys=tiny_keys(stage, **changes))
+        keys = tiny_keys(stage, **{"run.output_dir": f"{tmp_path}/stage{stage}", **changes})
+        if "manager" not in arm or "fusion.method" in changes:  # another method has other keys
+            keys = {key: value for key, value in keys.items() if key in changes or not key.startswith("fusion.")}
+        return load_recipe(f"scripts/train/recipes/mllm/stage{stage}.yaml", arm, keys=keys)
 
     return make

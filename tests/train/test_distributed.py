@@ -139,7 +139,7 @@ def test_adaptive_managers_under_zero3(tiny_keys, tmp_path, make_model, make_pro
         torch.nn.init.normal_(manager.gate)
     model.save_pretrained(tmp_path / "start")
     make_processor().save_pretrained(tmp_path / "start")
-    keys = tiny_keys("2", **{"model.start_from": f"{tmp_path}/start", "managers.query": "cross", **UNCLIPPED})
+    keys = tiny_keys("2", **{"model.start_from": f"{tmp_path}/start", "fusion.query": "cross", **UNCLIPPED})
     one = run_worker("2", "grid_manager", keys, tmp_path / "one", processes=1)
     keys |= {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}
     two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
@@ -166,7 +166,7 @@ def test_the_script_on_two_processes(tiny_keys, tmp_path):
         "run.deepspeed": "scripts/train/deepspeed/zero3.json",
         "run.output_dir": f"{tmp_path}/out",
         "data.workers": 1,
-        "managers.jitter": "paper",
+        "fusion.jitter": "paper",
     }
     arguments = [word for key, value in tiny_keys("1", **keys).items() for word in (f"--{key}", str(value))]
     environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}

@@ -127,7 +127,7 @@ def run_keys(mixed_data, tiny_keys, make_model, make_processor, tmp_path_factory
         query, checkpointing, tower_trained = CONFIGURATIONS[configuration]
         changes = {
             "model.start_from": str(starts[query]),
-            "managers.query": query,
+            "fusion.query": query,
             "components.vision_tower.trained": tower_trained,
             "data.mixture": f"{mixed_data}/{configuration}.yaml",
             "data.image_folder": str(mixed_data),

@@ -52,7 +52,7 @@ def curve(start, data_seed, tmp_path_factory):
             "model.start_from": None,
             "model.vision_tower": f"{start}/siglip",
             "model.language_model": f"{start}/qwen2",
-            "managers.jitter": "none",
+            "fusion.jitter": "none",
             "data.mixture": f"{start}/data/stage2.yaml",
             "data.image_folder": f"{start}/data",
             "data.packing": packing,

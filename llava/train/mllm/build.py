@@ -5,7 +5,6 @@ partitions and broadcasts it. That needs 4 bytes of host memory per parameter an
 initialisation out of ZeRO-3's hands: new parts begin alike whatever the strategy.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from llava.checkpoint.compose import load_parts, make_processor, pixel_statistic
 from llava.checkpoint.loading import load_model
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig, ManagerConfig, NoneConfig
+from llava.fusion.config import FusionConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
 from llava.mllm.parts import FUSION
@@ -42,14 +41,14 @@ def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> Lla
     """
     if recipe.model.start_from is not None:
         start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
-        fusion = fusion_of(recipe, start.vision_config, start.text_config)
+        fusion = recipe.fusion.resolved(start.vision_config.num_hidden_layers, start.text_config.num_hidden_layers)
         check_fusion_fits(recipe, start.fusion, fusion)
         token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
         return _assembled(recipe, start.vision_config, start.text_config, fusion, token_ids)
     vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
     text = Qwen2Config.from_pretrained(recipe.model.language_model)
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, fusion_of(recipe, vision, text), token_ids)
+    return _assembled(recipe, vision, text, recipe.fusion, token_ids)
 
 
 def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
@@ -57,7 +56,7 @@ def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
     sizes = read_yaml(recipe.model.sizes)
     vision, text = SiglipVisionConfig(**sizes["vision"]), Qwen2Config(**sizes["text"])
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
-    return _assembled(recipe, vision, text, fusion_of(recipe, vision, text))
+    return _assembled(recipe, vision, text, recipe.fusion)
 
 
 def _used_layers(recipe: Recipe, built: int) -> int:
@@ -74,17 +73,6 @@ def _assembled(recipe, vision, text, fusion, token_ids=None) -> LlavaOVManagerCo
     tiling = recipe.tiling.config(vision.image_size)
     return LlavaOVManagerConfig(
         vision_config=vision, text_config=text, fusion=fusion, tiling=tiling, **(token_ids or {})
-    )
-
-
-def fusion_of(recipe: Recipe, vision, text) -> FusionConfig:
-    """The recipe's fusion for a tower and a language model of these configurations."""
-    managers = recipe.managers
-    if managers.layer_set == "none":
-        return NoneConfig()
-    query = None if managers.query == "none" else managers.query
-    return ManagerConfig(**asdict(managers) | {"query": query}).resolved(
-        vision.num_hidden_layers, text.num_hidden_layers
     )
 
 

@@ -15,23 +15,22 @@ from llava.errors import LlavaError, raise_faults
 from llava.printable import brief
 from llava.train.folders.interim import WAY_ON, check_resume
 from llava.train.folders.stage_folder import check_output_folder, start_folder_faults
-from llava.train.recipe.dotted import dotted_keys, flatten, read_json, read_yaml
+from llava.train.recipe.dotted import flatten, read_json, read_yaml
 from llava.train.recipe.schema import (
     ComponentsRecipe,
     EvalRecipe,
     LoraRecipe,
-    ManagersRecipe,
     ModelRecipe,
     OptimRecipe,
     Recipe,
     RunRecipe,
     TilingRecipe,
     named_components,
+    recipe_keys,
 )
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
-ABSENT = ("fusion", "none")  # the one component that may have no parameters, and the layer set that says so
 
 
 def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
@@ -81,7 +80,8 @@ def check_data(recipe: Recipe) -> None:
 def _out_of_bounds(recipe: Recipe) -> list[str]:
     """A line for each number that is not within the bounds of its field."""
     values = flatten(recipe.to_dict())
-    bounded = {key: field.bounds for key, field in dotted_keys(Recipe).items() if field.bounds is not None}
+    keys = recipe_keys(recipe.fusion.method)
+    bounded = {key: field.bounds for key, field in keys.items() if field.bounds is not None}
     judged = {key: bounds.fault(values[key]) for key, bounds in bounded.items() if values[key] is not None}
     faults = [f"{key} {fault}" for key, fault in judged.items() if fault is not None]
     image = recipe.data.expected_image
@@ -92,35 +92,17 @@ def _out_of_bounds(recipe: Recipe) -> list[str]:
 
 def _combinations(recipe: Recipe) -> list[str]:
     faults = []
-    model, managers = recipe.model, recipe.managers
+    model, fusion = recipe.model, recipe.fusion
     sources = [name for name in ("vision_tower", "language_model") if getattr(model, name) is not None]
     if model.start_from is not None and sources:
         faults.append(f"model.start_from and model.{sources[0]} exclude each other")
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
-    faults += _manager_keys(managers) + _lora_keys(recipe.lora, recipe.components)
+    faults += [f"fusion.{fault}" for fault in fusion.faults()] + _lora_keys(recipe.lora, recipe.components)
     faults += _eval_keys(recipe.eval) + _layer_keys(recipe.run, recipe.lora)
-    present = [field.name for field in fields(recipe.components) if (field.name, managers.layer_set) != ABSENT]
+    present = [field.name for field in fields(recipe.components) if field.name != "fusion" or fusion.method != "none"]
     if not any(getattr(recipe.components, name).trained for name in present):
         faults.append("nothing trains: every component is frozen")
-    return faults
-
-
-def _manager_keys(managers: ManagersRecipe) -> list[str]:
-    """Keys that have no effect beside others; a layer that does not exist is found when the model is known."""
-    defaults = ManagersRecipe(managers.layer_set)
-    given = [field.name for field in fields(managers) if getattr(managers, field.name) != getattr(defaults, field.name)]
-    if managers.layer_set == "none":
-        keys = [name for name in given if name.startswith(("vision_", "injection_"))]
-        return [f"managers.{name} needs a managers.layer_set other than none" for name in keys]
-    faults = [
-        f"managers.{kind}_layers and managers.{name} exclude each other"
-        for kind in ("vision", "injection")
-        for name in given
-        if f"{kind}_layers" in given and name in (f"{kind}_start", f"{kind}_end", f"{kind}_interval")
-    ]
-    if managers.question != defaults.question and managers.query in ("none", "self"):
-        faults.append(f"managers.question {managers.question} is for no manager: managers.query is {managers.query}")
     return faults
 
 

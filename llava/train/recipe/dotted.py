@@ -7,8 +7,9 @@ import json
 import re
 import textwrap
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -19,6 +20,8 @@ from llava.printable import brief
 from llava.text_files import parse_yaml, read_text
 
 UNIONS = (Union, types.UnionType)
+LISTS = (list, tuple)  # of items alike: list[int], tuple[int, ...]
+NOTHING_CHOSEN: Mapping[str, type] = MappingProxyType({})
 ARGUMENT = re.compile(r"^(\w+): (.*(?:\n +.*)*)", re.MULTILINE)  # name: text, whose further lines are indented
 
 
@@ -70,17 +73,24 @@ class Key:
         return self.default is MISSING
 
 
-def dotted_keys(kind: type, prefix: str = "") -> dict[str, Key]:
-    """Every key of the dataclass `kind`, in the order of its fields; nested dataclasses become `section.key`."""
+def dotted_keys(kind: type, prefix: str = "", chosen: Mapping[str, type] = NOTHING_CHOSEN) -> dict[str, Key]:
+    """Every key of the dataclass `kind`, in the order of its fields; nested dataclasses become `section.key`.
+
+    Args:
+        kind: The dataclass.
+        prefix: Of the keys.
+        chosen: {section: the dataclass that stands there}, of sections that can be one of several.
+    """
     keys = {}
     types_of, annotations, sentences = get_type_hints(kind), get_type_hints(kind, include_extras=True), _sentences(kind)
     for field in fields(kind):
         name = prefix + field.name
-        if is_dataclass(types_of[field.name]):
-            keys |= dotted_keys(types_of[field.name], f"{name}.")
+        type_of = chosen.get(name, types_of[field.name])
+        if is_dataclass(type_of):
+            keys |= dotted_keys(type_of, f"{name}.", chosen)
         else:
             bounds = _bounds_in(annotations[field.name])
-            keys[name] = Key(types_of[field.name], field.default, bounds, sentences.get(field.name, ""))
+            keys[name] = Key(type_of, field.default, bounds, sentences.get(field.name, ""))
     return keys
 
 
@@ -144,8 +154,8 @@ def coerce(value: Any, expected: Any) -> Any:
     if expected is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
     parsed = _parse(value)
-    if get_origin(expected) is list and isinstance(parsed, (list, tuple)):
-        return [coerce(item, get_args(expected)[0]) for item in parsed]
+    if get_origin(expected) in LISTS and isinstance(parsed, (list, tuple)):
+        return get_origin(expected)(coerce(item, get_args(expected)[0]) for item in parsed)
     if expected is float and isinstance(parsed, (int, float, str)) and not isinstance(parsed, bool):
         with contextlib.suppress(ValueError, OverflowError):  # YAML takes 1e-3 for a text
             return float(parsed)
@@ -175,7 +185,7 @@ def _parse(value: Any) -> Any:
 
 def type_name(expected: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
-    if get_origin(expected) is list:
+    if get_origin(expected) in LISTS:
         return f"a list, each item {type_name(get_args(expected)[0])}"
     if get_origin(expected) in UNIONS:
         return " or ".join(map(type_name, get_args(expected)))
@@ -184,14 +194,18 @@ def type_name(expected: Any) -> str:
     return names[expected]
 
 
-def assemble(kind: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """An instance of the dataclass `kind` and those nested in it from dotted `values`; the others take defaults."""
+def assemble(kind: type, values: dict[str, Any], prefix: str = "", chosen: Mapping[str, type] = NOTHING_CHOSEN) -> Any:
+    """An instance of the dataclass `kind` and those nested in it from dotted `values`; the others take defaults.
+
+    chosen: as of dotted_keys.
+    """
     hints = get_type_hints(kind)
     arguments = {}
     for field in fields(kind):
         name = prefix + field.name
-        if is_dataclass(hints[field.name]):
-            arguments[field.name] = assemble(hints[field.name], values, f"{name}.")
-        elif name in values:
+        type_of = chosen.get(name, hints[field.name])
+        if is_dataclass(type_of):
+            arguments[field.name] = assemble(type_of, values, f"{name}.", chosen)
+        elif name in values and field.init:
             arguments[field.name] = values[name]
     return kind(**arguments)

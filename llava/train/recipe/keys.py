@@ -6,8 +6,10 @@ import textwrap
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from llava.train.recipe.dotted import Key, dotted_keys, shown, type_name
-from llava.train.recipe.schema import Recipe
+from llava.fusion.config import METHODS
+from llava.train.recipe.dotted import Key, shown, type_name
+from llava.train.recipe.load import NO_METHOD
+from llava.train.recipe.schema import Recipe, recipe_keys
 
 PAGE = """# Every key of a recipe
 
@@ -17,18 +19,30 @@ stages' own files ([scripts/train/recipes](../scripts/train/recipes)). More on r
 """
 
 
-def sections(kind: type = Recipe) -> dict[str, tuple[str, dict[str, Key]]]:
+def sections() -> dict[str, tuple[str, dict[str, Key]]]:
     """{section: (its sentence, {dotted key: key})}; the keys of no section are those of "".
 
-    Args:
-        kind: A dataclass whose fields are sections, dataclasses themselves, or keys.
+    The section `fusion` has a part for each method that has keys, after `fusion.method`.
     """
-    keys, hints = dotted_keys(kind), get_type_hints(kind)
-    names = ["", *(field.name for field in fields(kind) if is_dataclass(hints[field.name]))]
+    keys, hints = recipe_keys(NO_METHOD), get_type_hints(Recipe)
+    names = ["", *(one.name for one in fields(Recipe) if is_dataclass(hints[one.name]))]
     listed = {}
     for name in names:
         of_section = {dotted: key for dotted, key in keys.items() if _section(dotted) == name}
-        listed[name] = (_first_sentences(hints[name] if name else kind), of_section)
+        listed[name] = (_first_sentences(hints[name] if name else Recipe), of_section)
+        if name == "fusion":
+            listed |= _methods()
+    return listed
+
+
+def _methods() -> dict[str, tuple[str, dict[str, Key]]]:
+    """The parts of `sections` that list what can be chosen of a method of fusion."""
+    listed = {}
+    for method, kind in METHODS.items():
+        keys = {dotted: key for dotted, key in recipe_keys(method).items() if _section(dotted) == "fusion"}
+        del keys["fusion.method"]
+        if keys:
+            listed[f"fusion, method {method}"] = (_first_sentences(kind), keys)
     return listed
 
 

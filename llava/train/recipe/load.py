@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import LlavaError, raise_faults
-from llava.train.recipe.dotted import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
-from llava.train.recipe.schema import Recipe
+from llava.fusion.config import METHODS
+from llava.train.recipe.dotted import Key, assemble, coerce, flatten, read_yaml, suggestion
+from llava.train.recipe.schema import Recipe, recipe_keys
 
 CHECKPOINTS = "playground/checkpoints"
 NO_METHOD = "none"
+FORMER_KEYS = {"managers.": "fusion.", "components.managers.": "components.fusion."}
 DERIVED = "the stage and the arm"  # the origin of folders that no source names
 
 
@@ -158,23 +160,38 @@ def load_recipe(
     sources += [Source(override, read_yaml(override)) for override in overrides]
     sources.append(Source("command line", keys or {}))
 
-    recipe_keys = dotted_keys(Recipe)
-    del recipe_keys["arm"]  # chosen by itself, before any key
-    faults, given, values = [], set(), {"arm": arm}
+    method, faults, given, values = NO_METHOD, [], set(), {"arm": arm}
     for source in sources:
         try:
             flat = flatten(source.keys)
         except LlavaError as error:
             raise LlavaError(f"{source.origin}: {error}") from error
+        if flat.get("fusion.method", method) != method and flat["fusion.method"] in METHODS:
+            method = flat["fusion.method"]  # what sources before it say was for another method
+            values = {key: value for key, value in values.items() if not key.startswith("fusion.")}
+        keys_of_recipe = recipe_keys(method)
+        del keys_of_recipe["arm"]  # chosen by itself, before any key
         for key, value in flat.items():
             given.add(key)
-            if key not in recipe_keys:
-                faults.append(f"{source.origin}: unknown key '{key}'{suggestion(key, recipe_keys)}")
+            if key not in keys_of_recipe:
+                faults.append(f"{source.origin}: {_unknown(key, method, keys_of_recipe)}")
                 continue
             try:
-                values[key] = coerce(value, recipe_keys[key].type)
+                values[key] = coerce(value, keys_of_recipe[key].type)
             except ValueError as error:
                 faults.append(f"{source.origin}: {key} {error}")
-    faults += [f"{path}: {key} is missing" for key, field in recipe_keys.items() if field.required and key not in given]
+    required = [key for key, field in keys_of_recipe.items() if field.required]
+    faults += [f"{path}: {key} is missing" for key in required if key not in given]
     raise_faults(path, faults)
-    return assemble(Recipe, values)
+    return assemble(Recipe, values, chosen={"fusion": METHODS[method]})
+
+
+def _unknown(key: str, method: str, keys: dict[str, Key]) -> str:
+    """What is wrong with a key that a recipe of this method does not have, and what may be meant."""
+    for former, current in FORMER_KEYS.items():
+        if key.startswith(former):
+            return f"unknown key '{key}'; {former}* is called {current}* now, docs/recipe_keys.md lists its keys"
+    methods = [other for other in METHODS if key in recipe_keys(other)]
+    if methods:
+        return f"unknown key '{key}' of the fusion method {method}; it is one of {' and '.join(methods)}"
+    return f"unknown key '{key}'{suggestion(key, keys)}"

@@ -4,7 +4,7 @@ A key's sentence is that of its field under `Args:`; `llava train --keys` prints
 so that a wrong key costs a fraction of a second.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llava.bounds import Bounds
@@ -12,6 +12,8 @@ from llava.constants import Merge
 from llava.data.conversation import LabelRule, Template
 from llava.data.over_long import OnOverLong
 from llava.data.schema import OnBadSample
+from llava.fusion.config import METHODS, FusionConfig
+from llava.train.recipe.dotted import Key, dotted_keys
 
 if TYPE_CHECKING:
     from llava.anyres import TilingConfig
@@ -53,44 +55,6 @@ class ModelRecipe:
     language_model: str | None = None
     vision_layers_dropped: Amount = 1
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
-
-
-@dataclass(frozen=True)
-class ManagersRecipe:
-    """The visual managers. Every layer that is named replaces those of `layer_set`; negative ones count from the end.
-
-    Args:
-        layer_set: The layers of the `paper` or of the `released` code; none is a model without managers.
-        interval: A manager before every so many layers of the language model, as in Figure 11.
-        scope: Visual tokens that are managed: `all`, `main` (the whole-image crop) or `grid` (the tiles).
-        vision_start: First managed state of the tower (0 = the embeddings' output), as in Figure 10; none keeps the
-            start of `layer_set`'s range.
-        vision_end: The state behind the last managed one; none keeps the end of `layer_set`'s range.
-        vision_interval: Every so many states of the tower from `vision_start` to before `vision_end` are managed.
-        vision_layers: The managed states as a list instead of a range.
-        injection_start: The first layer of the language model that has a manager before it; none is the first of all.
-        injection_end: The layer behind the last that may have a manager before it; none is behind the last of all.
-        injection_layers: The language model's layers as a list instead of a range.
-        jitter: Noise while training: as `layer_set` has it, of the `paper`, of the `released` code, or none.
-        query: `none` trains static managers (SAUM). Else all but the first are adaptive (AAUM) and ask with the visual
-            token's state alone (`self`) or beside the question's `last` token, its `average`, or a `cross` attention
-            over it.
-        question: The text of the `turn` that holds the image, or what the `released` code takes for the question.
-    """
-
-    layer_set: Literal["none", "paper", "released"]
-    interval: Count = 4
-    scope: Literal["all", "main", "grid"] = "all"
-    vision_start: int | None = None
-    vision_end: int | None = None
-    vision_interval: Count = 1
-    vision_layers: list[int] | None = None
-    injection_start: int | None = None
-    injection_end: int | None = None
-    injection_layers: list[int] | None = None
-    jitter: Literal["as_layer_set", "paper", "released", "none"] = "as_layer_set"
-    query: Literal["none", "self", "last", "average", "cross"] = "none"
-    question: Literal["turn", "released"] = "turn"
 
 
 @dataclass(frozen=True)
@@ -336,7 +300,7 @@ class Recipe:
     stage: str
     arm: str
     model: ModelRecipe
-    managers: ManagersRecipe
+    fusion: FusionConfig
     tiling: TilingRecipe
     data: DataRecipe
     components: ComponentsRecipe
@@ -354,3 +318,14 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they are printed and saved."""
         return asdict(self)
+
+
+def recipe_keys(method: str) -> dict[str, Key]:
+    """Every dotted key of a recipe whose fusion is `method`, in the order of the fields."""
+    keys = dotted_keys(Recipe, chosen={"fusion": METHODS[method]})
+    return keys | {"fusion.method": replace(keys["fusion.method"], type=Literal[tuple(METHODS)], default=MISSING)}
+
+
+def all_recipe_keys() -> dict[str, Key]:
+    """The dotted keys of recipes of every method."""
+    return {key: field for method in METHODS for key, field in recipe_keys(method).items()}

@@ -24,9 +24,8 @@ from llava.train.folders.interim import (
     start_checkpoint,
 )
 from llava.train.recipe.checks import check_recipe
-from llava.train.recipe.dotted import dotted_keys
 from llava.train.recipe.load import load_recipe
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import all_recipe_keys
 from llava.train.stage import prepare
 from tests.train import faulty
 
@@ -38,7 +37,7 @@ def recipe(tiny_recipe):
     """A function: changes to a stage with noise, four epochs and a checkpoint every third step."""
 
     def make(stage: str = "1", arm: str = "grid_manager", **changes):
-        keys = {"optim.epochs": 4, "managers.jitter": "paper", "run.save_steps": 3, "run.keep_last": 1}
+        keys = {"optim.epochs": 4, "fusion.jitter": "paper", "run.save_steps": 3, "run.keep_last": 1}
         return tiny_recipe(stage, arm, **keys | changes)
 
     return make
@@ -48,7 +47,7 @@ def recipe(tiny_recipe):
 def uninterrupted(tmp_path_factory, tiny_keys):
     """Stage 1 in one go."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    keys = {"optim.epochs": 4, "managers.jitter": "paper", "run.output_dir": f"{folder}/out", "run.save_steps": None}
+    keys = {"optim.epochs": 4, "fusion.jitter": "paper", "run.output_dir": f"{folder}/out", "run.save_steps": None}
     made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log") == [0], (folder / "log").read_text()
     return outcome(folder / "out")
@@ -303,7 +302,7 @@ def test_another_recipe_is_refused(recipe, unfinished):
 
 
 def test_free_keys_exist():
-    assert set(FREE_KEYS) < set(dotted_keys(Recipe))
+    assert set(FREE_KEYS) < set(all_recipe_keys())
 
 
 def test_resume_false_starts_anew(recipe, unfinished):
@@ -364,7 +363,7 @@ def test_a_million_rows_are_skipped_in_seconds(tiny_recipe):
 def two_uninterrupted(tmp_path_factory, tiny_keys):
     """Stage 1 in one go by two processes under ZeRO-3."""
     folder = tmp_path_factory.mktemp("two")
-    keys = {"optim.epochs": 4, "managers.jitter": "paper", "run.output_dir": f"{folder}/out"}
+    keys = {"optim.epochs": 4, "fusion.jitter": "paper", "run.output_dir": f"{folder}/out"}
     keys["run.deepspeed"] = "scripts/train/deepspeed/zero3.json"
     made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log", ranks=2) == [0, 0], (folder / "log").read_text()
@@ -382,7 +381,7 @@ TWO = {
 def without_noise(tmp_path_factory, tiny_keys):
     """Stage 1 in one go by one process."""
     folder = tmp_path_factory.mktemp("without_noise")
-    keys = {"optim.epochs": 4, "managers.jitter": "none", "run.output_dir": f"{folder}/out"}
+    keys = {"optim.epochs": 4, "fusion.jitter": "none", "run.output_dir": f"{folder}/out"}
     made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=tiny_keys("1", **keys))
     assert faulty.run(made, folder / "log") == [0], (folder / "log").read_text()
     return outcome(folder / "out")
@@ -392,7 +391,7 @@ def without_noise(tmp_path_factory, tiny_keys):
 @pytest.mark.parametrize("strategy", ["zero3", "zero2", None])
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_another_number_of_processes(recipe, without_noise, tmp_path, strategy, before, after):
-    keys = {"run.deepspeed": strategy and f"scripts/train/deepspeed/{strategy}.json", "managers.jitter": "none"}
+    keys = {"run.deepspeed": strategy and f"scripts/train/deepspeed/{strategy}.json", "fusion.jitter": "none"}
     made, log = recipe(**keys), tmp_path / "log"
     processes = faulty.start(made, log, faulty.signal_after_step(8, signal.SIGKILL), ranks=before)
     faulty.wait(processes[-1:])

@@ -94,7 +94,7 @@ def run(keys, tmp_path_factory):
     return make
 
 
-NOISY = {"managers.jitter": "paper", "data.workers": 1}
+NOISY = {"fusion.jitter": "paper", "data.workers": 1}
 
 
 @pytest.fixture(scope="module")

@@ -96,8 +96,8 @@ def test_managers_can_be_added_and_are_then_zero(checkpoint, tiny_recipe):
     [
         ("paper", "grid", {}, "has the fusion method manager, arm grid has none"),
         ("released", "grid_manager", {}, "has fusion manager of vision_layers"),
-        ("paper", "grid_manager", {"managers.interval": 3}, "has fusion manager of injection_layers"),
-        ("paper", "grid_manager", {"managers.vision_layers": [9]}, r"vision_layers \[9\] do not exist"),
+        ("paper", "grid_manager", {"fusion.interval": 3}, "has fusion manager of injection_layers"),
+        ("paper", "grid_manager", {"fusion.vision_layers": [9]}, r"vision_layers \[9\] do not exist"),
         ("paper", "grid_manager", {"tiling.pinpoints": [[60, 56]]}, "is not a whole number of tiles"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_checkpoint_without_pixel_statistics_takes_those_of_its_processor(make
 
 @pytest.mark.parametrize(("arm", "managers"), [("baseline", 0), ("manager", 13 * 6 * 896 + 13 * 896)])
 def test_the_real_sizes(tiny_recipe, arm, managers):
-    recipe = tiny_recipe("1", arm, **{"managers.interval": 4})
+    recipe = tiny_recipe("1", arm, **({"fusion.interval": 4} if managers else {}))
     model = build_on_meta(config_from_sizes(recipe), recipe)
     newline = 896
     assert sum(parameter.numel() for parameter in model.parameters()) == 893_617_312 + newline + managers

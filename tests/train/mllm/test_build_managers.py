@@ -21,7 +21,7 @@ EVERY_FOURTH = [0, 4, 8, 12, 16, 20]
 
 def managers_of(tiny_recipe, **changes):
     """The managers of a recipe with these keys, at the real sizes: 26 layers of the tower, 24 of the language model."""
-    keys = {"managers.interval": 4, **{f"managers.{key}": value for key, value in changes.items()}}
+    keys = {"fusion.interval": 4, **{f"fusion.{key}": value for key, value in changes.items()}}
     return config_from_sizes(tiny_recipe("1", **keys)).fusion
 
 
@@ -85,7 +85,7 @@ def test_query_and_question_reach_the_configuration(tiny_recipe, query, question
 
 @pytest.mark.parametrize("query", QUERIES)
 def test_adaptive_parameters_belong_to_the_managers_and_move(tiny_recipe, make_image, query):
-    recipe = tiny_recipe("1", **{"managers.query": query})
+    recipe = tiny_recipe("1", **{"fusion.query": query})
     torch.manual_seed(0)
     model, processor = build(recipe)
     components = split_components(model, recipe)
@@ -127,7 +127,7 @@ def asked_text(model, processor, dialogue) -> str:
 
 
 def test_a_new_model_finds_the_question_by_its_tokenizer(start_folders, tiny_recipe, make_image):
-    model, processor = build(tiny_recipe("1", **{"managers.query": "last"}))
+    model, processor = build(tiny_recipe("1", **{"fusion.query": "last"}))
     tokenizer = AutoTokenizer.from_pretrained(start_folders / "qwen2")
     found = [getattr(model.config, f"{name}_token_id") for name in ("turn_start", "turn_end", "newline")]
     assert tokenizer.convert_ids_to_tokens(found) == ["<|im_start|>", "<|im_end|>", "\u010a"]
@@ -147,7 +147,7 @@ def test_a_later_stage_finds_the_question_by_the_tokenizer_of_its_start(
     )
     start.save_pretrained(tmp_path / "start")
     make_processor().save_pretrained(tmp_path / "start")
-    changes = {"model.start_from": f"{tmp_path}/start", "managers.query": "cross"}
+    changes = {"model.start_from": f"{tmp_path}/start", "fusion.query": "cross"}
     model, processor = build(tiny_recipe("2", **changes))
     assert asked_text(model, processor, ((Turn("human", "<image>\nA car?"),), [make_image()])) == "\nA car?"
 
@@ -180,18 +180,18 @@ def test_a_language_model_without_turns_is_refused(start_folders, tiny_recipe, m
     ],
 )
 def test_a_start_with_other_managers_is_refused(tiny_recipe, tmp_path, start, asked, message):
-    model, processor = build(tiny_recipe("1", **{f"managers.{key}": value for key, value in start.items()}))
+    model, processor = build(tiny_recipe("1", **{f"fusion.{key}": value for key, value in start.items()}))
     model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
     changes = {"model.start_from": str(tmp_path / "start")}
-    build(tiny_recipe("2", **changes, **{f"managers.{key}": value for key, value in start.items()}))
+    build(tiny_recipe("2", **changes, **{f"fusion.{key}": value for key, value in start.items()}))
     with pytest.raises(LlavaError, match=message):
-        build(tiny_recipe("2", **changes, **{f"managers.{key}": value for key, value in asked.items()}))
+        build(tiny_recipe("2", **changes, **{f"fusion.{key}": value for key, value in asked.items()}))
 
 
 def test_the_dry_run_shows_the_managers(tiny_recipe):
-    keys = {"model.vision_tower": "absent", "managers.interval": 12, "managers.vision_start": -2}
-    lines = dry_run(tiny_recipe("1", **keys, **{"managers.query": "cross"})).splitlines()
+    keys = {"model.vision_tower": "absent", "fusion.interval": 12, "fusion.vision_start": -2}
+    lines = dry_run(tiny_recipe("1", **keys, **{"fusion.query": "cross"})).splitlines()
     managers = "2 managers before language-model layers 0, 12, of vision states 25, 26"
     asked = "adaptive behind the first, query cross of the question, rule turn"
     assert f"fusion      {managers}; {asked}" in lines

@@ -7,14 +7,13 @@ import pytest
 
 from llava.errors import LlavaError
 from llava.train.recipe.checks import check_recipe
-from llava.train.recipe.dotted import dotted_keys
-from llava.train.recipe.schema import Recipe
+from llava.train.recipe.schema import all_recipe_keys
 
-KEYS = dotted_keys(Recipe)
+KEYS = all_recipe_keys()
 BOUNDS = {key: field.bounds for key, field in KEYS.items() if field.bounds is not None}
 # Judged beside other keys, and layers, which are judged when the model is known.
 JUDGED_TOGETHER = {"data.video_fps", "data.frames_upbound"}
-LAYERS = {f"managers.{name}" for name in ("vision_start", "vision_end", "injection_start", "injection_end")}
+LAYERS = {f"fusion.{name}" for name in ("vision_start", "vision_end", "injection_start", "injection_end")}
 NEEDED = {  # keys without which a number has no effect, which would be another fault
     "eval": {"eval.data": "captions.json"},
     "optim.global_batch_size": {"optim.batch_size": 1},

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from llava.errors import LlavaError
+from llava.fusion.config import ManagerConfig, NoneConfig
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import StageFile, load_recipe
 
@@ -25,7 +26,7 @@ def test_every_stage_has_the_four_arms(stage):
     for arm in ARMS:
         recipe = load(stage, arm)
         assert recipe.arm == arm
-        assert recipe.managers.layer_set == ("paper" if "manager" in arm else "none")
+        assert recipe.fusion.method == ("manager" if "manager" in arm else "none")
         assert recipe.tiling.aspect_ratio.startswith("anyres") == ("grid" in arm and stage != "1")
 
 
@@ -162,18 +163,18 @@ def test_a_method_is_one_small_file(stages):
     folder = stages(
         first="base: MLLM/stage1.yaml\nmethods: methods\n",
         second="base: MLLM/stage2.yaml\nmethods: methods\nfollows: first.yaml\n",
-        methods__none="managers.layer_set: none\n",
-        methods__low="managers: {layer_set: paper, vision_start: 1, vision_end: 14}\n",
+        methods__none="fusion.method: none\n",
+        methods__low="fusion: {method: manager, vision_start: 1, vision_end: 14}\n",
     )
     assert list(StageFile.read(f"{folder}/second.yaml").arms()) == ["baseline", "low", "grid", "grid_low"]
     recipe = load_recipe(f"{folder}/second.yaml", "grid_low")
-    assert (recipe.managers.vision_start, recipe.managers.vision_end) == (1, 14)
+    assert (recipe.fusion.vision_start, recipe.fusion.vision_end) == (1, 14)
     assert recipe.tiling == load("2", "grid").tiling
     assert recipe.optim == load("2", "grid").optim
     assert recipe.run.output_dir == "playground/checkpoints/second-grid_low"
     assert recipe.model.start_from == "playground/checkpoints/first-low"
     assert load_recipe(f"{folder}/second.yaml", "low").tiling.aspect_ratio == "square"
-    assert load_recipe(f"{folder}/second.yaml", "baseline").managers.layer_set == "none"
+    assert load_recipe(f"{folder}/second.yaml", "baseline").fusion.method == "none"
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,31 @@ def test_a_wrong_file_is_one_line_that_names_it(stages, files, message):
         load_recipe(f"{stages(**files)}/one.yaml", "grid")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arm", "keys", "message"),
+    [
+        (
+            "grid",
+            {"fusion.interval": "2"},
+            "unknown key 'fusion.interval' of the fusion method none; it is one of manager",
+        ),
+        ("manager", {"fusion.intervall": "2"}, "unknown key 'fusion.intervall'; did you mean 'fusion.interval'?"),
+        ("manager", {"fusion.method": "managers"}, "fusion.method must be one of none, manager"),
+        ("manager", {"fusion.layer_set": "none"}, "fusion.layer_set must be one of paper, released; found 'none'"),
+        ("grid", {"managers.jitter": "none"}, r"unknown key 'managers.jitter'; managers.\* is called fusion.\* now"),
+        ("grid", {"components.managers.lr": "1"}, r"components.managers.\* is called components.fusion.\* now"),
+    ],
+)
+def test_keys_of_another_method_and_of_former_recipes_are_refused(arm, keys, message):
+    with pytest.raises(LlavaError, match=message):
+        load("1", arm, **keys)
+
+
+def test_who_names_another_method_starts_from_its_defaults(tmp_path):
+    """What a file before said was for the method before."""
+    (tmp_path / "changes.yaml").write_text("fusion: {interval: 2, query: cross}\n")
+    arguments = {"overrides": [str(tmp_path / "changes.yaml")]}
+    assert load("1", "manager", **arguments).fusion == ManagerConfig(interval=2, query="cross")
+    assert load("1", "manager", **arguments, **{"fusion.method": "none"}).fusion == NoneConfig()
