@@ -84,6 +84,18 @@ class SelfInitialised(nn.Module):
         """Draws the parameters that are this module's own; its submodules have theirs already."""
 
 
+class Linear(SelfInitialised, nn.Linear):
+    """nn.Linear that begins as torch's does.
+
+    A class of its own, because transformers passes over modules of ours that have no parameter directly: what holds
+    such a layer cannot draw its weights.
+    """
+
+    def initialise(self) -> None:
+        """As torch's nn.Linear."""
+        init_as_linear(self)
+
+
 class Fusion(SelfInitialised):
     """How a tower's layers reach the language model. A subclass answers what differs from doing nothing.
 

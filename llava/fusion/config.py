@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from llava.bounds import Bounds
-from llava.errors import LlavaError
+from llava.errors import LlavaError, raise_faults
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
@@ -200,8 +200,8 @@ class ManagerConfig(FusionConfig):
             jitter = "released" if released else "paper"
         return replace(
             self,
-            vision_layers=counted_from_start("vision_layers", vision, num_states),
-            injection_layers=counted_from_start("injection_layers", injection, num_text_layers),
+            vision_layers=counted_from_start("manager vision_layers", vision, num_states),
+            injection_layers=counted_from_start("manager injection_layers", injection, num_text_layers),
             first_omits_last_map=released if self.first_omits_last_map is None else self.first_omits_last_map,
             jitter=jitter,
             **{one.name: one.default for one in fields(self) if one.name in RANGES},
@@ -265,9 +265,11 @@ def fusion_config(values: dict[str, Any]) -> FusionConfig:
             f"the fusion method {method} has no field {', '.join(unknown)}; it has {', '.join(names) or 'none'}"
         )
     try:
-        return kind(**fields_of_method)
+        config = kind(**fields_of_method)
     except TypeError as error:  # a value of the wrong kind
         raise LlavaError(f"fusion method {method}: {error}") from None
+    raise_faults("fusion", [f"fusion.{fault}" for fault in config.faults()])
+    return config
 
 
 def _choices(expected: Any) -> tuple:
@@ -302,13 +304,16 @@ def layer_range(kind: str, count: int, start: int, end: int, interval: int) -> t
 
 
 def counted_from_start(name: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Layers counted from the start. They must ascend: the first manager is the static one, the last map is omitted."""
+    """Layers counted from the start. They must exist and ascend, or LlavaError says which do not.
+
+    Managers need the order: the first is the static one, which may leave out the last map. name: for messages.
+    """
     outside = [layer for layer in layers if not -count <= layer < count]
     if outside:
-        raise LlavaError(f"manager {name} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
+        raise LlavaError(f"{name} {outside} do not exist: the model has {count}, from 0 to {count - 1}")
     counted = tuple(layer % count for layer in layers)
     if len(set(counted)) != len(counted):
-        raise LlavaError(f"manager {name} {list(layers)} must name none twice: of {count} they are {list(counted)}")
+        raise LlavaError(f"{name} {list(layers)} must name none twice: of {count} they are {list(counted)}")
     if list(counted) != sorted(counted):
-        raise LlavaError(f"manager {name} {list(layers)} must ascend: of {count} they are {list(counted)}")
+        raise LlavaError(f"{name} {list(layers)} must ascend: of {count} they are {list(counted)}")
     return counted

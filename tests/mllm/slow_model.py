@@ -71,13 +71,22 @@ def visual_tokens(model, crops: torch.Tensor, size: tuple[int, int], several: bo
         embedding = model.model.fusion.layer_embedding
         projected[1:] = [features + embedding[index] for index, features in enumerate(projected[1:])]
     vectors = torch.stack(projected, dim=2)  # (crops, tokens, 1 + N, D)
-    newlines = newline.expand(len(wanted), -1)
+    scope = managers.scope if managers is not None else "all"
+    unmanaged = {"all": None, "main": "grid", "grid": "main"}[scope]
+    packed = packed_slowly(config, vectors, newline.expand(len(wanted), -1), size, several)
+    return [(vector[0], vector[1:], place != unmanaged) for vector, place in packed]
+
+
+def packed_slowly(config, vectors: torch.Tensor, newlines: torch.Tensor, size: tuple[int, int], several: bool):
+    """Of one image, in order: (vectors (K, D), `main` or `grid`) of every token.
+
+    vectors: (crops, tokens, K, D), what each token of a crop has. newlines: (K, D), what a newline has.
+    """
     side = config.patches_per_side
     layout = image_layout(*size, config.tiling, tile=config.vision_config.image_size, side=side, several_images=several)
-    scope = managers.scope if managers is not None else "all"
-    base = [(vector[0], vector[1:], scope != "grid") for vector in vectors[0]]
-    if len(crops) == 1:
-        return base + ([(newline, newlines[1:], scope != "grid")] if layout.one_crop_newline else [])
+    base = [(vector, "main") for vector in vectors[0]]
+    if len(vectors) == 1:
+        return base + ([(newlines, "main")] if layout.one_crop_newline else [])
     columns, rows = layout.grid
     grid = []
     if config.tiling.merge == "flat":
@@ -92,7 +101,7 @@ def visual_tokens(model, crops: torch.Tensor, size: tuple[int, int], several: bo
         picture = shrink(picture, layout.rows, layout.columns)
         for row in picture:
             grid += row + ([newlines] if config.tiling.merge == "spatial_unpad" else [])
-    return base + [(vector[0], vector[1:], scope != "main") for vector in grid]
+    return base + [(vector, "grid") for vector in grid]
 
 
 def shrink(picture: list[list[torch.Tensor]], rows: int, columns: int) -> list[list[torch.Tensor]]:
