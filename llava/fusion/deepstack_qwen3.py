@@ -1,0 +1,66 @@
+"""DeepStack as Qwen3-VL has it (arXiv 2511.21631): states of three depths of the tower, each through an MLP of its own.
+
+    h <- h + M_j(V_j)        before layer j of the language model, at visual positions; M_j = LN, Linear, GELU, Linear
+
+There each M_j first joins 2 x 2 neighbours, as its projector does; here neither does. What it gives is packed as the
+visual tokens are; a newline, which there is none of, receives nothing.
+
+Shapes: C crops, T tokens per crop, D width of the tower's states, H of the language model's.
+"""
+
+import torch
+from torch import nn
+
+from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable
+from llava.fusion.config import DeepstackQwen3Config, Sizes
+
+
+class Merger(nn.Module):
+    """One M_j, drawn as torch draws linear layers and norms."""
+
+    def __init__(self, vision_width: int, text_width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(vision_width, eps=1e-6)
+        self.linear_1 = Linear(vision_width, vision_width)
+        self.act = nn.GELU()
+        self.linear_2 = Linear(vision_width, text_width)
+
+    def forward(self, state_CTD: torch.Tensor) -> torch.Tensor:
+        """(C, T, D) to (C, T, H)."""
+        if not torch.is_autocast_enabled(state_CTD.device.type):
+            state_CTD = state_CTD.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
+        return self.linear_2(self.act(self.linear_1(self.norm(state_CTD))))
+
+
+class DeepstackQwen3(Fusion):
+    """One merger for each of the tower's states, in their order."""
+
+    config: DeepstackQwen3Config
+
+    def __init__(self, config: DeepstackQwen3Config, sizes: Sizes):
+        super().__init__(config, sizes)
+        self.mergers = nn.ModuleList(Merger(sizes.vision_width, sizes.text_width) for _ in config.vision_layers)
+
+    @classmethod
+    def cost(cls, config: DeepstackQwen3Config, sizes: Sizes) -> FusionCost:
+        """Two products a merger, both behind weights, the norm's; kept is what norm, matrices and GELU give."""
+        vision, text = sizes.vision_width, sizes.text_width
+        tokens = len(config.vision_layers) * sizes.crop_tokens
+        return FusionCost(from_weights=2 * tokens * vision * (vision + text), kept=tokens * (3 * vision + text))
+
+    @property
+    def packed_keys(self) -> tuple[int, ...]:
+        """The layers of the language model that are added before."""
+        return self.config.injection_layers
+
+    def to_pack(self, crops: Crops) -> dict[int, Packable]:
+        """Each merger's features."""
+        packables = []
+        for merger, layer in zip(self.mergers, self.config.vision_layers, strict=True):
+            features_CTH = merger(crops.states[layer])
+            packables.append(Packable(features_CTH, features_CTH.new_zeros(crops.num_samples, features_CTH.shape[-1])))
+        return dict(zip(self.packed_keys, packables, strict=True))
+
+    def deltas(self, packed: dict[int, torch.Tensor], context: Context) -> dict[int, torch.Tensor]:
+        """What was packed, as it is."""
+        return packed
