@@ -106,6 +106,7 @@ class NoneConfig(FusionConfig):
 
     @staticmethod
     def implementation() -> "type[Fusion]":
+        """NoFusion."""
         from llava.fusion.none import NoFusion
 
         return NoFusion
@@ -165,6 +166,7 @@ class ManagerConfig(FusionConfig):
 
     @staticmethod
     def implementation() -> "type[Fusion]":
+        """VisualManagers."""
         from llava.fusion.managers import VisualManagers
 
         return VisualManagers
@@ -261,6 +263,7 @@ class DeepstackQwen3Config(FusionConfig):
 
     @staticmethod
     def implementation() -> "type[Fusion]":
+        """DeepstackQwen3."""
         from llava.fusion.deepstack_qwen3 import DeepstackQwen3
 
         return DeepstackQwen3
@@ -274,6 +277,7 @@ class DeepstackQwen3Config(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion: behind block b, counted from 0, is state b + 1."""
+        raise_faults("fusion", [f"fusion.{fault}" for fault in self.faults()])
         vision, injection = self.vision_layers, self.injection_layers
         if vision is None:
             vision = tuple(round((block + 1) * num_vision_layers / 27) for block in (8, 16, 24))
@@ -318,11 +322,9 @@ def fusion_config(values: dict[str, Any]) -> FusionConfig:
             f"the fusion method {method} has no field {', '.join(unknown)}; it has {', '.join(names) or 'none'}"
         )
     try:
-        config = kind(**fields_of_method)
+        return kind(**fields_of_method)
     except TypeError as error:  # a value of the wrong kind
         raise LlavaError(f"fusion method {method}: {error}") from None
-    raise_faults("fusion", [f"fusion.{fault}" for fault in config.faults()])
-    return config
 
 
 def _choices(expected: Any) -> tuple:
