@@ -119,14 +119,17 @@ class ImageLayout:
 
     @property
     def num_crops(self) -> int:
+        """The tiles and the image as a whole."""
         return 1 + self.grid[0] * self.grid[1]
 
     @property
     def shrunk(self) -> bool:
+        """Whether the map of the tiles was resized to fewer tokens."""
         return (self.rows, self.columns) != self.window[2:]
 
     @property
     def num_tokens(self) -> int:
+        """All visual tokens of the image, newlines included."""
         return self.base_tokens + self.rows * (self.columns + self.row_newline) + self.one_crop_newline
 
 
@@ -143,14 +146,17 @@ class VideoLayout:
 
     @property
     def pooled_side(self) -> int:
+        """Tokens along a side of a frame, behind 2 x 2 pooling."""
         return (self.side + 1) // 2
 
     @property
     def num_crops(self) -> int:
+        """One a frame."""
         return self.num_frames
 
     @property
     def num_tokens(self) -> int:
+        """All visual tokens of the video, with the newline behind it."""
         return self.num_frames * self.pooled_side**2 + 1
 
 

@@ -73,9 +73,11 @@ class Chat:
             self.display.show_image(medium.content if medium.kind == "image" else medium.content[0])
 
     def ask(self, question: str) -> None:
+        """Asks, and prints the answer as it comes."""
         self._answer(lambda show: self.session.ask(question, show))
 
     def retry(self) -> None:
+        """Asks the last question again, with a note where the answer will be the same."""
         if self.session.exchanges and self.session.settings.temperature == 0:
             self.display.note("temperature is 0, the answer will be the same; /set temperature=0.7 makes it vary")
         self._answer(self.session.retry)
@@ -87,6 +89,7 @@ class Chat:
 
     @property
     def shows_managers(self) -> bool:
+        """Whether the managers' weights are shown with each answer."""
         return self._recorder is not None
 
     def manager_weights(self) -> list[ManagerWeights]:

@@ -42,6 +42,7 @@ class Display:
         print(text.translate(_CONTROL), file=sys.stderr, flush=True)
 
     def error(self, text: str) -> None:
+        """Prints one line that begins with `error:`."""
         self.note(f"error: {' '.join(text.split())}")
 
     @contextmanager
@@ -109,11 +110,13 @@ class PlainStream:
         self.begun = False
 
     def add(self, piece: str) -> None:
+        """Shows one more piece of the answer."""
         self.begun = True
         text = piece.translate(_CONTROL) if self.console.file.isatty() else piece
         print(text, end="", file=self.console.file, flush=True)
 
     def end(self) -> None:
+        """Ends the answer's last line."""
         print(file=self.console.file, flush=True)
 
 
@@ -134,9 +137,11 @@ class MarkdownStream:
 
     @property
     def begun(self) -> bool:
+        """Whether something of the answer is shown."""
         return self.live.is_started
 
     def add(self, piece: str) -> None:
+        """Shows one more piece of the answer."""
         self.live.start()
         self.text += piece.translate(_CONTROL)
         done = begin_of_last_block(self.text)
@@ -149,6 +154,7 @@ class MarkdownStream:
         self.drawn = time.monotonic()
 
     def end(self) -> None:
+        """Leaves the answer as it stands."""
         if self.begun:
             self.live.update("", refresh=True)
             self.live.stop()

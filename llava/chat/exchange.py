@@ -21,6 +21,7 @@ class Timing:
 
     @property
     def writing(self) -> float:
+        """Seconds from the first token to the end."""
         return self.total - self.first_token
 
 
@@ -43,6 +44,7 @@ class Exchange:
         return (self.usage.answer - 1) / self.timing.writing
 
     def of_kind(self, kind: str) -> list[Medium]:
+        """What was shown of a kind, `image` or `video`."""
         return [medium for medium in self.media if medium.kind == kind]
 
 

@@ -23,6 +23,7 @@ class ScoreRecorder:
 
     @contextmanager
     def recording(self):
+        """A context in which the scores of adaptive managers are recorded."""
         managers = self._model.model.fusion
         all_managers = managers.managers if isinstance(managers, VisualManagers) else ()
         adaptive = [(index, one) for index, one in enumerate(all_managers) if isinstance(one, AdaptiveManager)]

@@ -73,6 +73,7 @@ class Session:
         self.record("system", self.system)
 
     def set_settings(self, settings: Settings) -> None:
+        """Other settings, for the answers to come; another seed begins its draws anew."""
         if settings.seed != self.settings.seed:
             self._drawn = 0
         self.settings = settings

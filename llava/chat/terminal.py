@@ -77,6 +77,7 @@ class CommandCompleter(Completer):
     """Names of commands, and what stands behind them: files of the right kind, settings."""
 
     def get_completions(self, document: Document, complete_event) -> Iterable[Completion]:
+        """prompt_toolkit's: commands and their words, and paths."""
         text = document.text_before_cursor
         name, blank, rest = text.partition(" ")
         if not blank:

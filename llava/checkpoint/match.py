@@ -104,6 +104,7 @@ class KeyMatch:
 
     @property
     def faults(self) -> dict[str, list[str]]:
+        """What does not match, by kind; empty where all does."""
         faults = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.mismatched}
         return {kind: names for kind, names in faults.items() if names}
 

@@ -13,6 +13,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
+    """`llava convert`: runs one of its commands; returns the exit status."""
     parser = ArgumentParser(prog="llava convert", description="Checkpoints of other formats in, ours out.")
     commands = parser.add_commands()
     for name, (module, summary) in COMMANDS.items():

@@ -25,6 +25,7 @@ def special_tokens(tokenizer) -> list[str]:
 
 
 def is_message(given) -> bool:
+    """Whether it is a message in transformers' form."""
     return isinstance(given, Mapping)
 
 
@@ -86,6 +87,7 @@ def marked(messages: Sequence[Mapping], tokens: Sequence[str], images_apart: boo
 
 
 def unmarked(text: str) -> str:
+    """The text with the marks taken out again."""
     return _MARKED.sub(r"\1", text)
 
 

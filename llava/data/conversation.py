@@ -180,8 +180,8 @@ def _encode_plain(tokenizer, turns: tuple[Turn, ...], placeholders: tuple[str, .
 def _encode_turn(tokenizer, turn: Turn, placeholders: tuple[str, ...]) -> tuple[list[int], range]:
     """Ids of one ChatML turn and, of an assistant's, where its text and end stand among them.
 
-    An assistant's text is encoded apart from the line before it, which a prompt ends with: joined, "assistant\\n" and a
-    text that begins with a newline would become other tokens.
+    An assistant's text is encoded apart from the line before it, which a prompt ends with: joined, the newline behind
+    "assistant" and a text that begins with a newline would become other tokens.
     """
     header, text = f"{_CHATML_ROLES.get(turn.role, turn.role)}\n", turn.text
     ids = [tokenizer.convert_tokens_to_ids(START)]

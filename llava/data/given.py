@@ -63,6 +63,7 @@ def rgb_frames(given, name: str = "video", channels: str | None = None) -> list[
 
 
 def is_array(given) -> bool:
+    """Whether it is an array of numpy or torch."""
     return isinstance(given, np.ndarray | torch.Tensor)
 
 

@@ -40,6 +40,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std)
 
     def to_dict(self) -> dict:
+        """transformers' own, with the tiling by its fields."""
         return {**super().to_dict(), "tiling": self.tiling.to_dict()}
 
     def layout(self, image_size: tuple[int, int], several_images: bool) -> ImageLayout:

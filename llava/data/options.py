@@ -58,6 +58,8 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Options:
+    """All keywords of a call of the processor, by what reads them."""
+
     text: TextOptions
     images: PixelOptions
     videos: PixelOptions
@@ -90,6 +92,7 @@ def read_options(keywords: dict[str, Any], padding=True, return_tensors: str | N
 
 
 def pixel_options(keywords: dict[str, Any]) -> PixelOptions:
+    """The keywords of the image processor. Raises LlavaError for one that it does not take."""
     return replace(PixelOptions(), **_checked(keywords, PixelOptions))
 
 

@@ -9,7 +9,7 @@ BETWEEN, BEHIND = " ", "\n"  # what separates placeholders from each other, and 
 
 
 def place_in_front(placeholders: Sequence[str], text: str) -> str:
-    """The text behind its placeholders, as LLaVA's training data has it: "<image> <image>\\n" + text."""
+    """The text behind its placeholders, as LLaVA's training data has it: `<image> <image>`, a newline, the text."""
     return f"{BETWEEN.join(placeholders)}{BEHIND}{text}" if placeholders else text
 
 

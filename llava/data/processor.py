@@ -183,6 +183,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """The names of all that a call of the processor can return."""
         names = [*self.image_processor.model_input_names, *self.image_processor.video_input_names]
         return [*self.tokenizer.model_input_names, *names]
 
@@ -256,7 +257,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return [self.image_processor.video_layout(count).num_tokens for count in frames]
 
     def _token_counts(self, sizes: Sequence[tuple[int, int]], frames: Sequence[int]) -> dict[int, list[int]]:
-        """{placeholder id: tokens of each image or video}"""
+        """The tokens of each image or video, by the id of its placeholder."""
         return {self.image_token_id: self.image_tokens(sizes), self.video_token_id: self._video_tokens(frames)}
 
     def _expand(self, ids: list[int], counts: dict[int, list[int]], labels: list[int] | None = None):

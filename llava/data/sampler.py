@@ -40,6 +40,7 @@ class LengthGroupedSampler(Sampler[int | None]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Chooses the order: with the seed, the epoch alone decides it."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -94,6 +94,7 @@ class Engine:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return self.model.device
 
     def describe(self) -> str:

@@ -54,6 +54,7 @@ class AnswerStore:
 
     @property
     def on_disk(self) -> bool:
+        """Whether answers are kept in files."""
         return self._file is not None
 
     def row(self, key: str) -> dict:

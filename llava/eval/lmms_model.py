@@ -172,7 +172,7 @@ class LlavaOVManager(lmms):
         return Question(index, name, key, doc_id, dialogue)
 
     def _fields(self, request: Instance) -> tuple:
-        """(what shows the document, generation kwargs, document, task, split)"""
+        """What shows the document, generation kwargs, document, task, split."""
         _, doc_to_messages, gen_kwargs, doc_id, task, split = request.args
         return doc_to_messages, gen_kwargs, doc_id, task, split
 
@@ -260,9 +260,11 @@ class LlavaOVManager(lmms):
             super().clean()
 
     def loglikelihood(self, requests: list[Instance]):
+        """Raises LlavaError: this model scores no given texts."""
         raise LlavaError("this model answers by generating text: tasks that score given continuations cannot be run")
 
     def generate_until_multi_round(self, requests: list[Instance]):
+        """Raises LlavaError: this model is asked once."""
         raise LlavaError("tasks in several rounds (generate_until_multi_round) cannot be run with this model")
 
 

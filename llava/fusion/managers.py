@@ -41,11 +41,13 @@ class StaticManager(SelfInitialised):
         init.zeros_(self.scores)
 
     def forward(self, layer_embedding_ND, newline_D, jitter_SND, sample_of_crop_C):
-        """What is to be done with the maps: the scores per crop (C or 1, N, D), the sums before the first map (C or 1,
-        1, D) and, per sample, what a newline position receives (S or 1, D).
+        """What becomes of the maps, which come one at a time and for all managers; see VisualManagers.forward.
+
+        Returns the scores per crop (C or 1, N, D), the sums before the first map (C or 1, 1, D) and, per sample, what a
+        newline position receives (S or 1, D).
 
         jitter_SND: factors on the scores per sample, or None for none. sample_of_crop_C: the sample that each crop
-        belongs to. The maps come one at a time and for all managers, see VisualManagers.forward.
+        belongs to.
         """
         count = self.scores.shape[0]
         if jitter_SND is None:

@@ -29,7 +29,7 @@ class ManagedQwen2Model(Qwen2Model):
         visual_deltas: dict[int, torch.Tensor | Callable] | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """As Qwen2Model.forward, and:
+        """As Qwen2Model.forward, with what is added at visual tokens.
 
         position_ids: also of samples that share a row, see packed_lengths; no cache is made of such a row.
         visual_positions: (V,) int64, positions of the visual tokens in the flattened (batch * sequence) order.

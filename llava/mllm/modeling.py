@@ -37,6 +37,8 @@ load_former_names(LlavaOVManagerConfig.model_type)
 
 
 class LlavaOVManagerPreTrainedModel(PreTrainedModel):
+    """What transformers has to know of the model: its parts, and how it may be run."""
+
     config: LlavaOVManagerConfig
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
@@ -190,6 +192,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
+        """The head, (vocabulary, text_width)."""
         return self.lm_head
 
     def generate(self, *args, tokenizer=None, **kwargs):

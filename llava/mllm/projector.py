@@ -43,5 +43,5 @@ class ImageNewline(SelfInitialised):
         init.normal_(self.weight, std=self.weight.shape[-1] ** -0.5)
 
     def forward(self) -> torch.Tensor:
-        """(text_width,)"""
+        """The vector, (text_width,)."""
         return self.weight.clone()

@@ -17,7 +17,9 @@ class MultiLayerSiglip(SiglipVisionModel):
     def forward(
         self, pixel_values: torch.Tensor, layers: list[int], max_tokens: int | None = None
     ) -> list[torch.Tensor]:
-        """pixel_values: (crops, 3, S, S), normalised. layers: indices of hidden states, 0 = the embeddings.
+        """Hidden states of a tower whose layers are run as far as they are needed.
+
+        pixel_values: (crops, 3, S, S), normalised. layers: indices of hidden states, 0 = the embeddings.
         max_tokens: how many tokens of each crop pass the layers, None for all; the first one exercises every weight.
 
         Returns one (crops, tokens, width) for each of `layers`, in their order; layers above the highest are not run.

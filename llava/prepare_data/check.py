@@ -183,6 +183,7 @@ class RowInspector:
         self.token_counter = _token_counter(options) if options.model else None
 
     def __call__(self, batch: list[tuple[int, Sample]]) -> list[tuple[int, str | None, str, str]]:
+        """The faults and notes of the rows, each with its row, the id and the kind."""
         return [(row, _id(sample), *found) for row, sample in batch for found in self._inspect(sample)]
 
     def _inspect(self, sample: Sample) -> list[tuple[str, str]]:

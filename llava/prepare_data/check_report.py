@@ -28,6 +28,7 @@ class BadRow(NamedTuple):
 
     @property
     def is_note(self) -> bool:
+        """Whether the sample is used all the same."""
         return self.kind in NOTES
 
 
@@ -74,6 +75,7 @@ class BadRowPrinter:
         self.stream, self.count, self.notes = stream, 0, 0
 
     def __call__(self, row: BadRow) -> None:
+        """Takes one row, as it is met."""
         self.notes += row.is_note
         self.count += not row.is_note
         if (self.notes if row.is_note else self.count) <= SHOWN_ROWS:
@@ -82,15 +84,16 @@ class BadRowPrinter:
             print(f"{'note' if row.is_note else 'fault'}: {where}{row.message}", file=self.stream)
 
     def finish(self, reports: list[FileReport]) -> None:
+        """Says how many more there are than were printed."""
         for count, things in ((self.count, "faults"), (self.notes, "notes")):
             if count > SHOWN_ROWS:
                 print(f"and {count - SHOWN_ROWS} more {things}; --out DIR keeps all", file=self.stream)
 
 
 class BadRowFile:
-    """Writes a report folder, at the end, each file whole or not at all: faults in bad.jsonl, notes in notes.jsonl, the
-    table in report.json. count: of the faults.
+    """Writes a report folder, at the end, each file whole or not at all.
 
+    Faults are in bad.jsonl, notes in notes.jsonl, the table in report.json. count: of the faults.
     What UTF-8 cannot hold is written as JSON's escape for it, so that a reader gets the text as it was.
     """
 
@@ -107,11 +110,13 @@ class BadRowFile:
         return self._files.enter_context(whole_file(self.folder / name, errors="backslashreplace"))
 
     def __call__(self, row: BadRow) -> None:
+        """Takes one row, as it is met."""
         self.count += not row.is_note
         stream = self.notes if row.is_note else self.faults
         stream.write(json.dumps(row._asdict(), ensure_ascii=False) + "\n")
 
     def finish(self, reports: list[FileReport]) -> None:
+        """Puts the files in place."""
         with self._files:
             table = self._open("report.json")
             table.write(json.dumps([report.to_dict() for report in reports], indent=2) + "\n")

@@ -34,10 +34,12 @@ class Tally:
 
     @classmethod
     def from_dict(cls, content: dict) -> "Tally":
+        """The tally that to_dict gave."""
         counters = Counter(content["changed"]), Counter(content["dropped"])
         return cls(content["rows"], content["written"], *counters, content["first"])
 
     def to_dict(self) -> dict:
+        """The tally as JSON values."""
         return vars(self)
 
     def drop(self, rule: str, reason: str) -> None:
@@ -46,6 +48,7 @@ class Tally:
         self.first.setdefault(rule, reason)
 
     def add(self, other: "Tally") -> None:
+        """Adds another part's tally."""
         self.rows, self.written = self.rows + other.rows, self.written + other.written
         self.changed, self.dropped = self.changed + other.changed, self.dropped + other.dropped
         self.first = other.first | self.first
@@ -64,6 +67,7 @@ class Part(NamedTuple):
 
     @property
     def rules(self) -> list[Rule]:
+        """The rules that concern the data set."""
         return rules_of(self.repository, self.name)
 
     @property
@@ -74,10 +78,12 @@ class Part(NamedTuple):
 
     @property
     def records(self) -> Path:
+        """Where the records of this part are written."""
         return self.out / self.repository / NOTES / self.name / f"{self.place}.records"
 
     @property
     def key(self) -> dict:
+        """What the records depend on, as JSON values."""
         rules = [rule.name for rule in self.rules]
         return file_key(self.file) | {"rules": rules, "drop_missing": self.drop_missing, "decode": self.decode}
 
@@ -140,6 +146,7 @@ class Missing:
     first: str = ""
 
     def add(self, name: str) -> None:
+        """Counts one more, and keeps the name of the first."""
         self.first = self.first or name
         self.count += 1
 

@@ -31,10 +31,12 @@ class Row(NamedTuple):
 
     @property
     def images(self) -> list[str]:
+        """The paths of its images."""
         return self._files("image")
 
     @property
     def videos(self) -> list[str]:
+        """The paths of its videos."""
         return self._files("video")
 
     def _files(self, key: str) -> list[str]:
@@ -57,6 +59,7 @@ class Rule(NamedTuple):
     selects: bool = False
 
     def concerns(self, repository: str, name: str) -> bool:
+        """Whether the rule is for this data set of a repository."""
         return re.fullmatch(self.sets, f"{repository}/{name}") is not None
 
 

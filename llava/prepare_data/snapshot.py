@@ -45,6 +45,7 @@ class SourceSet(NamedTuple):
 
     @property
     def is_parquet(self) -> bool:
+        """Whether its rows are in parquet files."""
         return self.files[0].suffix == ".parquet"
 
 

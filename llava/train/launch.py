@@ -41,6 +41,7 @@ class Waits(Thread):
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def run(self) -> None:
+        """Ends the launcher where torchrun would wait: on a signal that it misses, on hosts that are gone."""
         had_ranks, since = False, time.monotonic()
         while True:
             heard, _, _ = select.select([self.signals], [], [], LOOK)

@@ -57,6 +57,7 @@ class PrintKeys(Action):
     def __call__(
         self, parser: ArgumentParser, namespace: Namespace, values: str, option_string: str | None = None
     ) -> None:
+        """argparse's."""
         from llava.train.recipe.keys import FORMS
 
         print(FORMS[values]())

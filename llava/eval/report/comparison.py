@@ -80,7 +80,9 @@ class _Result:
 
 @dataclass(frozen=True)
 class _Runs:
-    """tasks: run -> task -> what it left. results: benchmark -> run -> its headline. faults: of the runs that have
+    """What runs have left.
+
+    tasks: run -> task -> what it left. results: benchmark -> run -> its headline. faults: of the runs that have
     benchmarks, run -> task -> why it is not complete.
     """
 

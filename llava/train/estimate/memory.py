@@ -79,6 +79,7 @@ class Estimate:
 
     @property
     def total(self) -> float:
+        """All of it, in bytes."""
         return sum(sum(parts.values()) for parts in self.states.values()) + self.buffers + self.activations
 
 

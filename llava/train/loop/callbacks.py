@@ -46,12 +46,15 @@ class SaveAndStop(TrainerCallback):
         self._signal, self._overdue = signal, overdue
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """The run's minutes count from here."""
         self._saved_at = time.monotonic()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """The run's minutes count anew."""
         self._saved_at = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Sets the Trainer's control as the ranks have agreed."""
         if state.global_step >= state.max_steps:
             return  # the stage's own checkpoint comes next
         steps = self.run.save_steps
@@ -69,6 +72,7 @@ class CompactProgress(ProgressCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
     ) -> None:
+        """A line of a step that trained."""
         if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {progress_line(logs)}")
 
@@ -80,6 +84,7 @@ class CompactProgress(ProgressCallback):
         metrics: dict | None = None,
         **kwargs,
     ) -> None:
+        """A line of the held-out loss."""
         super().on_evaluate(args, state, control, **kwargs)
         if state.is_world_process_zero and self.training_bar is not None and "eval_loss" in metrics:
             line = f"held-out loss {metrics['eval_loss']:.4f}  ({metrics['eval_runtime']:.1f} s)"
@@ -108,6 +113,7 @@ class PatientTensorBoard(TensorBoardCallback):
     purge_step: int | None = None  # from which on a new file replaces those before it
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Goes on in the folder of the run's earlier starts."""
         folders = sorted(Path(args.output_dir, "runs").glob("*/"))
         if self.logging_dir is None and folders:
             self.logging_dir = str(folders[-1])
@@ -115,12 +121,15 @@ class PatientTensorBoard(TensorBoardCallback):
         self._attempt(super().on_train_begin, args, state, control, **kwargs)
 
     def on_log(self, *args, **kwargs) -> None:
+        """Logs, unless the file cannot be written."""
         self._attempt(super().on_log, *args, **kwargs)
 
     def on_save(self, *args, **kwargs) -> None:
+        """Another try: a checkpoint could be written."""
         self.paused = False
 
     def on_train_end(self, *args, **kwargs) -> None:
+        """Closes the file, if it can be written."""
         self._attempt(super().on_train_end, *args, **kwargs)
 
     def _init_summary_writer(self, args):

@@ -23,10 +23,12 @@ class Component:
 
     @property
     def num_parameters(self) -> int:
+        """Whole parameters, also where ZeRO-3 has cut them."""
         return sum(full_shape(parameter).numel() for parameter in self.parameters.values())
 
     @property
     def num_trainable(self) -> int:
+        """Of these, what trains."""
         return sum(full_shape(p).numel() for p in self.parameters.values() if p.requires_grad)
 
 

@@ -86,6 +86,7 @@ class OptimizerCheck(TrainerCallback):
         optimizer: torch.optim.Optimizer | None = None,
         **kwargs,
     ) -> None:
+        """Checks the groups before the first step. Raises LlavaError as check_groups."""
         self.groups = check_groups(self.components, self.lr_groups, optimizer)
 
 

@@ -156,6 +156,7 @@ class LlavaTrainer(Trainer):
         return batches, supervised if supervised is None else supervised.clamp(min=1)
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
+        """The loss of a micro-batch, its share of the step, for Guard and Totals, too."""
         loss = super().training_step(*args, **kwargs)
         self.guard.add_loss(loss)
         self.totals.add_loss(loss)
@@ -168,6 +169,7 @@ class LlavaTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple:
+        """The loss over supervised positions alone."""
         inputs = supervised_only(inputs) | {"use_cache": False}
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
@@ -191,6 +193,7 @@ class LlavaTrainer(Trainer):
     # Before the first step
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """AdamW with a group for each component."""
         if self.optimizer is None:
             self.optimizer = create_adamw(self.components, self.lr_groups)
         return self.optimizer
@@ -250,6 +253,7 @@ class LlavaTrainer(Trainer):
     def evaluation_loop(
         self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
     ) -> EvalLoopOutput:
+        """The mean loss of all supervised tokens of all ranks."""
         self.model_wrapped.eval()
         self.callback_handler.eval_dataloader = dataloader
         loss = self.evaluation.mean_loss(self.state.global_step, dataloader, self._loss_sums)
@@ -288,6 +292,7 @@ class LlavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes weights and processor on the first rank; every rank calls it."""
         weights = self.gather_weights()
         if self.args.should_save:
             self.saver.write_weights(weights, output_dir)

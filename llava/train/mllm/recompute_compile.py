@@ -16,9 +16,11 @@ def prepare_layers(model: LlavaOVManagerForConditionalGeneration, recipe: Recipe
 
 
 def checkpoint(model: LlavaOVManagerForConditionalGeneration, components: tuple[str, ...]) -> None:
-    """Lets the backward pass compute again what these components would keep: of each layer all but its input, of the
-    projector all but each map. Needs no gradient of the input, so that what is in front may be frozen. A frozen tower
-    keeps nothing and is left alone: torch 2.13 cannot compile what is checkpointed and has no gradient.
+    """Lets the backward pass compute again what these components would keep.
+
+    That is of each layer all but its input, of the projector all but each map. Needs no gradient of the input, so that
+    what is in front may be frozen. A frozen tower keeps nothing and is left alone: torch 2.13 cannot compile what is
+    checkpointed and has no gradient.
     """
     tower_trains = any(parameter.requires_grad for parameter in model.model.vision_tower.parameters())
     for name in LAYERED:

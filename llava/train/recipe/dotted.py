@@ -184,6 +184,7 @@ def _parse(value: Any) -> Any:
 
 
 def type_name(expected: Any) -> str:
+    """How a message names what a value must be."""
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
     if get_origin(expected) in LISTS:
         return f"a list, each item {type_name(get_args(expected)[0])}"
