@@ -37,6 +37,7 @@ class TilingConfig:
     newline_after_one_crop: append one newline to an image of a single crop (transformers does, the released model not).
     unpad_rounding: how the image's share of the padded map becomes whole patches: `truncate` (the released model) or
         `round` to 7 decimals first (transformers); they differ for about one size in 70,000.
+    extra_tokens: behind a crop's own, as many as the model's fusion adds; only where an image is one crop.
 
     Raises LlavaError when the fields contradict each other.
     """
@@ -47,6 +48,7 @@ class TilingConfig:
     pinpoints: tuple[tuple[int, int], ...] = ()
     newline_after_one_crop: bool = False
     unpad_rounding: UnpadRounding = "truncate"
+    extra_tokens: int = 0
 
     def __post_init__(self):
         object.__setattr__(self, "pinpoints", tuple((int(w), int(h)) for w, h in self.pinpoints))
@@ -59,6 +61,12 @@ class TilingConfig:
             raise LlavaError(f"tiling pinpoints must be positive, found {list(self.pinpoints)}")
         if self.max_tiles is not None and self.max_tiles < 1:
             raise LlavaError(f"tiling max_tiles must be at least 1, found {self.max_tiles}")
+        if self.mode == "anyres" and self.extra_tokens:
+            raise LlavaError("fusion that adds tokens to a crop has no place on a map of tiles: tiling mode anyres")
+
+    def crop_tokens(self, side: int) -> int:
+        """Tokens of a crop of side * side patches."""
+        return side * side + self.extra_tokens
 
     @classmethod
     def from_llava(cls, image_aspect_ratio: str, mm_patch_merge_type: str, image_grid_pinpoints, tile: int):
@@ -79,8 +87,9 @@ class TilingConfig:
         )
 
     def to_dict(self) -> dict:
-        """The fields as JSON values."""
-        return {**asdict(self), "pinpoints": [list(pinpoint) for pinpoint in self.pinpoints]}
+        """The fields as JSON values; without extra tokens, which most models do not have, where there are none."""
+        fields = {**asdict(self), "pinpoints": [list(pinpoint) for pinpoint in self.pinpoints]}
+        return fields if self.extra_tokens else {key: fields[key] for key in fields if key != "extra_tokens"}
 
 
 def parse_pinpoints(pinpoints, tile: int) -> tuple[tuple[int, int], ...]:
@@ -102,7 +111,7 @@ def parse_pinpoints(pinpoints, tile: int) -> tuple[tuple[int, int], ...]:
 class ImageLayout:
     """Where the visual tokens of one image come from, in the order of the sequence.
 
-    base_tokens: tokens of crop 0 (the whole image), side * side.
+    base_tokens: tokens of crop 0 (the whole image).
     grid: (columns, rows) of tiles after crop 0; (0, 0) for a single crop.
     window: (row0, column0, rows, columns) of the joined patch map that survives unpadding.
     rows, columns: size of the map in the sequence, after shrinking to the token budget.
@@ -160,6 +169,13 @@ class VideoLayout:
         return self.num_frames * self.pooled_side**2 + 1
 
 
+def video_layout(num_frames: int, tiling: TilingConfig, *, side: int) -> VideoLayout:
+    """The layout of a video; side as in VideoLayout. LlavaError where a crop has tokens that cannot be pooled."""
+    if tiling.extra_tokens:
+        raise LlavaError("fusion that adds tokens to a crop takes no videos, whose frames are pooled")
+    return VideoLayout(num_frames, side)
+
+
 @lru_cache(maxsize=65536)
 def image_layout(
     width: int, height: int, tiling: TilingConfig, *, tile: int, side: int, several_images: bool
@@ -169,7 +185,7 @@ def image_layout(
     tile: pixels per side of a crop. side: patches per side of a crop. several_images: the sample holds more than one
     image, and each then becomes one padded crop whatever the tiling says.
     """
-    base_tokens = side * side
+    base_tokens = tiling.crop_tokens(side)
     if tiling.mode != "anyres" or several_images:
         return ImageLayout(base_tokens, one_crop_newline=tiling.newline_after_one_crop)
     best_width, best_height = best_resolution((width, height), tiling.pinpoints)
@@ -241,7 +257,7 @@ def count_layouts(
     sizes: (width, height) of each (N, 2). several_images: (N,), see image_layout; so are tile and side.
     """
     one_crop = np.ones(len(sizes), dtype=np.int64)
-    tokens = one_crop * (side * side + tiling.newline_after_one_crop)
+    tokens = one_crop * (tiling.crop_tokens(side) + tiling.newline_after_one_crop)
     if tiling.mode != "anyres":
         return one_crop, tokens
     tiled = np.flatnonzero(~several_images)

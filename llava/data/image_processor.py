@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.anyres import ImageLayout, TilingConfig, VideoLayout, count_layouts, image_layout
+from llava.anyres import ImageLayout, TilingConfig, VideoLayout, count_layouts, image_layout, video_layout
 from llava.data.given import is_image, rgb_frames, rgb_groups, rgb_image
 from llava.data.images import RESAMPLING, crop_image, normalize
 from llava.data.options import AS_UINT8, FIXED, NORMALIZED, PixelOptions, checked_tensors, pixel_options
@@ -60,7 +60,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
 
     def video_layout(self, num_frames: int) -> VideoLayout:
         """The layout of a video of which `num_frames` frames are shown."""
-        return VideoLayout(num_frames, self.size // self.patch_size)
+        return video_layout(num_frames, self.tiling, side=self.size // self.patch_size)
 
     def crops(self, image: Image.Image, several_images: bool) -> np.ndarray:
         """Crops of one image, uint8 (crops, 3, size, size). image: see rgb_image."""

@@ -120,7 +120,7 @@ class Fusion(SelfInitialised):
         return FusionCost()
 
     def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:
-        """What the projector gets, (C, T, config.visual_width)."""
+        """What the projector gets, (C, T + config.extra_tokens, config.visual_width)."""
         return states[self.visual_layer]
 
     @property

@@ -79,6 +79,10 @@ class FusionConfig:
         """The width of what the projector gets."""
         return sizes.vision_width
 
+    def extra_tokens(self, crop_tokens: int) -> int:
+        """How many tokens visual_input has behind a crop's own `crop_tokens`; the tiling counts them from here on."""
+        return 0
+
     @property
     def question_rule(self) -> str | None:
         """How the question about an image is found (see question_spans.py), None where no question matters."""

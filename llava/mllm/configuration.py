@@ -1,5 +1,6 @@
 """The one configuration of a LLaVA-OV-Manager model, saved as config.json."""
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -71,6 +72,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         if not isinstance(fusion, FusionConfig):
             raise LlavaError(f"fusion must be given by its method and fields, found {fusion!r}")
         self.fusion = fusion.resolved(self.vision_config.num_hidden_layers, self.text_config.num_hidden_layers)
+        self.tiling = replace(self.tiling, extra_tokens=self.fusion.extra_tokens(self.patches_per_side**2))
 
     @property
     def patches_per_side(self) -> int:

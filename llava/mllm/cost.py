@@ -75,7 +75,7 @@ def _tower(config: LlavaOVManagerConfig) -> tuple[int, int]:
 
 def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
     """Of one crop: the first and the second matrix, over the visual input and whatever else passes them."""
-    tokens, width = maps * config.patches_per_side**2, config.text_config.hidden_size
+    tokens, width = maps * config.patches_per_side**2 + config.tiling.extra_tokens, config.text_config.hidden_size
     return 2 * tokens * config.fusion.visual_width(config.sizes) * width, 2 * tokens * width**2
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava.anyres import ImageLayout, VideoLayout, image_layout
+from llava.anyres import ImageLayout, VideoLayout, image_layout, video_layout
 from llava.errors import LlavaError
 from llava.mllm.configuration import LlavaOVManagerConfig
 
@@ -62,7 +62,7 @@ def video_input(
     """Videos; arguments as in LlavaOVManagerModel.get_video_features, errors as in image_input."""
     frames = video_num_frames.tolist()
     counts = batch_num_videos.tolist() if batch_num_videos is not None else [1] * len(frames)
-    layouts = [VideoLayout(number, config.patches_per_side) for number in frames]
+    layouts = [video_layout(number, config.tiling, side=config.patches_per_side) for number in frames]
     return _checked(normalized(pixel_values_videos, config), layouts, counts, len(frames), "video")
 
 
