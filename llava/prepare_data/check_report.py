@@ -13,6 +13,7 @@ from llava.data.notes import NOTES
 from llava.errors import LlavaError
 from llava.files import whole_file
 from llava.printable import ID_LIMIT, one_line, visible
+from llava.text_table import text_table
 
 SHOWN_ROWS = 100  # faults, and notes, that are printed where no report folder keeps them all
 
@@ -138,5 +139,4 @@ def render_table(reports: list[FileReport]) -> str:
         lines.append(
             [*(f"{number:,}" for number in numbers), f"{one_line(report.file)}  {report.sampling_strategy}".strip()]
         )
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return "\n".join("  ".join([*(text.rjust(width) for text, width in zip(line, widths)), line[-1]]) for line in lines)
+    return text_table(lines, right=[*[True] * (len(lines[0]) - 1), False])

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
 from llava.sizes import UNITS, duration, in_bytes, unit_of
+from llava.text_table import text_table
 from llava.train.loop.components import ADAPTERS, Component
 from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe, named_components
@@ -251,11 +252,7 @@ def memory_table(estimates: Sequence[Estimate], used: Strategy) -> str:
     rows.append(("sum", *(cell(estimate.total) for estimate in estimates)))
     if any(estimate.host for estimate in estimates):
         rows.append(("on the host, a process", *(cell(estimate.host) for estimate in estimates)))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(text.rjust(width) for text, width in zip(row[1:], widths[1:]))])
-        for row in rows
-    )
+    return text_table(rows, right=[False, True])
 
 
 def time_line(tokens: int, tokens_per_second: float | None) -> str:

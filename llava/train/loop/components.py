@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from llava.mllm.parts import POST_LAYERNORM, PREFIXES
+from llava.text_table import text_table
 from llava.train.recipe.schema import ComponentRecipe, Recipe
 
 ADAPTERS = "_lora"  # behind the name of a component whose adapters train in its stead
@@ -96,11 +97,7 @@ def component_table(components: list[Component]) -> str:
         counts = (f"{row['parameters']:,}", f"{row['trainable']:,}")
         lines.append((row["component"], *counts, _rate(row["lr"]), _rate(row["weight_decay"])))
     lines.append(("total", f"{total['parameters']:,}", f"{total['trainable']:,}", "", ""))
-    widths = [max(len(line[column]) for line in lines) for column in range(5)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])])
-        for line in lines
-    )
+    return text_table(lines, right=[False, True])
 
 
 def _rate(value: float | None) -> str:

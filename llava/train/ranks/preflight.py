@@ -17,6 +17,7 @@ from torch import distributed
 
 from llava.errors import LlavaError
 from llava.sizes import UNITS, in_bytes
+from llava.text_table import text_table
 from llava.train.ranks.fingerprint import (
     code_hashes,
     combined_hash,
@@ -209,14 +210,13 @@ def describe(reports: list[dict]) -> str:
     for row in hardware_table(reports):
         memory, disk = (in_bytes(row[key] * UNITS["GB"]) for key in ("memory_gb", "free_disk_gb"))
         rows.append((row["ranks"], row["host"], row["device"], memory, row["network"] or "-", disk))
-    widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join(
         [
             f"preflight   {len(reports)} processes: "
             + ", ".join(f"{group} {value[:SHOWN_HASH]}" for group, value in hashes.items()),
             f"versions    {', '.join(installed)}",
             "",
-            *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows),
+            text_table(rows, right=[False]),
         ]
     )
 
