@@ -110,7 +110,7 @@ def test_every_key_has_its_place(size, managers, monkeypatch):
 
 
 def test_a_tower_saved_with_all_27_layers_loses_the_last(monkeypatch):
-    text, shapes = real_shapes("0.5b", fusion=False)
+    text, shapes = real_shapes("0.5b", managers=False)
     last = {name.replace("layers.25.", "layers.26."): shape for name, shape in shapes.items() if "layers.25." in name}
     infos = {name: TensorInfo(tuple(shape), torch.float16) for name, shape in (shapes | last).items()}
     monkeypatch.setattr("llava.checkpoint.match.tensor_infos", lambda path: infos)
