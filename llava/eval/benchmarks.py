@@ -1,4 +1,7 @@
-"""The 20 benchmarks of the paper (section V-B3), as lmms-eval 0.7.3 runs them.
+"""What we know of benchmarks, one row each, as lmms-eval 0.7.3 runs them: today the paper's 20 (section V-B3).
+
+A row says how a task is asked and scored; which tasks are asked together stands in llava/eval/suites.py. A task of
+lmms-eval without a row can be asked, too (llava/eval/catalogue.py), and is scored by its own headline metric.
 
 image_kind and resolution are what the paper says of single data sets (section V-E); it names no others. The paper gives
 the mean of the 20 scores and no table of the single ones.
@@ -13,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CATEGORIES = ("General", "Text-rich", "Knowledge", "Real-world")
-PAPER_OVERALL = {"baseline": 50.61, "manager": 51.67, "grid": 53.87, "grid_manager": 55.21}  # Table IV
 PROTOCOLS = ("paper", "harness")
 NO_LIMIT = 1024  # what LLaVA-OneVision generates at most for tasks that name no limit
 
@@ -25,7 +27,8 @@ class Benchmark:
     scale: what takes the harness's value to [0, 100]. judged: whether a judge reads the answers.
     image_kind: Natural, Abstract or Hybrid; resolution: Low or High; None where the paper does not say.
     yaml: the task's file in lmms_eval/tasks. dataset, config: where its documents lie on the hub. columns: the fields
-    that the task reads. tokens: the longest answer in the paper's run.
+    that the task reads. images: the configuration in which the images lie once each (columns id, image), where the
+    documents name them (column imageId) and do not hold them. tokens: the longest answer in the paper's run.
     document_score: from what the task's process_results gives for one document to its score in [0, 1], or to
     [points, of] where the benchmark's value is a ratio of sums.
     documents: what the harness divides by, however many documents are asked; None where it takes their mean.
@@ -45,14 +48,15 @@ class Benchmark:
     dataset: str
     config: str | None = None
     columns: tuple[str, ...]
+    images: str | None = None
     tokens: int = NO_LIMIT
     document_score: Callable[[object], float | list[float]] = float
     documents: int | None = None
     note: str | None = None
 
-    def score(self, value: float, asked: int) -> float:
-        """The headline on [0, 100], of the harness's value over `asked` documents."""
-        return value * self.scale * (self.documents / asked if self.documents else 1.0)
+    def score(self, value: float, count: int) -> float:
+        """The headline on [0, 100], of the harness's value over `count` documents."""
+        return value * self.scale * (self.documents / count if self.documents else 1.0)
 
 
 def _same_option(value: dict) -> float:
@@ -105,6 +109,7 @@ BENCHMARKS = (
         dataset="lmms-lab-encoder/GQA",
         config="testdev_balanced_instructions",
         columns=("question", "answer", "image"),
+        images="testdev_balanced_images",
         tokens=16,
     ),
     Benchmark(
@@ -342,4 +347,4 @@ BENCHMARKS = (
 
 def benchmark(task: str) -> Benchmark | None:
     """The benchmark that a task is; None for other tasks."""
-    return next((known for known in BENCHMARKS if known.task == task), None)
+    return next((row for row in BENCHMARKS if row.task == task), None)

@@ -2,17 +2,18 @@
 
 `--data ROOT` has one folder per task, ROOT/TASK/, which holds what `datasets.load_dataset` reads (parquet files, and a
 README.md whose front matter names configurations and splits) or what `DatasetDict.save_to_disk` writes. The split and
-the configuration are the benchmark's (llava/eval/benchmarks.py: split, config); a lone configuration may have any name.
-GQA's images lie in a configuration `testdev_balanced_images` (columns id, image) or in a column `image`. Images may be
-Image features, or plain {bytes, path} structs as other writers of parquet leave them.
+the configuration are the task's (see DataSpec); a lone configuration may have any name. Images may be Image features,
+or plain {bytes, path} structs as other writers of parquet leave them; GQA's may lie in a configuration of their own.
 """
 
 import hashlib
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
-from datasets import Dataset, DatasetDict, Image, List
+from datasets import Audio, Dataset, DatasetDict, Image, List
 from datasets.exceptions import DatasetsError
 from PIL.Image import DecompressionBombError
 from pyarrow import ArrowInvalid, parquet
@@ -22,7 +23,59 @@ from llava.eval.benchmarks import benchmark
 
 OWN_SPLIT = "test"  # what the tasks read that are no benchmarks
 SAVED = "dataset_dict.json"  # marks a folder that save_to_disk wrote
-GQA_IMAGES = "testdev_balanced_images"  # the configuration beside GQA's questions
+# What lmms-eval reads of a task's dataset_kwargs before it hands the others to the datasets library.
+HARNESS_OPTIONS = (
+    *("From_YouTube", "video", "builder_script", "create_link", "force_download", "force_unzip"),
+    *("local_files_only", "max_retries", "num_proc", "cache_dir"),
+)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which documents a task reads.
+
+    dataset, config, options: where they lie when no folder is given, as lmms-eval's dataset_path, dataset_name and
+    dataset_kwargs; dataset None: nowhere. columns: those that must be there. images: the configuration that holds the
+    images where the documents only name them, see Benchmark. process: the task's own function over all documents.
+    """
+
+    task: str
+    split: str
+    dataset: str | None = None
+    config: str | None = None
+    options: Mapping | None = None
+    columns: tuple[str, ...] = ()
+    images: str | None = None
+    process: Callable[[Dataset], Dataset] | None = None
+
+
+def spec_of(task: str, config: Mapping | None = None) -> DataSpec:
+    """The documents of a task: of a benchmark as its row says, else as its YAML does.
+
+    Args:
+        task: its name.
+        config: what its YAML file says, for a task that is none of ours.
+
+    Raises:
+        LlavaError: when the YAML names no data set or no split.
+    """
+    if row := benchmark(task):
+        return DataSpec(task, row.split, row.dataset, row.config, None, row.columns, row.images)
+    if config is None:
+        return DataSpec(task, OWN_SPLIT)
+    split = config.get("test_split") or config.get("validation_split")
+    if not config.get("dataset_path") or not split:
+        lacking = "split (test_split or validation_split)" if config.get("dataset_path") else "data set (dataset_path)"
+        raise LlavaError(f"task {task}: its YAML file names no {lacking}")
+    options = {key: value for key, value in (config.get("dataset_kwargs") or {}).items() if key != "token"}
+    return DataSpec(
+        task,
+        split,
+        dataset=config["dataset_path"],
+        config=config.get("dataset_name"),
+        options=options or None,
+        process=config.get("process_docs"),
+    )
 
 
 def is_dataset_folder(folder: Path) -> bool:
@@ -30,24 +83,27 @@ def is_dataset_folder(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("README.md", SAVED)) or any(folder.glob("*.parquet"))
 
 
-def source_of(task: str, data: str | None) -> dict:
-    """Where the harness is to load the task's data set from: dataset_path, dataset_name, dataset_kwargs.
+def source_of(spec: DataSpec, data: str | None) -> dict:
+    """Where the harness is to load the documents from: dataset_path, dataset_name, dataset_kwargs.
 
-    data: a local folder, or None for the benchmark's place on the hub. Raises LlavaError when there is none, or when
-    the folder has several configurations and none of the benchmark's name.
+    Args:
+        spec: which documents.
+        data: a local folder, or None for the task's own place.
+
+    Raises:
+        LlavaError: when there is none, or when the folder has several configurations and none of the right name.
     """
-    known = benchmark(task)
     if data is None:
-        if known is None:
-            raise LlavaError(f"task {task}: is on no hub; name its data set with --data")
-        return {"dataset_path": known.dataset, "dataset_name": known.config, "dataset_kwargs": None}
+        if spec.dataset is None:
+            raise LlavaError(f"task {spec.task}: is on no hub; name its data set with --data")
+        return {"dataset_path": spec.dataset, "dataset_name": spec.config, "dataset_kwargs": spec.options}
     folder = Path(data).resolve()
     if not is_dataset_folder(folder):
         raise LlavaError(f"{data}: not a dataset folder (no README.md that names its files, no parquet files)")
     if (folder / SAVED).is_file():
         return {"dataset_path": str(folder), "dataset_name": None, "dataset_kwargs": {"load_from_disk": True}}
-    names = _tried(task, data, datasets.get_dataset_config_names, str(folder))
-    wanted = known.config if known and known.config else "default"
+    names = _tried(spec.task, data, datasets.get_dataset_config_names, str(folder))
+    wanted = spec.config or "default"
     if len(names) > 1 and wanted not in names:
         raise LlavaError(f"{data}: has no configuration {wanted!r} (found: {', '.join(names)})")
     name = wanted if wanted in names else names[0]
@@ -65,32 +121,43 @@ def _cache_of(folder: Path) -> str:
     return str(caches / f"llava_eval_{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}")
 
 
-def load_documents(task: str, source: dict) -> Dataset:
-    """The split that the task reads. Raises LlavaError when it or a column is missing, naming what there is.
+def load_documents(spec: DataSpec, source: Mapping) -> Dataset:
+    """The split that the task reads, as the task's own function leaves it.
 
     The harness loads the same data set again, from the cache that this fills. What it cannot load it would try for five
     times, and then hide the cause.
+
+    Raises:
+        LlavaError: when the split or a column is missing, naming what there is, and for documents to be listened to.
     """
-    place = source["dataset_path"]
-    known = benchmark(task)
-    split = known.split if known else OWN_SPLIT
+    task, place = spec.task, source["dataset_path"]
     splits = _load(task, source)
-    if split not in splits:
-        raise LlavaError(f"task {task}: {place} has no split {split!r} (found: {', '.join(splits)})")
-    documents = _decoding(splits[split])
-    if task == "gqa" and "image" not in documents.column_names:
-        documents = _with_gqa_images(documents, source)
-    missing = [column for column in known.columns if column not in documents.column_names] if known else []
+    if spec.split not in splits:
+        raise LlavaError(f"task {task}: {place} has no split {spec.split!r} (found: {', '.join(splits)})")
+    documents = _decoding(splits[spec.split])
+    if spec.images is not None and "image" not in documents.column_names:
+        documents = _with_images(documents, spec, source)
+    missing = [column for column in spec.columns if column not in documents.column_names]
     if missing:
-        found = ", ".join(documents.column_names)
-        raise LlavaError(f"task {task}: {place} has no column {', '.join(map(repr, missing))} (found: {found})")
-    return documents
+        columns = ", ".join(documents.column_names)
+        raise LlavaError(f"task {task}: {place} has no column {', '.join(map(repr, missing))} (found: {columns})")
+    if _is_heard(documents):
+        raise LlavaError(f"task {task}: its documents are audio; this model reads text, images and videos")
+    return documents if spec.process is None else spec.process(documents)
+
+
+def _is_heard(documents: Dataset) -> bool:
+    """Whether there is something to hear in the documents and nothing to see."""
+    kinds = [feature.feature if isinstance(feature, List) else feature for feature in documents.features.values()]
+    return any(isinstance(kind, Audio) for kind in kinds) and not any(isinstance(kind, Image) for kind in kinds)
 
 
 def _load(task: str, source: dict) -> DatasetDict:
     place, name, options = source["dataset_path"], source["dataset_name"], source["dataset_kwargs"] or {}
     if _is_saved(source):
         return _tried(task, place, datasets.load_from_disk, place)
+    if options.keys() & {"video", "From_YouTube"}:  # the harness unpacks the files, below a cache of its own
+        options = {key: value for key, value in options.items() if key not in HARNESS_OPTIONS}
     return _tried(task, place, datasets.load_dataset, place, name, **options)
 
 
@@ -167,16 +234,16 @@ def _is_image_struct(feature) -> bool:
     return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
-def _with_gqa_images(documents: Dataset, source: dict) -> Dataset:
-    """GQA's questions with their images, which lie once each in another configuration of the same data set."""
-    place = source["dataset_path"]
+def _with_images(documents: Dataset, spec: DataSpec, source: Mapping) -> Dataset:
+    """The documents with their images, which lie once each in another configuration of the same data set."""
+    task, place = spec.task, source["dataset_path"]
     if "imageId" not in documents.column_names or _is_saved(source):
-        raise LlavaError(f"task gqa: {place} has no column 'image' (found: {', '.join(documents.column_names)})")
-    splits = _load("gqa", {**source, "dataset_name": GQA_IMAGES})
+        raise LlavaError(f"task {task}: {place} has no column 'image' (found: {', '.join(documents.column_names)})")
+    splits = _load(task, {**source, "dataset_name": spec.images})
     images = _decoding(next(iter(splits.values())))
     place_of = {identifier: index for index, identifier in enumerate(images["id"])}
     lost = [identifier for identifier in documents["imageId"] if identifier not in place_of]
     if lost:
-        raise LlavaError(f"task gqa: {place} has no image {lost[0]!r} in {GQA_IMAGES} ({len(lost)} missing)")
+        raise LlavaError(f"task {task}: {place} has no image {lost[0]!r} in {spec.images} ({len(lost)} missing)")
     matching = images.select([place_of[identifier] for identifier in documents["imageId"]])
     return datasets.concatenate_datasets([documents, matching.select_columns(["image"])], axis=1)

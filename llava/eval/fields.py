@@ -138,7 +138,7 @@ def check_documents(task: str, place: str, documents: Dataset, limit: int | None
     count = min(len(documents), limit or len(documents))
     if not count:
         raise LlavaError(f"task {task}: {place} has no documents")
-    asked, scored = FIELDS[task]
+    asked, scored = FIELDS.get(task, ({}, {}))  # what other tasks read, only their own functions know
     rules = {**asked, **(scored if scores else {})}
     if missing := [field for field in rules if field not in documents.column_names]:
         found = ", ".join(documents.column_names)

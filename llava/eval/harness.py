@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,23 +19,22 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import Benchmark, benchmark
+from llava.eval.benchmarks import benchmark
+from llava.eval.headline import benchmark_headline, document_score, task_headline
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.plugin import MODEL_ID
-from llava.eval.store import (
-    ANSWERS,
-    HEADLINE_AGREEMENT,
-    headline_metric,
-    mean_score,
-    save_task_run,
-)
-from llava.eval.task import build_task
+from llava.eval.store import ANSWERS, save_task_run
+from llava.eval.task import build_task, task_config, task_names
 from llava.files import whole_file
 from llava.train.folders.stage_folder import trained_arm
 from llava.train.loop.stop import die_with_launcher
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+    from lmms_eval.api.task import ConfigurableTask
+
     from llava.eval.judge.reviews import Reviewer
+    from llava.eval.lmms_model import LlavaOVManager
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
@@ -42,8 +42,10 @@ PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers
 
 @dataclass(frozen=True)
 class Job:
-    """model: checkpoint folder. task: one of `task_names()`. out: the run folder.
+    """model: checkpoint folder. task: its name. out: the run folder.
 
+    file: the task's YAML; None for one of `task_names()`. groups: of which the task was asked as a part, the fields of
+    each `Group` (llava/eval/catalogue.py).
     data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
     documents. image_noise: the blind model (see llava/eval/lmms_model.py). protocol: see llava/eval/benchmarks.py.
     mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
@@ -64,30 +66,29 @@ class Job:
     mode: str = "run"
     judge: dict | None = None
     weights: str | None = None
+    file: str | None = None
+    groups: list[dict] = field(default_factory=list)
 
 
 def run(job: Job) -> Path | None:
-    """Runs the task and saves its results; returns their folder.
+    """Runs the task and saves its results.
 
-    Returns None on all ranks but the first, and in mode "predict", which saves no results. Raises LlavaError when the
-    plugin is not installed, the documents cannot be had, a document has no answer or the benchmark gets no score.
+    Returns:
+        Their folder; None on all ranks but the first, and in mode "predict", which saves no results.
+
+    Raises:
+        LlavaError: when the plugin is not installed, the documents cannot be had, a document has no answer or the
+            benchmark gets no score.
     """
-    from loguru import logger
-
-    from llava.eval.documents import load_documents, source_of
-    from llava.eval.fields import check_documents
     from llava.eval.judge.reviews import with_reviews
-    from llava.eval.judge.rubrics import prompts_version
 
-    logger.remove()  # lmms-eval logs to stdout
-    logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
+    _log_to_stderr()
     started = datetime.now(UTC)
     reviewer = _reviewer(job)
-    source = source_of(job.task, job.data)
-    documents = load_documents(job.task, source)  # first: lmms-eval and the model take longer to load
-    check_documents(job.task, source["dataset_path"], documents, job.limit, scores=job.mode != "predict")
+    config = task_config(job.task, job.protocol, job.file)
+    source, documents = _documents(job, config)  # first: lmms-eval's start and the model's take longer
     model_class = _model_class(job)
-    task = build_task(job.task, job.protocol, source, documents, simple=model_class.is_simple)
+    task = build_task(job.task, config, source, documents, simple=model_class.is_simple)
     model = _load_model(job, model_class)
     if job.mode != "judge" and model.rank == 0:
         _note_job(job)
@@ -96,40 +97,85 @@ def run(job: Job) -> Path | None:
     if results is None:
         return None
     samples = results.pop("samples")[job.task]
-    _check_complete(job.task, samples, expected=results["n-samples"][job.task]["effective"])
+    samples = _of_first_filter(job.task, samples, results["n-samples"][job.task]["effective"], len(task._filters))
     if job.mode == "predict":
         return None
-    metrics = [entry["metric"] for entry in results["configs"][job.task]["metric_list"]]
-    known = benchmark(job.task)
-    rows = _sample_rows(samples, metrics, known.document_score if known else float)
+    rows = _sample_rows(job.task, samples, list(task.aggregation()))
     results["run"] = {
         **asdict(job),
-        **model.facts(),
-        "metrics": metrics,
-        "score": None,
-        "judge": reviewer and reviewer.facts(prompts_version(job.task)),
-        "notes": [known.note] if known and known.note else [],
-        "documents": len(rows),
-        "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
-        "task_version": results["versions"][job.task],
-        "weights": model.weights,
-        "versions": {name: version(package) for name, package in PACKAGES.items()},
-        "date": started.isoformat(timespec="seconds"),
-        "arm": trained_arm(Path(job.model)),
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+        **_facts_of_run(job, started, source, results),
+        **_facts_of_model(job, model),
+        **_facts_of_score(job, task, results["results"][job.task], rows, reviewer),
     }
-    if known and not (reviewer and reviewer.failed):
-        results["run"]["score"] = _headline(known, results["results"][job.task], rows)
     folder = save_task_run(Path(job.out), job.task, results, rows)
     if reviewer and reviewer.failed:
         raise LlavaError(f"task {job.task}: {reviewer.summary()}; `llava eval judge {job.out}` asks for these again")
     return folder
 
 
+def _log_to_stderr() -> None:
+    """lmms-eval logs to stdout."""
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING", format="<level>{level}</level> {name}: {message}")
+
+
+def _documents(job: Job, config: dict) -> tuple[dict, "Dataset"]:
+    """Where the documents lie and the documents, checked."""
+    from llava.eval.documents import load_documents, source_of, spec_of
+    from llava.eval.fields import check_documents
+
+    spec = spec_of(job.task, config if job.file else None)
+    source = source_of(spec, job.data)
+    documents = load_documents(spec, source)
+    check_documents(job.task, source["dataset_path"], documents, job.limit, scores=job.mode != "predict")
+    return source, documents
+
+
+def _facts_of_run(job: Job, started: datetime, source: dict, results: dict) -> dict:
+    return {
+        "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
+        "task_version": results["versions"][job.task],
+        "versions": {name: version(package) for name, package in PACKAGES.items()},
+        "date": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+    }
+
+
+def _facts_of_model(job: Job, model: "LlavaOVManager") -> dict:
+    return {**model.facts(), "weights": model.weights, "arm": trained_arm(Path(job.model))}
+
+
+def _facts_of_score(
+    job: Job, task: "ConfigurableTask", values: dict, rows: list[dict], reviewer: "Reviewer | None"
+) -> dict:
+    """The headline among them: `score` of a benchmark, `headline` of a task of lmms-eval's that has no row."""
+    from llava.eval.judge.rubrics import prompts_version
+
+    row, score, headline = benchmark(job.task), None, None
+    if row and not (reviewer and reviewer.failed):
+        score = benchmark_headline(row, values, rows)
+    if job.file:
+        preferred = [group["metric"] for group in job.groups if group["metric"]]
+        headline = task_headline(job.task, task.higher_is_better(), values, task._filters[0].name, rows, preferred)
+    notes = [row.note] if row and row.note else []
+    if headline and headline.note:
+        notes.append(headline.note)
+    return {
+        "metrics": list(task.aggregation()),
+        "score": score,
+        "headline": headline and asdict(headline),
+        "judge": reviewer and reviewer.facts(prompts_version(job.task)),
+        "notes": notes,
+        "documents": len(rows),
+    }
+
+
 def is_judged(task: str) -> bool:
     """Whether a judge reads the answers."""
-    known = benchmark(task)
-    return known is not None and known.judged
+    row = benchmark(task)
+    return row is not None and row.judged
 
 
 def _reviewer(job: Job) -> "Reviewer | None":
@@ -146,7 +192,9 @@ def _reviewer(job: Job) -> "Reviewer | None":
     return Reviewer(settings, Path(job.out) / f"{job.task}.reviews.jsonl")
 
 
-def _evaluate(job: Job, model, task, started: datetime, at_once: int) -> dict | None:
+def _evaluate(
+    job: Job, model: "LlavaOVManager", task: "ConfigurableTask", started: datetime, at_once: int
+) -> dict | None:
     """The harness's results, None on all ranks but the first. at_once: documents that are scored at a time."""
     from lmms_eval import evaluator
     from lmms_eval.tasks import TaskManager
@@ -169,10 +217,10 @@ def _evaluate(job: Job, model, task, started: datetime, at_once: int) -> dict | 
             )
         except RetryError as error:
             cause = error.last_attempt.exception()
-            raise LlavaError(f"task {job.task}: an answer cannot be scored ({_said(cause)})") from cause
+            raise LlavaError(f"task {job.task}: an answer cannot be scored ({_in_words(cause)})") from cause
 
 
-def _said(error: BaseException) -> str:
+def _in_words(error: BaseException) -> str:
     return str(error) if isinstance(error, LlavaError) else f"{type(error).__name__}: {error}"
 
 
@@ -199,7 +247,7 @@ def _model_class(job: Job) -> type:
     return get_model(MODEL_ID, force_simple=job.protocol == "paper" and benchmark(job.task) is not None)
 
 
-def _load_model(job: Job, model_class: type):
+def _load_model(job: Job, model_class: type) -> "LlavaOVManager":
     return model_class(
         job.model,
         batch_size=job.batch_size,
@@ -212,37 +260,40 @@ def _load_model(job: Job, model_class: type):
     )
 
 
-def _sample_rows(samples: list[dict], metrics: list[str], document_score) -> list[dict]:
+def _sample_rows(task: str, samples: list[dict], metrics: list[str]) -> list[dict]:
+    row = benchmark(task)
+    score = row.document_score if row else float if task in task_names() else document_score
+
+    def scores(sample: dict) -> dict:
+        values = {metric: score(sample[metric]) for metric in metrics if sample.get(metric) is not None}
+        return {metric: value for metric, value in values.items() if value is not None}
+
     rows = [
         {
             "doc_id": sample["doc_id"],
             "doc": sample["doc"],
             "target": sample["target"],
             "answer": sample["filtered_resps"][0],
-            "scores": {metric: document_score(sample[metric]) for metric in metrics if sample.get(metric) is not None},
+            "scores": scores(sample),
         }
         for sample in samples
     ]
     return sorted(rows, key=lambda row: row["doc_id"])
 
 
-def _check_complete(task: str, samples: list[dict], expected: int) -> None:
-    answered = sorted(sample["doc_id"] for sample in samples)
-    if answered != list(range(expected)):
-        raise LlavaError(f"task {task}: {len(set(answered))} of {expected} documents have one answer")
+def _of_first_filter(task: str, samples: list[dict], expected: int, filters: int) -> list[dict]:
+    """One sample for each document: lmms-eval gives one for each filter, the first's first.
 
-
-def _headline(known: Benchmark, values: dict, rows: list[dict]) -> float:
-    """The benchmark's score on [0, 100]; raises LlavaError unless the rows give the same."""
-    value = values.get(known.metric)
-    if not isinstance(value, int | float):
-        raise LlavaError(f"task {known.task}: lmms-eval gives no score ({known.metric}: {value!r})")
-    score = known.score(value, len(rows))
-    metric = headline_metric(known)
-    mean = 100 * mean_score([row["scores"][metric] for row in rows if metric in row["scores"]])
-    if abs(mean - score) > 100 * HEADLINE_AGREEMENT:
-        raise LlavaError(f"task {known.task}: the documents' scores give {mean} but lmms-eval's value gives {score}")
-    return score
+    Raises LlavaError unless every document has one.
+    """
+    counts = Counter(sample["doc_id"] for sample in samples)
+    if sorted(counts) != list(range(expected)) or set(counts.values()) - {filters}:
+        complete = sum(1 for count in counts.values() if count == filters)
+        raise LlavaError(f"task {task}: {complete} of {expected} documents have one answer")
+    firsts: dict[int, dict] = {}
+    for sample in samples:
+        firsts.setdefault(sample["doc_id"], sample)
+    return list(firsts.values())
 
 
 def main(argv: list[str]) -> int:
@@ -255,7 +306,7 @@ def main(argv: list[str]) -> int:
         reason = str(error)
     except Exception as error:
         traceback.print_exc()  # a bug of ours or of the harness: whoever mends it needs to know where
-        reason = f"task {job.task}: {_said(error)}"
+        reason = f"task {job.task}: {_in_words(error)}"
     else:
         return 0
     if _first_to_fail(argv[1:], reason):

@@ -250,8 +250,8 @@ class LlavaOVManager(lmms):
         """Computed by the first rank for all."""
         if self.stored_only and not Path(self.pretrained).is_dir():
             return self.store.only_weights()
-        found = [weights_id(Path(self.pretrained)) if self.rank == 0 else None]
-        return broadcast_object_list(found)[0] if self._world_size > 1 else found[0]
+        weights = [weights_id(Path(self.pretrained)) if self.rank == 0 else None]
+        return broadcast_object_list(weights)[0] if self._world_size > 1 else weights[0]
 
     def clean(self) -> None:
         """Frees the model; the harness calls this when all answers are in."""

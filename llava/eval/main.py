@@ -15,13 +15,15 @@ from llava.arguments import ArgumentParser, unknown
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.engine.checks import check_dtype
 from llava.errors import LlavaError
-from llava.eval.benchmarks import BENCHMARKS, PROTOCOLS
+from llava.eval.benchmarks import PROTOCOLS
+from llava.eval.catalogue import TaskChoice, choose_tasks
 from llava.eval.harness import OFFLINE, Job, is_judged
 from llava.eval.judge.main import judge_jobs
-from llava.eval.judge.settings import NO_JUDGE, add_judge_arguments, judge_settings_from
+from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report
 from llava.eval.store import discard_task_run
-from llava.eval.task import data_folder, task_names
+from llava.eval.suites import PAPER, SUITES
+from llava.eval.task import data_folder
 from llava.eval.workers import StopError, run_worker, sole_writer, stoppable
 
 DESCRIPTION = """\
@@ -30,25 +32,10 @@ the others go on. The exit status is 0 when every task has complete results, 1 w
 130 after Ctrl-C, 143 after SIGTERM: what was answered is stored, and the same command goes on from there.
 """
 EPILOG = """\
-Local data, --data ROOT: the documents of task T lie in ROOT/T/ (for a single task also in ROOT itself), as on the hub:
-parquet files and a README.md whose front matter names them, with the split that the task reads, for example
-
-    ROOT/textvqa_val/README.md           ---
-    ROOT/textvqa_val/val-00000.parquet   configs:
-                                           - config_name: default
-                                             data_files:
-                                               - split: validation
-                                                 path: val-*.parquet
-                                         ---
-
-A copy made by `datasets.DatasetDict.save_to_disk` will do as well. Images are Image features or {bytes, path} structs.
-Where a hub data set has several configurations, the folder has the benchmark's own (docvqa_val: DocVQA, infovqa_val:
-InfographicVQA, scienceqa_img: ScienceQA-IMG, live_bench_2407: 2024-07, live_bench_2409: 2024-09, gqa:
-testdev_balanced_instructions, with the images in testdev_balanced_images or in a column `image`), or just one of any
-name. Without --data, the benchmarks' data sets are taken from the hub.
-
 `llava eval judge RUN` scores stored answers later or elsewhere.
 `llava eval report RUN ...` prints finished runs side by side.
+docs/evaluate.md says how local data lie below --data ROOT (in short: ROOT/TASK/ holds parquet files and a README.md
+that names them, as on the hub), and how tasks outside the paper are scored.
 """
 
 
@@ -78,8 +65,7 @@ def _main(argv: list[str]) -> int:
 
 
 def _run(jobs: list[Job], processes: int) -> int:
-    unjudged = [job.task for job in jobs if _lacks_judge(job)]
-    if unjudged:
+    if unjudged := [job.task for job in jobs if _lacks_judge(job)]:
         print(f"error: {', '.join(unjudged)}: {NO_JUDGE}", file=sys.stderr)
     if not jobs:
         print("every task has results already; nothing was judged")
@@ -116,14 +102,17 @@ def _parser() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    benchmarks = [known.task for known in BENCHMARKS]
-    others = [task for task in task_names() if task not in benchmarks]
     parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="checkpoint folder")
     parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        help=f"a list of tasks with a name (default: {PAPER}, the paper's {len(SUITES[PAPER])} benchmarks)",
+    )
+    parser.add_argument(
         "--tasks",
-        default=",".join(benchmarks),
         metavar="T,T,...",
-        help=f"default: the paper's 20 benchmarks ({', '.join(benchmarks)}); besides {', '.join(others)}",
+        help="in place of a suite: tasks, groups and tags of lmms-eval, digit_pages, and paths of tasks' YAML files or "
+        "of folders with them",
     )
     parser.add_argument("--data", type=Path, metavar="ROOT", help="local data, see below (default: from the hub)")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder; its name is the column")
@@ -146,10 +135,10 @@ def _parser() -> ArgumentParser:
 
 def _jobs(args: Namespace) -> list[Job]:
     """The jobs, after checking all that can be known before a model is loaded."""
-    tasks = list(dict.fromkeys(args.tasks.split(",")))
-    for task in tasks:
-        if task not in task_names():
-            raise LlavaError(unknown("task", task, task_names()))
+    if args.suite is not None and args.tasks is not None:
+        raise LlavaError("--suite names tasks, and so does --tasks; give one of them")
+    choices = choose_tasks(SUITES[args.suite or PAPER] if args.tasks is None else args.tasks.split(","))
+    tasks = [choice.name for choice in choices]
     for name in ("limit", "batch_size", "processes"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -161,24 +150,27 @@ def _jobs(args: Namespace) -> list[Job]:
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
     folders = {task: data_folder(args.data, task, alone=len(tasks) == 1) for task in tasks}
     weights = weights_id(args.model)  # last: it reads the whole checkpoint
-    return [
-        Job(
-            model=str(args.model),
-            task=task,
-            data=folders[task],
-            out=str(args.out),
-            limit=args.limit,
-            batch_size=args.batch_size,
-            image_noise=args.image_noise,
-            device=args.device,
-            dtype=args.dtype,
-            protocol=args.protocol,
-            mode="predict" if args.predict_only else "run",
-            judge=asdict(judge) if judge and is_judged(task) else None,
-            weights=weights,
-        )
-        for task in tasks
-    ]
+    return [_job(args, choice, folders[choice.name], judge, weights) for choice in choices]
+
+
+def _job(args: Namespace, choice: TaskChoice, data: str | None, judge: JudgeSettings | None, weights: str) -> Job:
+    return Job(
+        model=str(args.model),
+        task=choice.name,
+        file=None if choice.file is None else str(choice.file.resolve()),
+        groups=list(map(asdict, choice.groups)),
+        data=data,
+        out=str(args.out),
+        limit=args.limit,
+        batch_size=args.batch_size,
+        image_noise=args.image_noise,
+        device=args.device,
+        dtype=args.dtype,
+        protocol=args.protocol,
+        mode="predict" if args.predict_only else "run",
+        judge=asdict(judge) if judge and is_judged(choice.name) else None,
+        weights=weights,
+    )
 
 
 def _failure(job: Job, processes: int, locks: Sequence[int] = ()) -> str | None:
@@ -194,13 +186,13 @@ def _failure(job: Job, processes: int, locks: Sequence[int] = ()) -> str | None:
     print(f"== {job.task} ==", file=sys.stderr)
     launcher = ["-m", "llava.train.launch", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     with TemporaryDirectory(prefix="llava_eval_", ignore_cleanup_errors=True) as folder:
-        said = Path(folder) / "reason"
-        command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job)), str(said)]
+        reason = Path(folder) / "reason"
+        command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job)), str(reason)]
         local = {**OFFLINE, "HF_DATASETS_CACHE": folder} if job.data is not None else {}
         status = run_worker(command, {**os.environ, "TMPDIR": folder, **local}, locks)
         if status == 0:
             return None
-        if said.is_file():
-            return said.read_text(encoding="utf-8")
+        if reason.is_file():
+            return reason.read_text(encoding="utf-8")
     number = -status if status < 0 else status - 128  # launch.py gives a killed rank's signal as shells do
     return f"killed by {signal.Signals(number).name}" if number > 0 else f"ended with status {status}"

@@ -17,12 +17,19 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import Benchmark, benchmark
+from llava.eval.headline import (
+    AGREEMENT,
+    BENCHMARK_AGREEMENT,
+    Headline,
+    headline_metric,
+    is_number,
+    mean_score,
+)
 from llava.files import whole_folder
 
 RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
-AGREEMENT = 1e-6  # the harness's mean and ours may differ by rounding, not by more
-HEADLINE_AGREEMENT = 1e-4  # on [0, 1]: some benchmarks' headlines are rounded to 4 or 5 digits
-LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": []}  # that the first runs did not record
+# What the first runs did not record.
+LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": [], "headline": None, "groups": []}
 KEYS = ("documents", "limit", "model", "weights", "image_noise", "device", "dtype", "date", "task_version", "versions")
 JUDGE_KEYS = ("name", "prompts", "failed_reviews")
 
@@ -35,6 +42,8 @@ class TaskRun:
     doc_id: a float in [0, 1], or (points, of) where the metric is a ratio of sums. Of a benchmark only its headline
     metric is read, and none where it has no score. documents: for each metric, a hash of these documents; runs with
     equal ones scored the same. failed_reviews: how many answers the judge could not be brought to score.
+    headline: of a task of lmms-eval's that has no row among the benchmarks. Only its metric is read, then, as any
+    numbers, and none where its value is no mean of them.
     """
 
     task: str
@@ -42,10 +51,15 @@ class TaskRun:
     scores: dict[str, list[float | tuple[float, float]]]
     documents: dict[str, str]
     failed_reviews: int
+    headline: Headline | None = None
 
 
 def save_task_run(out: Path, task: str, results: dict, samples: list[dict]) -> Path:
-    """Writes the folder `out`/`task` whole: to a temporary folder first, then by one rename."""
+    """Writes the folder `out`/`task` whole: to a temporary folder first, then by one rename.
+
+    KeyError when the results' "run" block lacks what load_run reads.
+    """
+    _check_keys("run", results["run"], KEYS)
     folder = out / task
     discard_task_run(out, task)
     with whole_folder(folder, out / f".{task}{UNFINISHED}") as unfinished:
@@ -98,41 +112,39 @@ def _load_task_run(folder: Path) -> TaskRun:
     if folder.name.endswith(UNFINISHED):
         task = folder.name.removeprefix(".").removesuffix(UNFINISHED)
         raise LlavaError(f"{folder}: results of {task} that were only half written; evaluate {task} again")
-    known = benchmark(folder.name)
+    row = benchmark(folder.name)
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8-sig"))
         lines = (folder / SAMPLES).read_text(encoding="utf-8-sig").split("\n")
-        rows = sorted((json.loads(line) for line in lines if line), key=lambda row: row["doc_id"])
+        rows = sorted((json.loads(line) for line in lines if line), key=lambda line: line["doc_id"])
         run = LATER_KEYS | results["run"]
         _check_keys("run", run, KEYS)
         if run["judge"] is not None:
             _check_keys("judge", run["judge"], JUDGE_KEYS)
-        metrics = run["metrics"] if known is None else [headline_metric(known)]
-        scored = {metric: [row for row in rows if metric in row["scores"]] for metric in metrics}
+        headline = Headline(**run["headline"]) if run["headline"] is not None and row is None else None
+        metrics = [headline.metric] if headline else run["metrics"] if row is None else [headline_metric(row)]
+        scored = {metric: [line for line in rows if metric in line["scores"]] for metric in metrics}
         means = results.get("results", {}).get(folder.name, {})
-        documents = {metric: _documents_hash(rows) for metric, rows in scored.items()}
+        documents = {metric: _documents_hash(lines) for metric, lines in scored.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LlavaError(f"{folder}: damaged results ({type(error).__name__}: {error})") from error
     if len(rows) != run["documents"]:
         raise LlavaError(f"{folder}: {len(rows)} rows in {SAMPLES} but {run['documents']} documents in {RESULTS}")
-    if (different := len({row["doc_id"] for row in rows})) != len(rows):
+    if (different := len({line["doc_id"] for line in rows})) != len(rows):
         raise LlavaError(f"{folder}: {len(rows)} rows in {SAMPLES} but {different} different doc_id")
     failed_reviews = run["judge"]["failed_reviews"] if run["judge"] is not None else 0
-    if known is None:
+    if headline is not None:
+        scores = _headline_scores(folder, headline, scored)
+    elif row is None:
         scores = _task_scores(folder, scored, means)
     else:
-        scores = {} if failed_reviews else _benchmark_scores(folder, known, run, scored)
-    return TaskRun(folder.name, run, scores, documents, failed_reviews)
+        scores = {} if failed_reviews else _benchmark_scores(folder, row, run, scored)
+    return TaskRun(folder.name, run, scores, documents, failed_reviews, headline)
 
 
-def _check_keys(block: str, found: dict, keys: Sequence[str]) -> None:
-    if missing := [key for key in keys if key not in found]:
-        raise KeyError(f"{block}: {', '.join(missing)}")
-
-
-def headline_metric(known: Benchmark) -> str:
-    """Its name in a row's scores: without the harness's filter."""
-    return known.metric.split(",")[0]
+def _check_keys(name: str, block: dict, keys: Sequence[str]) -> None:
+    if missing := [key for key in keys if key not in block]:
+        raise KeyError(f"{name}: {', '.join(missing)}")
 
 
 def _documents_hash(rows: list[dict]) -> str:
@@ -152,18 +164,32 @@ def _task_scores(folder: Path, scored: dict[str, list[dict]], means: dict) -> di
     return scores
 
 
-def _benchmark_scores(folder: Path, known: Benchmark, run: dict, scored: dict[str, list[dict]]) -> dict[str, list]:
+def _headline_scores(folder: Path, headline: Headline, scored: dict[str, list[dict]]) -> dict[str, list]:
+    """What every document scored, in which unit ever. Raises LlavaError when the two disagree."""
+    if headline.factor is None:
+        return {}
+    metric, rows = headline.metric, scored[headline.metric]
+    for line in rows:
+        if not is_number(line["scores"][metric]):
+            raise LlavaError(f"{folder}: doc_id {line['doc_id']} has {metric} {line['scores'][metric]!r}, no number")
+    values = [float(line["scores"][metric]) for line in rows]
+    mean = headline.factor * mean_score(values) if values else None
+    _compare(folder, metric, mean, headline.value, AGREEMENT * max(1.0, abs(headline.value)))
+    return {metric: values}
+
+
+def _benchmark_scores(folder: Path, row: Benchmark, run: dict, scored: dict[str, list[dict]]) -> dict[str, list]:
     """The headline's scores, none where the run has no score. Raises LlavaError when the two disagree."""
     if "score" not in run:
-        raise LlavaError(f"{folder}: written by an older version, {RESULTS} has no score; evaluate {known.task} again")
+        raise LlavaError(f"{folder}: written by an older version, {RESULTS} has no score; evaluate {row.task} again")
     if run["score"] is None:
         return {}
-    metric = headline_metric(known)
+    metric = headline_metric(row)
     if not isinstance(run["score"], int | float) or not scored[metric]:
         rows = len(scored[metric])
         raise LlavaError(f"{folder}: {RESULTS} has the score {run['score']!r}, {rows} rows of {SAMPLES} have {metric}")
     values = _checked_scores(folder, metric, scored[metric])
-    _compare(folder, metric, mean_score(values), run["score"] / 100, HEADLINE_AGREEMENT)
+    _compare(folder, metric, mean_score(values), run["score"] / 100, BENCHMARK_AGREEMENT)
     return {metric: values}
 
 
@@ -191,12 +217,6 @@ def _is_amount(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
-def mean_score(scores: Sequence[float | Sequence[float]]) -> float:
-    """The mean, or sum(points) / sum(of)."""
-    pairs = [score if isinstance(score, Sequence) else (score, 1.0) for score in scores]
-    return math.fsum(points for points, _ in pairs) / math.fsum(of for _, of in pairs)
-
-
-def _compare(folder: Path, metric: str, mean: float, reported: float | None, tolerance: float) -> None:
-    if not isinstance(reported, int | float) or not abs(mean - reported) <= tolerance:
+def _compare(folder: Path, metric: str, mean: float | None, reported: float | None, tolerance: float) -> None:
+    if mean is None or not isinstance(reported, int | float) or not abs(mean - reported) <= tolerance:
         raise LlavaError(f"{folder}: {metric} is {mean} over {SAMPLES} but {reported} in {RESULTS}")

@@ -5,16 +5,21 @@ the protocol's settings and the place of the data.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, benchmark
 from llava.eval.judge.settings import KEY
 from llava.eval.plugin import MODEL_ID
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from lmms_eval.api.task import ConfigurableTask
 
 TASKS = Path(__file__).parent / "tasks"
 NO_VERSION = "not given"  # lmms-eval would say "Yaml"
@@ -22,36 +27,53 @@ NO_VERSION = "not given"  # lmms-eval would say "Yaml"
 
 def task_names() -> list[str]:
     """The benchmarks in the table's order, then the other tasks that ship with the package."""
-    names = [known.task for known in BENCHMARKS]
+    names = [row.task for row in BENCHMARKS]
     return names + sorted({file.stem for file in TASKS.glob("*.yaml")} - set(names))
 
 
-def task_config(task: str, protocol: str) -> dict:
-    """The task's configuration under a protocol (see llava/eval/benchmarks.py), without documents."""
+def task_config(task: str, protocol: str, file: str | None = None) -> dict:
+    """The task's configuration under a protocol (see llava/eval/benchmarks.py), without documents.
+
+    Args:
+        task: its name.
+        protocol: the paper's changes what is known as a benchmark.
+        file: its YAML, for a task that is none of ours.
+    """
     from lmms_eval.utils import load_yaml_config
 
-    known = benchmark(task)
-    files = [TASKS / f"{task}.yaml"] if (TASKS / f"{task}.yaml").is_file() else []
-    if known:
-        files.append(upstream_tasks() / known.yaml)
+    row = benchmark(task)
     with some_key():
-        config = load_yaml_config(yaml_config={"include": [str(file) for file in files]}, yaml_dir=str(TASKS))
-    # What is only handed in to a challenge's server has no score.
-    config["metric_list"] = [entry for entry in config["metric_list"] if entry["metric"] != "submission"]
+        if file is not None:
+            config = load_yaml_config(yaml_path=file)
+        else:
+            files = [TASKS / f"{task}.yaml"] if (TASKS / f"{task}.yaml").is_file() else []
+            if row:
+                files.append(upstream_tasks() / row.yaml)
+            config = load_yaml_config(yaml_config={"include": [str(path) for path in files]}, yaml_dir=str(TASKS))
+    if config.get("metric_list"):  # what is only handed in to a challenge's server has no score
+        config["metric_list"] = [entry for entry in config["metric_list"] if entry["metric"] != "submission"]
     metadata = config.get("metadata") or {}
     if isinstance(metadata, list):  # of entries, in which lmms-eval does not find the task's version
         metadata = {key: value for entry in metadata for key, value in entry.items()}
     config["metadata"] = {"version": NO_VERSION, **metadata}
-    if known and protocol == "paper":
-        greedy = {"max_new_tokens": known.tokens, "temperature": 0, "do_sample": False}
+    if row and protocol == "paper":
+        greedy = {"max_new_tokens": row.tokens, "temperature": 0, "do_sample": False}
         config["generation_kwargs"] = {**config.get("generation_kwargs", {}), **greedy}
     return config
 
 
-def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
+def build_task(task: str, config: dict, source: Mapping, documents: "Dataset", simple: bool) -> "ConfigurableTask":
     """The harness's task object, for models of the simple or of the chat type.
 
-    source, documents: see llava/eval/documents.py. Raises LlavaError when the harness cannot load the data set.
+    Args:
+        task: its name.
+        config: see task_config.
+        source: see llava/eval/documents.py.
+        documents: likewise.
+        simple: the type of the model.
+
+    Raises:
+        LlavaError: when the harness cannot load the data set.
     """
     import lmms_eval.api.metrics  # noqa: F401  # registers the metrics and aggregations that tasks name
     from lmms_eval.api.task import ConfigurableMessagesTask, ConfigurableTask
@@ -60,15 +82,23 @@ def build_task(task: str, protocol: str, source: dict, documents, simple: bool):
     from llava.eval.documents import with_readable_images, without_images
 
     # A damaged image is the plugin's to tell: it alone reads all, the harness only what it scores with.
-    looked_at = without_images(documents)
-    config = task_config(task, protocol) | {"task": task, **source, "process_docs": lambda _: looked_at}
+    looked_at, readable = without_images(documents), with_readable_images(documents)
+    split, process = config.get("test_split") or config.get("validation_split"), config.get("process_docs")
+
+    def process_docs(rows: "Dataset") -> "Dataset":
+        """Ours in place of the split that is asked; the examples of few-shot prompts can be another's."""
+        if rows.split is None or str(rows.split) == split:
+            return readable
+        return rows if process is None else process(rows)
+
+    config = config | {"task": task, **source, "process_docs": process_docs}
     try:
         built = (ConfigurableTask if simple else ConfigurableMessagesTask)(config=config, model_name=MODEL_ID)
     except RetryError as error:
         cause = error.last_attempt.exception()
         raise LlavaError(f"task {task}: {source['dataset_path']} cannot be loaded ({cause})") from cause
-    scored = with_readable_images(documents) if built.config.process_results_use_image else looked_at
-    splits = [split for split, given in built.dataset.items() if given is looked_at]
+    scored = readable if built.config.process_results_use_image else looked_at
+    splits = [name for name, rows in built.dataset.items() if rows is readable]
     built.dataset = {**built.dataset, **dict.fromkeys(splits, documents)}
     built.dataset_no_image = {**built.dataset, **dict.fromkeys(splits, scored)}
     score = partial(type(built).process_results.__wrapped__, built)  # without the harness's five attempts

@@ -81,9 +81,9 @@ def test_the_two_lengths_that_the_paper_changed():
 
 
 def test_ocrbench_is_over_the_documents_asked():
-    assert benchmark("ocrbench").score(0.002, asked=4) == pytest.approx(50.0)  # two points of a thousand, four asked
-    assert benchmark("ocrbench").score(0.7, asked=1000) == pytest.approx(70.0)
-    assert benchmark("mmvet").score(31.5, asked=218) == 31.5
+    assert benchmark("ocrbench").score(0.002, count=4) == pytest.approx(50.0)  # two points of a thousand, four asked
+    assert benchmark("ocrbench").score(0.7, count=1000) == pytest.approx(70.0)
+    assert benchmark("mmvet").score(31.5, count=218) == 31.5
 
 
 def test_a_random_option_of_mmmu_depends_on_the_document_alone():

@@ -6,8 +6,8 @@ import datasets
 import pytest
 
 from llava.errors import LlavaError
-from llava.eval.documents import load_documents, source_of
-from llava.eval.task import build_task
+from llava.eval.documents import load_documents, source_of, spec_of
+from llava.eval.task import build_task, task_config
 
 TEXT = datasets.Value("string")
 FRONT = "---\nconfigs:\n{configs}---\n"
@@ -15,7 +15,8 @@ CONFIG = "  - config_name: {name}\n    data_files:\n      - split: {split}\n    
 
 
 def load(task, folder):
-    return load_documents(task, source_of(task, None if folder is None else str(folder)))
+    spec = spec_of(task)
+    return load_documents(spec, source_of(spec, None if folder is None else str(folder)))
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_of_several_configurations_the_benchmarks_own_is_taken(write, make_image
     assert load("docvqa_val", folder)[0]["question"] == "Who?"
     assert load("infovqa_val", folder)[0]["question"] == "What?"
     with pytest.raises(LlavaError, match=r"has no configuration 'ScienceQA-IMG' \(found: DocVQA, InfographicVQA\)"):
-        source_of("scienceqa_img", str(folder))
+        source_of(spec_of("scienceqa_img"), str(folder))
 
 
 def test_parquet_without_a_readme_and_what_was_saved_to_disk(write, realworldqa, tmp_path):
@@ -67,8 +68,9 @@ def test_parquet_without_a_readme_and_what_was_saved_to_disk(write, realworldqa,
     documents = load("realworldqa", folder)
     assert documents[0]["answer"] == "Yes"
     datasets.DatasetDict({"test": documents}).save_to_disk(tmp_path / "saved")
-    source = source_of("realworldqa", str(tmp_path / "saved"))
-    task = build_task("realworldqa", "paper", source, load_documents("realworldqa", source), simple=False)
+    source = source_of(spec_of("realworldqa"), str(tmp_path / "saved"))
+    documents = load_documents(spec_of("realworldqa"), source)
+    task = build_task("realworldqa", task_config("realworldqa", "paper"), source, documents, simple=False)
     assert task.doc_to_text(task.test_docs()[0]) == "Left? (document 0)"
 
 

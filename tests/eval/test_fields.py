@@ -8,9 +8,9 @@ import pytest
 
 from llava.cli import main
 from llava.errors import LlavaError
-from llava.eval.documents import load_documents, source_of
+from llava.eval.documents import load_documents, source_of, spec_of
 from llava.eval.fields import FIELDS, check_documents
-from llava.eval.task import build_task, task_names
+from llava.eval.task import build_task, task_config, task_names
 from tests.eval.benchmarks.test_twins import TWINS
 from tests.eval.benchmarks.twins import IMAGE, IMAGES, write_twin
 from tests.eval.benchmarks.unjudged import OCRBENCH, REALWORLDQA, SCIENCEQA, TEXTVQA
@@ -20,8 +20,8 @@ NULLS = [(twin, field) for twin in TWINS for part in FIELDS[twin.task] for field
 
 
 def check(twin, folder, limit=None, scores=True):
-    source = source_of(twin.task, str(write_twin(twin, folder)))
-    check_documents(twin.task, "DATA", load_documents(twin.task, source), limit, scores)
+    source = source_of(spec_of(twin.task), str(write_twin(twin, folder)))
+    check_documents(twin.task, "DATA", load_documents(spec_of(twin.task), source), limit, scores)
 
 
 def changed(twin, number, **fields):
@@ -73,8 +73,14 @@ def test_numbers_for_answers_are_named_and_only_where_they_are_scored(tmp_path):
 
 
 def test_a_failing_task_function_names_its_document_at_once(tmp_path):
-    source = source_of("textvqa_val", str(write_twin(TEXTVQA, tmp_path / "data")))
-    task = build_task("textvqa_val", "paper", source, load_documents("textvqa_val", source), simple=True)
+    source = source_of(spec_of("textvqa_val"), str(write_twin(TEXTVQA, tmp_path / "data")))
+    task = build_task(
+        "textvqa_val",
+        task_config("textvqa_val", "paper"),
+        source,
+        load_documents(spec_of("textvqa_val"), source),
+        simple=True,
+    )
     doc = dict(task.eval_docs_no_media[2])
     assert task.process_results(dict(doc), ["canon"])["exact_match"] == pytest.approx(1.0)
     with pytest.raises(LlavaError, match=r"^textvqa_val document 2: cannot be scored \(AttributeError: "):

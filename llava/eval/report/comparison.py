@@ -1,7 +1,8 @@
-"""Runs side by side: scores of the benchmarks, their averages, and differences to one of the runs.
+"""Runs side by side: scores of the benchmarks, averages over the suite `paper`, and differences to one of the runs.
 
 An average is given only where every task of its group is complete, unless the user allows less: then it is over the
-tasks that every run has, so that its columns stay comparable, and the report's title says so.
+tasks that every run has, so that its columns stay comparable, and the report's title says so. Tasks outside the suite
+stand in a table of their own and enter no average but that of a group of lmms-eval's.
 """
 
 from collections.abc import Sequence
@@ -11,21 +12,25 @@ from pathlib import Path
 import numpy as np
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, PAPER_OVERALL, Benchmark
+from llava.eval import paper
+from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, Benchmark
+from llava.eval.headline import headline_metric
 from llava.eval.report import intervals, provenance
 from llava.eval.report.intervals import Difference, Score
-from llava.eval.store import TaskRun, headline_metric, load_run, unscored_tasks
+from llava.eval.report.results import Result, Results, group_results, lower_is_better, other_results, results_of
+from llava.eval.store import TaskRun, load_run, unscored_tasks
+from llava.eval.suites import PAPER_BENCHMARKS
 
 OVERALL, MISSING = "Overall", "missing"
 GROUPS = {
-    **{category: [known for known in BENCHMARKS if known.category == category] for category in CATEGORIES},
-    OVERALL: list(BENCHMARKS),
+    **{category: [row for row in PAPER_BENCHMARKS if row.category == category] for category in CATEGORIES},
+    OVERALL: list(PAPER_BENCHMARKS),
     **{
-        f"{kind} images": [known for known in BENCHMARKS if known.image_kind == kind]
+        f"{kind} images": [row for row in PAPER_BENCHMARKS if row.image_kind == kind]
         for kind in ("Natural", "Abstract", "Hybrid")
     },
     **{
-        f"{resolution} resolution": [known for known in BENCHMARKS if known.resolution == resolution]
+        f"{resolution} resolution": [row for row in PAPER_BENCHMARKS if row.resolution == resolution]
         for resolution in ("Low", "High")
     },
 }
@@ -53,8 +58,9 @@ class Report:
     """title: None where no run has a benchmark. runs: for each column, for each task, its "run" block.
 
     reference: the run that differences are to. arms: whose figures of the paper are shown. rows: of the tasks that are
-    no benchmark, (task, metric) -> column -> score; row_differences: likewise, to the reference's score on the same
-    documents. warnings, notes: lines that go with the tables.
+    no benchmark, and the means of groups of them, (task, metric) -> column -> score; row_differences: likewise, to the
+    reference's score on the same documents. lower_is_better: the rows of which that is so. warnings, notes: lines that
+    go with the tables.
     """
 
     title: str | None
@@ -65,17 +71,9 @@ class Report:
     averages: list[Row]
     rows: dict[tuple[str, str], dict[str, Score]]
     row_differences: dict[tuple[str, str], dict[str, Difference]]
+    lower_is_better: list[tuple[str, str]]
     warnings: list[str]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class _Result:
-    """A run's score in one metric, its draws (R,), and a hash of the documents: equal ones are drawn together."""
-
-    score: Score
-    draws: np.ndarray
-    documents: str
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ class _Runs:
     """
 
     tasks: dict[str, dict[str, TaskRun]]
-    results: dict[str, dict[str, _Result]]
+    results: dict[str, dict[str, Result]]
     faults: dict[str, dict[str, str]]
 
 
@@ -108,26 +106,28 @@ def build_report(
     if reference not in tasks:
         raise LlavaError(f"no run is called {reference!r}, the runs are {', '.join(tasks)}")
     for arm in arms or ():
-        if arm not in PAPER_OVERALL:
-            raise LlavaError(f"the paper has no arm {arm!r}, it has {', '.join(PAPER_OVERALL)}")
-    present = [known for known in BENCHMARKS if any(known.task in run for run in tasks.values())]
-    results = {known.task: _results(known.task, headline_metric(known), tasks) for known in present}
+        if arm not in paper.OVERALL:
+            raise LlavaError(f"the paper has no arm {arm!r}, it has {', '.join(paper.OVERALL)}")
+    present = [row for row in BENCHMARKS if any(row.task in run for run in tasks.values())]
+    results = {row.task: results_of(row.task, headline_metric(row), tasks) for row in present}
     faults = {name: _faults(folder, tasks[name]) for name, folder in zip(tasks, folders, strict=True)}
-    benchmarked = {name: found for name, found in faults.items() if list(found.values()) != [MISSING] * len(BENCHMARKS)}
-    runs = _Runs(tasks, results, benchmarked)
-    others = _other_results(tasks)
+    nothing = [MISSING] * len(PAPER_BENCHMARKS)
+    runs = _Runs(tasks, results, {name: of_run for name, of_run in faults.items() if list(of_run.values()) != nothing})
+    others = other_results(tasks)
+    others |= group_results(tasks, results, others)
     averages = [_average_row(runs, name, reference, allow_missing) for name in GROUPS] if present else []
-    blocks = {name: {task: run.run for task, run in found.items()} for name, found in tasks.items()}
+    blocks = {name: {task: run.run for task, run in of_run.items()} for name, of_run in tasks.items()}
     shown = _arms(arms, blocks, averages)
     return Report(
         title=_title(runs, averages, allow_missing) if present else None,
         runs=blocks,
         reference=reference,
         arms=shown,
-        benchmarks=[_benchmark_row(runs, known, reference) for known in present],
+        benchmarks=[_benchmark_row(runs, row, reference) for row in present],
         averages=[row for row in averages if row.scores or row.remarks],
-        rows={key: {name: found[name].score for name in tasks if name in found} for key, found in others.items()},
-        row_differences={key: _differences(found, reference) for key, found in others.items()},
+        rows={key: {name: cells[name].score for name in tasks if name in cells} for key, cells in others.items()},
+        row_differences={key: _differences(cells, reference) for key, cells in others.items()},
+        lower_is_better=lower_is_better(tasks),
         warnings=[*_refusals(runs, allow_missing), *_unpaired(runs, others, reference), *provenance.warnings(blocks)],
         notes=provenance.notes(blocks, with_paper=bool(shown)),
     )
@@ -143,67 +143,52 @@ def _load_runs(folders: Sequence[Path]) -> dict[str, dict[str, TaskRun]]:
     return runs
 
 
-def _results(task: str, metric: str, tasks: dict[str, dict[str, TaskRun]]) -> dict[str, _Result]:
-    """Of every run that has the metric; runs that scored the same documents are drawn together."""
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for name, found in tasks.items():
-        if task in found and metric in found[task].scores:
-            scores = found[task].scores[metric]
-            pairs = [score if isinstance(score, tuple) else (score, 1.0) for score in scores]
-            groups.setdefault(found[task].documents[metric], {})[name] = np.array(pairs)
-    results = {}
-    for documents, group in groups.items():
-        draws = intervals.resample(f"{task} {metric}", np.stack(list(group.values())))
-        for (name, scores_N2), row in zip(group.items(), draws, strict=True):
-            results[name] = _Result(intervals.score(scores_N2, row), row, documents)
-    return results
-
-
-def _faults(folder: Path, found: dict[str, TaskRun]) -> dict[str, str]:
-    """Why benchmarks of this run are not complete: task -> reason."""
+def _faults(folder: Path, of_run: dict[str, TaskRun]) -> dict[str, str]:
+    """Why benchmarks of the paper are not complete in this run: task -> reason."""
     unscored = unscored_tasks(folder)
     faults = {}
-    for known in BENCHMARKS:
-        run = found.get(known.task)
+    for row in PAPER_BENCHMARKS:
+        run = of_run.get(row.task)
         if run is None:
-            faults[known.task] = "answers not scored" if known.task in unscored else MISSING
+            faults[row.task] = "answers not scored" if row.task in unscored else MISSING
         elif run.failed_reviews:
-            faults[known.task] = f"{run.failed_reviews} failed review{'s' if run.failed_reviews > 1 else ''}"
+            faults[row.task] = f"{run.failed_reviews} failed review{'s' if run.failed_reviews > 1 else ''}"
         elif not run.scores:
-            faults[known.task] = "no score"
-        elif lacking := run.run["documents"] - len(run.scores[headline_metric(known)]):
-            faults[known.task] = f"{lacking} of {run.run['documents']} documents without a score"
+            faults[row.task] = "no score"
+        elif lacking := run.run["documents"] - len(run.scores[headline_metric(row)]):
+            faults[row.task] = f"{lacking} of {run.run['documents']} documents without a score"
         elif run.run["limit"] is not None and run.run["documents"] >= run.run["limit"]:
-            faults[known.task] = f"first {run.run['limit']} documents only"
+            faults[row.task] = f"first {run.run['limit']} documents only"
     return faults
 
 
-def _differences(found: dict[str, _Result], reference: str) -> dict[str, Difference]:
+def _differences(results: dict[str, Result], reference: str) -> dict[str, Difference]:
     """Of the runs that scored the reference's documents: run -> its score minus the reference's."""
-    base = found.get(reference)
+    base = results.get(reference)
     return {
         name: intervals.difference(result.score, base.score, result.draws, base.draws)
-        for name, result in found.items()
+        for name, result in results.items()
         if name != reference and base is not None and base.documents == result.documents
+        if base.draws is not None and result.draws is not None
     }
 
 
-def _benchmark_row(runs: _Runs, known: Benchmark, reference: str) -> Row:
-    found = runs.results[known.task]
+def _benchmark_row(runs: _Runs, row: Benchmark, reference: str) -> Row:
+    results = runs.results[row.task]
     return Row(
-        name=known.name,
-        label=known.name,
-        tasks=[known.task],
-        scores={name: result.score for name, result in found.items()},
-        remarks={name: runs.faults[name][known.task] for name in runs.faults if name not in found},
-        differences=_differences(found, reference),
+        name=row.name,
+        label=row.name,
+        tasks=[row.task],
+        scores={name: result.score for name, result in results.items()},
+        remarks={name: runs.faults[name].get(row.task, MISSING) for name in runs.faults if name not in results},
+        differences=_differences(results, reference),
         paper={},
     )
 
 
 def _average_row(runs: _Runs, name: str, reference: str, allow_missing: bool) -> Row:
     """The mean over a group. Runs without any of its tasks have neither score nor remark."""
-    tasks = [known.task for known in GROUPS[name]]
+    tasks = [row.task for row in GROUPS[name]]
     some = [run for run in runs.tasks if any(run in runs.results.get(task, ()) for task in tasks)]
     if allow_missing:
         tasks = [task for task in tasks if task in runs.results and all(run in runs.results[task] for run in some)]
@@ -228,16 +213,16 @@ def _average_row(runs: _Runs, name: str, reference: str, allow_missing: bool) ->
         scores=scores,
         remarks={run: "not averaged" for run in some if run not in scores},
         differences=differences,
-        paper=PAPER_OVERALL if name == OVERALL else {},
+        paper=paper.OVERALL if name == OVERALL else {},
     )
 
 
 def _unpaired_tasks(runs: _Runs, tasks: Sequence[str], run: str, reference: str) -> list[str]:
     """The tasks that both runs have, on different documents."""
-    found = [runs.results[task] for task in tasks]
+    of_tasks = [runs.results[task] for task in tasks]
     return [
         task
-        for task, results in zip(tasks, found, strict=True)
+        for task, results in zip(tasks, of_tasks, strict=True)
         if run in results and reference in results and results[run].documents != results[reference].documents
     ]
 
@@ -248,12 +233,12 @@ def _refusals(runs: _Runs, allow_missing: bool) -> list[str]:
     return [f"no averages over what is incomplete in {faults}; --allow_missing averages what every run has"]
 
 
-def _unpaired(runs: _Runs, others: dict[tuple[str, str], dict[str, _Result]], reference: str) -> list[str]:
+def _unpaired(runs: _Runs, others: Results, reference: str) -> list[str]:
     lines = []
     for run in runs.tasks:
         tasks = _unpaired_tasks(runs, list(runs.results), run, reference)
-        for (task, _), found in others.items():
-            if run in found and reference in found and found[run].documents != found[reference].documents:
+        for (task, _), cells in others.items():
+            if run in cells and reference in cells and cells[run].documents != cells[reference].documents:
                 tasks.append(task)
         if tasks:
             names = ", ".join(dict.fromkeys(tasks))
@@ -262,8 +247,8 @@ def _unpaired(runs: _Runs, others: dict[tuple[str, str], dict[str, _Result]], re
 
 
 def _title(runs: _Runs, averages: Sequence[Row], allow_missing: bool) -> str:
-    """How many of the benchmarks there are; of averages that do without some, which these are."""
-    total, scored = len(BENCHMARKS), sum(1 for found in runs.results.values() if found)
+    """How many of the paper's benchmarks there are; of averages that do without some, which these are."""
+    total, scored = len(PAPER_BENCHMARKS), sum(1 for row in PAPER_BENCHMARKS if runs.results.get(row.task))
     faults = _faults_in_words(runs)
     if not faults:
         return f"All {total} benchmarks"
@@ -295,17 +280,9 @@ def _arms(asked: Sequence[str] | None, blocks: dict[str, dict[str, dict]], avera
 def _recorded_arms(blocks: dict[str, dict[str, dict]]) -> list[str]:
     """The paper's arms among those that the runs' checkpoints were trained as, blind models left out."""
     arms = {run["arm"]: None for tasks in blocks.values() for run in tasks.values() if not run["image_noise"]}
-    return [arm for arm in arms if arm in PAPER_OVERALL]
+    return [arm for arm in arms if arm in paper.OVERALL]
 
 
-def _other_results(tasks: dict[str, dict[str, TaskRun]]) -> dict[tuple[str, str], dict[str, _Result]]:
-    """Of the tasks that are no benchmark: (task, metric) -> run -> result."""
-    named = {known.task for known in BENCHMARKS}
-    metrics = {
-        (task, metric): None
-        for found in tasks.values()
-        for task, run in found.items()
-        for metric in run.scores
-        if task not in named
-    }
-    return {(task, metric): _results(task, metric, tasks) for task, metric in metrics}
+def metric_label(report: Report, task: str, metric: str) -> str:
+    """The metric, and that lower is better where that is so."""
+    return f"{metric} (lower is better)" if (task, metric) in report.lower_is_better else metric

@@ -1,7 +1,8 @@
 """Scores with 95% intervals from what single documents scored, and the differences of scores.
 
 A document scores [points, of]: 0 to 1 of 1 where the score is a mean, the judge's points for the model and for its
-reference where it is a ratio of sums. A score is 100 * sum(points) / sum(of).
+reference where it is a ratio of sums. A score is scale * sum(points) / sum(of), on [0, 100] with the scale 100; a task
+with a unit of its own has another scale, and may have a value alone, without an interval.
 
 Legend: n documents, R resamples.
 """
@@ -19,16 +20,23 @@ BLOCK = 2**20  # documents drawn at a time
 
 @dataclass(frozen=True)
 class Score:
-    """A score and its 95% interval, all on [0, 100]. documents: how many it is over; the sum, for an average."""
+    """A score and its 95% interval, None where there is none, on [0, 100] if in percent, else in a unit of its own.
+
+    documents: how many it is over; the sum, for an average.
+    """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     documents: int
-    interval: str  # "wilson" | "bootstrap"
+    interval: str  # "wilson" | "bootstrap" | "none"
+    percent: bool = True
 
     def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
+        style = ".1f" if self.percent else ".4g"
+        if self.low is None or self.high is None:
+            return f"{self.value:{style}}"
+        return f"{self.value:{style}} [{self.low:{style}}, {self.high:{style}}]"
 
 
 @dataclass(frozen=True)
@@ -38,13 +46,16 @@ class Difference:
     value: float
     low: float
     high: float
+    percent: bool = True
 
     def __str__(self) -> str:
+        if not self.percent:
+            return f"{self.value:+.4g} [{self.low:+.4g}, {self.high:+.4g}]"
         value, low, high = (round(number, 1) + 0.0 for number in (self.value, self.low, self.high))  # no -0.0
         return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def resample(task: str, documents_RN2: np.ndarray) -> np.ndarray:
+def resample(task: str, documents_RN2: np.ndarray, scale: float = 100.0) -> np.ndarray:
     """The scores of several runs on the same n documents, over R draws of n documents with replacement.
 
     A draw takes the same documents for every run, so that scores of one draw may be subtracted. Draws depend on the
@@ -59,7 +70,7 @@ def resample(task: str, documents_RN2: np.ndarray) -> np.ndarray:
     together = max(1, BLOCK // size)
     sums = [_sums(generator, min(together, RESAMPLES - start), columns) for start in range(0, RESAMPLES, together)]
     points, of = np.concatenate(sums).T.reshape(runs, 2, RESAMPLES).swapaxes(0, 1)
-    return 100 * np.divide(points, of, out=np.full_like(points, np.nan), where=of > 0)
+    return scale * np.divide(points, of, out=np.full_like(points, np.nan), where=of > 0)
 
 
 def _sums(generator: np.random.Generator, draws: int, columns: np.ndarray) -> np.ndarray:
@@ -70,28 +81,37 @@ def _sums(generator: np.random.Generator, draws: int, columns: np.ndarray) -> np
     return counts.astype(columns.dtype) @ columns
 
 
-def score(documents_N2: np.ndarray, draws: np.ndarray) -> Score:
+def score(documents_N2: np.ndarray, draws: np.ndarray, scale: float = 100.0, percent: bool = True) -> Score:
     """The score of n documents: Wilson's interval where each scores 0 or 1 of 1, else the draws' percentiles."""
     points, of = documents_N2.T
-    value = 100 * points.sum() / of.sum()
-    if np.isin(points, (0, 1)).all() and (of == 1).all():
+    value = scale * points.sum() / of.sum()
+    if percent and np.isin(points, (0, 1)).all() and (of == 1).all():
         low, high = wilson(int(points.sum()), len(points))
         return Score(float(value), 100 * low, 100 * high, len(points), "wilson")
-    return Score(float(value), *_percentiles(draws), len(points), "bootstrap")
+    return Score(float(value), *_percentiles(draws), len(points), "bootstrap", percent)
 
 
-def average(scores: Sequence[Score], draws: np.ndarray) -> Score:
-    """The unweighted mean of several tasks' scores; of one task, its score. draws: the mean of the tasks', (R,)."""
+def average(scores: Sequence[Score], draws: np.ndarray | None, weights: Sequence[float] | None = None) -> Score:
+    """The mean of several tasks' scores; of one task, its score.
+
+    Args:
+        scores: of the tasks, all in one unit.
+        draws: (R,), the mean of the tasks', weighted alike; None where a task has none.
+        weights: of the tasks, equal by default.
+    """
     if len(scores) == 1:
         return scores[0]
-    value = sum(part.value for part in scores) / len(scores)
-    documents = sum(part.documents for part in scores)
-    return Score(value, *_percentiles(draws), documents, "bootstrap")
+    weights = [1.0] * len(scores) if weights is None else weights
+    value = sum(weight * part.value for weight, part in zip(weights, scores, strict=True)) / sum(weights)
+    documents, percent = sum(part.documents for part in scores), all(part.percent for part in scores)
+    if draws is None:
+        return Score(value, None, None, documents, "none", percent)
+    return Score(value, *_percentiles(draws), documents, "bootstrap", percent)
 
 
 def difference(score: Score, reference: Score, draws: np.ndarray, reference_draws: np.ndarray) -> Difference:
     """What `score` has more than `reference`; the draws of both took the same documents."""
-    return Difference(score.value - reference.value, *_percentiles(draws - reference_draws))
+    return Difference(score.value - reference.value, *_percentiles(draws - reference_draws), score.percent)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

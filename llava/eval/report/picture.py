@@ -9,7 +9,8 @@ from matplotlib.lines import Line2D
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, CATEGORIES
-from llava.eval.report.comparison import OVERALL, Report, Row
+from llava.eval.report.comparison import OVERALL, Report, Row, metric_label
+from llava.eval.report.intervals import Score
 
 # Okabe and Ito's colours, told apart with any colour vision; markers and hatches help where colours are lost.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
@@ -38,19 +39,31 @@ def draw(report: Report, style: str) -> Figure:
 def _task_rows(report: Report) -> list[Row]:
     """The scores of tasks that are no benchmark; where there are several, labels begin with the task."""
     several = len({task for task, _ in report.rows}) > 1
-    return [
-        Row(metric, f"{task} {metric}" if several else metric, [task], scores, {}, {}, {})
-        for (task, metric), scores in report.rows.items()
-        if scores
-    ]
+    rows = []
+    for (task, metric), scores in report.rows.items():
+        label = metric_label(report, task, metric)
+        if scores:
+            rows.append(Row(metric, f"{task} {label}" if several else label, [task], scores, {}, {}, {}))
+    return rows
+
+
+def _in_percent(row: Row) -> bool:
+    return all(score.percent for score in row.scores.values())
 
 
 def _bars(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figure:
-    """Averages above, with their values; then benchmarks, then other tasks; all with 95% intervals."""
+    """Averages above, with their values; then benchmarks, then other tasks, those with units of their own last.
+
+    All have 95% intervals where there are any.
+    """
     title = textwrap.fill(title, 125)
     averages = [row for row in report.averages if row.name in (*CATEGORIES, OVERALL) and row.scores]
-    panels = [rows for rows in (averages, [row for row in report.benchmarks if row.scores], tasks) if rows]
-    height = (5.5, 9, 13)[len(panels) - 1] + 0.2 * title.count("\n")
+    benchmarks = [row for row in report.benchmarks if row.scores]
+    scaled = [row for row in tasks if _in_percent(row)]
+    others = [[row] for row in tasks if not _in_percent(row)]
+    panels = [rows for rows in (averages, benchmarks, scaled, *others) if rows]
+    height = (1, 5.5, 9)[len(panels)] if len(panels) < 3 else 1 + 4 * len(panels)
+    height += 0.2 * title.count("\n")
     figure = Figure(figsize=(13, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axes, rows in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
@@ -59,8 +72,8 @@ def _bars(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figu
             axes.tick_params(axis="x", labelrotation=35)
             for label in axes.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        if rows is tasks and len(panels) > 1:
-            axes.set_xlabel(", ".join(dict.fromkeys(row.tasks[0] for row in tasks)))
+        if rows is scaled and len(panels) > 1:
+            axes.set_xlabel(", ".join(dict.fromkeys(row.tasks[0] for row in scaled)))
     handles, _ = axes.get_legend_handles_labels()
     labels = _short(runs, 120)
     columns = max(1, min(len(runs), 4, 150 // (8 + max(map(len, labels)))))
@@ -83,37 +96,49 @@ def _short(names: list[str], width: int) -> list[str]:
 
 def _bar_panel(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> None:
     """A group of bars per row, one bar per run, in the order of the legend."""
-    width = 0.8 / len(runs)
+    width, percent = 0.8 / len(runs), all(map(_in_percent, rows))
+    scores = [score for row in rows for score in row.scores.values()]
+    bottom, top = 1.08 * min(0, *map(_low, scores)), 1.08 * max(map(_high, scores))
+    top = max(100, top) if percent else top or 1
     for index, run in enumerate(runs):
         places = [place + (index - (len(runs) - 1) / 2) * width for place in range(len(rows))]
         scores = [row.scores.get(run) for row in rows]
-        found = [(place, score) for place, score in zip(places, scores, strict=True) if score is not None]
-        heights = [score.value for _, score in found]
-        down = [max(0, score.value - score.low) for _, score in found]  # rounding can leave less than 0
-        up = [max(0, score.high - score.value) for _, score in found]
+        present = [(place, score) for place, score in zip(places, scores, strict=True) if score is not None]
+        heights = [score.value for _, score in present]
+        down = [max(0, score.value - _low(score)) for _, score in present]  # rounding can leave less than 0
+        up = [max(0, _high(score) - score.value) for _, score in present]
         look = {"color": COLOURS[index], "hatch": HATCHES[index], "edgecolor": "white", "linewidth": 0.4}
         error = {"ecolor": "#333333", "elinewidth": 0.9, "capsize": 1.5}
-        axes.bar([place for place, _ in found], heights, width, label=run, yerr=[down, up], error_kw=error, **look)
+        axes.bar([place for place, _ in present], heights, width, label=run, yerr=[down, up], error_kw=error, **look)
         for place, score in zip(places, scores, strict=True):
             if score is None:
-                axes.text(place, 1, "none", rotation=90, ha="center", va="bottom", fontsize=7, color=GREY)
+                axes.text(place, top / 100, "none", rotation=90, ha="center", va="bottom", fontsize=7, color=GREY)
             elif values:
-                axes.text(place, score.high + 1, f"{score.value:.1f}", ha="center", va="bottom", fontsize=8)
-    top = max(score.high for row in rows for score in row.scores.values())
-    height = max(100, 1.08 * top)
-    axes.set_ylim(0, height)
-    axes.set_yticks(range(0, int(height) + 1, 20))
+                words = f"{score.value:.1f}" if score.percent else f"{score.value:.4g}"
+                axes.text(place, _high(score) + top / 100, words, ha="center", va="bottom", fontsize=8)
+    axes.set_ylim(bottom, top)
+    if percent:
+        axes.set_yticks(range(0, int(top) + 1, 20))
     beside = 0.6 + max(0, FEWEST - len(rows)) / 2  # bars keep a width, and the middle
     axes.set_xlim(-beside, len(rows) - 1 + beside)
     axes.set_xticks(range(len(rows)), [row.label for row in rows])
-    axes.set_ylabel("score, 95% interval")
+    axes.set_ylabel("score, 95% interval" if percent else "lmms-eval's value")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _low(score: Score) -> float:
+    return score.value if score.low is None else score.low
+
+
+def _high(score: Score) -> float:
+    return score.value if score.high is None else score.high
+
+
 def _radar(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figure:
     """A spoke per score that every run has; the averages stand in the legend."""
+    tasks = [row for row in tasks if _in_percent(row)]
     given = [*report.benchmarks, *tasks]
     rows = [row for row in given if all(run in row.scores for run in runs)]
     if len(rows) < 3:
@@ -161,7 +186,7 @@ def _radar_axes(axes: Axes, names: list[str], angles: list[float], low: int, hig
 
 def _radar_categories(figure: Figure, axes: Axes, rows: list[Row], angles: list[float]) -> None:
     """Tints the sector of every other category and names all of them outside; a task is a category of its own."""
-    categories = {known.task: known.category for known in BENCHMARKS}
+    categories = {row.task: row.category for row in BENCHMARKS}
     names = [categories.get(row.tasks[0], row.tasks[0]) for row in rows]
     half = math.pi / len(rows)
     middles = {}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.report.intervals import RESAMPLES, SEED
+from llava.eval.suites import PAPER_BENCHMARKS
 
 Runs = dict[str, dict[str, dict]]
 Place = tuple[str, str]  # run, task
@@ -49,13 +50,13 @@ def _difference(what: str, values: dict[Place, str]) -> str | None:
 
 def _places(values: dict[Place, str]) -> dict[str, str]:
     """Where each value holds: `run, other run`; with its tasks, `run: task, task`, where a run has several values."""
-    found: dict[str, dict[str, list[str]]] = {}
+    places: dict[str, dict[str, list[str]]] = {}
     for (run, task), value in values.items():
-        found.setdefault(value, {}).setdefault(run, []).append(task)
-    mixed = {run for run, _ in values if sum(run in runs for runs in found.values()) > 1}
+        places.setdefault(value, {}).setdefault(run, []).append(task)
+    mixed = {run for run, _ in values if sum(run in runs for runs in places.values()) > 1}
     return {
         value: "; ".join(f"{run}: {', '.join(tasks)}" if run in mixed else run for run, tasks in runs.items())
-        for value, runs in found.items()
+        for value, runs in places.items()
     }
 
 
@@ -63,8 +64,12 @@ def notes(runs: Runs, with_paper: bool) -> list[str]:
     """How to read the numbers, the paper's among them, then the models and settings of each run, judges, versions."""
     intervals = f"Wilson for 0/1 scores, bootstrap ({RESAMPLES} resamples, seed {SEED}) for others"
     lines = [f"Scores on [0, 100] with 95% intervals over n documents: {intervals}."]
-    if any(known.task in tasks for tasks in runs.values() for known in BENCHMARKS):
+    if any(row.task in tasks for tasks in runs.values() for row in BENCHMARKS):
         lines += _benchmark_notes(with_paper)
+    headlines = [(task, block["headline"]) for tasks in runs.values() for task, block in tasks.items()]
+    units = dict.fromkeys(f"{task} {line['metric']}" for task, line in headlines if line and not line["bounded"])
+    if units:
+        lines.append(f"In lmms-eval's own unit, not on [0, 100]: {', '.join(units)}.")
     for run, tasks in runs.items():
         settings = _places({(run, task): _settings(block) for task, block in tasks.items()})
         days = sorted({block["date"][:10] for block in tasks.values()})
@@ -78,9 +83,10 @@ def notes(runs: Runs, with_paper: bool) -> list[str]:
 
 def _benchmark_notes(with_paper: bool) -> list[str]:
     paper = "The paper's figures are means of all 20 benchmarks (Table IV); it gives no table of the single ones."
-    stated = ", ".join(known.name for known in BENCHMARKS if known.image_kind or known.resolution)
+    stated = ", ".join(row.name for row in PAPER_BENCHMARKS if row.image_kind or row.resolution)
     return [
-        "Averages are unweighted means of benchmarks, their intervals resample the documents of every benchmark; "
+        f"Averages are unweighted means over the suite `paper` ({len(PAPER_BENCHMARKS)} benchmarks), whatever else was "
+        "asked; their intervals resample the documents of every benchmark; "
         "differences resample the same documents for both runs.",
         f"Image kind and resolution: only of the benchmarks of which the paper states them ({stated}).",
         *([paper] if with_paper else []),
@@ -109,7 +115,7 @@ def _task_versions(runs: Runs) -> list[str]:
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """The second of the pairs by their first, each once."""
-    found: dict[str, list[str]] = {}
+    grouped: dict[str, list[str]] = {}
     for first, second in dict.fromkeys(pairs):
-        found.setdefault(first, []).append(second)
-    return found
+        grouped.setdefault(first, []).append(second)
+    return grouped

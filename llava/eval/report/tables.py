@@ -7,9 +7,9 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from llava.eval.benchmarks import BENCHMARKS
-from llava.eval.report.comparison import Report, Row
+from llava.eval.report.comparison import Report, Row, metric_label
 from llava.eval.report.intervals import Difference, Score
+from llava.eval.suites import PAPER_BENCHMARKS
 
 WIDTH = 110  # of the terminal's tables: columns that do not fit beside the others stand below
 HEAD_WIDTH = 19  # longer headings take several lines, where they have spaces
@@ -61,20 +61,26 @@ def render_csv(report: Report) -> str:
                 writer.writerow(about | {"run": run} | _csv_values(report, row, run))
             for arm in [arm for arm in report.arms if arm in row.paper]:
                 writer.writerow(
-                    about | {"run": f"paper: {arm}", "benchmarks": len(BENCHMARKS), "value": row.paper[arm]}
+                    about | {"run": f"paper: {arm}", "benchmarks": len(PAPER_BENCHMARKS), "value": row.paper[arm]}
                 )
     for (task, metric), scores in report.rows.items():
         for run, score in scores.items():
             difference = _csv_difference(report, report.row_differences[task, metric].get(run))
-            writer.writerow({"table": "task", "name": task, "metric": metric, "run": run} | asdict(score) | difference)
+            writer.writerow(
+                {"table": "task", "name": task, "metric": metric, "run": run} | _csv_score(score) | difference
+            )
     return stream.getvalue()
 
 
 def _csv_values(report: Report, row: Row, run: str) -> dict:
     values: dict = {"remark": row.remarks.get(run, "")}
     if run in row.scores:
-        values |= asdict(row.scores[run])
+        values |= _csv_score(row.scores[run])
     return values | _csv_difference(report, row.differences.get(run))
+
+
+def _csv_score(score: Score) -> dict:
+    return {column: value for column, value in asdict(score).items() if column in CSV_COLUMNS}
 
 
 def _csv_difference(report: Report, difference: Difference | None) -> dict:
@@ -90,13 +96,14 @@ def render_json(report: Report) -> str:
         {
             "task": task,
             "metric": metric,
+            "higher_is_better": (task, metric) not in report.lower_is_better,
             "scores": {run: asdict(score) for run, score in scores.items()},
             "differences": {run: asdict(value) for run, value in report.row_differences[task, metric].items()},
         }
         for (task, metric), scores in report.rows.items()
     ]
     fields = asdict(report)
-    del fields["row_differences"]
+    del fields["row_differences"], fields["lower_is_better"]
     return json.dumps(fields | {"rows": rows}, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -111,12 +118,12 @@ def _tables(report: Report) -> list[_Table]:
 
 def _task_table(report: Report) -> _Table:
     """Columns: task, metric, the runs, their differences to the reference where they scored the same documents."""
-    compared = [run for run in report.runs if any(run in found for found in report.row_differences.values())]
+    compared = [run for run in report.runs if any(run in cells for cells in report.row_differences.values())]
     lines = []
     for (task, metric), scores in report.rows.items():
         cells = [f"{scores[run]} n={scores[run].documents}" if run in scores else "-" for run in report.runs]
         cells += [_cell(report.row_differences[task, metric].get(run), "-") for run in compared]
-        lines.append([task, metric, *cells])
+        lines.append([task, metric_label(report, task, metric), *cells])
     return _Table(["task", "metric", *report.runs, *(_compared(run, report) for run in compared)], lines, names=2)
 
 
@@ -147,7 +154,7 @@ def _cell(value: Score | Difference | None, otherwise: str) -> str:
 def _paper(row: Row, arms: list[str]) -> str:
     if not row.paper:
         return "not given"
-    partial = f" (of {len(BENCHMARKS)})" if len(row.tasks) < len(BENCHMARKS) else ""
+    partial = f" (of {len(PAPER_BENCHMARKS)})" if len(row.tasks) < len(PAPER_BENCHMARKS) else ""
     return "/".join(f"{row.paper[arm]:.2f}" for arm in arms) + partial
 
 

@@ -145,8 +145,14 @@ def test_json_holds_everything(arms, digits):
         "high": pytest.approx(60.32, abs=0.01),
         "documents": 10,
         "interval": "wilson",
+        "percent": True,
     }
-    assert gqa["differences"]["grid_manager"] == {"value": pytest.approx(20), "low": 0, "high": 50}
+    assert gqa["differences"]["grid_manager"] == {
+        "value": pytest.approx(20),
+        "low": 0,
+        "high": 50,
+        "percent": True,
+    }
     assert (saved["arms"], len(saved["averages"])) == (list(ARMS), 10)
     saved = json.loads(render_json(digits))
     assert [row["metric"] for row in saved["rows"]] == ["anls", "exact_match"]
