@@ -280,6 +280,8 @@ def test_other_tasks_never_change_the_papers_mean(evaluate, tasks, tmp_path):
     assert report.rows["my_exact", "exact"]["run"].value == 0
     assert [asdict(row) for row in report.averages] == [asdict(row) for row in alone.averages]
     assert report.title == alone.title == "All 20 benchmarks"
+    (overall,) = [row for row in report.averages if row.name == "Overall"]
+    assert (overall.label, overall.scores["run"].value) == ("Overall (20)", pytest.approx((790 + 88 + 120) / 20))
     assert len(report.benchmarks) == len(BENCHMARKS)
     assert "unweighted means over the suite `paper` (20 benchmarks)" in " ".join(render_text(report).split())
 
