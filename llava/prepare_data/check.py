@@ -262,9 +262,9 @@ class _Log:
     def __init__(self, path: Path, key: dict):
         self.path = path
         lines = whole_lines(path) if path.is_file() else []
-        known = bool(lines) and json.loads(lines[0]) == key
-        lines = lines if known else [json.dumps(key).encode()]
-        self.batches: list[list] = [json.loads(line) for line in lines[1:]]
+        if not lines or self._value(1, lines[0]) != key:
+            lines = [json.dumps(key).encode()]
+        self.batches: list[list] = [self._value(number, line) for number, line in enumerate(lines[1:], start=2)]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"".join(line + b"\n" for line in lines))
@@ -273,6 +273,12 @@ class _Log:
 
     def add(self, faults: list) -> None:
         append_line(self.path, faults)
+
+    def _value(self, number: int, line: bytes):
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise LlavaError(f"{self.path}: line {number} is damaged ({error}); delete the file") from None
 
 
 def _key(entry: MixtureEntry, options: CheckOptions) -> dict:

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,17 @@ def test_a_killed_check_goes_on(tmp_path, run_until):
         assert (tmp_path / "report" / name).read_text() == (tmp_path / "whole" / name).read_text()
     assert len((tmp_path / "whole/bad.jsonl").read_text().splitlines()) == 14 + 4
     assert len((tmp_path / "whole/notes.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_damaged_line_of_an_unfinished_check_is_named(tmp_path, run_until):
+    write_data(tmp_path, [row(str(i)) for i in range(12)])
+    assert run_until(9).returncode == -signal.SIGKILL
+    progress = tmp_path / "report/progress/000.jsonl"
+    key, _, *rest = progress.read_text().splitlines(keepends=True)
+    progress.write_text("".join([key, "[[\n", *rest]))
+    done = run_until(100)
+    assert done.returncode == 2
+    assert re.match(rf"error: {progress}: line 2 is damaged \(.*\); delete the file\n", done.stderr)
 
 
 def test_a_changed_file_is_checked_anew(tmp_path, run_until):
