@@ -18,7 +18,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from bench_sides import Bench, Side
+from bench_sides import Bench, Side, model_parser
 from PIL import Image
 
 from llava.data.image_processor import LlavaOVManagerImageProcessor
@@ -26,7 +26,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue, Turn
 from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page, rng_for
 from llava.demo.tokenizer import train_tokenizer
-from llava.engine.engine import DTYPES, Engine
+from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.eval.questions import prompt_cost
 from llava.mllm.questions import turn_token_ids
@@ -155,13 +155,7 @@ def table(results: list[Result], options: argparse.Namespace) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
-    parser.add_argument("--layers", type=int, help="of the tower and of the language model each; default 26 and 24")
-    parser.add_argument("--vision_layers", type=int, help="instead of --layers, for the tower")
-    parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
+    parser = model_parser(__doc__)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--new_tokens", type=int, default=16, help="the longest answer (default 16)")
     parser.add_argument("--runs", type=int, default=3)

@@ -1,5 +1,6 @@
 """What bench_train.py measures: the four arms on one set of weights, and the naive ways to do what ours does."""
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,7 @@ from llava.anyres import image_layout
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
 from llava.data.images import normalize
+from llava.engine.checks import DTYPE_NAMES
 from llava.fusion.config import NoneConfig
 from llava.fusion.none import NoFusion
 from llava.mllm import LlavaOVManagerConfig
@@ -187,3 +189,15 @@ def naive_sides(arm: str, ways: list[str]) -> list[Side]:
 def packed_side(arm: str) -> Side:
     """What is compared with the arm where samples of unequal lengths come together."""
     return Side("samples packed", arm, packing=True)
+
+
+def model_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that say which model is measured, and where."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    on_gpu = torch.cuda.is_available()
+    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, default="bfloat16" if on_gpu else "float32")
+    parser.add_argument("--layers", type=int, help="of the tower and of the language model each; default 26 and 24")
+    parser.add_argument("--vision_layers", type=int, help="instead of --layers, for the tower")
+    parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
+    return parser

@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 from bench_meter import measure_step
-from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, naive_sides, packed_side
+from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, model_parser, naive_sides, packed_side
 
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
@@ -24,7 +24,6 @@ from llava.mllm.parts import PREFIXES
 from llava.train.loop.step_log import count_batch
 
 INPUTS = ("384x384", "640x480", "1000x1000", "384x384+640x480")
-DTYPES = ("float32", "bfloat16", "float16")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # of one loss computed in two ways, relative
 
 
@@ -108,13 +107,7 @@ def _row(name: str, *cells: str) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    on_gpu = torch.cuda.is_available()
-    parser.add_argument("--device", default="cuda" if on_gpu else "cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16" if on_gpu else "float32")
-    parser.add_argument("--layers", type=int, help="of the tower and of the language model each; default 26 and 24")
-    parser.add_argument("--vision_layers", type=int, help="instead of --layers, for the tower")
-    parser.add_argument("--text_layers", type=int, help="instead of --layers, for the language model")
+    parser = model_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")

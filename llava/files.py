@@ -92,12 +92,17 @@ def _replaced(path: Path) -> Path:
     return path.with_name(f"{path.name}.replaced")
 
 
+def sync(path: Path) -> None:
+    """Returns when a file is on the disk: a machine that loses power must not keep a name alone. Raises OSError."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def sync_files(folder: Path) -> dict[str, int]:
     """{path below `folder`: size in bytes} of all its files, once they are on the disk. Raises OSError."""
     sizes = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        sync(path)
         sizes[str(path.relative_to(folder))] = path.stat().st_size
     return sizes
 

@@ -22,7 +22,7 @@ VERSION = 1
 
 def content_digest(samples: Sequence[Sample], costs: Sequence[int]) -> str:
     """The SHA-256 of every sample's id, turns, images, videos and cost, in their order."""
-    costs = np.asarray(costs).tolist()
+    costs = np.asarray(costs)
     if not isinstance(samples, RecordStore):
         return hashlib.sha256(_content(samples, costs)).hexdigest()
     kept = _place(samples, costs)
@@ -40,15 +40,15 @@ def content_digest(samples: Sequence[Sample], costs: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def _content(samples: Sequence[Sample], costs: Sequence[int]) -> bytes:
+def _content(samples: Sequence[Sample], costs: np.ndarray) -> bytes:
     texts = (
         repr((sample.id, sample.turns, sample.images, sample.videos, cost))
-        for sample, cost in zip(samples, costs, strict=True)
+        for sample, cost in zip(samples, costs.tolist(), strict=True)
     )
     return "".join(texts).encode()
 
 
-def _place(store: RecordStore, costs: Sequence[int]) -> Path | None:
+def _place(store: RecordStore, costs: np.ndarray) -> Path | None:
     """Where the hash is kept; None where every data file is small."""
     folder = next((part.index.folder for part in store.parts if part.index.folder is not None), None)
     if folder is None:
@@ -58,7 +58,7 @@ def _place(store: RecordStore, costs: Sequence[int]) -> Path | None:
         files = (os.path.realpath(part.index.file), str(part.index.file), part.index.key)  # a name may be an id
         key.update(repr((VERSION, *files, len(part.rows))).encode())
         key.update(np.asarray(part.rows, dtype=np.int64).tobytes())
-    key.update(np.asarray(costs, dtype=np.int64).tobytes())
+    key.update(costs.astype(np.int64).tobytes())
     return folder / f"content-{key.hexdigest()[:32]}"
 
 

@@ -33,6 +33,7 @@ from llava.data.notes import has_places_and_answer, is_regular, notes_of
 from llava.data.schema import Sample, Turn, sample_of
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
+from llava.files import sync_files
 from llava.printable import visible
 from llava.text_files import UTF_8, encoding_of, open_text, read_text
 
@@ -280,8 +281,7 @@ def unfinished_in(folder: Path) -> Path:
 def _place(unfinished: Path, key: FileKey) -> Path:
     """Puts a whole index in its place, unless another process was first, and removes those of the file as it was."""
     folder = unfinished.parent / _name(key)
-    for path in unfinished.iterdir():
-        sync(path)
+    sync_files(unfinished)
     with suppress(FileExistsError):
         try:
             unfinished.rename(folder)
@@ -292,12 +292,6 @@ def _place(unfinished: Path, key: FileKey) -> Path:
         if other != folder and other.suffix != UNFINISHED:
             shutil.rmtree(other, ignore_errors=True)
     return folder
-
-
-def sync(path: Path) -> None:
-    """A machine that loses power must not keep a name alone. Raises OSError."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _source(file: Path, folder: Path) -> Path:

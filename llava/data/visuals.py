@@ -12,10 +12,11 @@ import numpy as np
 import PIL
 
 from llava.data.images import image_size
-from llava.data.index import RecordIndex, homes, map_array, sync, unfinished_in
+from llava.data.index import RecordIndex, homes, map_array, unfinished_in
 from llava.data.video import VideoSampling, probe_video
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
+from llava.files import sync
 
 VERSION = 1
 BLOCK = 1000

@@ -215,7 +215,7 @@ class ManagerConfig(FusionConfig):
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
         """The visual input, then the managed layers that are not the same."""
-        return (num_vision_layers, *(layer for layer in self.vision_layers if layer != num_vision_layers))
+        return with_visual_input(self.vision_layers, num_vision_layers)
 
     @property
     def question_rule(self) -> str | None:
@@ -295,7 +295,7 @@ class DeepstackQwen3Config(FusionConfig):
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
         """The visual input, then the states that are not the same."""
-        return (num_vision_layers, *(layer for layer in self.vision_layers if layer != num_vision_layers))
+        return with_visual_input(self.vision_layers, num_vision_layers)
 
     def describe(self) -> str:
         """The states and their layers."""
@@ -360,6 +360,11 @@ def layer_range(kind: str, count: int, start: int, end: int, interval: int) -> t
             f"manager {kind}_start {start} and {kind}_end {end} leave none of {count} layers: {first} >= {behind}"
         )
     return tuple(range(first, behind, interval))
+
+
+def with_visual_input(layers: tuple[int, ...], num_vision_layers: int) -> tuple[int, ...]:
+    """The tower's last state, which is the visual input, then those of `layers` that are others."""
+    return (num_vision_layers, *(layer for layer in layers if layer != num_vision_layers))
 
 
 def counted_from_start(name: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:

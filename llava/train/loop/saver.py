@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
 
+from llava.files import free_bytes
 from llava.sizes import in_bytes
 from llava.train.folders.interim import (
     checkpoints_folder,
@@ -127,7 +128,7 @@ class InterimSaver:
             copies = 2 if self.under_deepspeed else 1  # DeepSpeed writes the weights once more
             needed = sum(copies * p.element_size() * full_shape(p).numel() for p in parameters)
             needed += sum(STATE_BYTES * full_shape(p).numel() for p in parameters if p.requires_grad)
-        free = shutil.disk_usage(folder).free
+        free = free_bytes(folder)
         if free < needed:
             raise OSError(f"it needs about {in_bytes(needed)}, {in_bytes(free)} are free")
 

@@ -128,7 +128,7 @@ def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, Llava
 
 
 def _continue(recipe: Recipe):
-    """From the checkpoint of the stage before, its adapters merged; only managers may be new."""
+    """From the checkpoint of the stage before, its adapters merged; its fusion alone may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
     has_fusion = LlavaOVManagerConfig.from_pretrained(folder).fusion.method != "none"
