@@ -171,7 +171,7 @@ def test_combinations_that_cannot_work_are_named(tiny_recipe, monkeypatch):
 )
 def test_keys_on_the_command_line(tiny_keys, value, expected):
     keys = tiny_keys("1", **{"run.gradient_checkpointing": value, "run.output_dir": "out"})
-    found = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid", keys=keys).run.gradient_checkpointing
+    found = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "grid_manager", keys=keys).run.gradient_checkpointing
     assert json.dumps(found) == json.dumps(expected)
 
 
