@@ -15,6 +15,7 @@ from llava.train.ranks.waiting import Meeting
 from llava.train.recipe.schema import RunRecipe
 
 Value = TypeVar("Value")
+_LEFT: list[distributed.ProcessGroup] = []  # see leave_process_group
 PARTING = 20  # seconds for all ranks to know that one has failed
 
 
@@ -46,8 +47,14 @@ def start_process_group(run: RunRecipe) -> None:
 
 
 def leave_process_group() -> None:
-    """Ends the ranks' connections; a process that exits without can abort in gloo's threads."""
+    """Ends this process's part in the group, which ends itself with the process.
+
+    A group that is dropped joins its threads, and one of them may still need Python's lock, to drop the tensors of a
+    last collective. DDP's reducer drops its group with that lock held: where nobody else holds the group, both wait for
+    ever.
+    """
     if distributed.is_initialized():
+        _LEFT.append(distributed.group.WORLD)
         distributed.destroy_process_group()
 
 

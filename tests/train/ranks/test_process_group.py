@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from torch import distributed
 from llava.errors import DataError, LlavaError
 from llava.train.ranks.process_group import first_on_each_host, gathered, on_first_rank, rank
 from llava.train.ranks.waiting import meet, run_store
+from tests.train.hosts import free_port
 from tests.train.run_ranks import run_ranks
 
 PATIENCE = 60
@@ -90,3 +93,25 @@ def give_up(out: Path) -> None:
 def test_a_rank_that_does_not_come_is_given_up(tmp_path):
     run_ranks(give_up, tmp_path, processes=2, folder=tmp_path, timeout=120)
     assert (tmp_path / "end").read_text() == "rank 0 waited for other ranks for 1 s, run.startup_timeout, in vain"
+
+
+LEAVES = """
+import os
+from torch import distributed
+from llava.train.ranks.process_group import leave_process_group
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+distributed.init_process_group("gloo")
+joined = threads()
+leave_process_group()
+assert not distributed.is_initialized()
+assert before < joined == threads(), (before, joined, threads())
+"""
+
+
+def test_a_group_that_is_left_ends_with_the_process():
+    """Ended before, with Python's lock held as by DDP's reducer, it can wait for a thread of its own that needs it."""
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", LEAVES]
+    done = subprocess.run(command, env=os.environ | alone, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
