@@ -58,11 +58,6 @@ class RecordStore(Sequence[Sample]):
 
     __hash__ = None
 
-    def ids(self) -> Iterator[str]:
-        """Every sample's id, without reading its record."""
-        for part in self.parts:
-            yield from part.index.ids(part.rows)
-
     def blocks(self) -> Iterator["RecordStore"]:
         """The samples, a few thousand at a time, for another process each."""
         for part in self.parts:

@@ -86,7 +86,7 @@ def _write_start(stage: Stage, reports: list[dict]) -> dict:
     """The first rank's part: what is known before the first step, which it writes."""
     recipe = stage.recipe
     manifest = start_manifest(recipe, stage.plan, stage.trainer.components, stage.mixture, reports)
-    write_start(working_folder(recipe.run.output_dir), manifest, sampled_rows(stage.mixture, recipe.run.seed))
+    write_start(working_folder(recipe.run.output_dir), manifest, sampled_rows(stage.mixture))
     return manifest
 
 

@@ -13,7 +13,7 @@ def test_the_records_are_sound(tmp_path, monkeypatch):
     start_up.make_data(tmp_path, 103)
     samples = load_mixture(tmp_path / "mixture.yaml", 0).samples
     inspection = inspect_store(samples, tmp_path)
-    assert len(samples) == len(set(samples.ids())) == 103
+    assert len({sample.id for sample in samples}) == 103
     assert (inspection.faults, inspection.notes) == ([], {})
     assert [bool(sizes) for sizes in inspection.image_sizes] == [number % 20 > 0 for number in range(103)]
     resident, private = start_up.memory()

@@ -3,13 +3,15 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 
-from llava.data.mixture import Mixture, choose_rows
+import numpy as np
+
+from llava.data.mixture import Mixture
+from llava.data.record_store import Part
 from llava.errors import LlavaError
 from llava.train.estimate.plan import Plan
 from llava.train.folders.stage_folder import MANIFEST
@@ -19,7 +21,6 @@ from llava.train.ranks.preflight import common_fields, hardware_table, unbroken_
 from llava.train.recipe.schema import Recipe
 
 SAMPLED = "sampled.json"
-BLOCK = 10_000  # ids that are joined at a time
 
 
 def start_manifest(
@@ -47,7 +48,7 @@ def start_manifest(
         "code": combined_hash(common_fields(reports, "code")),
         "data": common_fields(reports, "data"),
         "start": common_fields(reports, "start"),
-        "sampled_ids": ids_hash(mixture.samples.ids()),
+        "sampled_ids": ids_hash(mixture.samples.parts),
         "order_seed": recipe.run.seed,
         "hardware": hardware_table(reports),
     }
@@ -96,33 +97,30 @@ def end_manifest(
     }
 
 
-def ids_hash(ids: Iterable[str]) -> str:
-    """The SHA-256 of ids, one a line."""
-    ids, digest, separator = iter(ids), hashlib.sha256(), ""
-    while block := list(islice(ids, BLOCK)):
-        digest.update((separator + "\n".join(block)).encode())
-        separator = "\n"
+def ids_hash(parts: Sequence[Part]) -> str:
+    """The SHA-256 of the samples' ids, one a line."""
+    digest, separator = hashlib.sha256(), b""
+    for part in parts:
+        for block in part.index.ids(part.rows):
+            digest.update(separator + block)
+            separator = b"\n"
     return digest.hexdigest()
 
 
-def sampled_rows(mixture: Mixture, seed: int) -> list[dict]:
+def sampled_rows(mixture: Mixture) -> list[dict]:
     """Which rows of each data file are trained on, compactly: {json_path, sampling_strategy, rows, ids}.
 
     rows: [first, last] of each unbroken run, counted from 1 as in messages. ids: as `sampled_ids`, of this file's.
     """
-    ids, files = mixture.samples.ids(), []
-    for entry in mixture.table:
-        path = Path(entry.json_path)
-        rows = choose_rows(entry.rows, entry.sampling_strategy, f"{seed}/{path.name}", str(path))
-        files.append(
-            {
-                "json_path": entry.json_path,
-                "sampling_strategy": entry.sampling_strategy,
-                "rows": unbroken_runs([row + 1 for row in rows]),
-                "ids": ids_hash(islice(ids, entry.taken)),
-            }
-        )
-    return files
+    return [
+        {
+            "json_path": entry.json_path,
+            "sampling_strategy": entry.sampling_strategy,
+            "rows": unbroken_runs(np.asarray(part.rows) + 1),
+            "ids": ids_hash([part]),
+        }
+        for entry, part in zip(mixture.table, mixture.samples.parts, strict=True)
+    ]
 
 
 def write_start(folder: Path, manifest: dict, rows: list[dict]) -> None:

@@ -13,6 +13,7 @@ from datetime import timedelta
 from itertools import groupby
 from typing import NoReturn
 
+import numpy as np
 from torch import distributed
 
 from llava.errors import LlavaError
@@ -229,5 +230,5 @@ def common_fields(reports: list[dict], group: str) -> dict[str, str]:
 
 def unbroken_runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """First and last of each: [1, 2, 3, 7] -> [(1, 3), (7, 7)]."""
-    runs = [[number for _, number in run] for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])]
-    return [(run[0], run[-1]) for run in runs]
+    runs = np.split(np.asarray(numbers, dtype=np.int64), np.flatnonzero(np.diff(numbers) != 1) + 1)
+    return [(int(run[0]), int(run[-1])) for run in runs if len(run)]

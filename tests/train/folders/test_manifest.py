@@ -28,7 +28,7 @@ def mixture(data_folder, tmp_path):
 
 def test_rows_tell_which_samples_were_taken(mixture, data_folder):
     loaded = load_mixture(mixture, 42)
-    found = sampled_rows(loaded, 42)
+    found = sampled_rows(loaded)
     drawn = sorted(random.Random("42/captions.json").sample(range(16), 5))
     rows = [[row + 1 for first, last in entry["rows"] for row in range(first - 1, last)] for entry in found]
     assert rows == [[row + 1 for row in drawn], [1, 2], [13, 14, 15, 16]]
