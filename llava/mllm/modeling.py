@@ -28,6 +28,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.former_names import load_former_names
+from llava.mllm.head import LanguageHead
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
@@ -188,12 +189,18 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
         self.model = LlavaOVManagerModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = LanguageHead(config.text_config.hidden_size, config.text_config.vocab_size)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
         """The head, (vocabulary, text_width)."""
         return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Takes the weight of another head: transformers makes a plain linear layer when it resizes the vocabulary."""
+        with torch.device("meta"):
+            self.lm_head = LanguageHead(new_embeddings.in_features, new_embeddings.out_features)
+        self.lm_head.weight = new_embeddings.weight
 
     def generate(self, *args, tokenizer=None, **kwargs):
         """transformers' own. tokenizer: for stop strings; `transformers serve` gives the processor that holds it."""
@@ -246,6 +253,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         labels: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
         use_cache: bool | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
@@ -259,6 +267,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.
         logits_to_keep: positions to compute logits for, as in transformers; a boolean (B, L) mask gives logits (n, V)
         and the loss at those positions alone.
+        skip_logits: with labels, returns the loss without logits, of which then only a part is there at a time.
         num_items_in_batch (keyword): divides the summed loss, for equal weight of tokens over accumulation and ranks.
 
         Returns loss, logits (B, L, V) and past_key_values.
@@ -280,20 +289,24 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None or shift_labels is not None:
-            if logits.dim() == 2:  # a boolean mask chose the positions
-                if shift_labels is None:
-                    shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-                shift_labels = shift_labels[logits_to_keep]
-            loss = self.loss_function(
-                logits=logits,
-                labels=labels,
-                vocab_size=self.config.text_config.vocab_size,
-                shift_labels=shift_labels,
-                num_items_in_batch=num_items_in_batch,
-            )
+        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        if shift_labels is not None and hidden.dim() == 2:  # a boolean mask chose the positions
+            shift_labels = shift_labels[logits_to_keep]
+        logits = loss = None
+        if skip_logits and shift_labels is not None:
+            loss = self.lm_head(hidden.flatten(0, -2), shift_labels.flatten(), num_items_in_batch)
+        else:
+            logits = self.lm_head(hidden)
+            if shift_labels is not None:
+                loss = self.loss_function(
+                    logits=logits,
+                    labels=labels,
+                    vocab_size=self.config.text_config.vocab_size,
+                    shift_labels=shift_labels,
+                    num_items_in_batch=num_items_in_batch,
+                )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

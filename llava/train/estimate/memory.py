@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
+from llava.mllm.head import CHUNK
 from llava.sizes import UNITS, duration, in_bytes, unit_of
 from llava.text_table import text_table
 from llava.train.loop.components import ADAPTERS, Component
@@ -186,9 +187,13 @@ def activation_bytes(
         kept += (maps + 2 * inside) * patches * text.hidden_size
     if {"vision_tower", "fusion"} & set(trained):
         kept += work.samples * work.crops * fusion.kept
-    # Logits in the precision, then in fp32 with their logarithms, then their gradient.
-    logits = work.samples * work.supervised * text.vocab_size * (width + 3 * FP32)
-    return width * kept + logits
+    # Of a chunk the logits in the precision, then in fp32 with their logarithms, then their gradient; and the gradient
+    # of the head, which is there before the backward pass begins.
+    supervised = work.samples * work.supervised
+    head = min(supervised, CHUNK) * text.vocab_size * (width + 3 * FP32)
+    if "language_model" in trained:
+        head += text.vocab_size * text.hidden_size * (width if supervised <= CHUNK else FP32)
+    return width * kept + head
 
 
 def _text_layer(text, trained: bool, width: int) -> int:

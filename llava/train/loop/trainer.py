@@ -6,7 +6,7 @@ One step, from top to bottom (T: transformers' Trainer, which holds the loop; th
                          each batch, and the time until it was there, is counted                step_log.py
                          origins of the samples leave the batches, are counted and noted        totals.py, guard.py
     training_step        of each micro-batch
-      compute_loss       T: forward, with logits at supervised positions alone                  supervised_only
+      compute_loss       T: forward, the loss at supervised positions alone, without logits     supervised_only
                          T: backward; DeepSpeed steps here, in the step's last micro-batch
                          the loss is noted and counted                                          guard.py, totals.py
     _get_grad_norm       T: the norm, clipped
@@ -58,7 +58,7 @@ from llava.train.recipe.schema import RunRecipe
 OVERRIDDEN = {
     "get_batch_samples": "counts a step's samples, notes them for the guard; skipped samples alone give no 0 / 0",
     "training_step": "the guard and the totals get each micro-batch's loss",
-    "compute_loss": "computes logits at supervised positions alone",
+    "compute_loss": "computes the loss at supervised positions alone, and no logits",
     "_get_grad_norm": "is called once per step, before the optimizer's own: the guard's place",
     "log": "adds the rate of each group, samples, speed, work and memory",
     "create_optimizer": "one group per component and decay",
@@ -325,13 +325,14 @@ def without_images(wrapped: torch.nn.Module) -> str:
 
 
 def supervised_only(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch whose labels (B, L) are replaced by what restricts logits and loss to positions that predict a label.
+    """A batch whose labels (B, L) are replaced by what restricts the loss to positions that predict a label.
 
     shift_labels: (B, L), the label of the next position. logits_to_keep: (B, L), where that is supervised.
+    skip_logits: the loss is all that is wanted.
     """
     labels = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
     others = {key: value for key, value in batch.items() if key != "labels"}
-    return {**others, "shift_labels": labels, "logits_to_keep": labels != IGNORE_INDEX}
+    return {**others, "shift_labels": labels, "logits_to_keep": labels != IGNORE_INDEX, "skip_logits": True}
 
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:
