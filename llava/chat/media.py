@@ -18,8 +18,6 @@ from llava.errors import DataError, MissingFileError, OversizedImageError
 from llava.files import file_hash
 
 LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes
-# What is shown on the web, and nothing that Pillow would hand to another program, as it does with EPS.
-WEB_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = {
     "image": {
         *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
@@ -111,7 +109,7 @@ class MediaReader:
         if sha256 not in (None, found):
             raise DataError(f"{kind} {source} has changed: its sha256 is {found[:12]}..., it was {sha256[:12]}...")
         if kind == "image":
-            content, notes = read_image(path, source, WEB_FORMATS if fetched else None)
+            content, notes = read_image(path, source)
             measures = f"{content.width}x{content.height}"
             return Medium(kind, source, path, found, content, measures, tuple(notes), fetched)
         sampling = sampling or self.sampling

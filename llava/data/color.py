@@ -4,10 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image
 
 from llava.errors import DataError
 
+# Pillow's names of the formats that are read, wherever an image comes from: what cameras, programs and the web write.
+# Pillow knows others, whose decoders nobody needs here, and one, EPS, that it hands to another program.
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF"),
+    "WEBP",
+)
+EpsImagePlugin.gs_binary = False  # also where another library opens images in this process, nothing starts Ghostscript
 WIDE = 65535 / 255  # 16-bit values per 8-bit value
 # How an image is turned that was stored with this EXIF orientation; 1 is upright, other numbers mean nothing.
 TURNS = {
@@ -29,10 +36,13 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     It is turned as its EXIF says; the result has none, so that nothing turns it again. Values of 16 bits are scaled
     (Pillow's convert would clip them to white); other wide integers and floating-point numbers are stretched from the
     lowest to the highest. What is transparent shows white. Other modes, CMYK among them, are converted by Pillow.
-    Raises DataError for numbers that are not finite, ValueError for modes that Pillow cannot convert.
+    Raises DataError for an image that was opened from a file of another format than FORMATS and for numbers that are
+    not finite, ValueError for modes that Pillow cannot convert.
     """
     if type(image) is Image.Image and image.mode == "RGB" and not image.info:
         return image, []
+    if image.format is not None and image.format not in FORMATS:
+        raise DataError(f"{image.format} is not one of the formats that are read: {', '.join(FORMATS)}")
     told = orientation(image) if image.format == "TIFF" else 1
     _load(image)
     turn = TURNS.get(orientation(image))

@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cache
 
@@ -10,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
-from llava.data.color import decoding, orientation, to_rgb
+from llava.data.color import FORMATS, decoding, orientation, to_rgb
 from llava.data.jpeg_header import plain_jpeg_size
 from llava.errors import DataError, MissingFileError, OversizedImageError
 from llava.files import check_readable
@@ -35,18 +34,15 @@ class _NoPackageError(DataError):
 def open_image(source, name: str | None = None) -> Image.Image:
     """A decoded RGB image from a path or a binary file: the first frame, upright, its colors as to_rgb says.
 
-    Raises DataError with one line that names the file when it is missing, no image, truncated, or of more than
-    Image.MAX_IMAGE_PIXELS pixels; such an image is not decoded.
+    Raises DataError with one line that names the file when it is missing, no image of color.FORMATS, truncated, or of
+    more than Image.MAX_IMAGE_PIXELS pixels; such an image is not decoded.
     """
     return read_image(source, name or str(source))[0]
 
 
-def read_image(source, name: str, formats: Sequence[str] | None = None) -> tuple[Image.Image, list[str]]:
-    """As open_image, and what was done that is not plain to see, in words.
-
-    formats: Pillow's names of the formats that are read, as far as this Pillow has them; None for all of them.
-    """
-    with _opened(source, name, formats) as image:
+def read_image(source, name: str) -> tuple[Image.Image, list[str]]:
+    """As open_image, and what was done that is not plain to see, in words."""
+    with _opened(source, name) as image:
         rgb, notes = to_rgb(image)
         frames = getattr(image, "n_frames", 1)
     return rgb, ([f"the first of {frames} frames"] if frames > 1 else []) + notes
@@ -59,11 +55,11 @@ def read_header(source, name: str) -> tuple[str, tuple[int, int]]:
 
 
 @contextmanager
-def _opened(source, name: str, formats: Sequence[str] | None = None):
+def _opened(source, name: str):
     """Pillow's image, its pixels not read yet; what goes wrong, also while they are read, becomes a DataError."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries, lmms-eval among them, turn it on for the whole process
     try:
-        with decoding(), _identified(source, name, formats) as image:
+        with decoding(), _identified(source, name) as image:
             _check_pixels(image.size, name)
             yield image
     except DataError as error:
@@ -88,14 +84,13 @@ def _named(cause: BaseException | None, name: str) -> DataError | None:
     return None
 
 
-def _identified(source, name: str, formats: Sequence[str] | None) -> Image.Image:
-    """Pillow's image. Of a HEIC file through pillow-heif, which is imported for the first of them."""
+def _identified(source, name: str) -> Image.Image:
+    """Pillow's image, of one of FORMATS. Of a HEIC file through pillow-heif, imported for the first of them."""
     if not hasattr(source, "read"):
         check_readable(source)
-    if formats is not None:
-        Image.init()
+    Image.init()  # returns at once when it has been called before
     try:
-        return Image.open(source, formats=formats and [kind for kind in formats if kind in Image.OPEN])
+        return Image.open(source, formats=[kind for kind in Image.ID if kind in FORMATS])
     except UnidentifiedImageError:
         if "HEIF" in Image.OPEN or not _is_heic(source):
             raise
@@ -105,7 +100,7 @@ def _identified(source, name: str, formats: Sequence[str] | None) -> Image.Image
         needed = "HEIC images need pillow-heif: pip install 'llava-ov-manager[heic]'"
         raise _NoPackageError(f"image {name} cannot be read: {needed}") from None
     register_heif_opener()
-    return _identified(source, name, formats)
+    return _identified(source, name)
 
 
 def _is_heic(source) -> bool:
@@ -138,7 +133,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
 
 def _size_by_pillow(path: str | os.PathLike) -> tuple[int, int]:
     try:
-        with decoding(), _identified(path, str(path), None) as image:
+        with decoding(), _identified(path, str(path)) as image:
             _check_pixels(image.size, str(path))
             if _has_end_marker(path, image.format) and not _has_late_exif(image):
                 return _upright_size(image)

@@ -18,6 +18,7 @@ from datasets.exceptions import DatasetsError
 from PIL.Image import DecompressionBombError
 from pyarrow import ArrowInvalid, parquet
 
+from llava.data.color import FORMATS
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
 
@@ -218,7 +219,8 @@ def _readable(value):
     if isinstance(value, list):
         return [_readable(entry) for entry in value]
     try:
-        return value and Image().decode_example(value)
+        image = value and Image().decode_example(value)
+        return image if image and image.format in FORMATS else None
     except (OSError, ValueError, SyntaxError, DecompressionBombError):  # what Pillow raises on broken files
         return None
 

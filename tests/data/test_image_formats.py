@@ -1,8 +1,10 @@
 """Images of every format as they come: turned by EXIF, of phones, in layers, damaged."""
 
+import base64
 import io
 import random
 import struct
+import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -11,11 +13,18 @@ import numpy as np
 import pytest
 from PIL import AvifImagePlugin, Image, ImageFile
 
+from llava.chat.media import MediaReader
 from llava.data import images
-from llava.data.color import to_rgb
+from llava.data.color import FORMATS, to_rgb
+from llava.data.dataset import SupervisedDataset
+from llava.data.given import rgb_image
 from llava.data.images import image_size, open_image, read_header, read_image
+from llava.data.inspect import inspect_sample
 from llava.data.jpeg_header import plain_jpeg_size
+from llava.data.schema import Sample, Turn
+from llava.data.video import EVERY_SECOND
 from llava.errors import DataError
+from llava.eval.messages import dialogue_of_context, with_rgb_images
 
 ORIENTATION = 274  # EXIF's tag
 # The upright pixels of an image that was stored with this orientation.
@@ -139,24 +148,63 @@ def test_heic_is_read_where_its_package_is_installed(tmp_path, monkeypatch, with
     assert alike(found, UPRIGHT[6](np.asarray(blocks())))
     assert image_size(tmp_path / "a.heic") == (32, 48)
     assert np.array_equal(open_image(io.BytesIO(content)), found)
-    with pytest.raises(DataError, match="it is not an image that Pillow can read"):
-        read_image(io.BytesIO(content), "it", ["PNG", "JPEG"])
-    assert read_image(io.BytesIO(content), "it", ["PNG", "HEIF", "no such format"])[0].size == (32, 48)
     with pytest.raises(DataError, match=r"^(image )?cut "):
         read_image(io.BytesIO(content[:-100]), "cut")
 
 
-WRITTEN = sorted(
-    {"AVIF", "BLP", "BMP", "DDS", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MPO", "MSP", "PCX", "PNG"}
-    | {"PPM", "QOI", "SGI", "SPIDER", "TGA", "TIFF", "WEBP", "XBM"}
-)
+WRITTEN = sorted({"AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"})
+REFUSED = sorted({"BLP", "DDS", "EPS", "ICNS", "IM", "MSP", "PCX", "SGI", "SPIDER", "XBM"})
 
 
-def test_every_format_that_pillow_writes_is_damaged_below():
+def test_every_format_that_pillow_writes_is_read_and_damaged_or_refused_below():
     Image.init()
-    others = {"BUFR", "EPS", "GRIB", "HDF5", "PDF", "WMF"}  # no pixels of Pillow's own
+    others = {"BUFR", "GRIB", "HDF5", "PDF", "WMF"}  # no pixels of Pillow's own
     others |= {"DIB", "PALM"}  # BMP by another name; never read
-    assert set(Image.SAVE) - {"HEIF"} == others | set(WRITTEN)
+    assert set(Image.SAVE) - {"HEIF"} == others | set(WRITTEN) | set(REFUSED)
+    assert {*FORMATS} == {*WRITTEN, "DIB", "HEIF"}
+
+
+@pytest.mark.filterwarnings("ignore:IM image format")
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_formats_are_refused(tmp_path, kind):
+    """By whatever name; also where Pillow has opened them already."""
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(stored(kind))
+    for opener in (open_image, image_size, lambda path: read_header(path, str(path)), rgb_image):
+        with pytest.raises(DataError, match=r"^\S*/photo.jpg is not an image that Pillow can read$"):
+            opener(path)
+    with Image.open(path) as image, pytest.raises(DataError, match=rf"photo.jpg cannot be decoded: {kind} is not one"):
+        rgb_image(image)
+
+
+def test_nothing_starts_ghostscript(tmp_path, monkeypatch):
+    """Neither training, check, preview, chat, evaluation nor the processor, nor who opens an EPS with Pillow alone."""
+
+    def started(*command, **_):
+        pytest.fail(f"started {command}")
+
+    for name in ("Popen", "run", "call", "check_call", "check_output"):
+        monkeypatch.setattr(subprocess, name, started)
+    content, path = stored("EPS"), tmp_path / "photo.jpg"
+    path.write_bytes(content)
+    with Image.open(path) as image, pytest.raises(OSError, match="Ghostscript"):
+        image.load()
+    sample = Sample("eps", (Turn("human", "<image>\nWhat?"), Turn("gpt", "It.")), ("photo.jpg",), "a.json row 1")
+    dataset = SupervisedDataset([sample], None, image_folder=tmp_path)  # as training and the preview open it
+    for reader in (
+        lambda: dataset[0],
+        lambda: MediaReader(EVERY_SECOND).open(str(path), "image"),
+        *(lambda form=form: rgb_image(form) for form in (path, str(path), content, base64.b64encode(content).decode())),
+        lambda: dialogue_of_context("What?", [str(path)]),
+        lambda: with_rgb_images({"image": Image.open(path)}),
+    ):
+        with pytest.raises(DataError):
+            reader()
+    for decode in (False, True):
+        (fault,) = inspect_sample(sample, tmp_path, decode=decode).faults
+        assert (fault.kind, fault.message) == ("undecodable", f"{path} is not an image that Pillow can read")
+    documents = pytest.importorskip("llava.eval.documents")
+    assert documents._readable({"bytes": content, "path": None}) is None
 
 
 def stored(kind: str) -> bytes:

@@ -8,6 +8,7 @@ from llava.data.mixture import (
     ExpectedRows,
     HubSource,
     MixtureEntry,
+    choose_rows,
     expand_braces,
     load_mixture,
     missing_files,
@@ -52,6 +53,15 @@ def test_sampling_strategies(tmp_path, strategy, expected):
     mixture = load_mixture(write_mixture(tmp_path, ("a.json", strategy), ("b.jsonl", "all")), seed=0)
     assert [sample.id for sample in mixture.samples] == [*(f"a/{i}" for i in expected), "b/0"]
     assert (mixture.table[0].rows, mixture.table[0].taken) == (10, len(expected))
+
+
+@pytest.mark.parametrize(
+    ("rows", "strategy", "taken"),
+    [(3000, "first:1.1%", 33), (3001, "first:1.1%", 34), (1000, "end:0.7%", 7), (100, "random:7%", 7), (7, "all", 7)],
+)
+def test_a_percentage_is_as_exact_as_it_is_written(rows, strategy, taken):
+    """In floating-point numbers 1.1% of 3,000 are a little more than 33."""
+    assert len(choose_rows(rows, strategy, "0", "a.yaml")) == taken
 
 
 def test_random_is_the_same_everywhere_and_changes_with_the_seed(tmp_path):

@@ -56,7 +56,7 @@ def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: 
 
 
 def _read(path: Path, parameter: nn.Parameter) -> torch.Tensor:
-    """One state, whole: ZeRO-2's are stored in a dictionary, ZeRO-3's flat."""
-    stored = torch.load(path, weights_only=False)
+    """One state, whole: ZeRO-2's are stored in a dictionary, ZeRO-3's flat. Nothing but tensors is read."""
+    stored = torch.load(path, weights_only=True)
     whole = stored["param"] if isinstance(stored, dict) else stored
     return whole.flatten()[: full_shape(parameter).numel()].view(full_shape(parameter))
