@@ -33,6 +33,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/mypy
 
 quickstart: install
 	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)"

@@ -285,8 +285,10 @@ def test_the_citation_names_the_papers_authors_as_the_readme_does():
     assert paper["title"] in TEXTS["README.md"]
 
 
-def test_hooks_and_pins_are_of_one_version():
-    hooks = {hook["repo"].rsplit("/", 1)[1]: hook["rev"] for hook in yaml.safe_load(HOOKS.read_text())["repos"]}
-    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line)
-    assert hooks["ruff-pre-commit"] == f"v{pins['ruff']}"
-    assert hooks["codespell"] == f"v{pins['codespell']}"
+def test_hooks_run_the_tools_of_lint():
+    (repository,) = yaml.safe_load(HOOKS.read_text())["repos"]
+    hooks = [hook["entry"].removesuffix(" --force-exclude") for hook in repository["hooks"]]
+    lint = re.search(r"^lint: install\n((?:\t.+\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    checks = [line.strip().replace("$(BIN)", ".venv/bin") for line in lint.splitlines()]
+    assert hooks[:-1] == [re.sub(r"( --check)? \.$", "", check) for check in checks]
+    assert hooks[-1] == ".venv/bin/check-added-large-files --maxkb=1000"

@@ -6,6 +6,7 @@ CHECKPOINT/adapter/        adapter_config.json, adapter_model.safetensors, as pe
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +22,7 @@ BASE = ".base_layer."  # what peft puts into the name of a weight that an adapte
 
 
 def load_model(
-    folder: str | Path, *, merge: bool = True, may_be_new: tuple[str, ...] = (), **kwargs
+    folder: str | Path, *, merge: bool = True, may_be_new: tuple[str, ...] = (), **kwargs: Any
 ) -> LlavaOVManagerForConditionalGeneration:
     """Loads the model of a folder, with its adapters if it has any; every parameter must be there, and no other.
 

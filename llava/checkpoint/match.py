@@ -168,7 +168,7 @@ def match_keys(parts: Sequence[Part], expected: Mapping[str, torch.Size], may_be
                 reason = TIED
             if reason is not None:
                 match.ignored.setdefault(reason, []).append(name)
-            elif ours not in expected or ours in match.mapped:
+            elif ours is None or ours not in expected or ours in match.mapped:
                 match.unexpected.append(name)
             elif not info.dtype.is_floating_point or info.dtype.itemsize < 2:
                 raise LlavaError(f"{part.path}: {name} is {info.dtype}; quantised weights cannot be converted")

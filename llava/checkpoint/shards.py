@@ -29,7 +29,8 @@ def read_tensors(path: str | Path) -> Iterator[tuple[str, torch.Tensor]]:
         LlavaError: Also in the middle: a file is cut off or holds anything but tensors, two files hold one name, or an
             index names a tensor that its files do not hold.
     """
-    files, seen = weight_files(path), {}
+    files = weight_files(path)
+    seen: dict[str, str] = {}
     for file in files:
         for name, tensor in _read_file(file):
             if name in seen:
@@ -64,7 +65,8 @@ def _read_file(file: Path) -> Iterator[tuple[str, torch.Tensor]]:
     taken = 0
     for name in names:
         if taken > MAPPED_BYTES:
-            get, taken = None, 0  # drops the old mapping before the new one is made
+            del get  # drops the old mapping before the new one is made
+            taken = 0
             _, get = _mapped(file)
         tensor = get(name)
         taken += tensor.nbytes
@@ -113,7 +115,8 @@ def write_shards(
     folder = Path(folder)
     shards: list[list[str]] = []  # the names in each
     seen: set[str] = set()
-    pending, pending_bytes = {}, 0
+    pending: dict[str, torch.Tensor] = {}
+    pending_bytes = 0
     parameters = size = 0
 
     def flush() -> None:
@@ -134,7 +137,7 @@ def write_shards(
     if not pending:
         raise LlavaError(f"{folder}: no tensors to write")
     flush()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards):
         shard = f"model-{number + 1:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else WEIGHTS
         (folder / _part(number)).rename(folder / shard)

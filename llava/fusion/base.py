@@ -6,14 +6,19 @@ tower's states ── visual_input ── projector ── visual tokens ──�
 Shapes: C crops, T tokens per crop, D width of the language model, S samples, V visual tokens of a batch.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from llava.fusion.config import FusionConfig, Sizes
+
+Config = TypeVar("Config", bound=FusionConfig)
+Key = TypeVar("Key", bound=Hashable)  # of what a method packs
+Delta = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]  # see Fusion.deltas
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,7 @@ class Linear(SelfInitialised, nn.Linear):
         init_as_linear(self)
 
 
-class Fusion(SelfInitialised):
+class Fusion(SelfInitialised, Generic[Config, Key]):
     """How a tower's layers reach the language model. A subclass answers what differs from doing nothing.
 
     Parameters are used in the forward of a module that is given tensors and returns tensors, each once: only there does
@@ -107,7 +112,7 @@ class Fusion(SelfInitialised):
         sizes: of the model.
     """
 
-    def __init__(self, config: FusionConfig, sizes: Sizes):
+    def __init__(self, config: Config, sizes: Sizes):
         super().__init__()
         self.config = config
         self.visual_layer = sizes.vision_layers
@@ -115,7 +120,7 @@ class Fusion(SelfInitialised):
         self._no_split_modules = [type(self).__name__]  # read by transformers: stays on one device
 
     @classmethod
-    def cost(cls, config: FusionConfig, sizes: Sizes) -> FusionCost:
+    def cost(cls, config: Config, sizes: Sizes) -> FusionCost:
         """Of one crop."""
         return FusionCost()
 
@@ -124,17 +129,15 @@ class Fusion(SelfInitialised):
         return states[self.visual_layer]
 
     @property
-    def packed_keys(self) -> tuple[Hashable, ...]:
+    def packed_keys(self) -> tuple[Key, ...]:
         """The keys of what to_pack returns, in their order, the same for every batch."""
         return ()
 
-    def to_pack(self, crops: Crops) -> dict[Hashable, Packable]:
+    def to_pack(self, crops: Crops) -> dict[Key, Packable]:
         """What is packed beside the visual tokens."""
         return {}
 
-    def deltas(
-        self, packed: dict[Hashable, torch.Tensor], context: Context
-    ) -> dict[int, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]]:
+    def deltas(self, packed: dict[Key, torch.Tensor], context: Context) -> Mapping[int, Delta]:
         """What is added to the visual tokens before layers of the language model.
 
         packed: what to_pack returned, packed, each (V, D).

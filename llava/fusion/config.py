@@ -45,7 +45,7 @@ class FusionConfig:
 
     method: str = field(init=False, default="")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, expected in get_type_hints(type(self)).items():
             value = getattr(self, name)
             if isinstance(value, list):
@@ -159,7 +159,7 @@ class ManagerConfig(FusionConfig):
     injection_start: int | None = None
     injection_end: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("vision_layers", "injection_layers"):
             layers = getattr(self, name)
@@ -204,18 +204,19 @@ class ManagerConfig(FusionConfig):
         jitter = self.jitter
         if jitter == "as_layer_set":
             jitter = "released" if released else "paper"
+        ranges: dict[str, Any] = {one.name: one.default for one in fields(self) if one.name in RANGES}
         return replace(
             self,
             vision_layers=counted_from_start("manager vision_layers", vision, num_states),
             injection_layers=counted_from_start("manager injection_layers", injection, num_text_layers),
             first_omits_last_map=released if self.first_omits_last_map is None else self.first_omits_last_map,
             jitter=jitter,
-            **{one.name: one.default for one in fields(self) if one.name in RANGES},
+            **ranges,
         )
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
         """The visual input, then the managed layers that are not the same."""
-        return with_visual_input(self.vision_layers, num_vision_layers)
+        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     @property
     def question_rule(self) -> str | None:
@@ -235,19 +236,20 @@ class ManagerConfig(FusionConfig):
 
     def num_maps(self, injection_layer: int) -> int:
         """How many maps the manager before `injection_layer` sums."""
-        return len(self.vision_layers) - bool(self.first_omits_last_map and injection_layer == 0)
+        return len(named(self.vision_layers)) - bool(self.first_omits_last_map and injection_layer == 0)
 
     def describe(self) -> str:
         """How many, of which kind, their layers, and what adaptive ones ask with."""
-        states, layers = (", ".join(map(str, layers)) for layers in (self.vision_layers, self.injection_layers))
+        states, layers = _listed(self.vision_layers), _listed(self.injection_layers)
         managers = f"managers before language-model layers {layers}, of vision states {states}"
+        number = len(named(self.injection_layers))
         if self.query is None:
-            return f"{len(self.injection_layers)} static {managers}"
+            return f"{number} static {managers}"
         if self.query == "self":
             asking = "each token asks for itself"
         else:
             asking = f"query {self.query} of the question, rule {self.question}"
-        return f"{len(self.injection_layers)} {managers}; adaptive behind the first, {asking}"
+        return f"{number} {managers}; adaptive behind the first, {asking}"
 
 
 @dataclass(frozen=True)
@@ -295,11 +297,11 @@ class DeepstackQwen3Config(FusionConfig):
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
         """The visual input, then the states that are not the same."""
-        return with_visual_input(self.vision_layers, num_vision_layers)
+        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     def describe(self) -> str:
         """The states and their layers."""
-        states, layers = (", ".join(map(str, layers)) for layers in (self.vision_layers, self.injection_layers))
+        states, layers = _listed(self.vision_layers), _listed(self.injection_layers)
         return f"deepstack_qwen3 of vision states {states} before language-model layers {layers}"
 
 
@@ -360,6 +362,17 @@ def layer_range(kind: str, count: int, start: int, end: int, interval: int) -> t
             f"manager {kind}_start {start} and {kind}_end {end} leave none of {count} layers: {first} >= {behind}"
         )
     return tuple(range(first, behind, interval))
+
+
+def named(layers: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The layers that a resolved configuration names. Raises ValueError for one that is not resolved."""
+    if layers is None:
+        raise ValueError("resolved() names the layers of a configuration")
+    return layers
+
+
+def _listed(layers: tuple[int, ...] | None) -> str:
+    return ", ".join(map(str, named(layers)))
 
 
 def with_visual_input(layers: tuple[int, ...], num_vision_layers: int) -> tuple[int, ...]:

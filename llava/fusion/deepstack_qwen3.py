@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable
-from llava.fusion.config import DeepstackQwen3Config, Sizes
+from llava.fusion.config import DeepstackQwen3Config, Sizes, named
 
 
 class Merger(nn.Module):
@@ -32,31 +32,30 @@ class Merger(nn.Module):
         return self.linear_2(self.act(self.linear_1(self.norm(state_CTD))))
 
 
-class DeepstackQwen3(Fusion):
+class DeepstackQwen3(Fusion[DeepstackQwen3Config, int]):
     """One merger for each of the tower's states, in their order."""
-
-    config: DeepstackQwen3Config
 
     def __init__(self, config: DeepstackQwen3Config, sizes: Sizes):
         super().__init__(config, sizes)
-        self.mergers = nn.ModuleList(Merger(sizes.vision_width, sizes.text_width) for _ in config.vision_layers)
+        self.vision_layers, self.injection_layers = named(config.vision_layers), named(config.injection_layers)
+        self.mergers = nn.ModuleList(Merger(sizes.vision_width, sizes.text_width) for _ in self.vision_layers)
 
     @classmethod
     def cost(cls, config: DeepstackQwen3Config, sizes: Sizes) -> FusionCost:
         """Two products a merger, both behind weights, the norm's; kept is what norm, matrices and GELU give."""
         vision, text = sizes.vision_width, sizes.text_width
-        tokens = len(config.vision_layers) * sizes.crop_tokens
+        tokens = len(named(config.vision_layers)) * sizes.crop_tokens
         return FusionCost(from_weights=2 * tokens * vision * (vision + text), kept=tokens * (3 * vision + text))
 
     @property
     def packed_keys(self) -> tuple[int, ...]:
         """The layers of the language model that are added before."""
-        return self.config.injection_layers
+        return self.injection_layers
 
     def to_pack(self, crops: Crops) -> dict[int, Packable]:
         """Each merger's features."""
         packables = []
-        for merger, layer in zip(self.mergers, self.config.vision_layers, strict=True):
+        for merger, layer in zip(self.mergers, self.vision_layers, strict=True):
             features_CTH = merger(crops.states[layer])
             packables.append(Packable(features_CTH, features_CTH.new_zeros(crops.num_samples, features_CTH.shape[-1])))
         return dict(zip(self.packed_keys, packables, strict=True))

@@ -10,15 +10,15 @@ Shapes: C crops, T tokens per crop, D width of the language model, N selected vi
 visual tokens. A map is one vision layer after the shared projector, (C, T, D).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import Context, Crops, Fusion, FusionCost, Packable, SelfInitialised
-from llava.fusion.config import ManagerConfig, Sizes
+from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Packable, SelfInitialised
+from llava.fusion.config import ManagerConfig, Sizes, named
 
 JITTER_RANGES = {"paper": (0.98, 1.02), "released": (0.99, 1.01)}
 
@@ -40,7 +40,13 @@ class StaticManager(SelfInitialised):
         """Zero: the model begins as the one without managers."""
         init.zeros_(self.scores)
 
-    def forward(self, layer_embedding_ND, newline_D, jitter_SND, sample_of_crop_C):
+    def forward(
+        self,
+        layer_embedding_ND: torch.Tensor,
+        newline_D: torch.Tensor,
+        jitter_SND: torch.Tensor | None,
+        sample_of_crop_C: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """What becomes of the maps, which come one at a time and for all managers; see VisualManagers.forward.
 
         Returns the scores per crop (C or 1, N, D), the sums before the first map (C or 1, 1, D) and, per sample, what a
@@ -80,7 +86,14 @@ class AdaptiveManager(SelfInitialised):
         """A gate of zero: the model begins as the one without managers."""
         init.zeros_(self.gate)
 
-    def forward(self, visual_VD, lengths, questions, maps, jitter_NVD=None):
+    def forward(
+        self,
+        visual_VD: torch.Tensor,
+        lengths: list[int],
+        questions: list[torch.Tensor],
+        maps: list[torch.Tensor],
+        jitter_NVD: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """What is added at the V tokens of all images of a batch, (V, D).
 
         visual_VD: their hidden states. lengths: tokens of each image. questions: per image (Q, D), the hidden states of
@@ -98,19 +111,21 @@ class AdaptiveManager(SelfInitialised):
             delta_VD = torch.addcmul(delta_VD, weights_VD, map_VD)
         return delta_VD
 
-    def _query_states(self, visual_VD, lengths, questions):
+    def _query_states(self, visual_VD: torch.Tensor, lengths: list[int], questions: list[torch.Tensor]) -> torch.Tensor:
         if self.query == "self":
             return visual_VD
         images = visual_VD.split(lengths)
         if self.query == "last":
-            asked = [question[-1:].expand_as(image) for question, image in zip(questions, images)]
+            queries = [question[-1:].expand_as(image) for question, image in zip(questions, images)]
         elif self.query == "average":
-            asked = [question.mean(0).expand_as(image) for question, image in zip(questions, images)]
+            queries = [question.mean(0).expand_as(image) for question, image in zip(questions, images)]
         else:
-            asked = self._attended(visual_VD, lengths, questions)
-        return torch.cat([torch.cat(asked), visual_VD], dim=-1)
+            queries = self._attended(visual_VD, lengths, questions)
+        return torch.cat([torch.cat(queries), visual_VD], dim=-1)
 
-    def _attended(self, visual_VD, lengths, questions) -> list[torch.Tensor]:
+    def _attended(
+        self, visual_VD: torch.Tensor, lengths: list[int], questions: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
         """Per image (V, D): every token's softmax over the question, of its states as they are."""
         queries = self.query_proj(visual_VD).split(lengths)
         keys = self.key_proj(torch.cat(questions)).split([len(question) for question in questions])
@@ -118,20 +133,19 @@ class AdaptiveManager(SelfInitialised):
         return [(q @ k.T * scale).softmax(-1) @ question for q, k, question in zip(queries, keys, questions)]
 
 
-class VisualManagers(Fusion):
+class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
     """All managers of a model and the layer embedding that they share."""
-
-    config: ManagerConfig
 
     def __init__(self, config: ManagerConfig, sizes: Sizes):
         super().__init__(config, sizes)
         width = sizes.text_width
-        self.layer_embedding = nn.Parameter(torch.randn(len(config.vision_layers), width) / width**0.5)
+        self.vision_layers, self.injection_layers = named(config.vision_layers), named(config.injection_layers)
+        self.layer_embedding = nn.Parameter(torch.randn(len(self.vision_layers), width) / width**0.5)
         self.managers = nn.ModuleList(
             StaticManager(config.num_maps(layer), width)
-            if self._is_static(number)
+            if config.query is None or number == 0
             else AdaptiveManager(config.num_maps(layer), width, config.query)
-            for number, layer in enumerate(config.injection_layers)
+            for number, layer in enumerate(self.injection_layers)
         )
 
     def initialise(self) -> None:
@@ -141,34 +155,34 @@ class VisualManagers(Fusion):
     @classmethod
     def cost(cls, config: ManagerConfig, sizes: Sizes) -> FusionCost:
         """Every manager's sum over its maps; the questions of adaptive ones (about 1%) are left out."""
-        summed = sum(config.num_maps(layer) for layer in config.injection_layers)
+        summed = sum(config.num_maps(layer) for layer in named(config.injection_layers))
         return FusionCost(
             maps=len(config.tower_layers(sizes.vision_layers)) - 1,
             sums=2 * summed * sizes.text_width * sizes.crop_tokens,
         )
 
     def _is_static(self, number: int) -> bool:
-        return number == 0 or self.config.query is None
+        return isinstance(self.managers[number], StaticManager)
 
     @property
     def _static_layers(self) -> list[int]:
-        return [layer for number, layer in enumerate(self.config.injection_layers) if self._is_static(number)]
+        return [layer for number, layer in enumerate(self.injection_layers) if self._is_static(number)]
 
     @property
     def packed_keys(self) -> tuple[tuple[str, int], ...]:
         """The static managers' sums by the layer that they are added before, then the maps, if a manager adapts."""
-        maps = self.config.vision_layers if self.config.query is not None else ()
+        maps = self.vision_layers if self.config.query is not None else ()
         return (*(("sum", layer) for layer in self._static_layers), *(("map", layer) for layer in maps))
 
     def to_pack(self, crops: Crops) -> dict[tuple[str, int], Packable]:
         """The static managers' sums and, where adaptive managers follow, the maps with their layer embedding."""
         maps = (
             crops.visual if layer == self.visual_layer else crops.project(crops.states[layer])
-            for layer in self.config.vision_layers
+            for layer in self.vision_layers
         )
         sums, adaptable = self(maps, crops.newline, crops.sample_of_crop, crops.num_samples)
         newlines = crops.newline.expand(crops.num_samples, -1)
-        packables = [Packable(*sums_and_newlines, self.config.scope, self.jittered) for sums_and_newlines in sums]
+        packables = [Packable(sum_CTD, ends_SD, self.config.scope, self.jittered) for sum_CTD, ends_SD in sums]
         packables += [Packable(map_CTD, newlines, self.config.scope) for map_CTD in adaptable]
         return dict(zip(self.packed_keys, packables, strict=True))
 
@@ -186,45 +200,45 @@ class VisualManagers(Fusion):
         Returns, for each static manager, its sums (C, T, D) and what a newline receives per sample (S, D); and the maps
         (C, T, D) with their layer embedding, none where no manager adapts.
         """
-        scores, sums, newlines = [], [], []
+        scores: list[torch.Tensor] = []
+        sums: list[torch.Tensor] = []
+        newlines: list[torch.Tensor] = []
         for manager in self.managers:
             if isinstance(manager, StaticManager):
-                shape = (num_samples, len(self.config.vision_layers), newline_D.shape[-1])
+                shape = (num_samples, len(self.vision_layers), newline_D.shape[-1])
                 jitter_SND = self._score_jitter(shape, newline_D.device)
-                found = manager(self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
-                for outputs, output in zip((scores, sums, newlines), found):
-                    outputs.append(output)
+                outputs = manager(self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
+                for kept, output in zip((scores, sums, newlines), outputs):
+                    kept.append(output)
         adaptable = []
         for index, map_CTD in enumerate(maps):
             map_CTD = map_CTD.to(newline_D.device)  # as accelerate moves what is given at once
-            for manager, scores_CND in enumerate(scores):
+            for number, scores_CND in enumerate(scores):
                 if index < scores_CND.shape[1]:
-                    sums[manager] = torch.addcmul(sums[manager], scores_CND[:, index, None], map_CTD)
+                    sums[number] = torch.addcmul(sums[number], scores_CND[:, index, None], map_CTD)
             if self.config.query is not None:
                 adaptable.append(map_CTD + self.layer_embedding[index])
         newlines = [newline_SD.expand(num_samples, -1) for newline_SD in newlines]
         return list(zip(sums, newlines)), adaptable
 
-    def deltas(
-        self, packed: dict[tuple[str, int], torch.Tensor], context: Context
-    ) -> dict[int, torch.Tensor | Callable[[torch.Tensor], torch.Tensor]]:
+    def deltas(self, packed: dict[tuple[str, int], torch.Tensor], context: Context) -> dict[int, Delta]:
         """The static managers' sums as they are; an adaptive manager's made of the hidden states."""
-        deltas = {layer: packed["sum", layer] for layer in self._static_layers}
+        deltas: dict[int, Delta] = {layer: packed["sum", layer] for layer in self._static_layers}
         if self.config.query is None:
             return deltas
-        maps = [packed["map", layer] for layer in self.config.vision_layers]
+        maps = [packed["map", layer] for layer in self.vision_layers]
         if self.config.question_rule is None:
             questions = [context.positions[:0]] * len(context.lengths)
         else:
             questions = context.questions(self.config.question_rule)
 
         def adapted(number: int, hidden_states: torch.Tensor) -> torch.Tensor:
-            asked = [hidden_states[question] for question in questions]
-            return self.adapt(number, hidden_states[context.positions], context.lengths, asked, maps)
+            texts = [hidden_states[question] for question in questions]
+            return self.adapt(number, hidden_states[context.positions], context.lengths, texts, maps)
 
         return deltas | {
             layer: partial(adapted, number)
-            for number, layer in enumerate(self.config.injection_layers)
+            for number, layer in enumerate(self.injection_layers)
             if not self._is_static(number)
         }
 
@@ -241,12 +255,12 @@ class VisualManagers(Fusion):
         # The language model's states are float16 where the maps, as all that comes of the projector, are float32.
         visual_VD = visual_VD.to(maps[0])
         # An image without a question asks itself; what no query uses stays outside, see AdaptiveManager.forward.
-        asked = [
+        texts = [
             question.to(maps[0]) if len(question) else image
             for question, image in zip(questions, visual_VD.split(lengths))
             if self.config.question_rule is not None
         ]
-        return self.jittered(self.managers[number](visual_VD, lengths, asked, maps, jitter_NVD))
+        return self.jittered(self.managers[number](visual_VD, lengths, texts, maps, jitter_NVD))
 
     def jittered(self, output: torch.Tensor) -> torch.Tensor:
         """A manager's output, while training with the jitter `paper` multiplied by its noise (Equation 12)."""
