@@ -5,9 +5,11 @@
     python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2  # a small machine
 
 The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, with noise for images. As `llava eval` does it, batches
-hold questions of similar cost, the most costly first. The two sides take turns, so that what else the machine does hits
-both; printed are medians. Random weights never end an answer, so that all answers are equally long; in float32 both
-sides must answer the same. Decoding files is not part of it, tiling is.
+hold questions of similar cost, the most costly first. `ahead` is what it does: threads cut a batch's images into uint8
+crops while the batch before is answered. The other sides cut and normalise them in one thread, in turn with the model.
+All sides take turns, so that what else the machine does hits all; printed are medians. Random weights never end an
+answer, so that all answers are equally long; in float32 all sides must answer the same. Decoding files is not part of
+it, tiling is. On a CPU seconds are processor time, all threads together, which reading ahead does not save.
 """
 
 import argparse
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from bench_sides import Bench, Side, model_parser
 from PIL import Image
+from transformers import BatchFeature
 
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
@@ -27,6 +30,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page, rng_for
 from llava.demo.tokenizer import train_tokenizer
 from llava.engine.engine import Engine
+from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.questions import prompt_cost
 from llava.mllm.questions import turn_token_ids
@@ -38,10 +42,11 @@ QUESTION = "<image>\nWhich number is in row 1?"
 
 @dataclass
 class Result:
-    """One batch size on one set of images. seconds: median of the runs. same: answers as those of batch size 1."""
+    """One side on one set of images. seconds: median of the runs. same: answers as those of batch size 1."""
 
     case: str
     batch_size: int
+    ahead: bool
     images: int
     crops: int
     tokens: int
@@ -97,19 +102,26 @@ def random_engine(options: argparse.Namespace, tiny: bool) -> Engine:
     return engine
 
 
-def answer_all(engine: Engine, dialogues: list[Dialogue], batch_size: int, new_tokens: int) -> tuple[list[str], float]:
+def answer_all(
+    engine: Engine, dialogues: list[Dialogue], batch_size: int, ahead: bool, new_tokens: int
+) -> tuple[list[str], float]:
     """All answers, in the order of the dialogues, and the seconds that they took.
 
     On a CPU they are seconds of processor time, all threads together, so that other processes' work does not count.
     """
+    encode = engine.prepare if ahead else engine.processor.encode_prompts
+
+    def prepared(batch: list[int]) -> tuple[list[int], BatchFeature]:
+        return batch, encode([dialogues[index] for index in batch])
+
     on_gpu = engine.device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     started, answers = clock(), [""] * len(dialogues)
     costs = [prompt_cost(engine, dialogue) for dialogue in dialogues]
     ranked = sorted(range(len(dialogues)), key=costs.__getitem__, reverse=True)
-    for first in range(0, len(ranked), batch_size):
-        batch = ranked[first : first + batch_size]
-        texts = engine.generate([dialogues[index] for index in batch], max_new_tokens=new_tokens)
+    batches = [ranked[first : first + batch_size] for first in range(0, len(ranked), batch_size)]
+    for batch, inputs in read_ahead(prepared, batches) if ahead else map(prepared, batches):
+        texts = engine.generate([dialogues[index] for index in batch], inputs=inputs, max_new_tokens=new_tokens)
         for index, text in zip(batch, texts):
             answers[index] = text
     if on_gpu:
@@ -118,23 +130,26 @@ def answer_all(engine: Engine, dialogues: list[Dialogue], batch_size: int, new_t
 
 
 def bench_case(case: str, engine: Engine, dialogues: list[Dialogue], options: argparse.Namespace) -> list[Result]:
-    """Both batch sizes, in turns. Raises LlavaError when they answer differently in float32."""
-    sizes = [1, options.batch_size]
-    answer_all(engine, dialogues[: options.batch_size], options.batch_size, options.new_tokens)  # what is set up once
-    seconds, answers = {size: [] for size in sizes}, {}
+    """One at a time, in batches, and in batches that are read ahead, in turns.
+
+    Raises LlavaError when they answer differently in float32.
+    """
+    sides = [(1, False), (options.batch_size, False), (options.batch_size, True)]
+    answer_all(engine, dialogues[: options.batch_size], *sides[-1], options.new_tokens)  # what is set up once
+    seconds, answers = {side: [] for side in sides}, {}
     for run in range(options.runs):
-        for size in sizes[:: 1 if run % 2 == 0 else -1]:
-            answers[size], took = answer_all(engine, dialogues, size, options.new_tokens)
-            seconds[size].append(took)
-    same = {size: sum(map(str.__eq__, answers[1], answers[size])) for size in sizes}
-    if engine.model.dtype == torch.float32 and same[sizes[1]] != len(dialogues):
-        raise LlavaError(f"{case}: batches of {sizes[1]} answer {same[sizes[1]]} of {len(dialogues)} as one at a time")
+        for side in sides[:: 1 if run % 2 == 0 else -1]:
+            answers[side], took = answer_all(engine, dialogues, *side, options.new_tokens)
+            seconds[side].append(took)
+    same = {side: sum(map(str.__eq__, answers[sides[0]], answers[side])) for side in sides}
+    for size, ahead in sides[1:]:
+        number = same[size, ahead]
+        if engine.model.dtype == torch.float32 and number != len(dialogues):
+            raise LlavaError(f"{case}: batches of {size} answer {number} of {len(dialogues)} as one at a time")
     pictures = engine.processor.image_processor
     crops = sum(pictures.layout(dialogue.images[0].size, False).num_crops for dialogue in dialogues)
     tokens = sum(map(engine.count_tokens, dialogues))
-    return [
-        Result(case, size, len(dialogues), crops, tokens, same[size], median(seconds[size])) for size in dict(seconds)
-    ]
+    return [Result(case, *side, len(dialogues), crops, tokens, same[side], median(seconds[side])) for side in sides]
 
 
 def table(results: list[Result], options: argparse.Namespace) -> str:
@@ -143,12 +158,13 @@ def table(results: list[Result], options: argparse.Namespace) -> str:
     lines = [
         f"{first.case}: {first.images} images, {first.crops} crops, {first.tokens:,} prompt tokens, "
         f"answers of up to {options.new_tokens} tokens",
-        f"{'batch':<8}{'seconds':>9}{'images/s':>10}{'ratio':>7}{'same answers':>14}",
+        f"{'batch':<12}{'seconds':>9}{'images/s':>10}{'ratio':>7}{'same answers':>14}",
     ]
     for result in results:
         ratio = result.images_per_second / first.images_per_second
+        side = f"{result.batch_size}, ahead" if result.ahead else f"{result.batch_size}"
         lines.append(
-            f"{result.batch_size:<8}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
+            f"{side:<12}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
             f"{f'{result.same} of {result.images}':>14}"
         )
     return "\n".join(lines)

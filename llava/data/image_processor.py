@@ -1,6 +1,6 @@
 """Images and videos to what the vision tower is given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -93,24 +93,34 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
 
     preprocess = __call__
 
-    def encode_images(self, images: list[list[Image.Image]], options: PixelOptions = NORMALIZED) -> dict:
-        """images: one list of RGB images per sample. Returns tensors pixel_values, image_sizes, batch_num_images."""
-        flat = [(image, len(group) > 1) for group in images for image in group]
+    def encode_images(
+        self, images: list[list[Image.Image]], options: PixelOptions = NORMALIZED, each: Callable = map
+    ) -> dict:
+        """images: one list of RGB images per sample. each: as `map`, by which they are cut.
+
+        Returns tensors pixel_values, image_sizes, batch_num_images.
+        """
+        flat = [image for group in images for image in group]
+        several = [len(group) > 1 for group in images for _ in group]
         return {
-            "pixel_values": self._pixels([self.crops(*entry) for entry in flat], options),
-            "image_sizes": torch.tensor([(image.height, image.width) for image, _ in flat]),
+            "pixel_values": self._pixels(list(each(self.crops, flat, several)), options),
+            "image_sizes": torch.tensor([(image.height, image.width) for image in flat]),
             "batch_num_images": torch.tensor([len(group) for group in images]),
         }
 
     def encode_videos(
-        self, videos: list[list[Sequence]], options: PixelOptions = NORMALIZED, as_uint8: bool = False
+        self,
+        videos: list[list[Sequence]],
+        options: PixelOptions = NORMALIZED,
+        as_uint8: bool = False,
+        each: Callable = map,
     ) -> dict:
-        """videos: one list of videos per sample, each what rgb_frames takes. as_uint8: see __call__.
+        """videos: one list of videos per sample, each what rgb_frames takes. as_uint8: see __call__; each: as `map`.
 
         Returns tensors pixel_values_videos, video_num_frames, batch_num_videos.
         """
         options = AS_UINT8 if as_uint8 else options
-        flat = [self.frames(video) for group in videos for video in group]
+        flat = list(each(self.frames, [video for group in videos for video in group]))
         return {
             "pixel_values_videos": self._pixels(flat, options),
             "video_num_frames": torch.tensor([len(frames) for frames in flat]),

@@ -1,7 +1,7 @@
 """The one processor: images and text in, model inputs out, for training, evaluation and chat."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from PIL import Image
@@ -112,11 +112,18 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
         return self._expand(ids, counts)[0]
 
-    def encode_prompts(self, dialogues: Sequence[Dialogue], system: str = SYSTEM_MESSAGE) -> BatchFeature:
+    def encode_prompts(
+        self,
+        dialogues: Sequence[Dialogue],
+        system: str = SYSTEM_MESSAGE,
+        pixels: PixelOptions = NORMALIZED,
+        each: Callable = map,
+    ) -> BatchFeature:
         """A left-padded batch of prompts.
 
-        dialogues: Dialogue, or tuples of its fields. Returns input_ids, attention_mask (B, L) and, if any dialogue has
-        images or videos, what the image processor returns for them.
+        dialogues: Dialogue, or tuples of its fields. each: as `map`, by which images and videos are cut; that of an
+        executor lets several threads do so. Returns input_ids, attention_mask (B, L) and, if any dialogue has images or
+        videos, what the image processor returns for them.
         """
         dialogues = [Dialogue(*fields) for fields in dialogues]
         groups = rgb_groups([dialogue.images for dialogue in dialogues], "image", rgb_image)
@@ -128,7 +135,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             "input_ids": torch.tensor([[pad] * (length - len(row)) + row for row in rows]),
             "attention_mask": torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows]),
         }
-        visual = self._pixels([dialogue.images for dialogue in dialogues], [dialogue.videos for dialogue in dialogues])
+        images, videos = [dialogue.images for dialogue in dialogues], [dialogue.videos for dialogue in dialogues]
+        visual = self._pixels(images, videos, pixels, pixels, each)
         return BatchFeature(batch | visual)
 
     def __call__(
@@ -240,13 +248,14 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         videos: list[Sequence],
         of_images: PixelOptions = NORMALIZED,
         of_videos: PixelOptions = NORMALIZED,
+        each: Callable = map,
     ) -> dict[str, torch.Tensor]:
         """What the tower is given, from one list of images and one of videos per sample."""
         batch = {}
         if any(map(len, images)):
-            batch |= self.image_processor.encode_images(images, of_images)
+            batch |= self.image_processor.encode_images(images, of_images, each)
         if any(map(len, videos)):
-            batch |= self.image_processor.encode_videos(videos, of_videos)
+            batch |= self.image_processor.encode_videos(videos, of_videos, each=each)
         return batch
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:

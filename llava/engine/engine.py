@@ -1,8 +1,10 @@
 """One engine for chat and evaluation: loads a checkpoint folder, answers batches, streams one answer.
 
 Dialogue ── prompt text, <image> placed ── processor ── generate ── decoded, stripped
+                                               └─ uint8 crops, cut by threads; the model normalises them where it is
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from threading import Event
 
 import torch
 from transformers import (
+    BatchFeature,
     BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedTokenizerBase,
@@ -22,17 +25,21 @@ from transformers import (
 from llava.checkpoint.folder import check_folder, has_adapters
 from llava.checkpoint.loading import load_model
 from llava.data.conversation import END
+from llava.data.options import AS_UINT8
 from llava.data.placeholders import with_places
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
+from llava.data.workers import core_count
 from llava.engine.checks import DTYPE_NAMES, check_dtype
 from llava.engine.kept_cache import KeptCache, check_length
+from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import best_attention
 from llava.mllm.parts import PREFIXES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
+MOST_READERS = 8  # threads that cut images into crops
 
 BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
 
@@ -54,6 +61,9 @@ class Engine:
     def __init__(self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor):
         self.model = model.eval()
         self.processor = processor
+        pictures = processor.image_processor
+        self.model.config.image_mean, self.model.config.image_std = pictures.image_mean, pictures.image_std
+        self._readers = ThreadPoolExecutor(_reader_count(), thread_name_prefix="reader")
         # Replaces what the language model's folder brought along: Qwen2-Instruct's repetition_penalty of 1.1 and so on.
         self.model.generation_config = plain_generation(processor.tokenizer)
 
@@ -111,10 +121,21 @@ class Engine:
         """Length of the prompt with all visual tokens, without touching a pixel."""
         return len(self.processor.prompt_ids(with_places(dialogue)))
 
+    def prepare(self, dialogues: Sequence[Dialogue]) -> BatchFeature:
+        """What `generate` works on, on the CPU, with pixels as uint8. Any thread may call it, while others generate.
+
+        Raises LlavaError for a prompt that is longer than the model can read.
+        """
+        placed = [with_places(dialogue) for dialogue in dialogues]
+        inputs = self.processor.encode_prompts(placed, pixels=AS_UINT8, each=self._readers.map)
+        check_length(inputs["input_ids"].shape[1], self.model)
+        return inputs
+
     def generate(
         self,
         dialogues: Sequence[Dialogue],
         *,
+        inputs: BatchFeature | None = None,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_p: float | None = None,
@@ -123,15 +144,18 @@ class Engine:
     ) -> list[str]:
         """Answers one left-padded batch, in its order, stripped.
 
-        temperature 0 is greedy (or beam search with num_beams > 1). stop: an answer is cut before the first of these.
+        inputs: what `prepare` has made of the dialogues; None to make it now. temperature 0 is greedy (or beam search
+        with num_beams > 1). stop: an answer is cut before the first of these, and ends there unless beams are searched.
         """
-        inputs = self._inputs(dialogues)
+        inputs = (self.prepare(dialogues) if inputs is None else inputs).to(self.device)
         options = _options(max_new_tokens, temperature, top_p, num_beams=num_beams)
+        tokenizer, length = self.processor.tokenizer, inputs["input_ids"].shape[1]
+        if stop and num_beams == 1:  # a beam that ended would win against one that goes on
+            options["stopping_criteria"] = StoppingCriteriaList([StopStrings(tokenizer, stop, length)])
         with torch.inference_mode():
             output = self.model.generate(**inputs, **options)
-        answers = output[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [_cut(text, stop).strip() for text in texts]
+        texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
+        return [cut(text, stop).strip() for text in texts]
 
     def stream(
         self,
@@ -169,7 +193,8 @@ class Engine:
             criteria = StoppingCriteriaList([is_stopped])
             try:
                 with torch.inference_mode(), _seeded(seed, self.device):
-                    inputs, store = kept.prepare(self.model, self.processor, with_places(dialogue))
+                    placed = with_places(dialogue)
+                    inputs, store = kept.prepare(self.model, self.processor, placed, each=self._readers.map)
                     output = self.model.generate(**inputs, **options, streamer=streamer, stopping_criteria=criteria)
                 store(output[0].tolist())
             except _StoppedError:
@@ -187,10 +212,10 @@ class Engine:
                 stopped.set()
             answer.result()
 
-    def _inputs(self, dialogues: Sequence[Dialogue]) -> dict:
-        batch = self.processor.encode_prompts([with_places(dialogue) for dialogue in dialogues])
-        check_length(batch["input_ids"].shape[1], self.model)
-        return batch.to(self.device)
+
+def _reader_count() -> int:
+    """The cores of this process's share."""
+    return max(1, min(MOST_READERS, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def _device(name: str) -> torch.device:
@@ -266,7 +291,3 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _cut(text: str, stop: Sequence[str]) -> str:
-    return min((text.partition(mark)[0] for mark in stop), key=len, default=text)

@@ -17,7 +17,6 @@ import torch
 from transformers import DynamicCache
 
 from llava.anyres import ImageLayout, VideoLayout
-from llava.data.images import normalize
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.engine.usage import Usage
@@ -25,7 +24,7 @@ from llava.errors import LlavaError
 from llava.fusion.question_spans import reusable_tokens
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures
-from llava.mllm.visual_input import VisualInput
+from llava.mllm.visual_input import VisualInput, normalized
 
 
 class Span(NamedTuple):
@@ -60,11 +59,15 @@ class KeptCache:
         self._kept = Kept([], [], None)
 
     def prepare(
-        self, model: LlavaOVManagerForConditionalGeneration, processor: LlavaOVManagerProcessor, dialogue: Dialogue
+        self,
+        model: LlavaOVManagerForConditionalGeneration,
+        processor: LlavaOVManagerProcessor,
+        dialogue: Dialogue,
+        each: Callable = map,
     ) -> tuple[dict, Callable[[list[int]], None]]:
         """What `generate` is given for a dialogue, and a function to call with the ids of prompt and answer behind it.
 
-        Until that is called, nothing is kept: a generation may fail half-way.
+        Until that is called, nothing is kept: a generation may fail half-way. each: as `map`, by which images are cut.
         """
         ids = processor.prompt_ids(dialogue)
         check_length(len(ids), model)
@@ -85,7 +88,7 @@ class KeptCache:
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "past_key_values": past,
-            "mm_encoder_outputs": _encode(model, processor, [span for span in spans if span.start >= shared]),
+            "mm_encoder_outputs": _encode(model, processor, [span for span in spans if span.start >= shared], each),
         }
         return inputs, store
 
@@ -140,7 +143,7 @@ def _alike(new: Span | None, old: Span | None) -> bool:
     return None not in (new, old) and new.visual is old.visual and new.several == old.several
 
 
-def _encode(model, processor: LlavaOVManagerProcessor, spans: list[Span]) -> dict[str, VisualFeatures]:
+def _encode(model, processor: LlavaOVManagerProcessor, spans: list[Span], each) -> dict[str, VisualFeatures]:
     """Features of images and videos, by modality, as `generate` takes them."""
     makers = {
         "image": (ImageLayout, lambda span: processor.image_processor.crops(span.visual, span.several)),
@@ -150,9 +153,8 @@ def _encode(model, processor: LlavaOVManagerProcessor, spans: list[Span]) -> dic
     for modality, (kind, crops_of) in makers.items():
         chosen = [span for span in spans if isinstance(span.layout, kind)]
         if chosen:
-            crops = np.concatenate([crops_of(span) for span in chosen])
-            pixels = normalize(crops, processor.image_processor.image_mean, processor.image_processor.image_std)
+            crops = torch.from_numpy(np.concatenate(list(each(crops_of, chosen))))
             layouts, of_one_sample = [span.layout for span in chosen], [0] * len(chosen)
-            given = VisualInput(torch.from_numpy(pixels).to(model.device), layouts, of_one_sample)
+            given = VisualInput(normalized(crops.to(model.device), model.config), layouts, of_one_sample)
             features[modality] = model.model.get_visual_features(given)
     return features

@@ -2,12 +2,14 @@
 
 requests ── windows of questions ── stored answer ───────────────────────────────────┐
                     └── some missing: sorted by cost ── batches ── engine ── stored ──┴── answers
+
+Threads work ahead: of the window that is answered the next is read, of the batch that is answered the next is cut into
+crops.
 """
 
 import os
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -22,11 +24,13 @@ from lmms_eval.protocol import ChatMessages
 from loguru import logger
 from PIL import ImageFile
 from tqdm import tqdm
+from transformers import BatchFeature
 
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.data.schema import Dialogue
 from llava.engine.checks import check_dtype
 from llava.engine.engine import Engine
+from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore, answer_key
 from llava.eval.messages import (
@@ -125,8 +129,8 @@ class LlavaOVManager(lmms):
         with tqdm(total=asked, desc="answers", unit="doc", disable=self.rank != 0) as progress:
             for settings, indices in groups.items():
                 for window in self._windows(requests, indices, settings):
-                    for batch in self._batches(window, settings):
-                        self._answer(batch, settings)
+                    for batch, inputs in read_ahead(self._prepared, self._batches(window, settings)):
+                        self._answer(batch, inputs, settings)
                     for question in window:
                         if question.key in self.store:
                             row = self.store.row(question.key)
@@ -137,7 +141,7 @@ class LlavaOVManager(lmms):
         return answers
 
     def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
-        """The questions of a few batches at a time; the next are read while these are answered."""
+        """The questions of a few batches at a time, read ahead."""
         step, copies = self.batch_size * WINDOW, Counter()
 
         def read(part: list[int]) -> list[Question]:
@@ -145,14 +149,7 @@ class LlavaOVManager(lmms):
             questions = (self._question(requests[index], index, settings, copies) for index in part)
             return [question for question in questions if question is not None]
 
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            parts = [indices[start : start + step] for start in range(0, len(indices), step)]
-            coming = pool.submit(read, parts[0])
-            for part in [*parts[1:], None]:
-                window = coming.result()
-                if part is not None:
-                    coming = pool.submit(read, part)
-                yield window
+        return read_ahead(read, [indices[start : start + step] for start in range(0, len(indices), step)])
 
     def _question(self, request: Instance, index: int, settings: Settings, copies: Counter) -> Question | None:
         """The request as a question, or None and one more failure, which names task and document."""
@@ -217,12 +214,17 @@ class LlavaOVManager(lmms):
             self._fail(question.name, error)
             return None
 
-    def _answer(self, batch: list[Question], settings: Settings) -> None:
+    def _prepared(self, batch: list[Question]) -> tuple[list[Question], BatchFeature]:
+        """The batch, and what the engine makes of its dialogues before it answers them."""
+        return batch, self.engine.prepare([question.dialogue for question in batch])
+
+    def _answer(self, batch: list[Question], inputs: BatchFeature, settings: Settings) -> None:
         """Generates the batch's answers and stores those that were missing."""
         if settings.temperature > 0:
             torch.manual_seed(crc32(batch[0].key.encode()))
         try:
-            texts = self.engine.generate([question.dialogue for question in batch], **asdict(settings))
+            dialogues = [question.dialogue for question in batch]
+            texts = self.engine.generate(dialogues, inputs=inputs, **asdict(settings))
         except torch.OutOfMemoryError:
             raise LlavaError(
                 f"{batch[0].name}: the memory of {self.engine.device} does not hold a batch of {len(batch)}; what is "

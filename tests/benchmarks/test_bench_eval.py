@@ -28,11 +28,14 @@ def test_the_command(bench_eval, tiny_model_dir, tmp_path, monkeypatch, capsys):
     bench_eval.main()
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert [(result["batch_size"], result["images"], result["crops"], result["same"]) for result in results] == [
-        (1, 4, 4 * 5, 4),  # a page of 112 pixels is 2x2 tiles of 56
-        (3, 4, 4 * 5, 4),
-        (1, 5, 3 * 5 + 2 * 37, 5),  # 100x70 fills 2x2 tiles, 384x384 all 6x6
-        (3, 5, 3 * 5 + 2 * 37, 5),
+    columns = ("batch_size", "ahead", "images", "crops", "same")
+    assert [tuple(result[column] for column in columns) for result in results] == [
+        (1, False, 4, 4 * 5, 4),  # a page of 112 pixels is 2x2 tiles of 56
+        (3, False, 4, 4 * 5, 4),
+        (3, True, 4, 4 * 5, 4),
+        (1, False, 5, 3 * 5 + 2 * 37, 5),  # 100x70 fills 2x2 tiles, 384x384 all 6x6
+        (3, False, 5, 3 * 5 + 2 * 37, 5),
+        (3, True, 5, 3 * 5 + 2 * 37, 5),
     ]
     for result in results:
         assert result["images_per_second"] == pytest.approx(result["images"] / result["seconds"])

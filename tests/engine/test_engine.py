@@ -82,7 +82,7 @@ def test_images_without_a_place_are_joined_in_front(engine, make_image):
 
 def test_count_tokens_is_the_length_of_the_encoded_prompt(engine, dialogues):
     for dialogue in dialogues:
-        assert engine.count_tokens(dialogue) == engine._inputs([dialogue])["input_ids"].shape[1]
+        assert engine.count_tokens(dialogue) == engine.prepare([dialogue])["input_ids"].shape[1]
 
 
 def test_answers_are_cut_before_the_first_stop_string(engine, dialogues):

@@ -1,6 +1,7 @@
 """The model behind the harness's requests: every kind of document, batched or alone, stored, resumed, damaged."""
 
 import json
+import threading
 from io import BytesIO
 from zlib import crc32
 
@@ -130,9 +131,9 @@ def test_sixteen_at_once_answer_as_each_alone(make_adapter, documents, asked, si
     assert [len(batch) for batch in asked] == [1] * 16 + [16]
     sixteen, engine = asked[-1], together.engine
     with torch.inference_mode():
-        logits = engine.model(**engine._inputs(sixteen)).logits[:, -1]
+        logits = engine.model(**engine.prepare(sixteen)).logits[:, -1]
         for number, dialogue in enumerate(sixteen):
-            single = engine.model(**engine._inputs([dialogue])).logits[0, -1]
+            single = engine.model(**engine.prepare([dialogue])).logits[0, -1]
             torch.testing.assert_close(logits[number], single, rtol=1e-4, atol=1e-5)
     shown = {(len(dialogue.images), len(dialogue.videos), len(dialogue.turns)) for dialogue in sixteen}
     assert shown == {(0, 0, 1), (1, 0, 1), (2, 0, 1), (3, 0, 1), (0, 1, 1), (1, 0, 3)}
@@ -374,3 +375,26 @@ def test_a_batch_that_does_not_fit_says_so(make_adapter, documents, monkeypatch)
 def test_wrong_arguments(make_adapter, change, text):
     with pytest.raises(LlavaError, match=text):
         make_adapter([], **change)
+
+
+def test_the_next_batch_is_cut_into_crops_while_one_is_answered(make_adapter, documents, monkeypatch):
+    prepared, generate, prepare = [threading.Event() for _ in range(4)], Engine.generate, Engine.prepare
+    done = []
+
+    def note(self, dialogues):
+        assert threading.current_thread() is not threading.main_thread()
+        inputs = prepare(self, dialogues)
+        prepared[len(done)].set()
+        done.append(inputs)
+        return inputs
+
+    def wait(self, dialogues, *, inputs, **settings):
+        number = next(n for n, those in enumerate(done) if those is inputs)
+        assert all(event.wait(60) for event in prepared[: number + 2])
+        return generate(self, dialogues, inputs=inputs, **settings)
+
+    expected = answers_of(make_adapter(documents, batch_size=4))
+    monkeypatch.setattr(Engine, "prepare", note)
+    monkeypatch.setattr(Engine, "generate", wait)
+    assert answers_of(make_adapter(documents, batch_size=4)) == expected
+    assert len(done) == 4
