@@ -1,11 +1,23 @@
 """What can be wrong before a model is loaded, found without importing torch."""
 
+from importlib.util import find_spec
+
 from llava.errors import LlavaError
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+FLASH_ATTENTION = "flash_attention_2"
 
 
 def check_dtype(name: str) -> None:
     """Raises LlavaError for a name that is neither `auto` nor a dtype that a model is loaded in."""
     if name not in ("auto", *DTYPE_NAMES):
         raise LlavaError(f"unknown dtype {name!r}; choose auto, {', '.join(DTYPE_NAMES)}")
+
+
+def check_attention(name: str | None) -> None:
+    """Raises LlavaError for flash attention where its package is missing."""
+    if name == FLASH_ATTENTION and find_spec("flash_attn") is None:
+        raise LlavaError(
+            f"{name} needs the package flash_attn: pip install --no-build-isolation -e '.[flash]', after "
+            "torch; sdpa needs nothing"
+        )

@@ -30,7 +30,7 @@ from llava.data.placeholders import with_places
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.data.workers import core_count
-from llava.engine.checks import DTYPE_NAMES, check_dtype
+from llava.engine.checks import DTYPE_NAMES, check_attention, check_dtype
 from llava.engine.kept_cache import KeptCache, check_length
 from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
@@ -81,10 +81,12 @@ class Engine:
         device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU (float16 on one that only emulates
         it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is installed and can be used,
         else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
-        Raises LlavaError for a missing folder, another architecture, unknown names and damaged or incomplete weights.
+        Raises LlavaError for a missing folder, another architecture, unknown names, flash attention where it is not
+        installed, and damaged or incomplete weights.
         """
         check_folder(path)
         check_dtype(dtype)
+        check_attention(attn_implementation)
         place = _device(device)
         kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
         options = _four_bits(Path(path), place, kind) if load_4bit else {}

@@ -28,7 +28,7 @@ from transformers import BatchFeature
 
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.data.schema import Dialogue
-from llava.engine.checks import check_dtype
+from llava.engine.checks import check_attention, check_dtype
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
@@ -83,6 +83,7 @@ class LlavaOVManager(lmms):
         check_dtype(dtype)
         if not stored_only:
             check_folder(pretrained)
+            check_attention(attn_implementation)
         on_cpu = _on_cpu(device)
         self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes

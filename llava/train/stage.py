@@ -34,6 +34,7 @@ from llava.train.mllm.build import build, trains_in_bf16
 from llava.train.mllm.data import held_out, sizes_once, supervised_dataset
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
+from llava.train.ranks.hardware import repeat_bits
 from llava.train.ranks.preflight import preflight
 from llava.train.ranks.process_group import (
     end_all,
@@ -101,6 +102,8 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     quiet()
     die_with_launcher()
     set_seed(recipe.run.seed)
+    if recipe.run.deterministic:
+        repeat_bits()
     model, processor = build(recipe)
     components = split_components(model, recipe)
     freeze(components)

@@ -209,9 +209,18 @@ def test_damaged_weights_are_refused(tiny_model_dir, tmp_path, damage, message):
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"), [({"device": "abacus"}, "device 'abacus'"), ({"dtype": "int3"}, "unknown dtype 'int3'")]
+    ("choice", "message"),
+    [
+        ({"device": "abacus"}, "device 'abacus'"),
+        ({"dtype": "int3"}, "unknown dtype 'int3'"),
+        (
+            {"attn_implementation": "flash_attention_2"},
+            r"^flash_attention_2 needs the package flash_attn: pip install --no-build-isolation -e '\.\[flash\]'",
+        ),
+    ],
 )
-def test_unknown_device_and_dtype(tiny_model_dir, choice, message):
+def test_device_dtype_and_attention_that_are_not_there(tiny_model_dir, choice, message, monkeypatch):
+    monkeypatch.setattr("llava.engine.checks.find_spec", lambda name: None)
     with pytest.raises(LlavaError, match=message):
         Engine.from_pretrained(tiny_model_dir, **choice)
 

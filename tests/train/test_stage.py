@@ -1,6 +1,7 @@
 """Three stages in one process, each from the one before, and what a run leaves behind."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_stage_1_moves_the_projector_and_the_managers_alone(tiny_recipe):
     for name, parameter in stage.trainer.model.named_parameters():
         trained = name.startswith(("model.multi_modal_projector.", "model.fusion."))
         assert torch.equal(parameter, before[name]) != trained, name
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_that_add_in_one_order(tiny_recipe, monkeypatch, deterministic):
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "x")  # put back afterwards
+        monkeypatch.delenv(name)
+    try:
+        stage = prepare(tiny_recipe("1", **{"run.deterministic": deterministic, "optim.max_steps": 1}))
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+        assert os.environ.get("FLASH_ATTENTION_DETERMINISTIC") == ("1" if deterministic else None)
+        stage.trainer.train()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_the_folder_tells_how_it_was_made(tiny_recipe):

@@ -38,6 +38,7 @@ FREE_KEYS = (
     "run.overwrite",
     "run.gradient_checkpointing",
     "run.compile",
+    "run.deterministic",
     "run.logging_steps",
     "run.report_to",
     "run.startup_timeout",

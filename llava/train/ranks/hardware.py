@@ -59,6 +59,16 @@ def cpu_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def repeat_bits() -> None:
+    """From now on a GPU takes only kernels that add in one order; an operation that has none raises RuntimeError.
+
+    To be called before the GPU multiplies anything: cuBLAS reads its variable once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+    torch.use_deterministic_algorithms(True)
+
+
 def network() -> str | None:
     """The interface that NCCL or gloo was told to use, else the one that reaches MASTER_ADDR; None for one process."""
     interface = os.environ.get("NCCL_SOCKET_IFNAME" if torch.cuda.is_available() else "GLOO_SOCKET_IFNAME")

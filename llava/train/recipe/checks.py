@@ -11,6 +11,7 @@ from llava.bounds import LARGEST
 from llava.data.inspect import inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture, missing_files, mixture_entries
+from llava.engine.checks import check_attention
 from llava.errors import LlavaError, raise_faults
 from llava.printable import brief
 from llava.train.folders.interim import WAY_ON, check_resume
@@ -47,6 +48,7 @@ def check_recipe(recipe: Recipe, world_size: int, dry_run: bool) -> None:
     if not dry_run:
         faults += _packages(recipe.run) + start_folder_faults(recipe)
         checks += [
+            partial(_check_attention, recipe.model),
             partial(check_output_folder, recipe),
             partial(_check_data_files, "data.mixture", data.mixture),
             partial(_check_folder, "data.image_folder", data.image_folder),
@@ -174,6 +176,13 @@ def _packages(run: RunRecipe) -> list[str]:
         for package, key in needed.items()
         if find_spec(package) is None
     ]
+
+
+def _check_attention(model: ModelRecipe) -> None:
+    try:
+        check_attention(model.attention)
+    except LlavaError as error:
+        raise LlavaError(f"model.attention {error}") from None
 
 
 def _check_sizes(model: ModelRecipe) -> None:

@@ -231,6 +231,8 @@ class RunRecipe:
             kept, such as [language_model]; true is the tower's and the language model's layers.
         compile: The components whose layers go through torch.compile; true is both. It costs minutes at the start, and
             is not for ZeRO-3.
+        deterministic: Whether a GPU takes only kernels that add in one order, so that a run can be repeated bit for
+            bit; slower, and an operation that has none ends the run.
         logging_steps: Optimizer steps between two lines of the log.
         report_to: Where the log goes beside the terminal.
         startup_timeout: Seconds that ranks wait for each other before training, while data is indexed and images are
@@ -252,6 +254,7 @@ class RunRecipe:
     deepspeed: str | None = None
     gradient_checkpointing: bool | list[Literal["vision_tower", "projector", "language_model"]] = True
     compile: bool | list[Literal["vision_tower", "language_model"]] = False
+    deterministic: bool = False
     logging_steps: Count = 1
     report_to: Literal["none", "tensorboard", "wandb"] = "none"
     startup_timeout: Count = 14_400

@@ -144,11 +144,14 @@ def test_a_deepspeed_file_needs_zero(tiny_recipe, tmp_path, config, stage):
 
 def test_a_missing_package_is_named(tiny_recipe, monkeypatch):
     monkeypatch.setattr(checks, "find_spec", lambda name: None)
+    monkeypatch.setattr("llava.engine.checks.find_spec", lambda name: None)
     changes = {"run.deepspeed": "scripts/train/deepspeed/zero2.json", "run.report_to": "wandb"}
+    changes |= {"model.attention": "flash_attention_2"}
     found = faults_of(tiny_recipe("1", **changes))
     assert [line.split(":")[0] for line in found] == [
         "run.deepspeed needs the package deepspeed",
         "run.report_to needs the package wandb",
+        "model.attention flash_attention_2 needs the package flash_attn",
     ]
 
 
