@@ -1,4 +1,6 @@
-"""From a video file to the frames that the model sees. Needs decord (the extra `video`), imported when a video is read.
+"""From a video file to the frames that the model sees. Needs decord2 (the extra `video`), imported for a video.
+
+decord2 is decord with a current ffmpeg, under the same name; where decord itself is installed, that is used.
 
 Nothing is kept between calls and every reader decodes with one thread, so that data loader workers, forked or spawned,
 and the threads of `llava data check` may all read at once.
@@ -14,6 +16,7 @@ from PIL import Image
 from llava.errors import DataError, LlavaError, MissingFileError
 from llava.files import check_readable
 
+CLOSE = 1e-3  # seconds: times come as float32, and containers round them
 NO_SUBSTITUTES = 1e-9  # decord's fault_tol, a share of the frames: a single frame replaced by a neighbour is an error
 
 
@@ -24,6 +27,9 @@ class VideoSampling:
     fps: frames per second of video that are taken (LLaVA's video_fps).
     frames_upbound: more frames than this become this many, evenly spaced from first to last; 0 for no bound.
     force_sample: take frames_upbound evenly spaced frames of every video, repeating frames of a shorter one.
+
+    Of a video at a constant rate frames are counted, as LLaVA does; of one at a variable rate, as phones and screen
+    recorders write them, a second is a second of the video: see choose_frames and choose_shown.
 
     Raises LlavaError for values that cannot be meant.
     """
@@ -76,6 +82,37 @@ def choose_frames(num_frames: int, average_fps: float, sampling: VideoSampling) 
     return list(chosen)
 
 
+def choose_shown(begins: np.ndarray, end: float, sampling: VideoSampling) -> list[int]:
+    """Indices, ascending, of the frames taken from a video of a variable rate.
+
+    The frames on screen at second 0, 1 / fps, 2 / fps, ..., each once. Where these are too many, or under force_sample,
+    those at frames_upbound times, evenly spaced from the first frame's to the last one's; a video of no more frames is
+    taken whole, its frames repeated as choose_frames repeats them.
+
+    Args:
+        begins: The second at which each frame appears, ascending.
+        end: The second at which the last one goes.
+        sampling: Which are taken.
+    """
+    # Of each frame, the first of the seconds 0, 1 / fps, ..., counted, at which it or a later one is on screen.
+    ticks = np.ceil((np.append(begins, end) - begins[0] - CLOSE) * sampling.fps)
+    chosen = np.flatnonzero(np.append(ticks[1:-1], max(ticks[-1], 1)) > ticks[:-1])
+    bound = sampling.frames_upbound
+    if bound > 0 and (len(chosen) > bound or sampling.force_sample):
+        if len(begins) <= bound:
+            chosen = np.linspace(0, len(begins) - 1, bound, dtype=int)
+        else:
+            chosen = np.searchsorted(begins, np.linspace(begins[0], begins[-1], bound) + CLOSE, side="right") - 1
+    return chosen.tolist()
+
+
+def _is_constant(begins: np.ndarray) -> bool:
+    """Whether no frame lasts as long as one and a half of the others do, or half of one."""
+    gaps = np.diff(begins)
+    mean = gaps.mean() if len(gaps) else 0.0
+    return bool((np.abs(gaps - mean) <= mean / 2).all())
+
+
 def read_video(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None) -> Video:
     """Decodes the chosen frames.
 
@@ -83,13 +120,28 @@ def read_video(path: str | os.PathLike, sampling: VideoSampling, begin: float = 
     Raises DataError with one line that names the file when it is missing, a folder, no video, or cut off or damaged
     where its container tells or a chosen frame needs the lost part. LlavaError when decord is not installed.
     """
-    reader, chosen = _open(path, sampling, begin, end)
+    reader, chosen, times = _open(path, sampling, begin, end)
     try:
-        pixels = reader.get_batch(chosen).asnumpy()
+        pixels = _pixels(reader, chosen)
     except _decoding_errors() as error:
         raise DataError(f"video {path} cannot be decoded: {_reason(error)}") from None
-    known = _times(reader, chosen)
-    return Video(known.times, known.duration, tuple(Image.fromarray(frame) for frame in pixels))
+    return Video(times.times, times.duration, tuple(Image.fromarray(frame) for frame in pixels))
+
+
+def _pixels(reader, chosen: list[int]) -> np.ndarray:
+    """(frames, H, W, 3).
+
+    Rows of 48 or 96 pixels are stored with so much padding that decord takes it for a fourth channel, which get_batch
+    refuses: there frames are read one by one and the padding is cut off.
+    """
+    try:
+        return reader.get_batch(chosen).asnumpy()
+    except _decoding_errors():
+        height, width, channels = reader[chosen[0]].shape
+        if channels == 3:
+            raise
+    rows = np.stack([reader[index].asnumpy() for index in chosen]).reshape(len(chosen), height, width * channels)
+    return np.ascontiguousarray(rows[:, :, : 3 * width]).reshape(len(chosen), height, width, 3)
 
 
 def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> VideoTimes:
@@ -97,13 +149,7 @@ def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> VideoTimes:
 
     Raises what read_video raises, save for frames that turn out damaged when they are decoded.
     """
-    return _times(*_open(path, sampling))
-
-
-def _times(reader, chosen: list[int]) -> VideoTimes:
-    """From the container, counted from the first frame; the video lasts until its last frame goes."""
-    *spans, last = reader.get_frame_timestamp([*chosen, len(reader) - 1]).tolist()
-    return VideoTimes(tuple(begin for begin, _ in spans), last[1])
+    return _open(path, sampling)[2]
 
 
 def time_instruction(video: VideoTimes) -> str:
@@ -113,7 +159,10 @@ def time_instruction(video: VideoTimes) -> str:
 
 
 def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None):
-    """decord's reader and the chosen indices."""
+    """decord's reader, the chosen indices, and their times, counted from the first frame, as the container has them.
+
+    The video lasts until its last frame goes.
+    """
     decord = _import_decord()
     try:
         check_readable(path)
@@ -129,21 +178,37 @@ def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, 
     except _decoding_errors() as error:
         raise DataError(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
     try:
-        fps = reader.get_avg_fps()
-        first = round(begin * fps) if begin else 0
-        last = min(round(end * fps), len(reader)) if end is not None else len(reader)
-        if (begin or end is not None) and last <= first:
-            raise DataError(f"has {len(reader)} frames at {fps:g} per second, none from second {begin} to {end}")
-        return reader, [first + index for index in choose_frames(last - first, fps, sampling)]
+        return reader, *_chosen(reader, sampling, begin, end)
     except DataError as error:
         raise DataError(f"video {path} {error}") from None
+
+
+def _chosen(reader, sampling: VideoSampling, begin: float, end: float | None) -> tuple[list[int], VideoTimes]:
+    fps, spans = reader.get_avg_fps(), reader.get_frame_timestamp(list(range(len(reader))))
+    begins, duration = spans[:, 0].astype(np.float64), float(spans[-1, 1])
+    is_constant = _is_constant(begins)
+
+    def index_at(second: float) -> int:
+        return round(second * fps) if is_constant else int(np.searchsorted(begins, second - CLOSE))
+
+    first = index_at(begin) if begin else 0
+    last = min(index_at(end), len(reader)) if end is not None else len(reader)
+    if (begin or end is not None) and last <= first:
+        raise DataError(f"has {len(reader)} frames at {fps:g} per second, none from second {begin} to {end}")
+    if is_constant:
+        chosen = choose_frames(last - first, fps, sampling)
+    else:
+        gone = float(np.append(begins, duration)[last])
+        chosen = choose_shown(begins[first:last], gone if end is None else min(gone, end), sampling)
+    chosen = [first + index for index in chosen]
+    return chosen, VideoTimes(tuple(spans[chosen, 0].tolist()), duration)
 
 
 def _import_decord():
     try:
         import decord
     except ImportError:
-        raise LlavaError("videos need decord: pip install 'llava-ov-manager[video]'") from None
+        raise LlavaError("videos need decord2: pip install 'llava-ov-manager[video]'") from None
     decord.logging.set_level(decord.logging.QUIET)  # ffmpeg's warnings; what matters is raised
     return decord
 

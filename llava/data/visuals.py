@@ -18,7 +18,7 @@ from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
 from llava.files import sync
 
-VERSION = 1
+VERSION = 2
 BLOCK = 1000
 UNSEEN, GONE = -1, -2  # in place of a size in bytes
 # width, height: of the upright image. frames: that are taken of a video. All 0 for what cannot be read.

@@ -9,8 +9,18 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from llava.data.video import Video, VideoSampling, VideoTimes, choose_frames, probe_video, read_video, time_instruction
+from llava.data.video import (
+    Video,
+    VideoSampling,
+    VideoTimes,
+    choose_frames,
+    choose_shown,
+    probe_video,
+    read_video,
+    time_instruction,
+)
 from llava.errors import DataError, LlavaError
+from tests.clips import turn, write_timed
 
 
 def seen_indices(video: Video) -> list[int]:
@@ -90,19 +100,82 @@ def test_frames_are_rgb_images_of_the_video_s_size(make_clip):
 
 def test_times_are_those_of_the_container(tmp_path):
     """Frames at uneven times, the first one late."""
-    path = tmp_path / "uneven.mkv"
-    times = [500, 600, 1100, 3500]
-    with av.open(path, "w") as container:
-        stream = container.add_stream("mpeg4", rate=1000)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for time in times:
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time % 200, np.uint8), format="rgb24")
-            frame.pts = time
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    path = write_timed(tmp_path / "uneven.mkv", [500, 600, 1100, 3500])
     video = read_video(path, VideoSampling(frames_upbound=4, force_sample=True))
     assert video.times == pytest.approx([0, 0.1, 0.6, 3.0], abs=1e-3)
     assert video.duration == pytest.approx(3.0, abs=2e-3)
+
+
+UNEVEN = [*range(0, 1000, 50), *range(2000, 11000, 1000)]  # twenty frames a second, then one, as a phone in the dark
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (VideoSampling(), [0, 19, *range(20, 29)]),  # the last of the twenty is still on screen after a second
+        (VideoSampling(fps=2), [0, 10, 19, *range(20, 29)]),
+        (VideoSampling(fps=0.25), [0, 22, 26]),
+        (VideoSampling(fps=1000), list(range(29))),
+        (VideoSampling(frames_upbound=6), [0, 20, 22, 24, 26, 28]),
+        (VideoSampling(frames_upbound=5, force_sample=True), [0, 20, 23, 25, 28]),
+        (VideoSampling(frames_upbound=29, force_sample=True), list(range(29))),
+        (VideoSampling(frames_upbound=30, force_sample=True), [0, *range(28), 28]),
+    ],
+)
+def test_a_second_of_a_variable_rate_is_a_second(tmp_path, sampling, expected):
+    """By its average rate, 2.9 frames a second, the first second would be taken seven times."""
+    path = write_timed(tmp_path / "phone.mkv", UNEVEN)
+    video = read_video(path, sampling)
+    assert video.times == pytest.approx([UNEVEN[index] / 1000 for index in expected], abs=2e-3)
+    assert seen_indices(video) == expected
+    assert probe_video(path, sampling) == VideoTimes(video.times, video.duration)
+
+
+def test_a_part_of_a_variable_rate(tmp_path):
+    path = write_timed(tmp_path / "phone.mkv", UNEVEN)
+    assert seen_indices(read_video(path, VideoSampling(), 0.5, 3.2)) == [10, 19, 20]  # on screen at 0.5, 1.5 and 2.5
+    assert seen_indices(read_video(path, VideoSampling(), 4.0)) == [22, 23, 24, 25, 26, 27, 28]
+    with pytest.raises(DataError, match=r"none from second 8\.2 to 8\.8"):
+        read_video(path, VideoSampling(), 8.2, 8.8)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_frames_of_a_variable_rate_are_those_on_screen(seed):
+    """Against the plain search, tick by tick."""
+    rng = np.random.default_rng(seed)
+    gaps = rng.integers(1, 40, rng.integers(1, 60)) * 0.05
+    begins, end = 3 + np.append(0, np.cumsum(gaps[:-1])), 3 + gaps.sum()
+    sampling = VideoSampling(fps=float(rng.choice([0.5, 1, 2, 7])), frames_upbound=0)
+    expected, tick = [], 0
+    while tick / sampling.fps < end - 3 - 1e-9:
+        on_screen = max(index for index, begin in enumerate(begins) if begin - 3 <= tick / sampling.fps + 1e-9)
+        expected += [on_screen] * (on_screen not in expected)
+        tick += 1
+    assert choose_shown(begins, end, sampling) == expected
+
+
+@pytest.mark.parametrize("size", [(64, 48), (128, 96), (192, 108), (40, 72)])  # turned, 48 and 96 are narrow for decord
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_video_is_upright(make_clip, size, degrees):
+    """As a phone marks it that was held upright; each quarter of the picture has a color of its own."""
+    stored = np.zeros((size[1], size[0], 3), np.uint8)
+    stored[: size[1] // 2, : size[0] // 2], stored[size[1] // 2 :, size[0] // 2 :] = (220, 20, 20), (20, 20, 220)
+    clip = make_clip([stored] * 8, fps=4, size=size)
+    turn(clip, degrees)
+    expected = np.rot90(stored, -degrees // 90).astype(int)
+    video = read_video(clip, VideoSampling())
+    assert (len(video.frames), len(probe_video(clip, VideoSampling()).times)) == (2, 2)
+    for frame in video.frames:
+        assert frame.size == expected.shape[1::-1]
+        assert np.abs(np.asarray(frame) - expected).mean() < 8
+
+
+def test_a_narrow_video(make_clip):
+    stripes = np.zeros((64, 48, 3), np.uint8)
+    stripes[:, ::16] = stripes[:, 1::16] = 250
+    (frame,) = read_video(make_clip([stripes], size=(48, 64)), VideoSampling()).frames
+    assert frame.size == (48, 64)
+    assert np.abs(np.asarray(frame).astype(int) - stripes).mean() < 12
 
 
 def test_the_time_instruction_tells_duration_number_and_times(make_clip):
@@ -188,7 +261,7 @@ def test_a_video_without_frames_or_rate(frames, fps):
 
 def test_without_decord_the_extra_is_named(make_clip, monkeypatch):
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(LlavaError, match=r"videos need decord: pip install 'llava-ov-manager\[video\]'"):
+    with pytest.raises(LlavaError, match=r"videos need decord2: pip install 'llava-ov-manager\[video\]'"):
         read_video(make_clip(), VideoSampling())
 
 
