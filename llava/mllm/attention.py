@@ -7,9 +7,13 @@ after the other instead. It needs no mask, so that torch's fastest kernels can r
 cost alone. Flash attention is told where the samples begin.
 """
 
+from typing import Any
+
 import torch
+from torch import nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -26,7 +30,11 @@ def best_attention(on_gpu: bool, half_precision: bool) -> str:
     return "sdpa"
 
 
-def packed_lengths(position_ids: torch.Tensor | None, attention_mask, past_key_values) -> torch.Tensor | None:
+def packed_lengths(
+    position_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+    past_key_values: Cache | None,
+) -> torch.Tensor | None:
     """Lengths (S,) of the samples that share one row, int64 on the CPU; None where the input is not packed.
 
     position_ids: (1, L), each sample's from 0 on. By transformers' rule a packed row has no attention mask and no
@@ -39,7 +47,7 @@ def packed_lengths(position_ids: torch.Tensor | None, attention_mask, past_key_v
     return bounds.diff() if len(starts) else None
 
 
-def apart(lengths: torch.Tensor | None, config, device: torch.device) -> dict:
+def apart(lengths: torch.Tensor | None, config: PreTrainedConfig, device: torch.device) -> dict[str, Any]:
     """What tells the attention function of `config` where packed samples begin; empty where a mask must tell it.
 
     lengths: see packed_lengths.
@@ -56,7 +64,15 @@ def apart(lengths: torch.Tensor | None, config, device: torch.device) -> dict:
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
-def sdpa_by_sample(module, query, key, value, attention_mask, sample_lengths=None, **kwargs):
+def sdpa_by_sample(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    sample_lengths: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """transformers' sdpa, sample by sample where a row is packed: query (1, heads, L, width), sample_lengths (S,)."""
     if sample_lengths is None or attention_mask is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
@@ -64,9 +80,16 @@ def sdpa_by_sample(module, query, key, value, attention_mask, sample_lengths=Non
 
 
 @torch.compiler.disable  # it would be compiled anew for each combination of lengths
-def _one_by_one(module, query, key, value, sample_lengths, **kwargs) -> torch.Tensor:
+def _one_by_one(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sample_lengths: torch.Tensor,
+    **kwargs: Any,
+) -> torch.Tensor:
     samples = zip(*(states.split(sample_lengths.tolist(), dim=2) for states in (query, key, value)))
-    return torch.cat([sdpa_attention_forward(module, *states, None, **kwargs)[0] for states in samples], dim=1)
+    return torch.cat([sdpa_attention_forward(module, q, k, v, None, **kwargs)[0] for q, k, v in samples], dim=1)
 
 
 AttentionInterface.register(SDPA_BY_SAMPLE, sdpa_by_sample)

@@ -1,6 +1,6 @@
 """The one configuration of a LLaVA-OV-Manager model, saved as config.json."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -52,7 +52,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
     image_std: list[float] | None = None
     tie_word_embeddings: bool = False
 
-    def __post_init__(self, **kwargs):
+    def __post_init__(self, **kwargs: Any) -> None:
         if "managers" in kwargs:
             managers = kwargs.pop("managers")
             if self.fusion is not None:
@@ -60,7 +60,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
             self.fusion = {"method": "manager", **managers} if managers is not None else None
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.tiling = _parsed(TilingConfig, self.tiling if self.tiling is not None else {})
+        self.tiling = _tiling(self.tiling if self.tiling is not None else {})
         self.vision_config.vision_use_head = False  # the pooling head of a SigLIP folder is not part of the model
         tile = self.vision_config.image_size
         for width, height in self.tiling.pinpoints:
@@ -99,17 +99,16 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         return output
 
 
-def _parsed(kind: type, value):
-    if isinstance(value, kind):
+def _tiling(value: Any) -> TilingConfig:
+    if isinstance(value, TilingConfig):
         return value
     if not isinstance(value, dict):
-        raise LlavaError(f"{kind.__name__} must be given by its fields, found {value!r}")
-    unknown = sorted(set(value) - set(kind.__dataclass_fields__))
+        raise LlavaError(f"TilingConfig must be given by its fields, found {value!r}")
+    names = [one.name for one in fields(TilingConfig)]
+    unknown = sorted(set(value) - set(names))
     if unknown:
-        raise LlavaError(
-            f"{kind.__name__} has no field {', '.join(unknown)}; it has {', '.join(kind.__dataclass_fields__)}"
-        )
+        raise LlavaError(f"TilingConfig has no field {', '.join(unknown)}; it has {', '.join(names)}")
     try:
-        return kind(**value)
+        return TilingConfig(**value)
     except TypeError as error:  # a field is missing, or has a value of the wrong kind
-        raise LlavaError(f"{kind.__name__}: {error}") from None
+        raise LlavaError(f"TilingConfig: {error}") from None

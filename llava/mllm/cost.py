@@ -6,6 +6,7 @@ and so is whatever gradient checkpointing computes twice. What fusion costs, its
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from llava.mllm.configuration import LlavaOVManagerConfig
 
@@ -23,7 +24,7 @@ class Cost:
     token_pair: int
     supervised: int
 
-    def __call__(self, crops, tokens, supervised, token_pairs=None):
+    def __call__(self, crops: Any, tokens: Any, supervised: Any, token_pairs: Any = None) -> Any:
         """Operations of one sample, given numbers; of each of many, given arrays.
 
         token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences.

@@ -1,14 +1,17 @@
 """The language model: Qwen2 with visual deltas added before chosen layers."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from transformers import DynamicCache, Qwen2Model
+from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from llava.fusion.base import Delta
 from llava.mllm.attention import apart, packed_lengths
 
 
@@ -19,15 +22,15 @@ class ManagedQwen2Model(Qwen2Model):
     @capture_outputs
     def forward(
         self,
-        input_ids=None,
-        attention_mask=None,
-        position_ids=None,
-        past_key_values=None,
-        inputs_embeds=None,
-        use_cache=None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
         visual_positions: torch.Tensor | None = None,
-        visual_deltas: dict[int, torch.Tensor | Callable] | None = None,
-        **kwargs,
+        visual_deltas: Mapping[int, Delta] | None = None,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """As Qwen2Model.forward, with what is added at visual tokens.
 
@@ -50,6 +53,7 @@ class ManagedQwen2Model(Qwen2Model):
         masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, position_ids, bool(told_apart))
         kwargs = told_apart | kwargs
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        layer_types = cast(list[str], self.config.layer_types)  # Qwen2Config fills them in
         visual_deltas = visual_deltas or {}
 
         hidden_states = inputs_embeds
@@ -57,10 +61,10 @@ class ManagedQwen2Model(Qwen2Model):
             if index in visual_deltas:
                 delta = visual_deltas[index]
                 delta = delta(hidden_states.flatten(0, 1)) if callable(delta) else delta
-                hidden_states = add_at(hidden_states, visual_positions, delta)
+                hidden_states = add_at(hidden_states, cast(torch.Tensor, visual_positions), delta)
             hidden_states = layer(
                 hidden_states,
-                attention_mask=masks[self.config.layer_types[index]],
+                attention_mask=masks[layer_types[index]],
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 past_key_values=past_key_values,
@@ -71,7 +75,14 @@ class ManagedQwen2Model(Qwen2Model):
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
 
-    def _attention_masks(self, attention_mask, inputs_embeds, past_key_values, position_ids, told_apart: bool) -> dict:
+    def _attention_masks(
+        self,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        inputs_embeds: torch.Tensor,
+        past_key_values: Cache | None,
+        position_ids: torch.Tensor,
+        told_apart: bool,
+    ) -> dict[str, Any]:
         if isinstance(attention_mask, dict):  # prepared by generate
             return attention_mask
         builders = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -84,7 +95,7 @@ class ManagedQwen2Model(Qwen2Model):
                 past_key_values=past_key_values,
                 position_ids=position_ids,
             )
-            for kind in set(self.config.layer_types) - set(unmasked)
+            for kind in set(self.config.layer_types or ()) - set(unmasked)
         }
 
 

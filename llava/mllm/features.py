@@ -4,6 +4,7 @@ Shapes: C crops, T tokens per crop, D width of the language model, S samples.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,11 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.anyres import ImageLayout, VideoLayout
-from llava.fusion.base import Crops, Packable
+from llava.fusion.base import Crops, Fusion, Packable
+from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.packing import pack, pack_mask
+from llava.mllm.projector import ImageNewline, MultiModalProjector
+from llava.mllm.vision import MultiLayerSiglip
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
 
@@ -21,13 +25,14 @@ from llava.mllm.visual_input import VisualInput, image_input, video_input
 class VisualFeatures(BaseModelOutputWithPooling):
     """What images (or videos) become.
 
-    pooler_output: per image, its tokens in the sequence, (tokens, D).
+    pooler_output: per image, its tokens in the sequence, (tokens, D), a list where transformers has one tensor.
     deepstack_features: for each of the fusion's packed_keys, per image, what was packed beside them, (tokens, D); None
         where nothing is.
     Both are the layout that transformers' generate expands over beams and slices into chunks.
     """
 
-    deepstack_features: list[list[torch.Tensor]] | None = None
+    pooler_output: Any = None
+    deepstack_features: Any = None
 
 
 class VisualFeaturesMixin:
@@ -41,6 +46,13 @@ class VisualFeaturesMixin:
         autograd then keeps the map alone and not what is inside the projector, twice as much. Set by who trains.
     """
 
+    config: LlavaOVManagerConfig
+    dtype: torch.dtype
+    training: bool
+    vision_tower: MultiLayerSiglip
+    multi_modal_projector: MultiModalProjector
+    image_newline: ImageNewline
+    fusion: Fusion
     without_images: str = "nothing"
     recomputes_projector: bool = False
 
@@ -49,7 +61,7 @@ class VisualFeaturesMixin:
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor,
         batch_num_images: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs images.
 
@@ -65,7 +77,7 @@ class VisualFeaturesMixin:
         pixel_values_videos: torch.Tensor,
         video_num_frames: torch.Tensor,
         batch_num_videos: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs videos.
 
@@ -105,12 +117,12 @@ class VisualFeaturesMixin:
         self, states: list[torch.Tensor], sample_of_crop: torch.Tensor, num_samples: int
     ) -> tuple[torch.Tensor, list[Packable]]:
         """As _encode, from the tower's states (C, T, width) of the fusion's layers."""
-        states = dict(zip(self.fusion.layers, states, strict=True))
-        visual = self._projected(self.fusion.visual_input(states))
+        by_layer = dict(zip(self.fusion.layers, states, strict=True))
+        visual = self._projected(self.fusion.visual_input(by_layer))
         if not self.fusion.packed_keys:
             return visual, []
         newline = self.image_newline()
-        crops = Crops(states, visual, self._projected, newline, sample_of_crop, num_samples)
+        crops = Crops(by_layer, visual, self._projected, newline, sample_of_crop, num_samples)
         packables = self.fusion.to_pack(crops)
         return visual, [packables[key] for key in self.fusion.packed_keys]
 
@@ -160,7 +172,13 @@ class VisualFeaturesMixin:
         return VisualFeatures(pooler_output=[tokens], deepstack_features=packed or None)
 
     def _encode_inputs(
-        self, pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+        self,
+        pixel_values: torch.Tensor | None,
+        image_sizes: torch.Tensor | None,
+        batch_num_images: torch.Tensor | None,
+        pixel_values_videos: torch.Tensor | None,
+        video_num_frames: torch.Tensor | None,
+        batch_num_videos: torch.Tensor | None,
     ) -> dict[str, VisualFeatures]:
         """Features by modality of raw images, videos or both; both pass the tower together, so that it runs once."""
         images = videos = None
@@ -168,8 +186,10 @@ class VisualFeaturesMixin:
             images = image_input(self.config, pixel_values, image_sizes, batch_num_images)
         if pixel_values_videos is not None:
             videos = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
-        if images is None or videos is None:
-            return {"image": self._features(images)} if videos is None else {"video": self._features(videos)}
+        if images is None:
+            return {"video": self._features(videos)} if videos is not None else {}
+        if videos is None:
+            return {"image": self._features(images)}
         both, count = self._features(images + videos), len(images.layouts)
         packed = both.deepstack_features
         return {

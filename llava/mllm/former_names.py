@@ -3,7 +3,7 @@
 import re
 
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 PREFIXES = {"model.managers.": "model.fusion.", "managers.": "fusion."}  # of the whole model, and of one without head
 
@@ -28,5 +28,7 @@ def current_name(name: str) -> str:
 
 def load_former_names(model_type: str) -> None:
     """Makes transformers' from_pretrained rename what files of this model type hold."""
-    renamings = [FormerName(f"^{re.escape(former)}", current) for former, current in PREFIXES.items()]
+    renamings: list[WeightConverter | WeightRenaming] = [
+        FormerName(f"^{re.escape(former)}", current) for former, current in PREFIXES.items()
+    ]
     register_checkpoint_conversion_mapping(model_type, renamings, overwrite=True)

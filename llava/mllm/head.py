@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from llava.constants import IGNORE_INDEX
 
+Items = torch.Tensor | int
 CHUNK = 1024  # positions whose logits are there at once: 2 GB of them, large enough to keep a GPU busy
 
 
@@ -33,7 +34,7 @@ class LanguageHead(nn.Linear):
         self,
         hidden: torch.Tensor,
         labels: torch.Tensor | None = None,
-        num_items: torch.Tensor | int | None = None,
+        num_items: Items | None = None,
     ) -> torch.Tensor:
         """The logits (..., V) of hidden (..., D); or, with labels, the loss at N positions.
 
@@ -54,7 +55,7 @@ class LanguageHead(nn.Linear):
         return torch.stack([_loss(*chunk, self.weight, num_items) for chunk in chunks]).sum()
 
 
-def _loss(hidden_ND: torch.Tensor, labels_N: torch.Tensor, weight_VD: torch.Tensor, num_items) -> torch.Tensor:
+def _loss(hidden_ND: torch.Tensor, labels_N: torch.Tensor, weight_VD: torch.Tensor, num_items: Items) -> torch.Tensor:
     """A chunk's share of the loss, as transformers computes it of all positions."""
     logits = linear(hidden_ND, weight_VD).float()
     return cross_entropy(logits, labels_N, ignore_index=IGNORE_INDEX, reduction="sum") / num_items
@@ -64,10 +65,14 @@ class _ChunkedLoss(torch.autograd.Function):
     """The loss, whose gradients are computed with it. More than one chunk's are added up in float32."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, num_items):
+    def forward(
+        ctx: Any, hidden_ND: torch.Tensor, weight_VD: torch.Tensor, labels_N: torch.Tensor, num_items: Items
+    ) -> torch.Tensor:
         needed = ctx.needs_input_grad[:2]
         weight = weight_VD.detach().requires_grad_(needed[1])
-        losses, of_hidden, of_weight = [], [], None
+        losses: list[torch.Tensor] = []
+        of_hidden: list[torch.Tensor] = []
+        of_weight: torch.Tensor | None = None
         for chunk, labels in zip(hidden_ND.detach().split(CHUNK), labels_N.split(CHUNK)):
             hidden = chunk.requires_grad_(needed[0])
             with torch.enable_grad():
@@ -78,11 +83,13 @@ class _ChunkedLoss(torch.autograd.Function):
             if needed[1]:
                 of_weight = gradients.pop() if of_weight is None else of_weight.float().add_(gradients.pop())
             of_hidden += gradients
-        ctx.save_for_backward(torch.cat(of_hidden) if needed[0] else None, of_weight.to(weight) if needed[1] else None)
+        ctx.save_for_backward(
+            torch.cat(of_hidden) if needed[0] else None, of_weight.to(weight) if of_weight is not None else None
+        )
         return torch.stack(losses).sum()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: torch.Tensor):
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         of_hidden, of_weight = (None if saved is None else saved * gradient for saved in ctx.saved_tensors)
         return of_hidden, of_weight, None, None

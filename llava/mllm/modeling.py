@@ -10,12 +10,15 @@ input_ids ── embeddings ──────│── at <image>, <video>
                        fusion.deltas ── before chosen layers ──> language_model ──> lm_head ──> loss
 """
 
+import os
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -23,7 +26,7 @@ from transformers.utils.generic import can_return_tuple
 
 from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
 from llava.errors import LlavaError
-from llava.fusion.base import Context, SelfInitialised
+from llava.fusion.base import Context, Delta, SelfInitialised
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
@@ -42,7 +45,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
 
     config: LlavaOVManagerConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "video", "text")
+    input_modalities = ["image", "video", "text"]
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
@@ -53,7 +56,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True  # a decoding step; prefill with images runs uncompiled, as generate does it
 
     @torch.no_grad()
-    def _init_weights(self, module):
+    def _init_weights(self, module: nn.Module) -> None:
         """The parts that are ours know how they begin; the others as in transformers."""
         if isinstance(module, SelfInitialised):
             module.initialise()
@@ -61,7 +64,7 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
         """transformers' own, which sees the weights alone: it warns where LoRA adapters lie beside them."""
         folder = pretrained_model_name_or_path
         if folder is not None and Path(folder, ADAPTER_FOLDER).is_dir():
@@ -75,6 +78,8 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
 
 class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
     """Tower, projector, fusion and language model, without the head."""
+
+    config: LlavaOVManagerConfig
 
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
@@ -92,13 +97,13 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         token_ids = [config.video_token_id, config.image_token_id]  # untrained, so maybe alike: the image wins
         if config.fusion.question_rule is not None:
             token_ids += [config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id]
-        found = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
         for token_id in token_ids:
             embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-            found[(inputs_embeds == embedding).all(-1)] = token_id
-        return found
+            ids[(inputs_embeds == embedding).all(-1)] = token_id
+        return ids
 
-    def _visual_positions(self, input_ids, modality: str, num_features: int) -> torch.Tensor:
+    def _visual_positions(self, input_ids: torch.Tensor, modality: str, num_features: int) -> torch.Tensor:
         """Flat positions (V,) of a modality's placeholders; LlavaError unless there is one for each feature."""
         mask = input_ids == getattr(self.config, f"{modality}_token_id")
         positions = mask.flatten().nonzero()[:, 0]
@@ -107,8 +112,14 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         return positions
 
     def _visual_deltas(
-        self, visuals: list[VisualFeatures], positions, input_ids, attention_mask, position_ids, past_key_values
-    ) -> dict:
+        self,
+        visuals: list[VisualFeatures],
+        positions: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> Mapping[int, Delta]:
         """{layer of the language model: what is added before it}, see Fusion.deltas."""
         packed = {
             key: torch.cat([tokens for visual in visuals for tokens in visual.deepstack_features[index]])
@@ -138,7 +149,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         batch_num_videos: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
         visuals = {modality: output for modality, output in (mm_encoder_outputs or {}).items() if output is not None}
@@ -147,13 +158,15 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
                 pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
             )
         elif not visuals and self._runs_blank_crop(past_key_values):
-            visuals = {"image": self._blank_features((inputs_embeds if input_ids is None else input_ids).device)}
+            device = next(given.device for given in (input_ids, inputs_embeds) if given is not None)
+            visuals = {"image": self._blank_features(device)}
         # Behind the vision side: the backward pass, which goes the other way round, has the gradients of a large
         # embedding matrix tied to a head three times, so at a time when the tower's gradients are not there yet.
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        positions, deltas = None, {}
+        positions = None
+        deltas: Mapping[int, Delta] = {}
         if visuals:
             input_ids = self._recognised_ids(inputs_embeds) if input_ids is None else input_ids
             features = {modality: torch.cat(list(visual.pooler_output)) for modality, visual in visuals.items()}
@@ -196,40 +209,59 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         """The head, (vocabulary, text_width)."""
         return self.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Takes the weight of another head: transformers makes a plain linear layer when it resizes the vocabulary."""
         with torch.device("meta"):
             self.lm_head = LanguageHead(new_embeddings.in_features, new_embeddings.out_features)
         self.lm_head.weight = new_embeddings.weight
 
-    def generate(self, *args, tokenizer=None, **kwargs):
+    def generate(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> Any:
         """transformers' own. tokenizer: for stop strings; `transformers serve` gives the processor that holds it."""
         if isinstance(tokenizer, ProcessorMixin):
             tokenizer = tokenizer.tokenizer
-        return super().generate(*args, tokenizer=tokenizer, **kwargs)
+        return super().generate(*args, tokenizer=tokenizer, **kwargs)  # type: ignore[misc]  # see below
 
-    def get_image_features(self, pixel_values, image_sizes, batch_num_images=None, **kwargs) -> VisualFeatures:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_sizes: torch.Tensor,
+        batch_num_images: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> VisualFeatures:
         """See LlavaOVManagerModel.get_image_features."""
         return self.model.get_image_features(pixel_values, image_sizes, batch_num_images, **kwargs)
 
     def get_video_features(
-        self, pixel_values_videos, video_num_frames, batch_num_videos=None, **kwargs
+        self,
+        pixel_values_videos: torch.Tensor,
+        video_num_frames: torch.Tensor,
+        batch_num_videos: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> VisualFeatures:
         """See LlavaOVManagerModel.get_video_features."""
         return self.model.get_video_features(pixel_values_videos, video_num_frames, batch_num_videos, **kwargs)
 
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+    def _validate_generation_mode(
+        self, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
+    ) -> None:
         """Called by generate. A question may lie in another chunk of the prompt than the image that is asked about."""
-        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        # transformers wants of its models that device and dtype can be set, which mypy finds not to be so.
+        super()._validate_generation_mode(  # type: ignore[misc]
+            generation_mode, generation_config, generation_mode_kwargs
+        )
         if self.config.fusion.question_rule is not None and generation_config.prefill_chunk_size is not None:
             raise LlavaError(
                 f"the fusion ({self.config.fusion.describe()}) needs the whole prompt, images and question, at once: "
                 f"prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
             )
 
-    def _validate_generated_length(self, generation_config, input_ids_length, has_default_max_length):
+    def _validate_generated_length(
+        self, generation_config: GenerationConfig, input_ids_length: int, has_default_max_length: bool
+    ) -> None:
         """Called by generate. A prompt of more positions than the model was made for has no sensible answer."""
-        super()._validate_generated_length(generation_config, input_ids_length, has_default_max_length)
+        super()._validate_generated_length(  # type: ignore[misc]  # as above
+            generation_config, input_ids_length, has_default_max_length
+        )
         limit = self.config.text_config.max_position_embeddings
         if input_ids_length > limit:
             too_long = f"the prompt has {input_ids_length} tokens, but the model reads at most {limit}"
@@ -255,7 +287,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         use_cache: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """One pass over text and images.
 

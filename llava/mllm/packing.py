@@ -44,8 +44,7 @@ def pack_mask(layout: ImageLayout | VideoLayout, scope: str, device: torch.devic
 
     `grid` is what an image has behind its whole-image crop; a single crop and a video have none.
     """
-    has_grid = isinstance(layout, ImageLayout) and layout.num_crops > 1
-    main_tokens = layout.base_tokens if has_grid else layout.num_tokens
+    main_tokens = layout.base_tokens if isinstance(layout, ImageLayout) and layout.num_crops > 1 else layout.num_tokens
     is_main = torch.arange(layout.num_tokens, device=device)[:, None] < main_tokens
     return is_main if scope == "main" else ~is_main
 

@@ -6,13 +6,16 @@ The rules themselves: llava/fusion/question_spans.py.
 from itertools import pairwise
 
 import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
 
 from llava.errors import LlavaError
 from llava.fusion.question_spans import TurnMarks, question_positions
 from llava.mllm.attention import packed_lengths
+from llava.mllm.configuration import LlavaOVManagerConfig
 
 
-def turn_token_ids(tokenizer) -> dict[str, int]:
+def turn_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """The fields of LlavaOVManagerConfig that TurnMarks are made of: turn_start_token_id and so on.
 
     Raises LlavaError when <|im_start|>, <|im_end|> or the newline is no token of its own.
@@ -32,30 +35,35 @@ def questions_of_batch(
     positions: torch.Tensor,
     lengths: list[int],
     rule: str,
-    config,
+    config: LlavaOVManagerConfig,
 ) -> list[torch.Tensor]:
     """For each image and video of a batch, the flat positions (Q,), in (batch * sequence) order, of its question.
 
     input_ids: (B, L). sequences: see sequences_of_batch. positions: (V,), flat, of all visual tokens. lengths: tokens
-    of each image or video. rule: see question_positions. config: LlavaOVManagerConfig, for the ids.
+    of each image or video. rule: see question_positions. config: for the ids.
     """
     starts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist() if len(positions) else []
     # Images come before videos; within a sequence the question rules want them as they stand.
     visuals = sorted((start, length, number) for number, (start, length) in enumerate(zip(starts, lengths)))
     marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
     placeholders = {config.image_token_id, config.video_token_id}
-    found = [positions] * len(starts)
+    questions = [positions] * len(starts)
     flat_ids = input_ids.flatten().tolist()
     for begin, end in sequences:
-        own = [visual for visual in visuals if begin <= visual[0] < end]
-        spans = [(start - begin, length) for start, length, _ in own]
-        asked = question_positions(flat_ids[begin:end], spans, rule, marks, placeholders)
-        for (_, _, number), places in zip(own, asked):
-            found[number] = torch.tensor(places, dtype=torch.int64, device=input_ids.device) + begin
-    return found or [positions]  # a blank crop has no question, and no tokens that could ask
+        inside = [visual for visual in visuals if begin <= visual[0] < end]
+        spans = [(start - begin, length) for start, length, _ in inside]
+        places = question_positions(flat_ids[begin:end], spans, rule, marks, placeholders)
+        for (_, _, number), question in zip(inside, places):
+            questions[number] = torch.tensor(question, dtype=torch.int64, device=input_ids.device) + begin
+    return questions or [positions]  # a blank crop has no question, and no tokens that could ask
 
 
-def sequences_of_batch(input_ids: torch.Tensor, attention_mask, position_ids, past_key_values) -> list[tuple[int, int]]:
+def sequences_of_batch(
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+) -> list[tuple[int, int]]:
     """Where each sequence begins and ends, flat, without padding: one in a row, or all samples of a packed row.
 
     input_ids: (B, L). attention_mask: see not_padding. position_ids: see packed_lengths.
@@ -66,10 +74,12 @@ def sequences_of_batch(input_ids: torch.Tensor, attention_mask, position_ids, pa
     seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
     kept = not_padding(input_ids, attention_mask, seen)
     begins = kept.int().argmax(dim=1) + torch.arange(len(kept), device=kept.device) * kept.shape[1]
-    return [tuple(bounds) for bounds in torch.stack([begins, begins + kept.sum(dim=1)], dim=1).tolist()]
+    return [(begin, end) for begin, end in torch.stack([begins, begins + kept.sum(dim=1)], dim=1).tolist()]
 
 
-def not_padding(input_ids: torch.Tensor, attention_mask, seen: int) -> torch.Tensor:
+def not_padding(
+    input_ids: torch.Tensor, attention_mask: torch.Tensor | dict[str, torch.Tensor] | None, seen: int
+) -> torch.Tensor:
     """(B, L) booleans: which of input_ids (B, L) are no padding. seen: how many tokens the cache holds before these.
 
     attention_mask: (B, seen + L), None, or what generate prepares for a static cache, {"full_attention": mask}: one of

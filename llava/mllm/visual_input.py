@@ -1,5 +1,6 @@
 """What the vision tower is given: crops, and what each image or video becomes of its crops."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,13 +31,15 @@ class VisualInput:
 def image_input(
     config: LlavaOVManagerConfig,
     pixel_values: torch.Tensor,
-    image_sizes: torch.Tensor,
+    image_sizes: torch.Tensor | None,
     batch_num_images: torch.Tensor | None,
 ) -> VisualInput:
     """Images; arguments as in LlavaOVManagerModel.get_image_features.
 
     Raises LlavaError when the number of images or crops is not what the other arguments call for, and as normalized.
     """
+    if image_sizes is None:
+        raise LlavaError("pixel_values need image_sizes")
     sizes = image_sizes.tolist()
     counts = batch_num_images.tolist() if batch_num_images is not None else [1] * len(sizes)
     layouts = [
@@ -56,10 +59,12 @@ def image_input(
 def video_input(
     config: LlavaOVManagerConfig,
     pixel_values_videos: torch.Tensor,
-    video_num_frames: torch.Tensor,
+    video_num_frames: torch.Tensor | None,
     batch_num_videos: torch.Tensor | None,
 ) -> VisualInput:
     """Videos; arguments as in LlavaOVManagerModel.get_video_features, errors as in image_input."""
+    if video_num_frames is None:
+        raise LlavaError("pixel_values_videos need video_num_frames")
     frames = video_num_frames.tolist()
     counts = batch_num_videos.tolist() if batch_num_videos is not None else [1] * len(frames)
     layouts = [video_layout(number, config.tiling, side=config.patches_per_side) for number in frames]
@@ -87,11 +92,17 @@ def normalized(crops: torch.Tensor, config: LlavaOVManagerConfig) -> torch.Tenso
     return crops.float().div_(full).sub_(mean).div_(std)
 
 
-def _checked(crops, layouts, counts: list[int], given: int, modality: str) -> VisualInput:
+def _checked(
+    crops: torch.Tensor,
+    layouts: Sequence[ImageLayout | VideoLayout],
+    counts: list[int],
+    given: int,
+    modality: str,
+) -> VisualInput:
     if sum(counts) != given:
         raise LlavaError(f"found {given} {modality}s, but batch_num_{modality}s adds up to {sum(counts)}")
     wanted = sum(layout.num_crops for layout in layouts)
     if wanted != len(crops):
         pieces = "crops" if modality == "image" else "frames"
         raise LlavaError(f"found {len(crops)} {pieces}, but {given} {modality}s call for {wanted}")
-    return VisualInput(crops, layouts, [sample for sample, count in enumerate(counts) for _ in range(count)])
+    return VisualInput(crops, list(layouts), [sample for sample, count in enumerate(counts) for _ in range(count)])
