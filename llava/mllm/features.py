@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -17,6 +16,7 @@ from llava.fusion.base import Crops, Fusion, Packable
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.packing import pack, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
+from llava.mllm.recompute import recompute
 from llava.mllm.vision import MultiLayerSiglip
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
@@ -128,7 +128,7 @@ class VisualFeaturesMixin:
 
     def _projected(self, state: torch.Tensor) -> torch.Tensor:
         if self.recomputes_projector and self.training:
-            return checkpoint(self.multi_modal_projector, state, use_reentrant=False)
+            return recompute(self.multi_modal_projector, state)
         return self.multi_modal_projector(state)
 
     def _pack(

@@ -39,6 +39,11 @@ def end_with(function: Callable[[], int | None]) -> NoReturn:
 
 
 if __name__ == "__main__":
+    # Every step has other lengths, whose blocks would not fit into the gaps of those before. Here rather than in the
+    # launch script, whose environment does not reach the hosts of a hostfile; read when torch first needs a GPU.
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
     from llava import cli
 
     end_with(lambda: cli.main(["train", *sys.argv[1:]]))

@@ -48,7 +48,6 @@ esac
 if [ "$NNODES" = 1 ]; then
     python -m llava.cli train "${arguments[@]}" --check  # a mistake costs a second and one line
 fi  # on several machines the processes check together: one that stopped here would leave the others waiting
-export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}  # every step has other lengths
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}  # seconds to save after Ctrl-C, SIGTERM
 if [ -n "${HOSTFILE:-}" ]; then
     remote=()

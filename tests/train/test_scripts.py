@@ -219,6 +219,27 @@ def test_deepspeeds_launcher_trains_on_the_hosts_of_a_file(tiny_keys, stand_ins,
     assert (tmp_path / "out/model.safetensors").is_file()
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "None"),
+    ],
+)
+def test_a_rank_lets_segments_grow_before_torch_is_there(given, expected):
+    """On whatever host: the rank itself does."""
+    rank = """
+import os, runpy, sys
+import llava.cli
+llava.cli.main = lambda arguments: print(os.environ.get("PYTORCH_ALLOC_CONF"), "torch" in sys.modules)
+runpy.run_module("llava.train.rank", run_name="__main__")
+"""
+    unset = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH_")}
+    done = subprocess.run([sys.executable, "-c", rank], capture_output=True, text=True, check=True, env=unset | given)
+    assert done.stdout == f"{expected} False\n"
+
+
 def test_a_hostfile_counts_its_processes(tmp_path):
     hosts = tmp_path / "hosts"
     hosts.write_text(HOSTS)

@@ -46,10 +46,16 @@ def single_group(components: list[Component]) -> list[dict]:
     return [{"params": trained, "lr": first.lr, "weight_decay": first.weight_decay, "component": "all"}]
 
 
-def create_adamw(components: list[Component], lr_groups: str) -> torch.optim.AdamW:
-    """AdamW over what trains. lr_groups: `components` or `single`, see Recipe."""
+def create_adamw(components: list[Component], lr_groups: str, on_gpu: bool = False) -> torch.optim.AdamW:
+    """AdamW over what trains.
+
+    Args:
+        components: of the model.
+        lr_groups: `components` or `single`, see Recipe.
+        on_gpu: one kernel for many tensors then, which also holds no copies of them; elsewhere what torch takes.
+    """
     groups = single_group(components) if lr_groups == "single" else parameter_groups(components)
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(groups, fused=on_gpu or None)
     optimizer.register_step_pre_hook(_fill_gradients)
     return optimizer
 

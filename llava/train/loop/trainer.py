@@ -195,7 +195,7 @@ class LlavaTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for each component."""
         if self.optimizer is None:
-            self.optimizer = create_adamw(self.components, self.lr_groups)
+            self.optimizer = create_adamw(self.components, self.lr_groups, on_gpu=self.args.device.type == "cuda")
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:

@@ -2,8 +2,10 @@
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from llava.mllm import LlavaOVManagerForConditionalGeneration
+from llava.mllm.recompute import recompute
 from llava.train.recipe.schema import LAYERED, Recipe, named_components
 
 BACKEND = "inductor"
@@ -11,22 +13,41 @@ BACKEND = "inductor"
 
 def prepare_layers(model: LlavaOVManagerForConditionalGeneration, recipe: Recipe) -> None:
     """Does what `run.gradient_checkpointing` and `run.compile` ask for, of a model that is frozen where it shall be."""
-    checkpoint(model, named_components(recipe.run.gradient_checkpointing))
-    compile_layers(model, named_components(recipe.run.compile))
+    compiled = named_components(recipe.run.compile)
+    checkpoint(model, named_components(recipe.run.gradient_checkpointing), compiled)
+    compile_layers(model, compiled)
 
 
-def checkpoint(model: LlavaOVManagerForConditionalGeneration, components: tuple[str, ...]) -> None:
+def checkpoint(
+    model: LlavaOVManagerForConditionalGeneration, components: tuple[str, ...], compiled: tuple[str, ...] = ()
+) -> None:
     """Lets the backward pass compute again what these components would keep.
 
     That is of each layer all but its input, of the projector all but each map. Needs no gradient of the input, so that
     what is in front may be frozen. A frozen tower keeps nothing and is left alone: torch 2.13 cannot compile what is
     checkpointed and has no gradient.
+
+    Args:
+        model: frozen where it shall be, with its adapters.
+        components: what is computed again.
+        compiled: the components whose layers will be compiled. They, and layers that draw random numbers, are computed
+            again by torch's own function, which knows how.
     """
     tower_trains = any(parameter.requires_grad for parameter in model.model.vision_tower.parameters())
     for name in LAYERED:
         if name in components and (name != "vision_tower" or tower_trains):
-            getattr(model.model, name).activation_checkpointing_enable({"use_reentrant": False})
+            part = getattr(model.model, name)
+            if name in compiled or _draws(part):
+                part.activation_checkpointing_enable({"use_reentrant": False})
+            else:
+                part._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=recompute)
     model.model.recomputes_projector = "projector" in components
+
+
+def _draws(part: PreTrainedModel) -> bool:
+    """Whether something inside the part's layers is random while it trains."""
+    dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in part.modules())
+    return dropped or part.config.attention_dropout > 0
 
 
 def compile_layers(model: LlavaOVManagerForConditionalGeneration, components: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from llava.train.estimate.memory import (
 )
 from llava.train.loop.components import freeze, split_components
 from llava.train.main import main
+from llava.train.mllm import recompute_compile
 from llava.train.mllm.build import build_on_meta, config_from_sizes
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import LAYERED
@@ -185,6 +186,9 @@ def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen, checkpointed
             kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
+    layered = set(checkpointed) & {"vision_tower", "language_model"}
+    for layer in (layer for name in layered for layer in recompute_compile.layers(model, name)):
+        layer.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         trainer.compute_loss(model, batch)
     measured = sum(size for size, _ in kept.values())

@@ -56,6 +56,14 @@ FAULTS = {
 }
 
 
+@pytest.mark.parametrize(("device", "fused"), [("cuda", True), ("cpu", None)])
+def test_the_optimizer_is_fused_on_a_gpu(trainer, monkeypatch, device, fused):
+    """torch's own choice elsewhere. A run goes on from a checkpoint of either with the kernel that began it."""
+    monkeypatch.setattr(type(trainer.args), "device", torch.device(device))
+    optimizer = trainer.create_optimizer()
+    assert [group["fused"] for group in optimizer.param_groups] == [fused] * len(optimizer.param_groups)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_difference_stops_the_run_before_its_first_step(trainer, fault):
     change, words = FAULTS[fault]

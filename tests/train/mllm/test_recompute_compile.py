@@ -66,6 +66,25 @@ def test_what_is_asked_for_and_nothing_else_is_computed_again(step, asked):
         assert torch.equal(its_gradients[name], gradient), name
 
 
+def test_what_a_layer_drops_is_dropped_again(tiny_recipe):
+    """torch's own function restores the random numbers of a layer that draws some."""
+    keys = {"components.language_model.trained": True, "run.gradient_checkpointing": False}
+    trainer = prepare(tiny_recipe("1", **keys)).trainer
+    model, found = trainer.model.train(), []
+    for layer in recompute_compile.layers(model, "language_model"):
+        layer.mlp.act_fn = torch.nn.Sequential(torch.nn.SiLU(), torch.nn.Dropout(0.5))
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    batch.pop("samples")
+    for components in ((), ("language_model",)):
+        recompute_compile.checkpoint(model, components)
+        model.zero_grad()
+        torch.manual_seed(0)
+        trainer.compute_loss(model, batch).backward()
+        found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
+
+
 @pytest.fixture(scope="module")
 def stage_2(stage_2_keys, tmp_path_factory):  # noqa: F811
     """A function: the number of processes and changed keys to what two steps of stage 2 left behind."""
