@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+LONGEST_PARTIAL = 255 - len("..partial")  # bytes of a name that can stand in a partial file's name
+
 
 @contextlib.contextmanager
 def whole_file(path: str | Path, mode: str = "w", *, errors: str | None = None, sync: bool = False) -> Iterator[IO]:
     """A stream whose content becomes the file `path` when the block ends; when it raises, `path` is as it was.
 
-    It is written beside `path`, as `.NAME.partial`, and renamed; a killed process leaves that name alone.
+    It is written beside `path`, as `.NAME.partial`, of a very long NAME a digest of it, and renamed; a killed process
+    leaves that name alone.
 
     Args:
         path: The file, in a folder that is there; an older one of the name is replaced.
@@ -27,7 +30,9 @@ def whole_file(path: str | Path, mode: str = "w", *, errors: str | None = None, 
         OSError: It cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    name = os.fsencode(path.name)
+    short = path.name if len(name) <= LONGEST_PARTIAL else hashlib.sha256(name).hexdigest()
+    partial = path.with_name(f".{short}.partial")
     try:
         with open(partial, mode, encoding=None if "b" in mode else "utf-8", errors=errors) as stream:
             yield stream

@@ -12,12 +12,12 @@ from PIL import ImageGrab
 
 from llava.chat.fetch import MEBIBYTE, check_url, fetch, is_url
 from llava.chat.paths import local_path, locate
+from llava.constants import FILE_LIMITS
 from llava.data.images import read_header, read_image
 from llava.data.video import VideoSampling, read_video
 from llava.errors import DataError, MissingFileError, OversizedImageError
 from llava.files import file_hash
 
-LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes
 SUFFIXES = {
     "image": {
         *(".apng", ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
@@ -69,7 +69,7 @@ class MediaReader:
         if is_url(source) and not source.lower().startswith("file:"):
             check_url(source)
             target = self._new_file(Path(urlsplit(source).path).suffix)
-            fetch(source, target, kind, LIMITS[kind])
+            fetch(source, target, kind, FILE_LIMITS[kind])
             return self._opened(target, source, kind, fetched=True)
         return self._opened(locate(source) or local_path(source), source, kind)
 
@@ -154,8 +154,8 @@ def _check_file(path: Path, source: str, kind: str) -> None:
         raise DataError(f"{kind} {source} is a folder")
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{kind} {source} is no regular file")
-    if status.st_size > LIMITS[kind]:
-        found, limit = status.st_size / MEBIBYTE, LIMITS[kind] / MEBIBYTE
+    if status.st_size > FILE_LIMITS[kind]:
+        found, limit = status.st_size / MEBIBYTE, FILE_LIMITS[kind] / MEBIBYTE
         raise DataError(f"{kind} {source} has {found:.1f} MiB; at most {limit:g} are read")
     if not os.access(path, os.R_OK):
         raise DataError(f"{kind} {source} cannot be read: permission denied")

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llava.constants import FILE_LIMITS
 from llava.data.color import WIDE, decoding, to_rgb
 from llava.data.images import open_image
 from llava.errors import DataError
 
 SECONDS = 30  # of silence of a server
-LARGEST = 64 * 2**20  # bytes of an image from the web
 SHOWN = 60  # characters of a text that is no image
 CHANNELS = (1, 3)  # grey and RGB, by which a tensor's are found before those of two or four channels
 
@@ -165,14 +165,14 @@ def _decoded(text: str, name: str) -> bytes:
 def _fetched(url: str) -> bytes:
     from huggingface_hub.utils import httpx  # the client that transformers brings, of whatever name
 
-    content = bytearray()
+    content, limit = bytearray(), FILE_LIMITS["image"]
     try:
         with httpx.stream("GET", url, follow_redirects=True, timeout=SECONDS) as response:
             response.raise_for_status()
             for piece in response.iter_bytes():
                 content += piece
-                if len(content) > LARGEST:
-                    raise DataError(f"{url} is larger than {LARGEST // 2**20} MiB, the most that is fetched")
+                if len(content) > limit:
+                    raise DataError(f"{url} is larger than {limit // 2**20} MiB, the most that is fetched")
     except httpx.HTTPStatusError as error:
         answer = error.response
         raise DataError(f"{url}: the server answers {answer.status_code} {answer.reason_phrase}".rstrip()) from None

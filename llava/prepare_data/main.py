@@ -110,11 +110,14 @@ def _download(arguments: Namespace) -> int:
 def _prepare(arguments: Namespace) -> int:
     from llava.data.inspect_store import keep_index
     from llava.data.workers import Workers
+    from llava.prepare_data.archives import left_archives
     from llava.prepare_data.prepare import prepare
     from llava.prepare_data.snapshot import find_sets
 
     for file in find_sets(Path(arguments.source))[1]:
         print(f"left: {file} holds no conversations")
+    for line in left_archives(Path(arguments.source)):
+        print(f"left: {line}")
     for prepared in prepare(
         arguments.source,
         arguments.out,

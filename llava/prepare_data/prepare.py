@@ -20,24 +20,20 @@ from llava.data.inspect import why_outside
 from llava.data.json_rows import iter_records
 from llava.errors import DataError, LlavaError
 from llava.files import whole_file
+from llava.prepare_data.archives import Wanted, archives_of, extract
+from llava.prepare_data.part import IMAGES, NOTES, Part, Tally, file_key, short_name
 from llava.prepare_data.rows import (
-    IMAGES,
-    NOTES,
-    Part,
-    Tally,
-    file_key,
     file_names,
     find_loose,
     is_path,
     json_records,
     parquet_records,
+    tell_refused,
 )
 from llava.prepare_data.rules import DROPPED, Row, rules_of
 from llava.prepare_data.snapshot import (
     FILE_KEYS,
     SourceSet,
-    archives_of,
-    extract,
     find_sets,
     place_whole,
     repository_name,
@@ -113,9 +109,13 @@ def prepare(
             for found in sets
             if not only or found.name in only
         ]
-        _unpack(source, out / repository, [work for work in works if not work.is_parquet and work.tally is None])
+        refused = _unpack(
+            source, out / repository, [work for work in works if not work.is_parquet and work.tally is None]
+        )
         unusable = []
         for work in works:
+            if not work.is_parquet:
+                work = work._replace(parts=[part._replace(refused=refused) for part in work.parts])
             tally = _complete(work, workers) if work.tally is None else work.tally
             if tally.written:
                 yield PreparedSet(repository, work.name, work.target, tally, work.tally is not None)
@@ -206,35 +206,48 @@ def _join(parts: list[Path], target: Path, note: Path, content: dict) -> None:
         part.with_suffix(".json").unlink()
 
 
-def _unpack(source: Path, folder: Path, works: list[_Work]) -> None:
-    """Brings the files that the JSON sets name to their place, from folders and archives, each archive read once."""
-    wanted: dict[str, Path] = {}
+def _unpack(source: Path, folder: Path, works: list[_Work]) -> dict[str, str]:
+    """Brings the files that the JSON sets name to their place, from folders and archives, each archive read once.
+
+    Returns {name: why} of those that an archive holds and that are refused.
+    """
+    wanted: dict[str, Wanted] = {}
     for work in works:
         (part,) = work.parts
-        for name in _wanted_names(part, folder / IMAGES):
-            target = wanted[name] = folder / IMAGES / name
+        for name, kind in _wanted_names(part, folder / IMAGES):
+            target = folder / IMAGES / name
+            wanted[name] = Wanted(target, kind)
             if not os.path.exists(target) and (found := find_loose(name, part)):
                 place_whole(target, found)
-    if all(os.path.exists(target) for target in wanted.values()):
-        return
+    refused: dict[str, str] = {}
+    if all(os.path.exists(file.target) for file in wanted.values()):
+        return refused
     digest = hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest()
     taken: dict[Path, str] = {}
     for archive in tqdm(archives_of(source), desc="archives", unit="file", disable=None):
-        note = folder / NOTES / "archives" / f"{'+'.join(archive.relative_to(source).parts)}.json"
+        note = folder / NOTES / "archives" / short_name("+".join(archive.relative_to(source).parts), ".json")
         key = file_key(archive) | {"wanted": digest}
-        if _read_note(note) != key:
-            extract(archive, wanted, taken)
-            write_whole(note, json.dumps(key).encode())
+        known = _read_note(note) or {}
+        found = known.pop("refused", {})
+        if known != key:
+            found = extract(archive, wanted, taken)
+            for line in found.values():
+                tell_refused(line)
+            write_whole(note, json.dumps(key | {"refused": found}).encode())
+        refused |= found
+    return refused
 
 
-def _wanted_names(part: Part, folder: Path) -> Iterator[str]:
+def _wanted_names(part: Part, folder: Path) -> Iterator[tuple[str, str]]:
+    """The files that the records name, each with its kind."""
     selecting = [rule for rule in part.rules if rule.selects]
     for record in iter_records(part.file):
         row = Row(record, list)
         if isinstance(record, dict) and all(rule.apply(row) is not None for rule in selecting):
-            for name in (name for key in FILE_KEYS for name in file_names(record, key)):
-                if is_path(name) and not why_outside(name, folder):
-                    yield name
+            for kind in FILE_KEYS:
+                for name in file_names(record, kind):
+                    if is_path(name) and not why_outside(name, folder):
+                        yield name, kind
 
 
 def _read_note(note: Path) -> dict | None:

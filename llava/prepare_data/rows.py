@@ -1,91 +1,25 @@
 """The rows of one file of a snapshot as the records that LLaVA is trained on, repaired and counted."""
 
 import os
-from collections import Counter
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
 
+from tqdm import tqdm
+
+from llava.constants import FILE_LIMITS
 from llava.data.conversation import template_turns
 from llava.data.images import image_size, open_image
 from llava.data.inspect import why_outside
 from llava.data.json_rows import decode, iter_records
 from llava.data.schema import parse_sample
 from llava.errors import DataError, MissingFileError
-from llava.prepare_data.rules import Row, Rule, rules_of
+from llava.prepare_data.archives import too_large
+from llava.prepare_data.part import IMAGES, LOOSE, Missing, Part, Tally
+from llava.prepare_data.rules import Row
 from llava.prepare_data.snapshot import FILE_KEYS, image_header, parquet_rows, place_whole, video_extension, write_whole
-
-NOTES = ".prepare"  # folder of what is finished
-IMAGES = "images"  # folder of the images that a JSON file names
-LOOSE = ("", IMAGES, "data_images")  # folders beside a file of records in which its images may lie unpacked
-
-
-@dataclass
-class Tally:
-    """What happened to the rows of a set. changed, dropped: by rule. first: by rule, the first dropped row and why."""
-
-    rows: int = 0
-    written: int = 0
-    changed: Counter = field(default_factory=Counter)
-    dropped: Counter = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, content: dict) -> "Tally":
-        """The tally that to_dict gave."""
-        counters = Counter(content["changed"]), Counter(content["dropped"])
-        return cls(content["rows"], content["written"], *counters, content["first"])
-
-    def to_dict(self) -> dict:
-        """The tally as JSON values."""
-        return vars(self)
-
-    def drop(self, rule: str, reason: str) -> None:
-        """Counts a dropped row. reason: which, and why it."""
-        self.dropped[rule] += 1
-        self.first.setdefault(rule, reason)
-
-    def add(self, other: "Tally") -> None:
-        """Adds another part's tally."""
-        self.rows, self.written = self.rows + other.rows, self.written + other.written
-        self.changed, self.dropped = self.changed + other.changed, self.dropped + other.dropped
-        self.first = other.first | self.first
-
-
-class Part(NamedTuple):
-    """The work on one file of one set, and where its records are noted until the set is complete."""
-
-    source: Path
-    out: Path
-    repository: str
-    name: str
-    file: Path
-    drop_missing: bool
-    decode: bool = True
-
-    @property
-    def rules(self) -> list[Rule]:
-        """The rules that concern the data set."""
-        return rules_of(self.repository, self.name)
-
-    @property
-    def place(self) -> str:
-        """The file's name and folders in one name, without those that the set's name tells."""
-        parts = self.file.relative_to(self.source).with_suffix("").parts
-        return "+".join(parts[1:] or parts)
-
-    @property
-    def records(self) -> Path:
-        """Where the records of this part are written."""
-        return self.out / self.repository / NOTES / self.name / f"{self.place}.records"
-
-    @property
-    def key(self) -> dict:
-        """What the records depend on, as JSON values."""
-        rules = [rule.name for rule in self.rules]
-        return file_key(self.file) | {"rules": rules, "drop_missing": self.drop_missing, "decode": self.decode}
+from llava.printable import one_line
 
 
 def parquet_records(part: Part, tally: Tally) -> Iterator[dict]:
@@ -95,7 +29,7 @@ def parquet_records(part: Part, tally: Tally) -> Iterator[dict]:
     """
     folder = f"{part.repository}/{part.name}/{part.place}"
     missing = Missing()
-    for number, (record, files) in enumerate(parquet_rows(part.file)):
+    for number, (record, files) in enumerate(parquet_rows(part.file, part.out)):
         tally.rows += 1
         where = f"{part.file} row {number + 1}"
         paths, sizes, contents = {}, [], {}
@@ -104,6 +38,7 @@ def parquet_records(part: Part, tally: Tally) -> Iterator[dict]:
                 paths[key] = []
                 for index, given in enumerate(files[key]):
                     content = _find(part, given, where)
+                    _check_size(content, key, where)
                     suffix = f"-{index}" if len(files[key]) > 1 else ""
                     if key == "video":
                         extension = _video_suffix(content)
@@ -114,8 +49,12 @@ def parquet_records(part: Part, tally: Tally) -> Iterator[dict]:
                     paths[key].append(f"{folder}/{number:06d}{suffix}.{extension}")
                     contents[paths[key][-1]] = content
         except MissingFileError as error:
-            missing.add(str(error))
-            tally.drop("missing_file", str(error))
+            missing.add(str(error), number + 1)
+            tally.drop("missing_file", f"{where}: {error}")
+            continue
+        except _RefusedFileError as error:
+            tell_refused(str(error))
+            tally.drop("refused_file", str(error))
             continue
         except _UnsafePathError as error:
             tally.drop("unsafe_path", str(error))
@@ -138,26 +77,19 @@ class _UnsafePathError(DataError):
     """A path that leaves the snapshot."""
 
 
-@dataclass
-class Missing:
-    """Files that rows name and that are not there."""
+class _RefusedFileError(DataError):
+    """An image or a video that is too large."""
 
-    count: int = 0
-    first: str = ""
 
-    def add(self, name: str) -> None:
-        """Counts one more, and keeps the name of the first."""
-        self.first = self.first or name
-        self.count += 1
+def _check_size(content: bytes | Path, kind: str, where: str) -> None:
+    size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    if size > FILE_LIMITS[kind]:
+        raise _RefusedFileError(f"{where} holds {kind} of {too_large(size, kind)}")
 
-    def check(self, part: Part, tally: Tally) -> None:
-        """Raises DataError where there is any, unless their rows are dropped."""
-        if self.count and not part.drop_missing:
-            raise DataError(
-                f"{part.file}: the files of {tally.dropped['missing_file']:,} of {tally.rows:,} rows are in none of "
-                f"the snapshot's archives and folders, first {self.first}; download the rest, or drop these rows with "
-                "--drop_missing"
-            )
+
+def tell_refused(line: str) -> None:
+    """Prints that a file was refused, beside the bars."""
+    tqdm.write(f"refused: {one_line(line)}", file=sys.stderr)
 
 
 def _find(part: Part, given, where: str) -> bytes | Path:
@@ -224,13 +156,15 @@ def json_records(part: Part, tally: Tally) -> Iterator[dict]:
             row = _repair(_record(record, names["image"], names["video"]), sizes, part, tally, where)
             if row is None:
                 continue
-            absent = [name for name in flat if not os.path.isfile(folder / name)]
-            if absent:
-                missing.add(absent[0])
-                tally.drop("missing_file", f"{where}: {absent[0]}")
+            absent = next((name for name in flat if not os.path.isfile(folder / name)), None)
+            if absent in part.refused:
+                tally.drop("refused_file", f"{where}: {part.refused[absent]}")
                 continue
-            if part.decode:
-                sizes()
+            if absent is not None:
+                missing.add(absent, number)
+                tally.drop("missing_file", f"{where}: {absent}")
+                continue
+            sizes()
         except DataError as error:
             tally.drop("unreadable_image", f"{where}: {error}")
             continue
@@ -315,9 +249,3 @@ def _repair(record: dict, image_sizes, part: Part, tally: Tally, where: str) -> 
         tally.drop("placeholder", f"{where}: {error}")
         return None
     return record
-
-
-def file_key(file: Path) -> dict:
-    """What tells whether a file is still the one that it was."""
-    found = file.stat()
-    return {"file": file.name, "size": found.st_size, "modified": found.st_mtime_ns}

@@ -18,6 +18,8 @@ DROPPED = {  # rows of any set that cannot be used
     "no_conversation": "rows that are no record with turns of 'from' and 'value', or 'role' and 'content', are dropped",
     "placeholder": "rows without an answer, or without one place for each image and video, are dropped",
     "unreadable_image": "rows with an image that cannot be decoded, or of suspiciously many pixels, are dropped",
+    "refused_file": "rows with an image of more than 64 MiB or a video of more than 1 GiB are dropped, and those whose "
+    "file has the name of another's folder",
     "unsafe_path": "rows whose path leaves the snapshot are dropped",
     "missing_file": "rows whose image or video is in no archive and no folder are dropped",
 }

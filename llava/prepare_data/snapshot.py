@@ -1,12 +1,8 @@
-"""Local copies of the hub's data sets: which sets a folder holds, and their rows and images, one at a time."""
+"""Local copies of the hub's data sets: which sets a folder holds, and the rows of parquet files, one at a time."""
 
-import lzma
 import os
 import shutil
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice, pairwise
 from pathlib import Path
@@ -15,22 +11,12 @@ from typing import BinaryIO, NamedTuple
 from llava.data.images import open_image, read_header
 from llava.data.json_rows import SUFFIXES, NoRecordsError, iter_records
 from llava.errors import DataError, LlavaError
-from llava.files import whole_file
+from llava.files import free_bytes, whole_file
 from llava.prepare_data.rules import MATHV360K, MATHV360K_FILE, MATHV360K_MISSING
+from llava.sizes import in_bytes
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip")
 WHOLE_REPOSITORY = ("data", "default", "train")  # folders that hold a repository's only set
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of formats that are not named after it
-ARCHIVE_ERRORS = (  # of archives that are cut off, damaged, encrypted or packed in a way that Python does not know
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    OSError,
-    RuntimeError,
-)
-STRIPPED = 2  # leading folders that an archive may put before the names that its records use
 FILE_KEYS = ("image", "video")
 PARQUET_COLUMNS = ("id", "data_source", "conversations", "image", "images", "video", "videos")
 FIRST_RECORDS = 20  # of a JSON file, by which it is a set or none
@@ -46,7 +32,7 @@ class SourceSet(NamedTuple):
     @property
     def is_parquet(self) -> bool:
         """Whether its rows are in parquet files."""
-        return self.files[0].suffix == ".parquet"
+        return self.files[0].suffix.lower() == ".parquet"
 
 
 def repository_name(source: Path) -> str:
@@ -68,14 +54,14 @@ def find_sets(source: Path) -> tuple[list[SourceSet], list[Path]]:
     _check_name(source.resolve())
     parquet: dict[str, list[Path]] = {}
     sets, others = [], []
-    for file in _files(source):
-        folders = file.relative_to(source).parts[:-1]
-        if file.suffix in (".parquet", *SUFFIXES):
+    for file in files_below(source):
+        folders, suffix = file.relative_to(source).parts[:-1], file.suffix.lower()
+        if suffix in (".parquet", *SUFFIXES):
             _check_name(file)
-        if file.suffix == ".parquet":
+        if suffix == ".parquet":
             whole = not folders or folders[0] in WHOLE_REPOSITORY
             parquet.setdefault(repository_name(source) if whole else folders[0], []).append(file)
-        elif file.suffix in SUFFIXES:
+        elif suffix in SUFFIXES:
             if not _has_conversations(file):
                 others.append(file)
             elif file.stem == MATHV360K_FILE:
@@ -100,7 +86,7 @@ def _check_name(path: Path) -> None:
         raise LlavaError(f"{os.fsencode(path)!r} is no name in UTF-8; rename it") from None
 
 
-def _files(source: Path) -> list[Path]:
+def files_below(source: Path) -> list[Path]:
     """All files but hidden ones: the hub's client keeps its own in a hidden folder."""
     return sorted(
         Path(folder, file)
@@ -122,11 +108,12 @@ def _has_conversations(file: Path) -> bool:
     return any(isinstance(record, dict) and "conversations" in record for record in first)
 
 
-def parquet_rows(file: Path) -> Iterator[tuple[dict, dict[str, list]]]:
+def parquet_rows(file: Path, out: Path) -> Iterator[tuple[dict, dict[str, list]]]:
     """LLaVA's record of each row, and its files, {"image" or "video": [bytes, a path, or what is neither]}.
 
     Columns: conversations; id, data_source; image or images, video or videos: {bytes, path}, bytes, a path, a list of
-    these, or null. A struct without bytes and path is null, too.
+    these, or null. A struct without bytes and path is null, too. Raises DataError for a file that is not whole or whose
+    images and videos would not fit on the disk of `out`.
     """
     try:
         import pyarrow
@@ -139,12 +126,21 @@ def parquet_rows(file: Path) -> Iterator[tuple[dict, dict[str, list]]]:
         if "conversations" not in names:
             raise DataError(f"{file} has no column 'conversations'; found {', '.join(names)}")
         columns = [name for name in PARQUET_COLUMNS if name in names]
+        check_free(_media_bytes(reader.metadata), out, str(file))
         for batch in reader.iter_batches(batch_size=ROWS_READ, columns=columns):
             values = [_values(batch.column(name), name, file) for name in columns]
             for row in (dict(zip(columns, of_row)) for of_row in zip(*values)):
                 yield row, {key: _content(row.pop(key, None)) + _content(row.pop(f"{key}s", None)) for key in FILE_KEYS}
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
+
+
+def _media_bytes(metadata) -> int:
+    """What the columns of images and videos unpack to, as the file's last bytes say."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    media = {*FILE_KEYS, *(f"{key}s" for key in FILE_KEYS)}
+    return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in media)
 
 
 def _values(column, name: str, file: Path) -> list:
@@ -188,64 +184,11 @@ def video_extension(content: bytes) -> str:
     return "avi" if content[:4] == b"RIFF" and content[8:12] == b"AVI " else "mp4"
 
 
-def archives_of(source: Path) -> list[Path]:
-    """The archives of a snapshot, by name."""
-    return [file for file in _files(source) if file.name.endswith(ARCHIVES)]
-
-
-def extract(archive: Path, wanted: dict[str, Path], taken: dict[Path, str]) -> int:
-    """Writes the members that are wanted, {name: where to}, and returns how many; what exists already is left.
-
-    The archive may put up to two folders before the names. No other name is written to, whatever the archive holds.
-    taken: {where to: archive and member} of those before, grows. Raises DataError for two members of one file whose
-    contents differ, and neither is left.
-    """
-    count = 0
-    try:
-        for name, stream in _members(archive):
-            parts = name.removeprefix("./").split("/")
-            names = ["/".join(parts[skipped:]) for skipped in range(min(STRIPPED + 1, len(parts)))]
-            target = next((wanted[name] for name in names if name in wanted), None)
-            if target is None:
-                continue
-            count += 1
-            if target in taken:
-                _check_same(target, stream, f"{archive} holds {name} with another content than {taken[target]}")
-            else:
-                taken[target] = f"{name} of {archive.name}"
-                if not target.exists():
-                    with stream() as content:
-                        write_whole(target, content)
-    except ARCHIVE_ERRORS as error:
-        raise DataError(f"{archive} cannot be unpacked: {error}") from None
-    return count
-
-
-def _check_same(target: Path, stream: Callable, fault: str) -> None:
-    with stream() as content, open(target, "rb") as known:
-        is_same = all(content.read(size) == block for size, block in _blocks(known)) and not content.read(1)
-    if not is_same:
-        target.unlink()  # so that it is taken anew from a mended archive
-        raise DataError(f"{fault}; leave the one that the records mean")
-
-
-def _blocks(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    while block := stream.read(1 << 20):
-        yield len(block), block
-
-
-def _members(archive: Path) -> Iterator:
-    """(name, a function that opens it) of each file, in the archive's order."""
-    if archive.suffix == ".zip":
-        with zipfile.ZipFile(archive) as reader:
-            for member in reader.infolist():
-                if not member.is_dir():
-                    yield member.filename, lambda member=member: reader.open(member)
-    else:
-        with tarfile.open(archive, "r|*") as reader:
-            for member in reader:
-                if member.isfile():
-                    yield member.name, lambda member=member: reader.extractfile(member)
+def check_free(size: int, out: Path, what: str) -> None:
+    """Raises DataError unless `size` bytes fit on the disk of `out`. what: has so many, unpacked."""
+    free = free_bytes(out)
+    if size > free:
+        raise DataError(f"{what} has {in_bytes(size)} unpacked, but {in_bytes(free)} are free for {out}")
 
 
 def place_whole(target: Path, source: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_video_is_its_frames(reader, web, make_clip):
 
 
 def test_what_is_bad_is_named_in_one_line(reader, tmp_path, page, web, monkeypatch):
-    monkeypatch.setitem(module.LIMITS, "image", 50_000)
+    monkeypatch.setitem(module.FILE_LIMITS, "image", 50_000)
     (tmp_path / "text.png").write_text("no pixels")
     photo = io.BytesIO()
     Image.open(page).save(photo, "JPEG")
@@ -106,7 +106,7 @@ def test_what_is_bad_is_named_in_one_line(reader, tmp_path, page, web, monkeypat
         with pytest.raises(DataError, match=message) as caught:
             reader.open(str(tmp_path / source) if source in os.listdir(tmp_path) else source, "image")
         assert "\n" not in str(caught.value)
-    monkeypatch.setitem(module.LIMITS, "image", 10**6)
+    monkeypatch.setitem(module.FILE_LIMITS, "image", 10**6)
     for size in ((1, 1), (20_000, 1)):
         Image.new("RGB", size).save(tmp_path / "thin.png")
         assert reader.open(str(tmp_path / "thin.png"), "image").content.size == size

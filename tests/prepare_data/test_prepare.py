@@ -307,6 +307,7 @@ KILLED = """
 import os, signal, sys
 from llava.cli import main
 from llava.prepare_data import rows
+from llava.prepare_data import archives
 from llava.prepare_data import snapshot
 limit, written = int(sys.argv[1]), []
 original = snapshot.write_whole
@@ -318,7 +319,7 @@ def write_and_die(target, content):
             os.kill(os.getpid(), signal.SIGKILL)
         written.append(target)
     original(target, content)
-rows.write_whole = snapshot.write_whole = write_and_die
+rows.write_whole = archives.write_whole = snapshot.write_whole = write_and_die
 status = main(sys.argv[2:])
 print(len(written))
 sys.exit(status)
