@@ -27,19 +27,19 @@ class _Again:
         self.call = call
         self.num_saved = 0
         self.saved: list[torch.Tensor | None] = []
-        self.autocast = {
-            "device_type": device_type,
-            "dtype": torch.get_autocast_dtype(device_type),
-            "enabled": torch.is_autocast_enabled(device_type),
-            "cache_enabled": torch.is_autocast_cache_enabled(),
-        }
+        self.autocast = torch.autocast(
+            device_type,
+            torch.get_autocast_dtype(device_type),
+            torch.is_autocast_enabled(device_type),
+            torch.is_autocast_cache_enabled(),
+        )
 
     def pack(self, tensor: torch.Tensor) -> int:
         """A number in the place of what autograd saves."""
         self.num_saved += 1
         return self.num_saved - 1
 
-    def unpack(self, number: int) -> torch.Tensor:
+    def unpack(self, number: int) -> Any:
         """What has the number, computed again, and forgotten; a graph that is gone through twice computes it twice."""
         if not self.saved or self.saved[number] is None:
             self._run()
@@ -49,12 +49,12 @@ class _Again:
     def _run(self) -> None:
         self.saved = saved = []
 
-        def keep(tensor: torch.Tensor) -> None:
+        def keep(tensor: torch.Tensor) -> Any:
             saved.append(tensor.detach())  # without the graph of this run
             if len(saved) == self.num_saved:
                 raise _StopError
 
-        with torch.enable_grad(), torch.autocast(**self.autocast), saved_tensors_hooks(keep, keep):
+        with torch.enable_grad(), self.autocast, saved_tensors_hooks(keep, keep):
             try:
                 self.call()
             except _StopError:
