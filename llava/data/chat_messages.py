@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.given import is_video
 from llava.errors import DataError
@@ -18,18 +20,18 @@ VISUAL = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 _MARKED = re.compile(f"{MARK}(.?)", re.DOTALL)
 
 
-def special_tokens(tokenizer) -> list[str]:
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """The tokens that text never becomes, the longest first."""
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return sorted(tokens, key=len, reverse=True)
 
 
-def is_message(given) -> bool:
+def is_message(given: Any) -> bool:
     """Whether it is a message in transformers' form."""
     return isinstance(given, Mapping)
 
 
-def checked_messages(conversation) -> list[Mapping]:
+def checked_messages(conversation: Any) -> Sequence[Mapping]:
     """A conversation's messages. Raises DataError for what is none, and for parts that the model does not read."""
     messages = getattr(conversation, "messages", conversation)
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -47,7 +49,7 @@ def checked_messages(conversation) -> list[Mapping]:
     return messages
 
 
-def _check_part(part, number: int) -> None:
+def _check_part(part: Any, number: int) -> None:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if not isinstance(kind, str):
         raise DataError(f"message {number}: a part must have a type, found {_short(part)}")

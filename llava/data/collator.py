@@ -1,6 +1,7 @@
 """Encoded samples to one batch."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Collator:
         With packing input_ids, position_ids, labels are (1, sum of L): the positions, which begin anew with each
         sample, keep them apart. The labels then leave out each sample's first token, which nothing predicts.
         """
-        batch = _packed(items) if self.packing else self._padded(items)
+        batch: dict[str, Any] = _packed(items) if self.packing else self._padded(items)
         for modality, keys in VISUAL_KEYS.items():
             counts = [item[f"num_{modality}"] for item in items]
             if any(counts):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-from PIL import EpsImagePlugin, ExifTags, Image
+from PIL import EpsImagePlugin, ExifTags, Image, ImageFile
 
 from llava.errors import DataError
 
@@ -57,12 +57,12 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
 
 def _load(image: Image.Image) -> None:
     """Reads the pixels. Pillow turns those of a TIFF itself, wrongly where it maps the file, whose name it needs to."""
-    name = getattr(image, "filename", None)
-    if image.format == "TIFF":
-        image.filename = ""
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "TIFF":
+        image.load()
+        return
+    name, image.filename = image.filename, ""
     image.load()
-    if image.format == "TIFF":
-        image.filename = name
+    image.filename = name
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def _opaque(image: Image.Image) -> tuple[Image.Image, list[str]]:
         image = image.convert(UNPREMULTIPLIED[image.mode])
     if image.has_transparency_data:
         layered = image.convert("RGBA")
-        if layered.getextrema()[3][0] < 255:
+        if layered.getchannel("A").getextrema() != (255, 255):
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, layered).convert("RGB"), ["transparency is shown on white"]
     notes = [] if image.mode != "CMYK" else ["CMYK colors are converted to RGB"]

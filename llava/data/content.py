@@ -22,17 +22,17 @@ VERSION = 1
 
 def content_digest(samples: Sequence[Sample], costs: Sequence[int]) -> str:
     """The SHA-256 of every sample's id, turns, images, videos and cost, in their order."""
-    costs = np.asarray(costs)
+    numbers = np.asarray(costs)
     if not isinstance(samples, RecordStore):
-        return hashlib.sha256(_content(samples, costs)).hexdigest()
-    kept = _place(samples, costs)
+        return hashlib.sha256(_content(samples, numbers)).hexdigest()
+    kept = _place(samples, numbers)
     if kept is not None and kept.is_file():
         return kept.read_text()
     digest = hashlib.sha256()
     with Workers() as workers:
         blocks = list(samples.blocks())
         begins = np.cumsum([0, *map(len, blocks)]).tolist()
-        tasks = ((block, costs[begin : begin + len(block)]) for block, begin in zip(blocks, begins))
+        tasks = ((block, numbers[begin : begin + len(block)]) for block, begin in zip(blocks, begins))
         for content in workers.map(_content, tasks, alone=len(samples) <= BLOCK):
             digest.update(content)
     if kept is not None:

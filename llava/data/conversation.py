@@ -6,7 +6,8 @@ turn. What a template takes and leaves out is decided in template_turns, for tra
 """
 
 import re
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from llava.bounds import check_choice
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
@@ -14,6 +15,9 @@ from llava.data.placeholders import place_in_front
 from llava.data.schema import Turn
 from llava.errors import NoAnswerError, PlaceholderError, TemplateError
 from llava.printable import brief
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Template = Literal["plain", "qwen_1_5"]
 TEMPLATES: tuple[str, ...] = get_args(Template)
@@ -27,7 +31,7 @@ _SHOWS_NOTHING = {"gpt": "an answer", "system": "a system turn"}
 
 
 def encode_conversation(
-    tokenizer,
+    tokenizer: "PreTrainedTokenizerBase",
     turns: tuple[Turn, ...],
     template: str,
     label_rule: str,
@@ -85,7 +89,7 @@ def template_turns(turns: tuple[Turn, ...], template: str, images: int = 0, vide
         turns = _plain_turns(turns, placeholders)
         check_placeholders(turns[:1], images, videos, " in the prompt")
     else:
-        turns, system = _split_system(turns, None)
+        turns, system = _split_system(turns)
         turns = turns if system is None else (Turn("system", system), *turns)
         check_placeholders(turns, images, videos, " in the prompt")
     for turn in turns:
@@ -102,15 +106,19 @@ def is_answer(turn: Turn) -> bool:
 
 
 def encode_prompt(
-    tokenizer, turns: tuple[Turn, ...], system: str = SYSTEM_MESSAGE, images: int = 0, videos: int = 0
+    tokenizer: "PreTrainedTokenizerBase",
+    turns: tuple[Turn, ...],
+    system: str = SYSTEM_MESSAGE,
+    images: int = 0,
+    videos: int = 0,
 ) -> list[int]:
     """Token ids of a qwen_1_5 prompt that ends where the assistant's next answer begins."""
-    turns, system = _split_system(turns, system)
+    turns, leading = _split_system(turns)
     check_placeholders(turns, images, videos)
-    ids = []
-    for turn in (Turn("system", system), *turns):
+    ids: list[int] = []
+    for turn in (Turn("system", system if leading is None else leading), *turns):
         ids += _encode_turn(tokenizer, turn, _placeholders(images, videos))[0]
-    return [*ids, tokenizer.convert_tokens_to_ids(START), *_text_ids(tokenizer, "assistant\n")]
+    return [*ids, *token_ids(tokenizer, [START]), *_text_ids(tokenizer, "assistant\n")]
 
 
 def check_placeholders(turns: tuple[Turn, ...], images: int, videos: int, where: str = "") -> None:
@@ -150,8 +158,9 @@ def _check_nothing_lost(turns: tuple[Turn, ...], placeholders: tuple[str, ...]) 
                 raise PlaceholderError(f"turn {number} shows {token}, but the sample has no {thing}")
 
 
-def _split_system(turns: tuple[Turn, ...], system: str | None) -> tuple[tuple[Turn, ...], str | None]:
-    """A leading system turn replaces the system message; another leading turn that is not human is dropped."""
+def _split_system(turns: tuple[Turn, ...]) -> tuple[tuple[Turn, ...], str | None]:
+    """The turns behind a leading system turn, and its text, if any; another leading turn but a human one is dropped."""
+    system = None
     if turns and turns[0].role == "system":
         turns, system = turns[1:], turns[0].text
     if turns and turns[0].role != "human":
@@ -171,39 +180,50 @@ def _plain_turns(turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> tupl
     return turns
 
 
-def _encode_plain(tokenizer, turns: tuple[Turn, ...], placeholders: tuple[str, ...]) -> tuple[list[int], list[int]]:
+def _encode_plain(
+    tokenizer: "PreTrainedTokenizerBase", turns: tuple[Turn, ...], placeholders: tuple[str, ...]
+) -> tuple[list[int], list[int]]:
     shown = _split(turns[0].text, placeholders)[1::2]
     caption = _text_ids(tokenizer, turns[1].text + "\n")
-    return [*tokenizer.convert_tokens_to_ids(shown), *caption], [IGNORE_INDEX] * len(shown) + caption
+    return [*token_ids(tokenizer, shown), *caption], [IGNORE_INDEX] * len(shown) + caption
 
 
-def _encode_turn(tokenizer, turn: Turn, placeholders: tuple[str, ...]) -> tuple[list[int], range]:
+def _encode_turn(
+    tokenizer: "PreTrainedTokenizerBase", turn: Turn, placeholders: tuple[str, ...]
+) -> tuple[list[int], range]:
     """Ids of one ChatML turn and, of an assistant's, where its text and end stand among them.
 
     An assistant's text is encoded apart from the line before it, which a prompt ends with: joined, the newline behind
     "assistant" and a text that begins with a newline would become other tokens.
     """
     header, text = f"{_CHATML_ROLES.get(turn.role, turn.role)}\n", turn.text
-    ids = [tokenizer.convert_tokens_to_ids(START)]
+    ids = token_ids(tokenizer, [START])
     if turn.role == "gpt":
         ids += _text_ids(tokenizer, header)
     else:
         text = header + text
     begin = len(ids)
     for number, piece in enumerate(_split(text, placeholders)):
-        ids += [tokenizer.convert_tokens_to_ids(piece)] if number % 2 else _text_ids(tokenizer, piece)
-    ids.append(tokenizer.convert_tokens_to_ids(END))
+        ids += token_ids(tokenizer, [piece]) if number % 2 else _text_ids(tokenizer, piece)
+    ids += token_ids(tokenizer, [END])
     end = len(ids)
     return [*ids, *_text_ids(tokenizer, "\n")], range(begin, end)
 
 
-def _released_labels(tokenizer, turn: Turn, ids: list[int], placeholders: tuple[str, ...]) -> list[int]:
+def _released_labels(
+    tokenizer: "PreTrainedTokenizerBase", turn: Turn, ids: list[int], placeholders: tuple[str, ...]
+) -> list[int]:
     """The released code's rule: it un-masks newlines and the turn markers wherever they stand."""
-    visual = set(tokenizer.convert_tokens_to_ids(list(placeholders)))
+    visual = set(token_ids(tokenizer, placeholders))
     if turn.role not in ("system", "human"):
         return [IGNORE_INDEX if token in visual else token for token in ids]
-    always = {*_text_ids(tokenizer, "\n"), *tokenizer.convert_tokens_to_ids([START, END])}
+    always = {*_text_ids(tokenizer, "\n"), *token_ids(tokenizer, [START, END])}
     return [token if token in always else IGNORE_INDEX for token in ids]
+
+
+def token_ids(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[str]) -> list[int]:
+    """The id of each token."""
+    return cast(list[int], tokenizer.convert_tokens_to_ids(list(tokens)))
 
 
 def literal(text: str) -> str:
@@ -211,6 +231,6 @@ def literal(text: str) -> str:
     return re.sub(f"<(?={IMAGE_TOKEN[1:]}|{VIDEO_TOKEN[1:]})", _WORD, text)
 
 
-def _text_ids(tokenizer, text: str) -> list[int]:
+def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     text = text.replace(_WORD, "<")
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

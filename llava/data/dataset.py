@@ -17,7 +17,7 @@ from llava.data.conversation import LabelRule, Template, template_turns
 from llava.data.images import open_image
 from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
-from llava.data.over_long import OnOverLong, describe_too_long, fit_sample, most_tokens
+from llava.data.over_long import Encoding, OnOverLong, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.record_store import TextFacts
 from llava.data.schema import OnBadSample, Sample, Turn
@@ -92,7 +92,7 @@ class SupervisedDataset(Dataset):
         self.samples = samples
         self.processor = processor
         self.image_folder = Path(image_folder)
-        self.encoding = {
+        self.encoding: Encoding = {
             "template": template,
             "label_rule": label_rule,
             "max_length": max_length,
@@ -163,7 +163,8 @@ class SupervisedDataset(Dataset):
 
     def over_long(self, inspection: Inspection) -> tuple[list[str], list[str]]:
         """Faults and notes, one line for each sample of more than max_length tokens; see too_long."""
-        faults, notes = [], []
+        faults: list[str] = []
+        notes: list[str] = []
         facts, visual = TextFacts.of(self.samples), self._visual(inspection)
         most = visual.tokens + facts.text + TOKENS_PER_TURN * (facts.turns + 1)
         if self.time_instruction:
@@ -171,9 +172,9 @@ class SupervisedDataset(Dataset):
         limit = most_tokens(self.encoding["max_length"], self.encoding["positions"])
         for number in np.flatnonzero(most > limit).tolist():
             sample = self.samples[number]
-            found = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
-            if found is not None:
-                (faults if isinstance(found, Fault) else notes).append(f"{sample}: {found.message}")
+            outcome = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
+            if outcome is not None:
+                (faults if isinstance(outcome, Fault) else notes).append(f"{sample}: {outcome.message}")
         return faults, notes
 
     def too_long(

@@ -19,8 +19,11 @@ class ExpectedSamples(NamedTuple):
 def expected_samples(mixture: str | Path) -> ExpectedSamples:
     """What the mixture's strategies take of its expected rows; DataError as mixture_entries raises it."""
     entries = mixture_entries(mixture)
-    known = [entry for entry in entries if entry.expected_rows is not None]
-    taken = (count_taken(entry.expected_rows.rows, entry.sampling_strategy, str(mixture)) for entry in known)
+    taken = (
+        count_taken(entry.expected_rows.rows, entry.sampling_strategy, str(mixture))
+        for entry in entries
+        if entry.expected_rows is not None
+    )
     unknown = tuple(entry.file.stem for entry in entries if entry.expected_rows is None)
     return ExpectedSamples(sum(taken), len(entries), unknown)
 
@@ -33,10 +36,10 @@ def expected_table(mixture: str | Path) -> str:
     mixture = Path(mixture)
     stages = [mixture.with_name(name) for name in STAGES]
     paths = stages if mixture in stages and all(path.is_file() for path in stages) else [mixture]
-    found = {path.name: expected_samples(path) for path in paths}
-    if not any(expected.samples for expected in found.values()):
+    stages_expected = {path.name: expected_samples(path) for path in paths}
+    if not any(expected.samples for expected in stages_expected.values()):
         return ""
-    rows = [(name, expected.samples, _sets(expected)) for name, expected in found.items()]
+    rows = [(name, expected.samples, _sets(expected)) for name, expected in stages_expected.items()]
     if len(rows) > 1:
         rows.append(("all stages", sum(samples for _, samples, _ in rows), ""))
     width = max(len(name) for name, _, _ in rows)

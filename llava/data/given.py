@@ -3,8 +3,9 @@
 import base64
 import binascii
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -21,7 +22,7 @@ SHOWN = 60  # characters of a text that is no image
 CHANNELS = (1, 3)  # grey and RGB, by which a tensor's are found before those of two or four channels
 
 
-def rgb_image(given, name: str = "image given", channels: str | None = None) -> Image.Image:
+def rgb_image(given: Any, name: str = "image given", channels: str | None = None) -> Image.Image:
     """An RGB image from whatever it is given as, its colors and its orientation as to_rgb has them.
 
     given: a PIL image; a path; a text that is a URL, a data: URL, a path or base64; a file's bytes; or a numpy array or
@@ -50,7 +51,7 @@ def rgb_image(given, name: str = "image given", channels: str | None = None) -> 
     )
 
 
-def rgb_frames(given, name: str = "video", channels: str | None = None) -> list[Image.Image]:
+def rgb_frames(given: Any, name: str = "video", channels: str | None = None) -> list[Image.Image]:
     """The frames of one video in RGB: images as rgb_image takes them, or all in one array, frames first."""
     if is_array(given):
         given, is_tensor = _eight_bits(_as_numpy(given), name), torch.is_tensor(given)
@@ -62,19 +63,19 @@ def rgb_frames(given, name: str = "video", channels: str | None = None) -> list[
     return [rgb_image(frame, f"frame {number} of {name}", channels) for number, frame in _numbered(given)]
 
 
-def is_array(given) -> bool:
+def is_array(given: Any) -> bool:
     """Whether it is an array of numpy or torch."""
     return isinstance(given, np.ndarray | torch.Tensor)
 
 
-def is_image(given) -> bool:
+def is_image(given: Any) -> bool:
     """Whether it is one image, not several; of arrays by their dimensions."""
     if is_array(given):
         return given.ndim <= 3
     return isinstance(given, Image.Image | str | bytes | bytearray | memoryview | os.PathLike)
 
 
-def is_video(given) -> bool:
+def is_video(given: Any) -> bool:
     """Whether it is one video, not several; DataError for the path of one, also in a list."""
     first = given[0] if isinstance(given, Sequence) and len(given) else None
     if isinstance(given, str | os.PathLike) or isinstance(first, str | os.PathLike):
@@ -84,7 +85,7 @@ def is_video(given) -> bool:
     return is_image(first)
 
 
-def share_out(given, texts: list[str], token: str, is_one) -> list[list]:
+def share_out(given: Any, texts: list[str], token: str, is_one: Callable[[Any], bool]) -> list[list]:
     """One list of images (or videos) per text; DataError when placeholders and images do not match.
 
     given: None, one, several (shared out by the texts' placeholders), or a list per text. is_one: is_image or is_video.
@@ -115,7 +116,7 @@ def share_out(given, texts: list[str], token: str, is_one) -> list[list]:
     return groups
 
 
-def rgb_groups(groups: list[list], thing: str, reader, channels: str | None = None) -> list[list]:
+def rgb_groups(groups: Sequence[Sequence], thing: str, reader: Callable, channels: str | None = None) -> list[list]:
     """Each entry of each group in RGB. reader: rgb_image or rgb_frames. thing: its name in errors, with its number."""
     several = len(groups) > 1
     return [
@@ -127,7 +128,7 @@ def rgb_groups(groups: list[list], thing: str, reader, channels: str | None = No
     ]
 
 
-def _numbered(given):
+def _numbered(given: Iterable) -> Iterable[tuple[int, Any]]:
     return enumerate(given, start=1)
 
 
@@ -136,10 +137,10 @@ def _from_text(text: str, name: str) -> Image.Image:
         return open_image(BytesIO(_fetched(text)), text)
     shown = repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
     if text.startswith("data:"):
-        head, comma, content = text.partition(",")
+        head, comma, encoded = text.partition(",")
         if not comma:
             raise DataError(f"{name} is no data: URL: {shown} has no comma")
-        return _from_bytes(_decoded(content, name) if "base64" in head else unquote_to_bytes(content), name)
+        return _from_bytes(_decoded(encoded, name) if "base64" in head else unquote_to_bytes(encoded), name)
     if os.path.isfile(text):
         return open_image(text)
     try:
@@ -151,7 +152,7 @@ def _from_text(text: str, name: str) -> Image.Image:
     return _from_bytes(content, name)
 
 
-def _from_bytes(content: bytes, name: str) -> Image.Image:
+def _from_bytes(content: bytes | bytearray | memoryview, name: str) -> Image.Image:
     return open_image(BytesIO(content), name.removeprefix("image "))
 
 
@@ -181,7 +182,7 @@ def _fetched(url: str) -> bytes:
     return bytes(content)
 
 
-def _as_numpy(given) -> np.ndarray:
+def _as_numpy(given: np.ndarray | torch.Tensor) -> np.ndarray:
     if torch.is_tensor(given):
         given = given.detach().cpu()
         return (given.float() if given.is_floating_point() else given).numpy()

@@ -1,6 +1,7 @@
 """Images and videos to what the vision tower is given."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,13 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
     video_input_names = ["pixel_values_videos", "video_num_frames", "batch_num_videos"]
 
     def __init__(
-        self, size=384, patch_size=14, tiling=None, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5), **kwargs
+        self,
+        size: int = 384,
+        patch_size: int = 14,
+        tiling: TilingConfig | dict[str, Any] | None = None,
+        image_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        image_std: Sequence[float] = (0.5, 0.5, 0.5),
+        **kwargs: Any,
     ):
         options = set(PixelOptions.__dataclass_fields__) | set(FIXED)
         if pixel_options({name: value for name, value in kwargs.items() if name in options}) != NORMALIZED:
@@ -74,7 +81,9 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         resized = [np.asarray(frame.resize((self.size,) * 2, RESAMPLING)) for frame in rgb_frames(video)]
         return np.stack(resized).transpose(0, 3, 1, 2)
 
-    def __call__(self, images, as_uint8: bool = False, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+    def __call__(  # type: ignore[override]  # as_uint8 is ours; transformers' own come by their names
+        self, images: Any, as_uint8: bool = False, return_tensors: str | None = "pt", **kwargs: Any
+    ) -> BatchFeature:
         """Crops of images, each what rgb_image takes: one, a list of samples of one each, or a list per sample.
 
         as_uint8: leave it to the model to normalise the crops, which are then a quarter of the bytes; the same as
@@ -94,7 +103,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
     preprocess = __call__
 
     def encode_images(
-        self, images: list[list[Image.Image]], options: PixelOptions = NORMALIZED, each: Callable = map
+        self, images: Sequence[Sequence[Image.Image]], options: PixelOptions = NORMALIZED, each: Callable = map
     ) -> dict:
         """images: one list of RGB images per sample. each: as `map`, by which they are cut.
 
@@ -110,7 +119,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
 
     def encode_videos(
         self,
-        videos: list[list[Sequence]],
+        videos: Sequence[Sequence[Sequence]],
         options: PixelOptions = NORMALIZED,
         as_uint8: bool = False,
         each: Callable = map,

@@ -2,8 +2,10 @@
 
 import os
 import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
@@ -14,6 +16,7 @@ from llava.data.jpeg_header import plain_jpeg_size
 from llava.errors import DataError, MissingFileError, OversizedImageError
 from llava.files import check_readable
 
+Source = str | os.PathLike[str] | IO[bytes]  # a path or a binary file
 RESAMPLING = Image.Resampling.BICUBIC
 ROWS_OF_BAND = 256
 # Beyond Pillow's limit there is an error here; the warning, which goes before it, would be a second line of the same.
@@ -31,7 +34,7 @@ class _NoPackageError(DataError):
     """An image that another package than Pillow reads, which is not installed."""
 
 
-def open_image(source, name: str | None = None) -> Image.Image:
+def open_image(source: Source, name: str | None = None) -> Image.Image:
     """A decoded RGB image from a path or a binary file: the first frame, upright, its colors as to_rgb says.
 
     Raises DataError with one line that names the file when it is missing, no image of color.FORMATS, truncated, or of
@@ -40,7 +43,7 @@ def open_image(source, name: str | None = None) -> Image.Image:
     return read_image(source, name or str(source))[0]
 
 
-def read_image(source, name: str) -> tuple[Image.Image, list[str]]:
+def read_image(source: Source, name: str) -> tuple[Image.Image, list[str]]:
     """As open_image, and what was done that is not plain to see, in words."""
     with _opened(source, name) as image:
         rgb, notes = to_rgb(image)
@@ -48,14 +51,14 @@ def read_image(source, name: str) -> tuple[Image.Image, list[str]]:
     return rgb, ([f"the first of {frames} frames"] if frames > 1 else []) + notes
 
 
-def read_header(source, name: str) -> tuple[str, tuple[int, int]]:
+def read_header(source: Source, name: str) -> tuple[str, tuple[int, int]]:
     """(Pillow's name of the format, (width, height) of the upright image) by the first bytes; errors as open_image."""
     with _opened(source, name) as image:
-        return image.format, _upright_size(image)
+        return str(image.format), _upright_size(image)
 
 
 @contextmanager
-def _opened(source, name: str):
+def _opened(source: Source, name: str) -> Iterator[ImageFile.ImageFile]:
     """Pillow's image, its pixels not read yet; what goes wrong, also while they are read, becomes a DataError."""
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some libraries, lmms-eval among them, turn it on for the whole process
     try:
@@ -84,9 +87,9 @@ def _named(cause: BaseException | None, name: str) -> DataError | None:
     return None
 
 
-def _identified(source, name: str) -> Image.Image:
+def _identified(source: Source, name: str) -> ImageFile.ImageFile:
     """Pillow's image, of one of FORMATS. Of a HEIC file through pillow-heif, imported for the first of them."""
-    if not hasattr(source, "read"):
+    if isinstance(source, str | os.PathLike):
         check_readable(source)
     Image.init()  # returns at once when it has been called before
     try:
@@ -103,15 +106,15 @@ def _identified(source, name: str) -> Image.Image:
     return _identified(source, name)
 
 
-def _is_heic(source) -> bool:
+def _is_heic(source: Source) -> bool:
     """By the first bytes, as Apple's phones write them; source: a path or a binary file, put back to its begin."""
-    if hasattr(source, "read"):
+    if isinstance(source, str | os.PathLike):
+        with open(source, "rb") as file:
+            head = file.read(12)
+    else:
         source.seek(0)
         head = source.read(12)
         source.seek(0)
-    else:
-        with open(source, "rb") as file:
-            head = file.read(12)
     return head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS
 
 
@@ -145,7 +148,7 @@ def _size_by_pillow(path: str | os.PathLike) -> tuple[int, int]:
 
 def _has_end_marker(path: str | os.PathLike, kind: str | None) -> bool:
     """Whether a JPEG or PNG ends as it should; unknown, so False, for other formats."""
-    marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind)
+    marker = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}.get(kind or "")
     if marker is None:
         return False
     with open(path, "rb") as file:
@@ -164,21 +167,27 @@ def _has_exif(image: Image.Image) -> bool:
     return image.format != "PNG" or "exif" in image.info
 
 
-def _has_late_exif(image: Image.Image) -> bool:
+def _has_late_exif(image: ImageFile.ImageFile) -> bool:
     """Whether it is a PNG whose EXIF, also one in a text or XMP, Pillow tells only when the pixels are decoded."""
     if _has_exif(image):
         return False
-    image.fp.seek(len(b"\x89PNG\r\n\x1a\n"))
-    while len(head := image.fp.read(8 + LONGEST_KEYWORD)) > 8:
+    file = cast(IO[bytes], image.fp)  # which is open until the pixels are decoded
+    file.seek(len(b"\x89PNG\r\n\x1a\n"))
+    while len(head := file.read(8 + LONGEST_KEYWORD)) > 8:
         kind, keyword = head[4:8], head[8:]
         if kind == b"eXIf" or (kind in (b"tEXt", b"zTXt", b"iTXt") and keyword.startswith(EXIF_KEYWORDS)):
             return True
-        image.fp.seek(int.from_bytes(head[:4]) + len(b"CRC ") - len(keyword), os.SEEK_CUR)
+        file.seek(int.from_bytes(head[:4]) + len(b"CRC ") - len(keyword), os.SEEK_CUR)
     return False
 
 
 def crop_image(
-    image: Image.Image, layout: ImageLayout, tiling: TilingConfig, tile: int, several_images: bool, pad_color
+    image: Image.Image,
+    layout: ImageLayout,
+    tiling: TilingConfig,
+    tile: int,
+    several_images: bool,
+    pad_color: tuple[int, ...],
 ) -> np.ndarray:
     """The crops of an RGB image as uint8, (layout.num_crops, 3, tile, tile).
 
@@ -206,7 +215,7 @@ def _tiles(image: Image.Image, resolution: tuple[int, int], tile: int) -> list[I
     ]
 
 
-def _pad_and_resize(image: Image.Image, tile: int, color: tuple[int, int, int]) -> Image.Image:
+def _pad_and_resize(image: Image.Image, tile: int, color: tuple[int, ...]) -> Image.Image:
     """The image centred on a square of `color`, resized to a tile.
 
     Bit for bit what Pillow makes of the whole square, since it resizes rows first, then columns; but the square of a
@@ -223,7 +232,7 @@ def _pad_and_resize(image: Image.Image, tile: int, color: tuple[int, int, int]) 
     return canvas.resize((tile, tile), RESAMPLING)
 
 
-def normalize(crops: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+def normalize(crops: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     """uint8 (crops, 3, H, W) to float32 (x / 255 - mean) / std, by a table of the 256 values per channel."""
     table = _normalized_values(tuple(mean), tuple(std))
     return np.stack([table[channel][crops[:, channel]] for channel in range(3)], axis=1)

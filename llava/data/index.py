@@ -15,13 +15,13 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
@@ -111,7 +111,7 @@ class RecordIndex:
     def __len__(self) -> int:
         return len(self.facts.rows)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable, tuple]:
         """A process that is handed the index maps it itself."""
         if self.folder is not None:
             return _map, (self.file, self.key, self.folder)
@@ -122,7 +122,7 @@ class RecordIndex:
         begin, length = self.facts.rows[row].item()[:2]
         return sample_of(json.loads(self._read(begin, length)), f"{self.file} row {row + 1}")
 
-    def ids(self, rows: Sequence[int]) -> Iterator[bytes]:
+    def ids(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The samples' ids, one a line, in blocks without their last line's end. No record is read. rows: ascending."""
         lengths = self.facts.rows["id"]
         ends = np.cumsum(lengths, dtype=np.int64)
@@ -152,9 +152,11 @@ class RecordIndex:
             return self.records[begin : begin + length]
         try:
             if self._stream is None:
-                copy = self.folder / COPY
-                self._is_copy = copy.exists()
-                self._stream = os.open(copy if self._is_copy else self.file, os.O_RDONLY | os.O_CLOEXEC)
+                source = self.file
+                if self.folder is not None and (self.folder / COPY).exists():
+                    source = self.folder / COPY
+                self._is_copy = source != self.file
+                self._stream = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
             if not self._is_copy and FileKey.of(self._stream) != self.key:
                 raise DataError(f"data file {self.file} has changed since it was opened; start again")
             return os.pread(self._stream, length, begin)
@@ -175,9 +177,9 @@ def index_files(files: Sequence[Path], workers: Workers) -> list[RecordIndex]:
     """
     try:
         keys = {file: FileKey.of(file) for file in files}
-        indices = {file: _find(file, key) for file, key in keys.items()}
-        missing = {file: keys[file] for file, index in indices.items() if index is None}
-        indices |= _make(missing, workers)
+        existing = {file: _find(file, key) for file, key in keys.items()}
+        missing = {file: keys[file] for file, index in existing.items() if index is None}
+        indices = {file: index for file, index in existing.items() if index is not None} | _make(missing, workers)
         return [indices[file] for file in files]
     except (DataError, OSError, ValueError, RecursionError):
         for file in dict.fromkeys(files):  # the first fault of the first file that has one, with its line
@@ -327,7 +329,7 @@ def _spans_of(source: Path, file: Path) -> np.ndarray:
         return _spans(stream, file)
 
 
-def _spans(stream: BinaryIO, file: Path) -> np.ndarray:
+def _spans(stream: io.BufferedReader, file: Path) -> np.ndarray:
     """Where records begin and end (N, 2)."""
     return np.fromiter(chain.from_iterable(record_spans(stream, file)), dtype=np.int64).reshape(-1, 2)
 

@@ -1,12 +1,12 @@
 """What is wrong with a sample, found without training on it: of one sample, and of all samples of a stage."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from llava.data.conversation import NO_ANSWER, is_answer
 from llava.data.images import image_size, open_image
@@ -72,6 +72,18 @@ class SampleLines(NamedTuple):
     notes: dict[str, str]
 
 
+class VideosBySample(Protocol):
+    """What is known of each sample's videos, see inspect_store. frames: how many are taken of each video."""
+
+    frames: Ragged
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> list[VideoTimes]: ...
+
+    def __iter__(self) -> Iterator[list[VideoTimes]]: ...
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What is known of each sample without decoding it.
@@ -82,7 +94,7 @@ class Inspection:
     """
 
     image_sizes: Sequence[list[tuple[int, int]]] | Ragged
-    videos: Sequence[list[VideoTimes]]
+    videos: Sequence[list[VideoTimes]] | VideosBySample
     faults: list[str]
     notes: dict[str, list[str]] = field(default_factory=dict)
 
@@ -175,7 +187,10 @@ def inspect_sample(
     """
     if sample.fault is not None:
         return InspectedSample([], [], [Fault("record", sample.fault)], [])
-    faults, notes, sizes, times = [], [], [], []
+    faults: list[Fault] = []
+    notes: list[Note] = []
+    sizes: list[tuple[int, int]] = []
+    times: list[VideoTimes] = []
     try:
         notes = notes_of(sample, template)
     except DataError as error:
@@ -183,14 +198,14 @@ def inspect_sample(
         if not any(map(is_answer, sample.turns)) and not isinstance(error, NoAnswerError):
             faults.append(Fault("no_answer", NO_ANSWER))
 
-    def probe(paths: tuple[str, ...], read, found: list) -> None:
+    def probe(paths: tuple[str, ...], read: Callable[[Path], Any], results: list) -> None:
         for path in paths:
             reason = why_outside(path, image_folder) if confined else None
             try:
                 if reason is not None:
                     faults.append(Fault("outside", one_line(f"the path {path} {reason}")))
                 else:
-                    found.append(read(image_folder / path))
+                    results.append(read(image_folder / path))
             except DataError as error:
                 faults.append(_fault(error))
 

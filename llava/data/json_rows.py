@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from llava.errors import DataError
 from llava.text_files import open_text
@@ -57,7 +57,7 @@ def _lines(stream: TextIO, file: Path) -> Iterator:
         yield record
 
 
-def record_spans(stream: BinaryIO, file: Path) -> Iterator[tuple[int, int]]:
+def record_spans(stream: io.BufferedReader, file: Path) -> Iterator[tuple[int, int]]:
     """Yields where each record begins and ends, in bytes; `file` names the data, which is UTF-8.
 
     A byte is taken for a character: JSON's own are ASCII. The records are parsed without a look at keys that are there
@@ -137,7 +137,8 @@ class _Window:
     def peek(self) -> str:
         """The next character that is not blank, not taken yet; "" at the end."""
         while True:
-            self.position = _BLANKS.match(self.text, self.position).end()
+            if blanks := _BLANKS.match(self.text, self.position):
+                self.position = blanks.end()
             if self.position < len(self.text) or not self._read(BLOCK):
                 return self.text[self.position : self.position + 1]
 
@@ -146,7 +147,7 @@ class _Window:
         self.position += len(character)
         return character
 
-    def value(self):
+    def value(self) -> Any:
         """The next JSON value; what is cut off by the window's end is tried again with twice as much text."""
         self.peek()
         size = BLOCK
@@ -209,5 +210,5 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 _PLAIN_DECODER = json.JSONDecoder()  # thrice as fast
 
 
-def _not_json(file: Path, line: int, reason) -> DataError:
+def _not_json(file: Path, line: int, reason: object) -> DataError:
     return DataError(f"data file {file} line {line} is not JSON: {reason}")

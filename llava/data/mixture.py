@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -36,7 +36,7 @@ class ExpectedRows(NamedTuple):
     rounded: bool
 
     def __str__(self) -> str:
-        return f"{'about ' * self.rounded}{self.rows:,}"
+        return f"about {self.rows:,}" if self.rounded else f"{self.rows:,}"
 
     def fits(self, rows: int) -> bool:
         """Whether a file of so many rows is as expected."""
@@ -116,7 +116,7 @@ def mixture_entries(path: str | Path) -> list[MixtureEntry]:
     ]
 
 
-def _parse_entry(fields, folder: Path, where: str) -> list[MixtureEntry]:
+def _parse_entry(fields: Any, folder: Path, where: str) -> list[MixtureEntry]:
     unknown = set(fields) - set(KEYS) if isinstance(fields, dict) else {"not an object"}
     if unknown or not isinstance(fields.get("json_path"), str):
         raise DataError(
@@ -172,7 +172,7 @@ def repeated_files(entries: Sequence[MixtureEntry]) -> list[str]:
     ]
 
 
-def _parse_expected(value, where: str) -> ExpectedRows | None:
+def _parse_expected(value: Any, where: str) -> ExpectedRows | None:
     if value is None:
         return None
     matched = _EXPECTED.fullmatch(str(value))
@@ -181,7 +181,7 @@ def _parse_expected(value, where: str) -> ExpectedRows | None:
     return ExpectedRows(int(matched[2]), bool(matched[1]))
 
 
-def _parse_hub(value, where: str) -> HubSource | None:
+def _parse_hub(value: Any, where: str) -> HubSource | None:
     if value is None:
         return None
     right_keys = isinstance(value, dict) and not set(value) - set(HUB_KEYS)

@@ -34,7 +34,7 @@ class PixelOptions:
     do_normalize: bool = True
     input_data_format: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.do_normalize and not self.do_rescale:
             raise LlavaError("do_rescale=False needs do_normalize=False: mean and deviation are of values from 0 to 1")
         if self.input_data_format not in (None, "channels_first", "channels_last"):
@@ -66,7 +66,7 @@ class Options:
     return_tensors: str | None
 
 
-def read_options(keywords: dict[str, Any], padding=True, return_tensors: str | None = "pt") -> Options:
+def read_options(keywords: dict[str, Any], padding: Any = True, return_tensors: str | None = "pt") -> Options:
     """The options that keywords name, flat or in text_kwargs, images_kwargs, videos_kwargs and common_kwargs.
 
     Raises LlavaError for a keyword that is not known, that is given twice, or that asks for what is not done here.
@@ -96,7 +96,7 @@ def pixel_options(keywords: dict[str, Any]) -> PixelOptions:
     return replace(PixelOptions(), **_checked(keywords, PixelOptions))
 
 
-def checked_tensors(kind):
+def checked_tensors(kind: Any) -> str | None:
     """The kind of tensors, as a text; LlavaError for one that is not made."""
     kind = getattr(kind, "value", kind)
     if kind not in TENSORS:
@@ -128,7 +128,7 @@ def _joined(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     return some | others
 
 
-def _checked(keywords: dict[str, Any], options: type) -> dict[str, Any]:
+def _checked(keywords: dict[str, Any], options: type[TextOptions] | type[PixelOptions]) -> dict[str, Any]:
     """Those that are options of this kind and are not None; the others must name what is done anyway."""
     given = {name: value for name, value in keywords.items() if value is not None}
     for name, value in given.items():

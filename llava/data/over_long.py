@@ -1,14 +1,27 @@
 """What becomes of a sample of more tokens than a model reads: known from sizes and texts, without a pixel."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.schema import Turn
 from llava.errors import DataError, NoAnswerError, TemplateError
 
+if TYPE_CHECKING:
+    from llava.data.processor import LlavaOVManagerProcessor
+
 OnOverLong = Literal["error", "truncate", "shrink_images"]
 SHRINK_STEP = 0.9  # each try makes the sides of a sample's images so much shorter
+
+
+class Encoding(TypedDict):
+    """How samples are encoded, see LlavaOVManagerProcessor.encode_sample."""
+
+    template: str
+    label_rule: str
+    max_length: int
+    on_over_long: str
+    positions: int | None
 
 
 class FittedSample(NamedTuple):
@@ -26,7 +39,7 @@ class FittedSample(NamedTuple):
 
 
 def fit_sample(
-    processor,
+    processor: "LlavaOVManagerProcessor",
     turns: Sequence[Turn],
     image_sizes: Sequence[tuple[int, int]],
     video_frames: Sequence[int],
@@ -39,7 +52,7 @@ def fit_sample(
 ) -> FittedSample:
     """Encodes a sample and, where it is too long, shortens it as LlavaOVManagerProcessor.encode_sample says.
 
-    processor: a LlavaOVManagerProcessor. image_sizes: (width, height) of each image. video_frames: of each video.
+    image_sizes: (width, height) of each image. video_frames: of each video.
     positions: of the language model; where they are fewer than max_length, they are the limit. None for any number.
     Raises DataError for turns that the template does not take, and for too long ones under `error` and when what is
     left has no token of an answer.
@@ -76,7 +89,15 @@ def describe_too_long(tokens: int, max_length: int, positions: int | None) -> st
     return f"found {tokens} tokens but the language model has {positions} positions (max_position_embeddings)"
 
 
-def _fitting(processor, turns, sizes: list, frames: list, template: str, max_length: int, too_long: str) -> tuple:
+def _fitting(
+    processor: "LlavaOVManagerProcessor",
+    turns: Sequence[Turn],
+    sizes: list[tuple[int, int]],
+    frames: list[int],
+    template: str,
+    max_length: int,
+    too_long: str,
+) -> tuple[Sequence[Turn], list[tuple[int, int]], list[int]]:
     """The turns before the first that shows something beyond max_length, and the images and videos of those."""
     visual = (processor.image_token_id, processor.video_token_id)
     try:
@@ -92,7 +113,9 @@ def _fitting(processor, turns, sizes: list, frames: list, template: str, max_len
         raise DataError(f"{too_long}, and a cut there would leave no answer behind a whole image or video") from None
 
 
-def _shrunk(processor, sizes: list[tuple[int, int]], excess: int, too_long: str) -> list[tuple[int, int]]:
+def _shrunk(
+    processor: "LlavaOVManagerProcessor", sizes: list[tuple[int, int]], excess: int, too_long: str
+) -> list[tuple[int, int]]:
     """The sizes, all made smaller by the same factor until the images have `excess` tokens less.
 
     Raises DataError when the smallest images still have too many tokens.

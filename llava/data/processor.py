@@ -2,19 +2,20 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.chat_messages import checked_messages, is_message, marked, special_tokens, unmarked
-from llava.data.conversation import encode_conversation, encode_prompt
+from llava.data.conversation import encode_conversation, encode_prompt, token_ids
 from llava.data.given import is_image, is_video, rgb_frames, rgb_groups, rgb_image, share_out
 from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
 from llava.data.options import AS_UINT8, NORMALIZED, Options, PixelOptions, TextOptions, read_options
-from llava.data.over_long import fit_sample, most_tokens
+from llava.data.over_long import Encoding, fit_sample, most_tokens
 from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
@@ -39,7 +40,13 @@ CHAT_TEMPLATE = (
 class LlavaOVManagerProcessor(ProcessorMixin):
     """Tokenizer and image processor. The tokenizer must know `<image>` and `<video>` (see add_visual_tokens)."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         tokenizer.padding_side = "left"  # generate goes on at the end; training batches are padded by the collator
         self.image_token, self.video_token = IMAGE_TOKEN, VIDEO_TOKEN
@@ -74,14 +81,20 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         """
         images = [rgb_image(image) for image in images]
         sizes, frames = [image.size for image in images], [len(video) for video in videos]
-        limits = {"max_length": max_length, "on_over_long": on_over_long, "positions": positions}
+        encoding: Encoding = {
+            "template": template,
+            "label_rule": label_rule,
+            "max_length": max_length,
+            "on_over_long": on_over_long,
+            "positions": positions,
+        }
         try:
-            fitted = fit_sample(self, sample.turns, sizes, frames, template=template, label_rule=label_rule, **limits)
+            fitted = fit_sample(self, sample.turns, sizes, frames, **encoding)
         except DataError as error:
             raise DataError(f"{sample}: {error}") from None
         images = [_resized(image, size) for image, size in zip(images, fitted.image_sizes)]
         videos = videos[: fitted.num_videos]
-        encoded = {"input_ids": fitted.input_ids, "labels": fitted.labels}
+        encoded: dict[str, Any] = {"input_ids": fitted.input_ids, "labels": fitted.labels}
         shortened = fitted.tokens > most_tokens(max_length, positions)
         encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": shortened}
         visual = self._pixels([images], [videos], AS_UINT8, AS_UINT8)
@@ -140,7 +153,14 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         return BatchFeature(batch | visual)
 
     def __call__(
-        self, images=None, text=None, videos=None, audio=None, padding=True, return_tensors="pt", **kwargs
+        self,
+        images: Any = None,
+        text: Any = None,
+        videos: Any = None,
+        audio: Any = None,
+        padding: Any = True,
+        return_tensors: str | None = "pt",
+        **kwargs: Any,
     ) -> BatchFeature:
         """transformers' convention: prompts as text with `<image>` and `<video>`, images and videos.
 
@@ -165,7 +185,15 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         visual = self._pixels(image_groups, video_groups, options.images, options.videos)
         return BatchFeature(batch | as_tensors(visual, options.return_tensors))
 
-    def apply_chat_template(self, conversation, chat_template=None, *, tokenize=False, processor_kwargs=None, **kwargs):
+    def apply_chat_template(  # type: ignore[override]  # all but the first two come by their names
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """See transformers' method. What the messages say is text, also where it looks like a token of the template.
 
         `<image>` in a text is an image only where no message shows one as a part of its content and the images are
@@ -244,14 +272,14 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
     def _pixels(
         self,
-        images: list[Sequence],
-        videos: list[Sequence],
+        images: Sequence[Sequence],
+        videos: Sequence[Sequence],
         of_images: PixelOptions = NORMALIZED,
         of_videos: PixelOptions = NORMALIZED,
         each: Callable = map,
     ) -> dict[str, torch.Tensor]:
         """What the tower is given, from one list of images and one of videos per sample."""
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         if any(map(len, images)):
             batch |= self.image_processor.encode_images(images, of_images, each)
         if any(map(len, videos)):
@@ -269,7 +297,9 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         """The tokens of each image or video, by the id of its placeholder."""
         return {self.image_token_id: self.image_tokens(sizes), self.video_token_id: self._video_tokens(frames)}
 
-    def _expand(self, ids: list[int], counts: dict[int, list[int]], labels: list[int] | None = None):
+    def _expand(
+        self, ids: list[int], counts: dict[int, list[int]], labels: list[int] | None = None
+    ) -> tuple[list[int], list[int]]:
         """Each placeholder repeated as often as its image or video has tokens; labels grow alike, ignored.
 
         The ids can hold fewer placeholders than the text: templates leave out some turns.
@@ -292,7 +322,7 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.convert("RGB").resize(size, RESAMPLING)
 
 
-def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
+def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, int]:
     """Makes `<image>` and `<video>` special tokens; returns {"image_token_id": ..., "video_token_id": ...}.
 
     Qwen2's tokenizers gain ids 151646 and 151647, which lie inside the model's vocabulary of 151,936, so that no
@@ -300,14 +330,14 @@ def add_visual_tokens(tokenizer, vocab_size: int) -> dict[str, int]:
     """
     tokens = [IMAGE_TOKEN, VIDEO_TOKEN]
     tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
-    ids = tokenizer.convert_tokens_to_ids(tokens)
+    ids = token_ids(tokenizer, tokens)
     for token, token_id in zip(tokens, ids):
         if token_id >= vocab_size:
             raise LlavaError(f"{token} would get id {token_id}, but the language model's vocabulary is {vocab_size}")
     return dict(zip(("image_token_id", "video_token_id"), ids))
 
 
-def _checked_texts(text) -> list[str]:
+def _checked_texts(text: Any) -> list[str]:
     texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
     if not texts or not all(isinstance(prompt, str) for prompt in texts):
         raise DataError(f"text must be a prompt or a list of prompts, with a place for each image; found {text!r:.100}")

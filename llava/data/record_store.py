@@ -1,7 +1,8 @@
 """The samples of a mixture as a sequence: a row number each, and the record parsed when it is asked for."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -9,11 +10,12 @@ from llava.data.index import BLOCK, RecordIndex, text_bytes
 from llava.data.schema import Sample
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """The rows, ascending, that are taken of one data file."""
 
     index: RecordIndex
-    rows: Sequence[int]
+    rows: Sequence[int] | np.ndarray
 
     def column(self, name: str) -> np.ndarray:
         """A field of ROW, one value a row that is taken."""
@@ -36,7 +38,13 @@ class RecordStore(Sequence[Sample]):
     def __len__(self) -> int:
         return int(self.ends[-1]) if len(self.ends) else 0
 
-    def __getitem__(self, position):
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> list[Sample]: ...
+
+    def __getitem__(self, position: int | slice) -> Sample | list[Sample]:
         if isinstance(position, slice):
             return [self[number] for number in range(*position.indices(len(self)))]
         number = position + len(self) if position < 0 else position
@@ -51,12 +59,10 @@ class RecordStore(Sequence[Sample]):
             for row in part.rows:
                 yield part.index.sample(int(row))
 
-    def __eq__(self, other) -> bool:
+    def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other))
-
-    __hash__ = None
 
     def blocks(self) -> Iterator["RecordStore"]:
         """The samples, a few thousand at a time, for another process each."""

@@ -61,7 +61,7 @@ def parse_sample(record: dict, origin: str) -> Sample:
     return sample
 
 
-def sample_of(record, origin: str) -> Sample:
+def sample_of(record: Any, origin: str) -> Sample:
     """`{id?, image?, video?, conversations: [{from: human|gpt, value}]}`, or role/content in place of from/value.
 
     id: a text or a finite number; null, NaN and an empty text are none. image, video: a path or a list of paths; null
@@ -99,7 +99,7 @@ def check_text(text: str, what: str) -> None:
         ) from None
 
 
-def _parse_id(name) -> str | None:
+def _parse_id(name: Any) -> str | None:
     if isinstance(name, (list, dict, bool)) or name in (float("inf"), float("-inf")):
         raise DataError(f"'id' must be a text or a number, found {brief(name)}")
     return None if name is None or name != name else str(name)  # NaN is what pandas writes where there is none
@@ -127,10 +127,11 @@ def _parse_turns(record: dict) -> tuple[Turn, ...]:
     return tuple(_parse_turn(turn, f"turn {number}") for number, turn in enumerate(conversation, start=1))
 
 
-def _parse_turn(turn, where: str) -> Turn:
+def _parse_turn(turn: Any, where: str) -> Turn:
     for role_key, text_key in (("from", "value"), ("role", "content")):
         if isinstance(turn, dict) and isinstance(turn.get(role_key), str) and isinstance(turn.get(text_key), str):
-            role, text = turn[role_key], turn[text_key]
+            role: str = turn[role_key]
+            text: str = turn[text_key]
             check_text(role, f"the role of {where}")
             check_text(text, f"the text of {where}")
             if not role.strip() or not role.isprintable():

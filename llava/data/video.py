@@ -9,6 +9,7 @@ and the threads of `llava data check` may all read at once.
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,7 +39,7 @@ class VideoSampling:
     frames_upbound: int = 32
     force_sample: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.fps > 0 and math.isfinite(self.fps)):
             raise LlavaError(f"video fps must be a positive number, found {self.fps}")
         if self.frames_upbound < 0:
@@ -128,7 +129,7 @@ def read_video(path: str | os.PathLike, sampling: VideoSampling, begin: float = 
     return Video(times.times, times.duration, tuple(Image.fromarray(frame) for frame in pixels))
 
 
-def _pixels(reader, chosen: list[int]) -> np.ndarray:
+def _pixels(reader: Any, chosen: list[int]) -> np.ndarray:
     """(frames, H, W, 3).
 
     Rows of 48 or 96 pixels are stored with so much padding that decord takes it for a fourth channel, which get_batch
@@ -158,7 +159,9 @@ def time_instruction(video: VideoTimes) -> str:
     return f"This is a video of {video.duration:.2f} seconds, seen as {len(video.times)} frames at {times} seconds."
 
 
-def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None):
+def _open(
+    path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, end: float | None = None
+) -> tuple[Any, list[int], VideoTimes]:
     """decord's reader, the chosen indices, and their times, counted from the first frame, as the container has them.
 
     The video lasts until its last frame goes.
@@ -183,7 +186,7 @@ def _open(path: str | os.PathLike, sampling: VideoSampling, begin: float = 0.0, 
         raise DataError(f"video {path} {error}") from None
 
 
-def _chosen(reader, sampling: VideoSampling, begin: float, end: float | None) -> tuple[list[int], VideoTimes]:
+def _chosen(reader: Any, sampling: VideoSampling, begin: float, end: float | None) -> tuple[list[int], VideoTimes]:
     fps, spans = reader.get_avg_fps(), reader.get_frame_timestamp(list(range(len(reader))))
     begins, duration = spans[:, 0].astype(np.float64), float(spans[-1, 1])
     is_constant = _is_constant(begins)
@@ -204,7 +207,7 @@ def _chosen(reader, sampling: VideoSampling, begin: float, end: float | None) ->
     return chosen, VideoTimes(tuple(spans[chosen, 0].tolist()), duration)
 
 
-def _import_decord():
+def _import_decord() -> Any:
     try:
         import decord
     except ImportError:

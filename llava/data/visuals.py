@@ -57,13 +57,15 @@ def _name(image_folder: Path, video_sampling: VideoSampling) -> str:
 
 
 def _places(index: RecordIndex, name: str) -> list[Path]:
-    """Beside the index, or in the cache where another user owns that."""
+    """Beside the index, or in the cache where another user owns that; none for an index in memory."""
+    if index.folder is None:
+        return []
     return list(dict.fromkeys([index.folder / name, homes(index.file)[-1] / index.folder.name / name]))
 
 
 def _kept(index: RecordIndex, name: str) -> np.ndarray:
     number = len(index.facts.path_ends)
-    for place in _places(index, name) if index.folder is not None else ():
+    for place in _places(index, name):
         if place.is_file():
             return map_array(place, VISUAL)
     unseen = np.zeros(number, VISUAL)

@@ -13,10 +13,11 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import starmap
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO, Any, cast
 
 import llava
 from llava.errors import LlavaError
@@ -47,18 +48,18 @@ class Workers:
         if alone or self.count == 1:
             yield from starmap(function, tasks)
             return
-        self._start()
-        pending = deque()
+        threads = self._start()
+        pending: deque[Future] = deque()
         for task in tasks:
-            pending.append(self.threads.submit(self._call, function, task))
+            pending.append(threads.submit(self._call, function, task))
             if len(pending) > AHEAD * self.count:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
-    def _start(self) -> None:
+    def _start(self) -> ThreadPoolExecutor:
         if self.threads is not None:
-            return
+            return self.threads
         self.threads = ThreadPoolExecutor(self.count)
         paths = [str(Path(llava.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -67,13 +68,15 @@ class Workers:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
             self.processes.append(process)
             self.idle.put(process)
+        return self.threads
 
-    def _call(self, function: Callable, task: tuple):
+    def _call(self, function: Callable, task: tuple) -> Any:
         process = self.idle.get()
+        tasks, results = _pipes(process)
         try:
-            pickle.dump((function, task), process.stdin)
-            process.stdin.flush()
-            result, error = pickle.load(process.stdout)
+            pickle.dump((function, task), tasks)
+            tasks.flush()
+            result, error = pickle.load(results)
         except (EOFError, BrokenPipeError, pickle.UnpicklingError):
             raise LlavaError("a process that reads data died; was there memory enough for it?") from None
         finally:
@@ -85,16 +88,21 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.threads is None:
             return
         self.threads.shutdown(cancel_futures=True)
         for process in self.processes:
+            tasks, results = _pipes(process)
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-            process.stdout.close()
+                tasks.close()
+            results.close()
             process.wait()
         self.threads, self.processes, self.idle = None, [], SimpleQueue()
+
+
+def _pipes(process: subprocess.Popen) -> tuple[IO[bytes], IO[bytes]]:
+    return cast(IO[bytes], process.stdin), cast(IO[bytes], process.stdout)
 
 
 def main() -> None:
@@ -106,7 +114,7 @@ def main() -> None:
         while True:
             function, task = pickle.load(sys.stdin.buffer)
             try:
-                answer = (function(*task), None)
+                answer: tuple[Any, Exception | None] = (function(*task), None)
             except Exception as error:  # whatever it is, the process that waits raises it
                 answer = (None, error)
             pickle.dump(answer, results)
