@@ -8,7 +8,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install test test-mixed test-exits lint quickstart clean
+.PHONY: install test test-mixed test-exits lint quickstart gpu-check clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ lint: install
 
 quickstart: install
 	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)"
+
+# Speed, memory, waits, ZeRO and NCCL, generation and precision on one GPU, in at most eight minutes; see the script.
+gpu-check: install
+	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
 
 clean:
 	rm -rf $(VENV) playground/quickstart

@@ -90,7 +90,7 @@ class Bench:
         self.model.config.fusion = self.manager_config if managed else NoneConfig()
         self.model.model.fusion = self.managers if managed else NoFusion(NoneConfig(), self.model.config.sizes)
         self.model.set_attn_implementation(side.attention)
-        if side.packing:
+        if side.packing and side.attention == "sdpa":
             self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
         self.model.activation_checkpointing_disable()
         checkpoint(self.model, named_components(side.checkpointed))
