@@ -28,6 +28,7 @@ from llava.eval.task import build_task, task_config, task_names
 from llava.files import whole_file
 from llava.train.folders.stage_folder import trained_arm
 from llava.train.loop.stop import die_with_launcher
+from llava.train.rank import end_with
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -326,4 +327,4 @@ def _first_to_fail(files: list[str], reason: str) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_with(lambda: main(sys.argv[1:]))

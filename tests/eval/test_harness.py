@@ -192,3 +192,15 @@ def test_the_plugin_is_found_by_its_entry_point_and_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     classes = ["llava.eval.lmms_model.LlavaOVManager", "llava.eval.lmms_model.SimpleLlavaOVManager"]
     assert done.stdout.split() == ["llava_ov_manager", *classes, "False"]
+
+
+def test_a_task_ends_before_pythons_shutdown():
+    """Which aborts a process whose threads it finds in torch's C++, when all is done."""
+    code = (
+        "import runpy, sys\n"
+        "class Shutdown:\n    def __del__(self): print('Python shut down')\n"
+        "kept = Shutdown()\nsys.argv = ['harness', '{}']\nrunpy.run_module('llava.eval.harness', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "TypeError: Job" in done.stderr
