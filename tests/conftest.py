@@ -33,7 +33,9 @@ from llava.fusion.config import ManagerConfig
 from llava.fusion.managers import StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids
+from tests import leftovers
 from tests.clips import write_clip
+from tests.forked_python import ForkedPython
 from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
@@ -58,6 +60,25 @@ def pytest_addoption(parser):
 def _one_thread():
     """Tiny tensors gain nothing from more, and lose much when the machine is busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _adopt_orphans():
+    leftovers.adopt()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_process_is_left(_adopt_orphans):
+    """Of the module's tests and fixtures."""
+    yield
+    assert leftovers.end_leftovers() == []
+
+
+@pytest.fixture(scope="session")
+def forked_python():
+    """A python for what trains and evaluates in processes of its own."""
+    with ForkedPython() as python:
+        yield python
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ STAGE2 = "scripts/train/recipes/mllm/stage2.yaml"
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_quickstart_at_smoke_size(tmp_path):
+def test_quickstart_at_smoke_size(forked_python, tmp_path):
     out = tmp_path / "quickstart"
-    environment = {**os.environ, "QUICKSTART_DIR": str(out), "QUICKSTART_SIZE": "smoke"}
+    environment = os.environ | {"QUICKSTART_DIR": str(out), "QUICKSTART_SIZE": "smoke", "PATH": forked_python.path}
     done = subprocess.run(
         ["bash", "scripts/quickstart.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )

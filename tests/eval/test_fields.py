@@ -1,6 +1,7 @@
 """Documents that cannot be asked or scored are named before any model is loaded, in each field that each task reads."""
 
 import json
+import sys
 from dataclasses import replace
 
 import datasets
@@ -87,8 +88,9 @@ def test_a_failing_task_function_names_its_document_at_once(tmp_path):
         task.process_results(doc | {"answers": [None]}, ["canon"])
 
 
-def test_other_tasks_go_on_and_the_status_says_it(tiny_model_dir, digit_pages, tmp_path, capfd):
+def test_other_tasks_go_on_and_the_status_says_it(forked_python, tiny_model_dir, tmp_path, capfd, monkeypatch):
     """Data without documents, and a null: both are told in a line each, before a model is loaded."""
+    monkeypatch.setattr(sys, "executable", forked_python.command)
     write_twin(changed(REALWORLDQA, 1, image=None), tmp_path / "data" / "realworldqa")
     empty = write_twin(replace(TEXTVQA, documents=TEXTVQA.documents[:1]), tmp_path / "data" / "textvqa_val")
     (file,) = empty.rglob("*.parquet")

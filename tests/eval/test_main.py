@@ -14,14 +14,14 @@ from tests.eval.benchmarks.twins import write_twin
 from tests.eval.benchmarks.unjudged import GQA, REALWORLDQA
 from tests.paths import ROOT
 
-COMMAND = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages"]  # no --device
+WORDS = ["-m", "llava.cli", "eval", "--tasks", "digit_pages"]  # no --device
 
 
 def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pages, tmp_path):
     """In one process; two are in test_resume.py."""
     out = tmp_path / "tiny"
     arguments = ["--model", tiny_model_dir, "--data", digit_pages, "--out", out, "--limit", 7]
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *WORDS, *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].split() == ["task", "metric", "tiny"]
     (result,) = load_run(out)
@@ -30,13 +30,13 @@ def test_the_command_runs_the_task_and_prints_the_table(tiny_model_dir, digit_pa
     assert [row["doc"]["question_id"] for row in rows] == [f"q{index}" for index in range(7)]
 
 
-def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, digit_pages, tmp_path):
+def test_a_failing_task_is_reported_and_leaves_no_old_results(forked_python, tiny_model_dir, digit_pages, tmp_path):
     data = shutil.copytree(digit_pages, tmp_path / "data")
     (data / "test.parquet").write_bytes(b"broken")
     stale = tmp_path / "run" / "digit_pages"
     stale.mkdir(parents=True)
     arguments = ["--model", tiny_model_dir, "--data", data, "--out", tmp_path / "run"]
-    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([forked_python.command, *WORDS, *map(str, arguments)], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"error: task digit_pages: the data set {data} cannot be loaded" in done.stderr
     assert f"error: task digit_pages failed: the data set {data} cannot be loaded" in done.stderr
@@ -44,7 +44,7 @@ def test_a_failing_task_is_reported_and_leaves_no_old_results(tiny_model_dir, di
     assert not stale.exists()
 
 
-def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
+def test_a_failing_benchmark_leaves_the_others_alone(forked_python, tiny_model_dir, tmp_path, monkeypatch):
     """Through the script, in two processes, with data of two benchmarks, one of them broken, and of a third none."""
     write_twin(REALWORLDQA, tmp_path / "data" / "realworldqa", plain=True)
     write_twin(GQA, tmp_path / "data" / "gqa")
@@ -53,6 +53,7 @@ def test_a_failing_benchmark_leaves_the_others_alone(tiny_model_dir, tmp_path):
     options = ["--tasks", "gqa,ai2d,realworldqa", "--limit", 3, "--data", tmp_path / "data"]
     script = ROOT / "scripts" / "eval" / "benchmarks.sh"
     command = [script, tiny_model_dir, *options, "--processes", 2, "--out", tmp_path / "tiny"]
+    monkeypatch.setenv("PATH", forked_python.path)
     done = subprocess.run([*map(str, command)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "RetryError" not in done.stderr

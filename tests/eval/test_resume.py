@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from dataclasses import asdict
 
 from llava.eval import harness
@@ -29,7 +28,9 @@ harness.main(sys.argv[1:])
 """
 
 
-def test_killed_resumed_by_two_processes_and_read_again(lively_model_dir, digit_pages, tmp_path, monkeypatch):
+def test_killed_resumed_by_two_processes_and_read_again(
+    forked_python, lively_model_dir, digit_pages, tmp_path, monkeypatch
+):
     def job(out):
         data, settings = str(digit_pages), {"batch_size": 4, "device": "cpu"}
         return Job(model=str(lively_model_dir), task="digit_pages", data=data, out=str(tmp_path / out), **settings)
@@ -43,7 +44,7 @@ def test_killed_resumed_by_two_processes_and_read_again(lively_model_dir, digit_
     harness.run(job("whole"))
     assert len({json.loads(row)["answer"] for row in rows("whole").splitlines()}) > 5
 
-    killed = subprocess.run([sys.executable, "-c", KILLED, json.dumps(asdict(job("run")))], capture_output=True)
+    killed = subprocess.run([forked_python.command, "-c", KILLED, json.dumps(asdict(job("run")))], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     answers = tmp_path / "run" / "digit_pages.answers"
     left = (answers / "rank0.jsonl").read_bytes()
@@ -51,7 +52,7 @@ def test_killed_resumed_by_two_processes_and_read_again(lively_model_dir, digit_
     assert not left.endswith(b"\n")
     assert not (tmp_path / "run" / "digit_pages").exists()
 
-    command = [sys.executable, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
+    command = [forked_python.command, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
     command += ["--model", lively_model_dir, "--data", digit_pages, "--out", tmp_path / "run", "--batch_size", "4"]
     resumed = subprocess.run([*map(str, command), "--processes", "2"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr

@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-import sys
+from functools import partial
 
 import pytest
 
@@ -20,20 +20,26 @@ def folder(tmp_path):
     return tmp_path
 
 
-def run_cases(folder) -> tuple[int, str]:
-    command = [sys.executable, "-m", "pytest", "-q", "tests/golden/test_cases.py", "--golden-dir", str(folder)]
+@pytest.fixture
+def run_cases(forked_python):
+    """A function: a folder to the status and output of its cases' run."""
+    return partial(_run_cases, forked_python.command)
+
+
+def _run_cases(python, folder) -> tuple[int, str]:
+    command = [python, "-m", "pytest", "-q", "tests/golden/test_cases.py", "--golden-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
 
-def test_a_folder_elsewhere_is_run_and_counted(folder):
+def test_a_folder_elsewhere_is_run_and_counted(run_cases, folder):
     status, output = run_cases(folder)
     assert status == 0, output
     assert "family a:  1 cases ran" in output
     assert "1 of 1 cases ran" in output
 
 
-def test_an_unknown_family_and_an_unreadable_case_fail(folder):
+def test_an_unknown_family_and_an_unreadable_case_fail(run_cases, folder):
     case = folder / "cases" / "a1_base_square_list.json"
     (folder / "cases" / "z_new.json").write_text(case.read_text().replace('"family":"a"', '"family":"z"'))
     (folder / "cases" / "broken.json").write_text("{")
@@ -44,14 +50,14 @@ def test_an_unknown_family_and_an_unreadable_case_fail(folder):
     assert "1 of 3 cases ran" in output
 
 
-def test_a_case_without_tensors_fails(folder):
+def test_a_case_without_tensors_fails(run_cases, folder):
     (folder / "cases" / "a1_base_square_list.safetensors").unlink()
     status, output = run_cases(folder)
     assert status == 1
     assert "0 of 1 cases ran" in output
 
 
-def test_an_empty_folder_fails(tmp_path):
+def test_an_empty_folder_fails(run_cases, tmp_path):
     status, output = run_cases(tmp_path)
     assert status == 1
     assert "no cases in" in output

@@ -7,7 +7,7 @@ the step before. So everything is compared with one process on the same global b
 import json
 import os
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,13 @@ UNCLIPPED = {"optim.warmup": 0, "optim.max_grad_norm": 1e9}
 RATES = {"vision_tower": 2e-6, "projector": 1e-5, "fusion": 5e-5, "newline": 1e-5, "language_model": 1e-5}
 
 
-def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> dict:
-    """Facts, gradients per step, losses and final weights of a run of `processes` processes."""
+@pytest.fixture(scope="module")
+def run_worker(forked_python):
+    """A function: stage, arm, keys, folder and number of processes to what `read_run` tells of their run."""
+    return partial(_run_worker, forked_python.command)
+
+
+def _run_worker(python: Path, stage: str, arm: str, keys: dict, out: Path, processes: int) -> dict:
     out.mkdir()
     keys = keys | {"run.output_dir": f"{out}/checkpoint"}
     command = [WORKER, f"scripts/train/recipes/mllm/stage{stage}.yaml", arm, json.dumps(keys), out]
@@ -33,7 +38,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     with (out / "log").open("w") as log:
-        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen([python, *map(str, command)], stdout=log, stderr=log, env=environment)
         try:
             status = process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -45,7 +50,7 @@ def run_worker(stage: str, arm: str, keys: dict, out: Path, processes: int) -> d
 
 
 def read_run(out: Path) -> dict:
-    """What worker.py and its checkpoint, out/checkpoint, tell of a run."""
+    """Facts, gradients per step, losses and final weights: what worker.py wrote, its checkpoint's in out/checkpoint."""
     history = json.loads((out / "checkpoint/trainer_state.json").read_text())["log_history"]
     record = json.loads((out / "checkpoint/run.json").read_text())
     adapter = out / "checkpoint/adapter/adapter_model.safetensors"
@@ -70,14 +75,14 @@ def stage_2_keys(tiny_keys, tmp_path_factory, make_model, make_processor) -> dic
 
 
 @pytest.fixture(scope="module")
-def one(stage_2_keys, tmp_path_factory) -> dict:
+def one(run_worker, stage_2_keys, tmp_path_factory) -> dict:
     """Stage 2 by one process without DeepSpeed: what the others must equal."""
     return run_worker("2", "grid_manager", stage_2_keys, tmp_path_factory.mktemp("one") / "run", processes=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_equal_one(stage_2_keys, one, tmp_path, strategy):
+def test_two_processes_equal_one(run_worker, stage_2_keys, one, tmp_path, strategy):
     deepspeed = None if strategy == "ddp" else f"scripts/train/deepspeed/{strategy}.json"
     keys = stage_2_keys | {"run.deepspeed": deepspeed}
     two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
@@ -100,7 +105,7 @@ LORA = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", LORA)
-def test_lora_on_two_processes(stage_2_keys, wide_start, tmp_path, case):
+def test_lora_on_two_processes(run_worker, stage_2_keys, wide_start, tmp_path, case):
     """LoRA, QLoRA and DoRA: the gathered base and adapters, and the groups after wrapping."""
     strategy = case.partition("-")[0]
     if "nf4" in LORA[case].values():
@@ -132,7 +137,7 @@ def test_lora_on_two_processes(stage_2_keys, wide_start, tmp_path, case):
 
 
 @pytest.mark.slow
-def test_adaptive_managers_under_zero3(tiny_keys, tmp_path, make_model, make_processor):
+def test_adaptive_managers_under_zero3(run_worker, tiny_keys, tmp_path, make_model, make_processor):
     """Ranks hold different numbers of images, and must still gather the managers' weights equally often."""
     model = make_model(fusion=ManagerConfig(interval=2, query="cross"))
     for manager in model.model.fusion.managers[1:]:
@@ -148,7 +153,7 @@ def test_adaptive_managers_under_zero3(tiny_keys, tmp_path, make_model, make_pro
 
 
 @pytest.mark.slow
-def test_stage_1_with_frozen_parts_under_zero3(tiny_keys, tmp_path):
+def test_stage_1_with_frozen_parts_under_zero3(run_worker, tiny_keys, tmp_path):
     keys = tiny_keys("1", **UNCLIPPED)
     one = run_worker("1", "grid_manager", keys, tmp_path / "one", processes=1)
     keys |= {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}

@@ -16,8 +16,9 @@ STAGES = ("1", "1_5", "2")
 ZERO3 = {"run.deepspeed": "scripts/train/deepspeed/zero3.json"}
 
 
-@pytest.fixture(scope="module")
-def hosts():
+@pytest.fixture
+def hosts(forked_python, monkeypatch):
+    monkeypatch.setenv("PATH", forked_python.path)  # of the scripts
     with two_hosts() as pair:
         yield pair
 

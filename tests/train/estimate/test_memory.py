@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -124,7 +123,7 @@ def test_real_tensors_of_plain_training(tiny_recipe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, tmp_path, stage):
+def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, forked_python, tmp_path, stage):
     """What each of two processes holds in bf16; DeepSpeed pads groups, so that the tiny model's differ by a few %."""
     keys = {
         "run.deepspeed": f"{DEEPSPEED}/zero{stage}.json",
@@ -134,7 +133,7 @@ def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, tmp_path, stage):
         "optim.max_steps": 2,
     }
     arguments = ["scripts/train/recipes/mllm/stage1.yaml", "grid_manager", json.dumps(tiny_keys("1", **keys))]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
+    command = [forked_python.command, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(
         [*command, *arguments, f"{tmp_path}/held.json"],

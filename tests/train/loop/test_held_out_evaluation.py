@@ -307,7 +307,7 @@ def offline_wandb(tmp_path, monkeypatch):
     yield tmp_path
     import wandb
 
-    wandb.finish()
+    wandb.teardown()  # finishes, and ends the process that writes
 
 
 def test_a_table_with_pictures_in_wandb(run, evaluated, offline_wandb):

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -202,14 +202,20 @@ sys.exit(cli.main(["train", *json.loads(sys.argv[1])]))
 """
 
 
-def started_by_hand(keys: list[dict], world_size: int) -> list[tuple[int, str]]:
+@pytest.fixture
+def started_by_hand(forked_python):
+    """A function: keys of each rank and how many ranks there should be to the ends of those that were started."""
+    return partial(_started_by_hand, forked_python.command)
+
+
+def _started_by_hand(python: Path, keys: list[dict], world_size: int) -> list[tuple[int, str]]:
     """(status, output) of ranks that find each other by RANK, WORLD_SIZE and MASTER_PORT alone, as under DeepSpeed."""
     port, processes = str(free_port()), []
     for number, own in enumerate(keys):
         facts = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, "MASTER_PORT": port, **{name: str(value) for name, value in facts.items()}}
         words = [word for key, value in own.items() for word in (f"--{key}", "none" if value is None else str(value))]
-        command = [sys.executable, "-c", RANK, json.dumps(["--recipe", RECIPE, "--arm", "grid_manager", *words])]
+        command = [python, "-c", RANK, json.dumps(["--recipe", RECIPE, "--arm", "grid_manager", *words])]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         processes.append(subprocess.Popen(command, **streams, text=True, env=environment))
     try:
@@ -225,7 +231,7 @@ def told(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith(("error: ", "Traceback", "met", "preflight "))]
 
 
-def test_ranks_without_torchrun(tiny_keys):
+def test_ranks_without_torchrun(started_by_hand, tiny_keys):
     keys = tiny_keys("1")
     (first, output), (second, silent) = started_by_hand([keys] * 2, 2)
     assert (first, second, told(silent)) == (0, 0, ["met"])
@@ -233,7 +239,7 @@ def test_ranks_without_torchrun(tiny_keys):
     assert [line.split()[0] for line in output.splitlines() if line[:1].isdigit()] == ["0-1"]
 
 
-def test_ranks_without_torchrun_that_differ(tiny_keys):
+def test_ranks_without_torchrun_that_differ(started_by_hand, tiny_keys):
     keys = tiny_keys("1", **{"optim.global_batch_size": 6})
     ends = started_by_hand([keys, keys, keys | {"data.max_length": 99}], 3)
     host = socket.gethostname()
@@ -241,23 +247,23 @@ def test_ranks_without_torchrun_that_differ(tiny_keys):
     assert [(status, told(output)) for status, output in ends] == [(2, [line]), (2, []), (2, [])]
 
 
-def test_a_mistake_that_one_rank_finds_before_is_told_to_all(tiny_keys):
+def test_a_mistake_that_one_rank_finds_before_is_told_to_all(started_by_hand, tiny_keys):
     keys = tiny_keys("1")
     ends = started_by_hand([keys, keys | {"data.image_folder": "gone"}], 2)
     line = f"error: rank 1 on {socket.gethostname()}: data.image_folder gone is not a folder"
     assert [(status, told(output)) for status, output in ends] == [(2, [line]), (2, [])]
 
 
-def test_a_mistake_of_all_ranks_names_none(tiny_keys):
+def test_a_mistake_of_all_ranks_names_none(started_by_hand, tiny_keys):
     keys = tiny_keys("1", **{"data.image_folder": "gone"})
     ends = started_by_hand([keys] * 2, 2)
     assert [told(output) for _, output in ends] == [["error: data.image_folder gone is not a folder"], []]
 
 
-def test_a_rank_that_never_comes_is_waited_for_in_vain(tiny_keys):
-    keys = tiny_keys("1", **{"run.startup_timeout": 12, "optim.global_batch_size": 6})
+def test_a_rank_that_never_comes_is_waited_for_in_vain(started_by_hand, tiny_keys):
+    keys = tiny_keys("1", **{"run.startup_timeout": 6, "optim.global_batch_size": 6})
     ends = started_by_hand([keys] * 2, 3)
     assert [status for status, _ in ends] == [2, 2]
     (line,) = told(ends[0][1])
     assert line.startswith("error: rank 0 on ")
-    assert " in 12 s: " in line
+    assert " in 6 s: " in line
