@@ -2,6 +2,7 @@
 # Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh and stage2.sh.
 #
 #   --arm baseline|grid|METHOD|grid_METHOD (METHOD: a file of recipes/fusion, such as manager)
+#   --size 7b   with Qwen2-7B-Instruct in place of the 0.5B model: recipes/mllm/STAGE_7b.yaml
 #   --override FILE.yaml    --key value (any key of the recipe, dotted)    --checkpoints FOLDER (of all stages)
 #   --hostfile FILE   the same as HOSTFILE, below
 #   --dry_run   print the resolved recipe, the steps, the memory and what trains, in one process, and exit
@@ -19,14 +20,17 @@ set -euo pipefail
 
 stage=$1
 shift
-arguments=(--recipe "$(dirname "$0")/recipes/mllm/$stage.yaml")
+arguments=()
 while [ $# -gt 0 ]; do
     case $1 in
     --hostfile) HOSTFILE=${2:?--hostfile needs a file} && shift 2 ;;
     --hostfile=*) HOSTFILE=${1#*=} && shift ;;
+    --size) stage=${stage}_${2:?--size needs the size of a language model} && shift 2 ;;
+    --size=*) stage=${stage}_${1#*=} && shift ;;
     *) arguments+=("$1") && shift ;;
     esac
 done
+arguments=(--recipe "$(dirname "$0")/recipes/mllm/$stage.yaml" "${arguments[@]}")
 set -- "${arguments[@]}"
 if [ -n "${HOSTFILE:-}" ] && [ ! -r "$HOSTFILE" ]; then
     echo "error: the hostfile $HOSTFILE cannot be read" >&2

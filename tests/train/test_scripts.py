@@ -42,8 +42,9 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 def test_no_script_is_left_out():
     assert {path.stem for path in SCRIPTS.glob("*.s*")} == {*STAGES, "launch", "slurm"}
     assert {path.stem for path in (SCRIPTS / "mixtures").glob("*.yaml")} == set(STAGES)
-    assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {"model_0_5b"}
-    assert {path.stem for path in (SCRIPTS / "recipes/mllm").glob("*.yaml")} == {*STAGES, "base", "all_trained"}
+    assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {"model_0_5b", "model_7b"}
+    recipes = {path.stem for path in (SCRIPTS / "recipes/mllm").glob("*.yaml")}
+    assert recipes == {*STAGES, *(f"{stage}_7b" for stage in STAGES), "base", "all_trained"}
 
 
 @pytest.mark.parametrize(("stage", "flag"), [*zip(STAGES, ("--dry_run", "--dry-run", "--dry_run"))])
@@ -58,6 +59,14 @@ def test_dry_run_of_every_script(stage, flag):
     assert f"batch       512 = {batch} x {accumulation} accumulated x 16 processes" in done.stdout
     assert "steps       10\n" in done.stdout
     assert "total           893,699,744" in done.stdout
+
+
+def test_another_size_of_language_model():
+    done = run("stage2", "--size", "7b", "--arm", "grid_manager", "--print", "run.output_dir")
+    assert (done.returncode, done.stdout) == (0, "playground/checkpoints/stage2_7b-grid_manager\n"), done.stderr
+    done = run("stage2", "--size=8b", "--print", "run.output_dir")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: scripts/train/recipes/mllm/stage2_8b.yaml: cannot be read")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -3,11 +3,11 @@
 States are counted as torch and DeepSpeed 0.19 allocate them, for P parameters, T of them trained, n processes and
 w bytes of the precision (2 in bf16, 4 in fp32). The 12 T are the K = 12 of ZeRO (Rajbhandari et al. 2020, section 3).
 
-| state     | no ZeRO  | ZeRO-2   | ZeRO-3   |                                                                      |
-|-----------|----------|----------|----------|----------------------------------------------------------------------|
-| weights   | 4 P      | w P      | w P / n  | without ZeRO autocast works with fp32 weights                        |
-| gradients | 4 T      | w T / n  | w T / n  |                                                                      |
-| optimizer | 8 T      | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights                |
+| state     | no ZeRO         | ZeRO-2   | ZeRO-3   |                                                                |
+|-----------|-----------------|----------|----------|----------------------------------------------------------------|
+| weights   | 4 T + w (P - T) | w P      | w P / n  | without ZeRO autocast works with fp32 weights where they train |
+| gradients | 4 T             | w T / n  | w T / n  |                                                                |
+| optimizer | 8 T             | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights          |
 
 Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-2 (zero/stage_1_and_2.py): a
 bucket of w `reduce_bucket_size`, two if communication overlaps. ZeRO-3 (zero/stage3.py): one bucket, and the weights
@@ -140,7 +140,8 @@ def estimate(
 def _states(strategy: Strategy, part: Component, processes: int, width: int) -> dict[str, float]:
     weights, trained = part.num_parameters, part.num_trainable
     if strategy.stage == 0:
-        return dict(zip(STATES, (FP32 * weights, FP32 * trained, MOMENTS * trained)))
+        held = FP32 * trained + width * (weights - trained)
+        return dict(zip(STATES, (held, FP32 * trained, MOMENTS * trained)))
     shared = trained / processes
     optimizer = (FP32 + MOMENTS) * shared
     gradients = width * (shared if strategy.stage >= 2 else trained)
@@ -228,7 +229,10 @@ def describe_memory(
         f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
         f"checkpointed: {', '.join(checkpointed) or 'nothing'}; * is this recipe's"
     )
-    return f"{assumed}\n\n{memory_table(estimates, used)}"
+    whole = FP32 * sum(component.num_parameters for component in components)
+    who = "the first process alone holds" if recipe.lora.base == "full" else "every process holds"
+    loading = f"host        while the model is loaded {who} it in float32 there: {in_bytes(whole)}"
+    return f"{assumed}\n{loading}\n\n{memory_table(estimates, used)}"
 
 
 def memory_table(estimates: Sequence[Estimate], used: Strategy) -> str:

@@ -43,7 +43,7 @@ def components_05b():
 @pytest.mark.parametrize(
     ("strategy", "weights", "gradients", "optimizer", "buffers"),
     [
-        (Strategy("", 0), 4 * P, 4 * T, 8 * T, 4 * T + 2 * T),
+        (Strategy("", 0), 4 * T + 2 * (P - T), 4 * T, 8 * T, 4 * T + 2 * T),
         (Strategy("", 2, 200_000_000), 2 * P, T / 8, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000, overlap=False), 2 * P, T / 8, 12 * T / 16, 2 * 2e8 + T / 4),
         (Strategy("", 3, 896**2), P / 8, T / 8, 12 * T / 16, 2 * 896**2 + T / 4 + 2 * P * 15 / 16),

@@ -7,13 +7,14 @@ import yaml
 
 from llava.errors import LlavaError
 from llava.fusion.config import ManagerConfig, NoneConfig
-from llava.train.recipe.dotted import read_yaml
+from llava.train.recipe.dotted import flatten, read_yaml
 from llava.train.recipe.load import StageFile, load_recipe
 
 RECIPES = "scripts/train/recipes/mllm"
 STAGES = ("1", "1_5", "2")
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 PATHS = {stage: f"{RECIPES}/stage{stage}.yaml" for stage in STAGES}
+SEVEN_B = {stage: f"{RECIPES}/stage{stage}_7b.yaml" for stage in STAGES}
 
 
 def load(stage="2", arm="baseline", overrides=(), **keys):
@@ -47,6 +48,23 @@ def test_the_papers_values(stage, lr, tower_lr, managers_lr, batch, max_length, 
     assert (recipe.data.max_length, recipe.data.template, recipe.data.label_rule) == (max_length, template, "answers")
     trained = {name for name in vars(components) if getattr(components, name).trained}
     assert trained == ({"projector", "fusion"} if stage == "1" else set(vars(components)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_7b_is_the_same_but_for_the_model_and_its_states(stage):
+    """Its rates too are the paper's for 0.5B."""
+    small, large = (flatten(load_recipe(path, "grid").to_dict()) for path in (PATHS[stage], SEVEN_B[stage]))
+    changed = {key for key in small if small[key] != large[key]}
+    assert changed == {"model.sizes", "run.output_dir"} | (
+        {"model.language_model"} if stage == "1" else {"model.start_from", "run.deepspeed"}
+    )
+    assert large["run.output_dir"] == small["run.output_dir"].replace(f"stage{stage}-", f"stage{stage}_7b-")
+    assert Path(large["run.deepspeed"]).name == ("zero2.json" if stage == "1" else "zero3.json")
+
+
+def test_each_7b_stage_starts_where_the_one_before_ended():
+    stages = [load_recipe(SEVEN_B[stage], "grid_manager") for stage in STAGES]
+    assert [stage.model.start_from for stage in stages[1:]] == [stage.run.output_dir for stage in stages[:-1]]
 
 
 def test_the_tiling_of_the_grid_arms():
