@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import PreTrainedModel, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
@@ -30,7 +30,7 @@ from llava.train.loop.components import freeze, split_components
 from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.stop import die_with_launcher
 from llava.train.loop.trainer import LlavaTrainer
-from llava.train.mllm.build import build, trains_in_bf16
+from llava.train.mllm.build import build, lower_precision, trains_in_bf16
 from llava.train.mllm.data import held_out, sizes_once, supervised_dataset
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
@@ -44,6 +44,7 @@ from llava.train.ranks.process_group import (
     rank,
     start_process_group,
 )
+from llava.train.ranks.shared_weights import share_weights
 from llava.train.ranks.waiting import meet
 from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe, RunRecipe
@@ -104,9 +105,12 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     set_seed(recipe.run.seed)
     if recipe.run.deterministic:
         repeat_bits()
-    model, processor = build(recipe)
+    shared = recipe.lora.base == "full"  # each rank quantises by itself
+    load_weights = partial(build, recipe, with_weights=rank() == 0 or not shared)
+    model, processor = first_on_each_host(load_weights, recipe.run.startup_timeout)
     components = split_components(model, recipe)
     freeze(components)
+    lower_precision(model, recipe)
     prepare_layers(model, recipe)
     load = partial(load_mixture, recipe.data.mixture, recipe.run.seed)
     mixture = first_on_each_host(load, recipe.run.startup_timeout)
@@ -121,6 +125,8 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     meet(recipe.run.startup_timeout)
     start_process_group(recipe.run)
     arguments = training_arguments(recipe, plan)
+    if shared:
+        share_weights(model, arguments.device, zero_3_configuration(arguments, model))
     positions = model.config.text_config.max_position_embeddings
     dataset = supervised_dataset(recipe, mixture.samples, processor, positions)
     sizes = sizes_once(recipe, dataset)
@@ -273,3 +279,12 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         per_device_eval_batch_size=recipe.eval.batch_size or optim.batch_size,
         seed=run.seed,
     )
+
+
+def zero_3_configuration(arguments: TrainingArguments, model: PreTrainedModel) -> dict | None:
+    """DeepSpeed's configuration as the Trainer completes it for this model; None unless parameters are partitioned."""
+    if not arguments.deepspeed or not arguments.hf_deepspeed_config.is_zero3():
+        return None
+    config = arguments.hf_deepspeed_config
+    config.trainer_config_finalize(arguments, model, num_training_steps=0)  # for a schedule, which it has none of
+    return config.config

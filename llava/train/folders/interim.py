@@ -46,6 +46,7 @@ FREE_KEYS = (
     "run.save_steps",
     "run.save_minutes",
     "run.keep_last",
+    "run.interim_weights",
     "run.resume",
     "run.reshape",
 )

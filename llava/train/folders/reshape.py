@@ -31,10 +31,13 @@ def join_states(checkpoint: Path, step: int, folder: Path) -> None:
 
 
 def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: Path) -> None:
-    """Sets float32 weights, moments and the number of steps from `folder`; every rank calls it, in the same order.
+    """Sets weights, moments and the number of steps from `folder`; every rank calls it, in the same order.
+
+    What is frozen stays as the stage started with it.
 
     model: as DeepSpeed has partitioned it. optimizer: DeepSpeed's.
     """
+    from deepspeed.runtime.zero import GatheredParameters
     from deepspeed.utils import lazy_init_hp_params_optimizer_state, safe_set_full_fp32_param
     from deepspeed.utils import safe_set_full_optimizer_state as set_state
 
@@ -50,7 +53,10 @@ def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: 
             lazy_init_hp_params_optimizer_state(parameters, piece, adamw.state)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            safe_set_full_fp32_param(parameter, _read(folder / "zero" / name / "fp32.pt", parameter))
+            weight = _read(folder / "zero" / name / "fp32.pt", parameter)
+            safe_set_full_fp32_param(parameter, weight)
+            with GatheredParameters(parameter, modifier_rank=0):
+                parameter.data.copy_(weight)
             for moment in MOMENTS:
                 set_state(parameter, _read(folder / "zero" / name / f"{moment}.pt", parameter), moment)
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:  # it imports torch
 
 MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples
-BYTES_PER_PARAMETER = 4  # weights are saved in the precision they train in, at most float32
 
 
 def check_start_folders(recipe: Recipe) -> None:
@@ -91,7 +90,7 @@ def check_output_folder(recipe: Recipe) -> None:
 
 
 def check_disk(output_dir: str, components: Sequence) -> None:
-    """Compares a checkpoint's size with what is free.
+    """Compares a checkpoint's size, of weights in the precision that they train in, with what is free.
 
     Args:
         output_dir: run.output_dir.
@@ -100,7 +99,7 @@ def check_disk(output_dir: str, components: Sequence) -> None:
     Raises:
         LlavaError: unless its disk has room for a checkpoint beside what stands there.
     """
-    needed = sum(component.num_parameters for component in components) * BYTES_PER_PARAMETER + OTHER_BYTES
+    needed = sum(component.num_bytes for component in components) + OTHER_BYTES
     free = free_bytes(Path(output_dir).absolute().parent)
     if free < needed:
         raise LlavaError(

@@ -28,6 +28,11 @@ class Component:
         return sum(full_shape(parameter).numel() for parameter in self.parameters.values())
 
     @property
+    def num_bytes(self) -> int:
+        """Of them in a checkpoint."""
+        return sum(map(saved_bytes, self.parameters.values()))
+
+    @property
     def num_trainable(self) -> int:
         """Of these, what trains."""
         return sum(full_shape(p).numel() for p in self.parameters.values() if p.requires_grad)
@@ -37,6 +42,13 @@ def full_shape(parameter: nn.Parameter) -> torch.Size:
     """The parameter's shape before ZeRO-3 partitioned it, or bitsandbytes packed it."""
     quant_state = getattr(parameter, "quant_state", None)
     return quant_state.shape if quant_state is not None else getattr(parameter, "ds_shape", parameter.shape)
+
+
+def saved_bytes(parameter: nn.Parameter) -> int:
+    """Bytes of the whole parameter in a checkpoint of the model, where what bitsandbytes packed is unpacked again."""
+    quant_state = getattr(parameter, "quant_state", None)
+    dtype = parameter.dtype if quant_state is None else quant_state.dtype
+    return full_shape(parameter).numel() * dtype.itemsize
 
 
 def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:

@@ -22,7 +22,7 @@ from llava.train.folders.interim import (
 )
 from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import write_model
-from llava.train.loop.components import full_shape
+from llava.train.loop.components import full_shape, saved_bytes
 from llava.train.ranks.process_group import gathered, rank
 from llava.train.recipe.schema import RunRecipe
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises RuntimeError when a disk is full
-STATE_BYTES = 12  # of a trained parameter: its float32 copy and AdamW's two moments
+MOMENTS = 8  # bytes of a trained parameter: AdamW's two
+MASTER = 4  # bytes of a trained parameter: the float32 copy that ZeRO steps
 
 
 class InterimSaver:
@@ -44,12 +45,13 @@ class InterimSaver:
         resume: what the run goes on from, and what its checkpoints note.
         model: for the room that a checkpoint needs.
         processor: saved with the weights, so that a stage can start from a checkpoint.
-        under_deepspeed: DeepSpeed writes its own files too.
+        zero_stage: of DeepSpeed, which writes its own files too; None without it.
         processes: how many write.
 
     Attributes:
         last: the last checkpoint that is complete, known on the first rank; None before there is one.
         folder: where the one that is being written stands, as checkpoint-STEP.
+        with_weights: whether checkpoints hold the whole model beside the states.
     """
 
     def __init__(
@@ -58,14 +60,15 @@ class InterimSaver:
         resume: ResumePoint,
         model: PreTrainedModel,
         processor: ProcessorMixin,
-        under_deepspeed: bool,
+        zero_stage: int | None,
         processes: int,
     ):
         self.run = run
         self.facts = resume.facts
         self.model = model
         self.processor = processor
-        self.under_deepspeed = under_deepspeed
+        self.zero_stage = zero_stage
+        self.with_weights = zero_stage != 3 or run.interim_weights  # only ZeRO-3 has to gather them
         self.processes = processes
         self.last = resume.checkpoint
         self.folder = checkpoints_folder(run.output_dir) / "writing"
@@ -121,16 +124,22 @@ class InterimSaver:
     def _start(self) -> None:
         folder = start_checkpoint(self.run.output_dir)
         last = next(iter(complete_checkpoints(folder.parent)), None)
-        if last is not None:
-            needed = sum(read_mark(last)["files"].values())
-        else:
-            parameters = list(self.model.parameters())
-            copies = 2 if self.under_deepspeed else 1  # DeepSpeed writes the weights once more
-            needed = sum(copies * p.element_size() * full_shape(p).numel() for p in parameters)
-            needed += sum(STATE_BYTES * full_shape(p).numel() for p in parameters if p.requires_grad)
+        needed = self.state_bytes() if last is None else sum(read_mark(last)["files"].values())
         free = free_bytes(folder)
         if free < needed:
             raise OSError(f"it needs about {in_bytes(needed)}, {in_bytes(free)} are free")
+
+    def state_bytes(self) -> int:
+        """Bytes of a checkpoint's weights and states: the model as a folder, and what DeepSpeed or AdamW have."""
+        parameters = list(self.model.parameters())
+        weights = sum(map(saved_bytes, parameters))
+        frozen = sum(saved_bytes(p) for p in parameters if not p.requires_grad)
+        trained = sum(full_shape(p).numel() for p in parameters if p.requires_grad)
+        needed = weights if self.with_weights else 0
+        if self.zero_stage is None:
+            return needed + MOMENTS * trained
+        # DeepSpeed writes the weights once more, of those that ZeRO-3 has cut only what is frozen.
+        return needed + (frozen if self.zero_stage == 3 else weights) + (MASTER + MOMENTS) * trained
 
     def _finish(self, step: int, failures: list[str], totals: dict, started: float) -> None:
         if not failures:

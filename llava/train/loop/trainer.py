@@ -72,7 +72,7 @@ OVERRIDDEN = {
     "evaluation_loop": "the mean over all tokens of all ranks; the Trainer's own is a mean of batches' means",
     "_get_output_dir": "interim checkpoints stand beside the stage's output",
     "_save_checkpoint": "is whole or not there, and one that cannot be written does not end the training",
-    "save_model": "gathers the weights, and writes what a stage can start from",
+    "save_model": "gathers the weights where that costs little or is asked for, and writes what a stage can start from",
     "_save_optimizer_and_scheduler": "a rank that cannot write carries on where the others wait for it",
     "_save_rng_state": "likewise",
 }
@@ -128,7 +128,7 @@ class LlavaTrainer(Trainer):
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), args.device)
         self.totals = Totals(args.device, started, resume.totals)
         self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(args))
-        self.saver = InterimSaver(run, resume, model, processor, self.is_deepspeed_enabled, args.world_size)
+        self.saver = InterimSaver(run, resume, model, processor, self.zero_stage, args.world_size)
         self.stop_request = StopRequest()
         self.save_and_stop = SaveAndStop(run, self.stop_request)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
@@ -227,7 +227,6 @@ class LlavaTrainer(Trainer):
         if self.resume.joined_states is None:
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         else:
-            self._load_from_checkpoint(resume_from_checkpoint)
             prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
             set_states(self.model, self.deepspeed.optimizer, self.state.global_step, self.resume.joined_states)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # DeepSpeed's part is done; this is the schedule
@@ -272,12 +271,25 @@ class LlavaTrainer(Trainer):
 
     # Checkpoints
 
+    @property
+    def zero_stage(self) -> int | None:
+        """DeepSpeed's, None without it."""
+        if not self.args.deepspeed:
+            return None
+        return self.args.hf_deepspeed_config.get_value("zero_optimization.stage")
+
     def gather_weights(self) -> dict[str, torch.Tensor]:
-        """The model's weights, whole on the first rank; every rank calls it. Tied weights are there once."""
+        """The model's weights, whole on the first rank, nothing on the others; every rank calls it.
+
+        Tied weights are there once.
+        """
+        if self.zero_stage != 3 and not self.args.should_save:
+            return {}  # nothing is exchanged, and under ZeRO-2 a copy would be made
         weights = self.accelerator.get_state_dict(self.model_wrapped)
-        if self.args.should_save:
-            for name in self.model.all_tied_weights_keys:
-                weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
+        if not self.args.should_save:
+            return {}
+        for name in self.model.all_tied_weights_keys:
+            weights.pop(name, None)  # ZeRO-2 hands out copies, which would be saved twice
         return weights
 
     def joined_totals(self) -> dict:
@@ -292,7 +304,9 @@ class LlavaTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Writes weights and processor on the first rank; every rank calls it."""
+        """Writes weights and processor on the first rank, where a checkpoint has them; every rank calls it."""
+        if not self.saver.with_weights:
+            return
         weights = self.gather_weights()
         if self.args.should_save:
             self.saver.write_weights(weights, output_dir)

@@ -1,13 +1,14 @@
 """The model and the processor that a stage trains, from the folders that its recipe names.
 
-Every rank loads the whole model in float32 on the CPU, before DeepSpeed is configured; DeepSpeed or DDP then moves,
-partitions and broadcasts it. That needs 4 bytes of host memory per parameter and rank (3.6 GB at 0.5B) and keeps
-initialisation out of ZeRO-3's hands: new parts begin alike whatever the strategy.
+The first rank loads the whole model in float32 on the CPU, 4 bytes of its host's memory per parameter, and draws what
+is new: new parts begin alike whatever the strategy. The others build it without weights and are sent them once the
+ranks are connected, see llava/train/ranks/shared_weights.py.
 """
 
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -17,6 +18,7 @@ from transformers import (
 )
 
 from llava.checkpoint.compose import load_parts, make_processor, pixel_statistics
+from llava.checkpoint.folder import GENERATION_CONFIG
 from llava.checkpoint.loading import load_model
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
@@ -116,9 +118,20 @@ def build_on_meta(config: LlavaOVManagerConfig, recipe: Recipe) -> LlavaOVManage
     return model
 
 
-def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
-    """The model in float32 on the CPU, and its processor. New parts are drawn from torch's global generator."""
-    model, processor = _continue(recipe) if recipe.model.start_from is not None else _compose(recipe)
+def build(
+    recipe: Recipe, with_weights: bool = True
+) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
+    """The model in float32, and its processor.
+
+    Args:
+        recipe: checked.
+        with_weights: Whether the weights are loaded, on the CPU, and new ones drawn from torch's global generator; else
+            the model is on the meta device.
+
+    Raises:
+        LlavaError: What the recipe starts from does not fit.
+    """
+    model, processor = (_compose if recipe.model.start_from is None else _continue)(recipe, with_weights)
     model.config.image_mean = processor.image_processor.image_mean
     model.config.image_std = processor.image_processor.image_std
     attach_adapters(model, recipe, torch.bfloat16 if trains_in_bf16(recipe) else torch.float32)
@@ -127,35 +140,58 @@ def build(recipe: Recipe) -> tuple[LlavaOVManagerForConditionalGeneration, Llava
     return model, processor
 
 
-def _continue(recipe: Recipe):
+def _continue(recipe: Recipe, with_weights: bool):
     """From the checkpoint of the stage before, its adapters merged; its fusion alone may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
     has_fusion = LlavaOVManagerConfig.from_pretrained(folder).fusion.method != "none"
     config = model_config(recipe, turn_token_ids(processor.tokenizer))
-    try:
-        model = load_model(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation=attention_implementation(recipe),
-            may_be_new=() if has_fusion else (FUSION,),
-        )
-    except LlavaError as error:
-        raise LlavaError(f"model.start_from {error}") from error
+    if with_weights:
+        try:
+            model = load_model(
+                folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=attention_implementation(recipe),
+                may_be_new=() if has_fusion else (FUSION,),
+            )
+        except LlavaError as error:
+            raise LlavaError(f"model.start_from {error}") from error
+    else:
+        model = _new_model(config, recipe, torch.device("meta"))
+        if Path(folder, GENERATION_CONFIG).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
     processor.image_processor.tiling = model.config.tiling
     return model, processor
 
 
-def _compose(recipe: Recipe):
+def _compose(recipe: Recipe, with_weights: bool):
     """From a vision tower and a language model; projector, fusion and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
     vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
     config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary) | turn_token_ids(tokenizer))
-    model = AutoModelForImageTextToText.from_config(
-        config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
-    )
-    load_parts(model, Path(recipe.model.vision_tower), Path(recipe.model.language_model))
+    model = _new_model(config, recipe, torch.device("cpu" if with_weights else "meta"))
+    if with_weights:
+        load_parts(model, Path(recipe.model.vision_tower), Path(recipe.model.language_model))
     # The language model's own generation settings (Qwen2-Instruct: sampling, repetition_penalty 1.1) are not ours.
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model, make_processor(config, tokenizer, pixel_statistics((Path(recipe.model.vision_tower),)))
+
+
+def _new_model(config: LlavaOVManagerConfig, recipe: Recipe, device: torch.device):
+    with device:
+        return AutoModelForImageTextToText.from_config(
+            config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
+        )
+
+
+def lower_precision(model: nn.Module, recipe: Recipe) -> None:
+    """Rounds to bfloat16, where training runs in it, what needs no more: frozen weights, and all under DeepSpeed.
+
+    DeepSpeed would do so itself, but only once every rank holds the weights in float32.
+    """
+    if not trains_in_bf16(recipe):
+        return
+    for parameter in model.parameters():
+        if parameter.dtype == torch.float32 and (recipe.run.deepspeed is not None or not parameter.requires_grad):
+            parameter.data = parameter.data.to(torch.bfloat16)

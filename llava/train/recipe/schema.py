@@ -242,6 +242,8 @@ class RunRecipe:
         save_minutes: Minutes between two checkpoints of the unfinished run, where steps do not come first; none for no
             such rhythm.
         keep_last: How many checkpoints of the unfinished run are kept.
+        interim_weights: Whether those checkpoints also hold the whole model under ZeRO-3, as a folder to start from or
+            to evaluate, which gathers it on the first process each time; without ZeRO-3 they always do.
         resume: Whether a stage that is started again goes on from its last checkpoint; false deletes them and starts
             anew.
         reshape: Whether a run may go on with another number of processes, which draw other noise.
@@ -262,6 +264,7 @@ class RunRecipe:
     save_steps: Count | None = 500
     save_minutes: Annotated[float, Bounds(0, hint=" (none is never)")] | None = 30
     keep_last: Count = 2
+    interim_weights: bool = False
     resume: bool = True
     reshape: bool = False
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
 
 from llava.errors import LlavaError
 from llava.train.mllm.build import build, build_on_meta, config_from_sizes
+from llava.train.stage import prepare, train
 
 
 @pytest.fixture
@@ -158,3 +159,21 @@ def test_the_real_sizes(tiny_recipe, arm, managers):
     newline = 896
     assert sum(parameter.numel() for parameter in model.parameters()) == 893_617_312 + newline + managers
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+
+
+def test_frozen_parts_are_in_bfloat16_where_training_is(tiny_recipe):
+    """Without DeepSpeed what trains stays in float32, as AdamW needs it; the losses are those of float32, nearly."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trainer = prepare(tiny_recipe("1", **{"run.precision": precision, "optim.warmup": 0})).trainer
+        dtypes = {
+            component.name: {parameter.dtype for parameter in component.parameters.values()}
+            for component in trainer.components
+        }
+        train(trainer)
+        losses[precision] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    frozen = {name: {torch.bfloat16} for name in ("vision_tower", "newline", "language_model")}
+    assert dtypes == frozen | {name: {torch.float32} for name in ("projector", "fusion")}
+    assert len(losses["fp32"]) == 4
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+    assert losses["bf16"] != losses["fp32"]
