@@ -72,7 +72,8 @@ class FusionCost:
 
     maps: how many more maps pass the model's projector. from_states: operations of the method's own products with
     states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of maps.
-    kept: values that autograd keeps of the method's own products.
+    kept: values that autograd keeps of the method's own products. first_layer: the first of the language model that
+    depends on the method's weights.
     """
 
     maps: int = 0
@@ -80,6 +81,7 @@ class FusionCost:
     from_weights: int = 0
     sums: int = 0
     kept: int = 0
+    first_layer: int = 0
 
 
 class SelfInitialised(nn.Module):

@@ -45,7 +45,11 @@ class DeepstackQwen3(Fusion[DeepstackQwen3Config, int]):
         """Two products a merger, both behind weights, the norm's; kept is what norm, matrices and GELU give."""
         vision, text = sizes.vision_width, sizes.text_width
         tokens = len(named(config.vision_layers)) * sizes.crop_tokens
-        return FusionCost(from_weights=2 * tokens * vision * (vision + text), kept=tokens * (3 * vision + text))
+        return FusionCost(
+            from_weights=2 * tokens * vision * (vision + text),
+            kept=tokens * (3 * vision + text),
+            first_layer=named(config.injection_layers)[0],
+        )
 
     @property
     def packed_keys(self) -> tuple[int, ...]:

@@ -159,6 +159,7 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
         return FusionCost(
             maps=len(config.tower_layers(sizes.vision_layers)) - 1,
             sums=2 * summed * sizes.text_width * sizes.crop_tokens,
+            first_layer=named(config.injection_layers)[0],
         )
 
     def _is_static(self, number: int) -> bool:

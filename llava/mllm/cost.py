@@ -42,7 +42,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     """Operations of a forward and a backward pass.
 
     trained: names of the components that train, see llava.train.loop.components. A product of weights and activations
-    costs one more in the backward pass where the weights train, and one where something in front of it does.
+    costs one more in the backward pass where the weights train, and one where something in front of it does. Where
+    fusion trains alone, that goes back to the first layer of the language model that it reaches.
     """
     tower, projector, fusion, text = (
         name in trained for name in ("vision_tower", "projector", "fusion", "language_model")
@@ -51,6 +52,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     patches, layers = _tower(config)
     method = config.fusion.implementation().cost(config.fusion, config.sizes)
     first, second = _projector(config, 1 + method.maps)
+    text_layers = config.text_config.num_hidden_layers
+    behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
     return Cost(
         crop=patches * (1 + tower)
         + layers * (1 + 2 * tower)
@@ -59,8 +62,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
         + method.from_states * (1 + fusion + tower)
         + method.from_weights * (1 + fusion + (fusion or tower))
         + method.sums * (1 + 2 * anything),
-        token=_text_layers(config) * (1 + text + anything),
-        token_pair=_text_attention(config) * (1 + 2 * anything),
+        token=_text_layer(config) * (text_layers * (1 + text) + behind),
+        token_pair=_text_attention(config) * (text_layers + 2 * behind),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
     )
 
@@ -80,13 +83,13 @@ def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
     return 2 * tokens * config.fusion.visual_width(config.sizes) * width, 2 * tokens * width**2
 
 
-def _text_layers(config: LlavaOVManagerConfig) -> int:
-    """Of one token: query, key, value and output matrices and three of the MLP, in every layer."""
+def _text_layer(config: LlavaOVManagerConfig) -> int:
+    """Of one token in one layer: query, key, value and output matrices and three of the MLP."""
     text = config.text_config
     width, key_width = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-    return 2 * text.num_hidden_layers * width * (2 * width + 2 * key_width + 3 * text.intermediate_size)
+    return 2 * width * (2 * width + 2 * key_width + 3 * text.intermediate_size)
 
 
 def _text_attention(config: LlavaOVManagerConfig) -> int:
-    """Of one token pair: scores and weighted values, 4 operations a channel, of which causality leaves half."""
-    return 2 * config.text_config.num_hidden_layers * config.text_config.hidden_size
+    """Of one token pair in one layer: scores and weighted values, 4 operations a channel; causality leaves half."""
+    return 2 * config.text_config.hidden_size

@@ -189,7 +189,7 @@ def test_as_many_states_as_layers(make_config):
         make_config(fusion={"method": "deepstack_qwen3", "vision_layers": [1, 2]})
 
 
-TRAINED = [(), ("vision_tower",), ("projector", "fusion"), ("language_model",), tuple(PREFIXES)]
+TRAINED = [(), ("vision_tower",), ("fusion",), ("projector", "fusion"), ("language_model",), tuple(PREFIXES)]
 
 
 @pytest.mark.parametrize("trained", TRAINED, ids=lambda trained: "+".join(trained) or "forward")

@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import image_layout
+from llava.fusion.config import ManagerConfig
 from llava.mllm.cost import forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.loop.trainer import supervised_only
@@ -67,6 +68,15 @@ def test_forward_and_backward(eager_model, trained, managers):
     found, units = counted(model, 60, 20, backward=True)
     cost = training_cost(model.config, trained)
     assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES[managers])
+
+
+def test_managers_that_train_alone_leave_the_layers_before_them_out(eager_model):
+    model = eager_model(fusion=ManagerConfig((3, 4), (3, 5)))
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(PREFIXES["fusion"]))
+    found, units = counted(model, 60, 20, backward=True)
+    cost = training_cost(model.config, ("fusion",))
+    assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES["paper"])
 
 
 def test_nothing_trains(make_config):
