@@ -1,6 +1,7 @@
 """The parts of gpu_check.py. Each runs in a process of its own and yields its rows as they come.
 
 The models have random weights at the sizes of SigLIP so400m and Qwen2-0.5B, the images are noise; nothing is loaded.
+Training by the command that users give is in gpu_training.py.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from bench_eval import noise_images, random_engine
 from bench_sides import ARMS, Side, our_loss
 from gpu_meter import memory_of, seconds_of, start_memory, synchronize
 from gpu_place import MICRO_BATCH, Place, side_row, speed
+from gpu_training import training
 from torch import distributed
 
 from llava.data.schema import Dialogue
@@ -226,7 +228,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-PARTS = {part.__name__: part for part in (device, arms, attention, packing, zero2, zero3, generation, precision)}
+ALL = (device, training, arms, attention, packing, zero2, zero3, generation, precision)
+PARTS = {part.__name__: part for part in ALL}
 
 
 def main() -> None:

@@ -3,6 +3,9 @@
 import importlib
 import json
 import os
+import re
+import shutil
+import subprocess
 import sys
 import time
 import warnings
@@ -13,6 +16,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from llava.train.main import main as train
 from tests.paths import ROOT
 
 CUDA = torch.device("cuda")  # a name; nothing runs there
@@ -139,6 +143,38 @@ def test_precision_at_tiny_size(script, place):
     assert exact["losses"][-1] < exact["losses"][0]
     assert exact["losses"] != rounded["losses"]
     assert 0 < rounded["largest_difference"] < 0.01
+
+
+def test_training_as_a_run_launches_it(script, place, tiny_model_dir, make_image, monkeypatch, capsys):
+    """The commands are played; the launch's recipe is resolved by the real one."""
+    training, commands = script("gpu_training"), []
+
+    def run(*command, **variables):
+        commands.append(list(command))
+        if "--checkpoints" in command:
+            folder = Path(command[command.index("--checkpoints") + 1], "stage1-manager")
+            shutil.copytree(tiny_model_dir, folder)
+            (folder / "run.json").write_text(json.dumps({"steps": 5, "train_loss": 2.5}))
+            assert variables == {"NPROC_PER_NODE": "1", "DS_ACCELERATOR": "cpu"}
+        elif "make" in command:
+            Path(command[5]).mkdir()
+            make_image().save(Path(command[5], "example.png"))
+
+    monkeypatch.setattr(training, "_run", run)
+    trained, answered = training.training(place)
+    assert (trained["side"], trained["last_loss"]) == ("stage 1 of grid_manager, 5 steps, start to checkpoint", 2.5)
+    assert answered["side"] == "an answer on cpu, float32, sdpa"
+    assert [command[3:5] for command in commands[:2]] == [["demo", "make"], ["demo", "pretrain"]]
+    _, launcher, *arguments = commands[2]
+    recipe = launcher.replace("scripts/train/", "scripts/train/recipes/mllm/").replace(".sh", ".yaml")
+    arguments[arguments.index("--data.mixture") + 1] = "scripts/train/mixtures/stage1.yaml"  # one that is there
+    assert train(["--recipe", recipe, *arguments, "--dry_run"]) == 0
+    assert re.search(r"^run.deepspeed +scripts/train/deepspeed/zero2.json$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_command_that_fails_fails_the_part(script):
+    with pytest.raises(subprocess.CalledProcessError):
+        script("gpu_training")._run("false")
 
 
 def test_the_device_is_described(script, place):
