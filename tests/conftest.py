@@ -36,6 +36,7 @@ from llava.mllm.questions import turn_token_ids
 from tests import leftovers
 from tests.clips import write_clip
 from tests.forked_python import ForkedPython
+from tests.order import slow_files_first
 from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
@@ -54,6 +55,10 @@ def pytest_addoption(parser):
     parser.addoption("--mixed-steps", type=int, default=200, help="random mixed micro-steps of each strategy")
     parser.addoption("--launches", type=int, default=0, help="launches that must end well, of each strategy")
     parser.addoption("--data-seed", type=int, default=0, help="of the random data that ranks are compared on")
+
+
+def pytest_collection_modifyitems(items):
+    items[:] = slow_files_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
 
 
 @pytest.fixture(scope="session", autouse=True)
