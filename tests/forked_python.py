@@ -128,8 +128,13 @@ def _become(
     descriptors: list[int], command: str, watcher: int, arguments: list[str], environment: dict, folder: str
 ) -> None:
     """Runs what python would run with these arguments. descriptors: its streams and NAMESPACES."""
-    for number, descriptor in enumerate(descriptors[:3]):
+    for number, (name, descriptor) in enumerate(zip(("stdin", "stdout", "stderr"), descriptors)):
         os.dup2(descriptor, number)
+        errors = "backslashreplace" if name == "stderr" else "strict"
+        stream = os.fdopen(number, "w" if number else "r", errors=errors, closefd=False)
+        if number:
+            stream.reconfigure(line_buffering=name == "stderr" or stream.isatty())
+        setattr(sys, name, stream)
     for name, descriptor in zip(NAMESPACES, descriptors[3:]):
         if not os.path.samestat(os.fstat(descriptor), os.stat(f"/proc/self/ns/{name}")):
             assert ctypes.CDLL(None, use_errno=True).setns(descriptor, 0) == 0, ctypes.get_errno()
