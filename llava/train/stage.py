@@ -21,6 +21,8 @@ from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import DataError
 from llava.mllm.cost import training_cost
+from llava.train.estimate.heaviest import heaviest
+from llava.train.estimate.memory import recipe_activations
 from llava.train.estimate.plan import Plan, describe
 from llava.train.folders.interim import checkpoints_folder, last_checkpoint
 from llava.train.folders.manifest import end_manifest, sampled_rows, start_manifest, write_start
@@ -29,7 +31,7 @@ from llava.train.folders.stage_folder import check_disk, start_working_folder, w
 from llava.train.loop.components import freeze, split_components
 from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.stop import die_with_launcher
-from llava.train.loop.trainer import LlavaTrainer
+from llava.train.loop.trainer import LlavaTrainer, train_sampler
 from llava.train.mllm.build import build, lower_precision, trains_in_bf16
 from llava.train.mllm.data import held_out, sizes_once, supervised_dataset
 from llava.train.mllm.lora import split_weights
@@ -133,6 +135,12 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     cost = training_cost(model.config, [component.name for component in components if component.trained])
     costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
     evaluated = held_out(recipe, processor, cost, positions)
+    sampler = train_sampler(arguments, costs, dataset.is_multimodal)
+    activations = recipe_activations(recipe, components, model.config)
+    largest = heaviest(sampler, sizes, recipe.data.packing, activations)
+    tries = recipe.run.rehearsal == "always" or (recipe.run.rehearsal == "auto" and torch.cuda.is_available())
+    if rank() == 0:
+        print(largest, "tried before the first step" if tries else "not tried", sep=", ", flush=True)
     decide = partial(resume_point, checkpoint, recipe, arguments.world_size, dataset.samples, costs)
     trainer = LlavaTrainer(
         model,
@@ -148,6 +156,7 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
         held_out=evaluated,
         evaluates_at_start=recipe.eval.at_start,
         resume=on_first_rank(decide, recipe.run.startup_timeout),
+        heaviest=largest if tries else None,
         started=started,
     )
     set_seed(recipe.run.seed + rank())  # the managers' jitter is each rank's own

@@ -1,5 +1,7 @@
 """Two processes under every strategy train like one: losses, every gradient, learning rates and weights.
 
+The two try the heaviest micro-batch before, which must leave no trace.
+
 "It ran" proves nothing here: where one rank has no image ZeRO-3 can hang, and where none has it reuses the gradients of
 the step before. So everything is compared with one process on the same global batches.
 """
@@ -84,7 +86,7 @@ def one(run_worker, stage_2_keys, tmp_path_factory) -> dict:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_processes_equal_one(run_worker, stage_2_keys, one, tmp_path, strategy):
     deepspeed = None if strategy == "ddp" else f"scripts/train/deepspeed/{strategy}.json"
-    keys = stage_2_keys | {"run.deepspeed": deepspeed}
+    keys = stage_2_keys | {"run.deepspeed": deepspeed, "run.rehearsal": "always"}
     two = run_worker("2", "grid_manager", keys, tmp_path / "two", processes=2)
     assert (one["ranks"], two["ranks"]) == (1, 2)
     assert two["engine"] == ("DistributedDataParallel" if strategy == "ddp" else "DeepSpeedEngine")

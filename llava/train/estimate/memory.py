@@ -18,8 +18,10 @@ Activations are rough: they follow the tensors that autograd keeps of SigLIP's a
 allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from llava.anyres import ImageLayout
 from llava.mllm import LlavaOVManagerConfig
@@ -51,12 +53,15 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Work:
-    """What a process has in memory at once: samples of a micro-batch, with tokens and crops of each."""
+    """What a process has in memory at once: samples of a micro-batch, with tokens, crops, supervised tokens of each.
+
+    Numbers, or arrays of them for many micro-batches.
+    """
 
     samples: int
-    tokens: int
-    crops: int
-    supervised: int
+    tokens: int | np.ndarray
+    crops: int | np.ndarray
+    supervised: int | np.ndarray
 
     @classmethod
     def of(cls, recipe: Recipe, image: ImageLayout) -> "Work":
@@ -64,6 +69,9 @@ class Work:
         data = recipe.data
         tokens = min(image.num_tokens + data.expected_text_tokens, data.max_length)
         return cls(recipe.optim.batch_size, tokens, image.num_crops, data.expected_text_tokens)
+
+
+Activations = Callable[[Work], float | np.ndarray]  # their bytes
 
 
 @dataclass(frozen=True)
@@ -191,9 +199,9 @@ def activation_bytes(
     # Of a chunk the logits in the precision, then in fp32 with their logarithms, then their gradient; and the gradient
     # of the head, which is there before the backward pass begins.
     supervised = work.samples * work.supervised
-    head = min(supervised, CHUNK) * text.vocab_size * (width + 3 * FP32)
+    head = np.minimum(supervised, CHUNK) * text.vocab_size * (width + 3 * FP32)
     if "language_model" in trained:
-        head += text.vocab_size * text.hidden_size * (width if supervised <= CHUNK else FP32)
+        head += text.vocab_size * text.hidden_size * np.where(supervised <= CHUNK, width, FP32)
     return width * kept + head
 
 
@@ -214,14 +222,25 @@ def _tower_layer(vision) -> int:
     return 9 * vision.hidden_size + 2 * vision.intermediate_size
 
 
+def precision_width(recipe: Recipe) -> int:
+    """Bytes of a number; `auto` is bf16 on the GPUs that this is for."""
+    return FP32 if recipe.run.precision == "fp32" else 2
+
+
+def recipe_activations(recipe: Recipe, components: Sequence[Component], config: LlavaOVManagerConfig) -> Activations:
+    """A function of work to the bytes of its activations, as the recipe trains."""
+    trained = [component.name.removesuffix(ADAPTERS) for component in components if component.trained]
+    checkpointed = named_components(recipe.run.gradient_checkpointing)
+    return lambda work: activation_bytes(config, work, trained, precision_width(recipe), checkpointed)
+
+
 def describe_memory(
     recipe: Recipe, components: Sequence[Component], config: LlavaOVManagerConfig, image: ImageLayout, processes: int
 ) -> str:
     """The estimated memory of each process, as text: what is assumed, and the table. image: of a typical sample."""
-    width = FP32 if recipe.run.precision == "fp32" else 2  # `auto` is bf16 on the GPUs that this is for
-    work, checkpointed = Work.of(recipe, image), named_components(recipe.run.gradient_checkpointing)
-    trained = [component.name.removesuffix(ADAPTERS) for component in components if component.trained]
-    activations = activation_bytes(config, work, trained, width, checkpointed)
+    width, work = precision_width(recipe), Work.of(recipe, image)
+    checkpointed = named_components(recipe.run.gradient_checkpointing)
+    activations = float(recipe_activations(recipe, components, config)(work))
     shown, used = strategies(recipe.run.deepspeed, config.text_config.hidden_size)
     estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
     assumed = (

@@ -8,7 +8,8 @@ from llava.anyres import ImageLayout, image_layout
 from llava.data.expected import expected_table
 from llava.data.mixture import load_mixture, missing_files
 from llava.mllm import LlavaOVManagerConfig
-from llava.train.estimate.memory import Work, describe_memory, time_line
+from llava.train.estimate.heaviest import heaviest_possible
+from llava.train.estimate.memory import Work, describe_memory, recipe_activations, time_line
 from llava.train.folders.stage_folder import check_start_folders
 from llava.train.loop.components import Component, component_table, freeze, split_components
 from llava.train.mllm.build import attention_implementation, build_on_meta, config_from_sizes, model_config
@@ -76,11 +77,15 @@ def dry_run(recipe: Recipe, tokens_per_second: float | None = None) -> str:
     if missing:
         notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
     plan = Plan.of(recipe, config, samples)
-    text = describe(recipe, plan, components, config, attention_implementation(recipe))
+    described = describe(recipe, plan, components, config, attention_implementation(recipe))
     needs = [f"time        {time_line(plan.tokens, tokens_per_second)}"]
     needs += ["", describe_memory(recipe, components, config, expected_image(recipe, config), plan.processes)]
+    activations = recipe_activations(recipe, components, config)
+    positions = config.text_config.max_position_embeddings
+    longest, text = min(recipe.data.max_length, positions), recipe.data.expected_text_tokens
+    needs += ["", heaviest_possible(recipe.optim.batch_size, longest, text, config, activations)]
     expected = expected_table(recipe.data.mixture)
-    return "\n".join([text, "", *needs, "", *([expected, ""] if expected else []), *notes])
+    return "\n".join([described, "", *needs, "", *([expected, ""] if expected else []), *notes])
 
 
 def describe(

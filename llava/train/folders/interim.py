@@ -47,6 +47,7 @@ FREE_KEYS = (
     "run.save_minutes",
     "run.keep_last",
     "run.interim_weights",
+    "run.rehearsal",
     "run.resume",
     "run.reshape",
 )

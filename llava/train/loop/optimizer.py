@@ -72,6 +72,16 @@ def _fill_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
                 parameter.grad = torch.zeros_like(parameter)
 
 
+def moments_to_come(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """Tensors as large as what AdamW will make at its first step; none of a group whose states are there already."""
+    if isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer) or optimizer.state:  # DeepSpeed makes them at once
+        return []
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return [torch.empty_like(parameter) for parameter in parameters for _ in ("exp_avg", "exp_avg_sq")]
+
+
 class OptimizerCheck(TrainerCallback):
     """Stops a run before its first step when an optimizer group is not what the table says.
 

@@ -36,6 +36,7 @@ from llava.data.collator import Collator, take_origins
 from llava.data.dataset import SupervisedDataset
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm.cost import Cost
+from llava.train.estimate.heaviest import Heaviest
 from llava.train.folders.reshape import set_states
 from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import ANSWERS
@@ -46,6 +47,7 @@ from llava.train.loop.guard import Guard
 from llava.train.loop.held_out import HeldOut
 from llava.train.loop.held_out_evaluation import HeldOutEvaluation
 from llava.train.loop.optimizer import OptimizerCheck, create_adamw
+from llava.train.loop.rehearsal import rehearse
 from llava.train.loop.saver import InterimSaver
 from llava.train.loop.step_log import StepLog, trained_peak_tflops
 from llava.train.loop.stop import StopRequest, heed_parent_alone
@@ -95,6 +97,7 @@ class LlavaTrainer(Trainer):
         held_out: what is evaluated while the stage trains; None for nothing.
         evaluates_at_start: before the first step, where the stage does not go on from a checkpoint.
         resume: what the run goes on from.
+        heaviest: the micro-batch to try before the first step; None for none.
         started: when this start began, in seconds since 1970.
     """
 
@@ -114,6 +117,7 @@ class LlavaTrainer(Trainer):
         held_out: HeldOut | None,
         evaluates_at_start: bool,
         resume: ResumePoint,
+        heaviest: Heaviest | None,
         started: float,
     ):
         args.eval_on_start = evaluates_at_start and resume.checkpoint is None
@@ -124,6 +128,7 @@ class LlavaTrainer(Trainer):
         self.lr_groups = lr_groups
         self.costs = costs
         self.resume = resume
+        self.heaviest = heaviest
         self.train_sampler: LengthGroupedSampler | None = None  # made with the data loader
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), args.device)
         self.totals = Totals(args.device, started, resume.totals)
@@ -199,14 +204,7 @@ class LlavaTrainer(Trainer):
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
-        self.train_sampler = LengthGroupedSampler(
-            self.costs,
-            self.train_dataset.is_multimodal,
-            batch_size=self.args.per_device_train_batch_size,
-            world_size=self.args.world_size,
-            accumulation=self.args.gradient_accumulation_steps,
-            seed=self.args.seed,
-        )
+        self.train_sampler = train_sampler(self.args, self.costs, self.train_dataset.is_multimodal)
         return self.train_sampler
 
     def _get_eval_sampler(self, eval_dataset) -> LengthGroupedSampler:
@@ -233,7 +231,20 @@ class LlavaTrainer(Trainer):
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
                 group["lr"] = rate
         self.model.model.without_images = without_images(self.model_wrapped)
+        if self.heaviest is not None:
+            self._rehearse(self.heaviest)
         return prepared
+
+    def _rehearse(self, heaviest: Heaviest) -> None:
+        batch = self.data_collator([self.train_dataset[index] for index in heaviest.indices])
+        take_origins(batch)
+        batch = self._prepare_inputs(batch)
+
+        def loss() -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(self.model_wrapped, batch, num_items_in_batch=max(heaviest.supervised, 1))
+
+        rehearse(self.model_wrapped, self.optimizer, loss, self.accelerator, str(heaviest).split(maxsplit=1)[1])
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
         self.train_sampler.set_epoch(epoch)
@@ -320,6 +331,18 @@ class LlavaTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         self.saver.attempt(super()._save_rng_state, output_dir)
+
+
+def train_sampler(args: TrainingArguments, costs: np.ndarray, is_multimodal: list[bool]) -> LengthGroupedSampler:
+    """The order of training. costs, is_multimodal: of each sample."""
+    return LengthGroupedSampler(
+        costs,
+        is_multimodal,
+        batch_size=args.per_device_train_batch_size,
+        world_size=args.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        seed=args.seed,
+    )
 
 
 def without_images(wrapped: torch.nn.Module) -> str:

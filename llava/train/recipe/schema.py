@@ -244,6 +244,8 @@ class RunRecipe:
         keep_last: How many checkpoints of the unfinished run are kept.
         interim_weights: Whether those checkpoints also hold the whole model under ZeRO-3, as a folder to start from or
             to evaluate, which gathers it on the first process each time; without ZeRO-3 they always do.
+        rehearsal: Whether the micro-batch of an epoch that takes the most memory is tried before the first step, whose
+            result stays the same, so that a lack of memory shows in the first minute; `auto` is on a GPU.
         resume: Whether a stage that is started again goes on from its last checkpoint; false deletes them and starts
             anew.
         reshape: Whether a run may go on with another number of processes, which draw other noise.
@@ -265,6 +267,7 @@ class RunRecipe:
     save_minutes: Annotated[float, Bounds(0, hint=" (none is never)")] | None = 30
     keep_last: Count = 2
     interim_weights: bool = False
+    rehearsal: Literal["auto", "always", "never"] = "auto"
     resume: bool = True
     reshape: bool = False
 
