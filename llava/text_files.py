@@ -56,7 +56,11 @@ def parse_yaml(text: str):
 
 
 class _OneOfEachKey(yaml.SafeLoader):
-    """YAML takes the last of several equal keys and says nothing."""
+    """YAML takes the last of several equal keys and says nothing; and it takes what contains itself."""
+
+    def construct_document(self, node):
+        self.deep_construct = True  # so that what contains itself is an error
+        return super().construct_document(node)
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)

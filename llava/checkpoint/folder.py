@@ -208,7 +208,7 @@ def read_index(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
         return {name: str.__str__(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise LlavaError(f"{index}: not readable as an index of weights ({error!r})") from None
 
 

@@ -120,7 +120,10 @@ class RecordIndex:
     def sample(self, row: int) -> Sample:
         """The record of a row, counted from 0. Raises DataError when the file is another one by now."""
         begin, length = self.facts.rows[row].item()[:2]
-        return sample_of(json.loads(self._read(begin, length)), f"{self.file} row {row + 1}")
+        try:
+            return sample_of(json.loads(self._read(begin, length)), f"{self.file} row {row + 1}")
+        except RecursionError:  # fewer levels are left here than there were for the index
+            raise DataError(f"{self.file} row {row + 1} is nested too deeply") from None
 
     def ids(self, rows: Sequence[int] | np.ndarray) -> Iterator[bytes]:
         """The samples' ids, one a line, in blocks without their last line's end. No record is read. rows: ascending."""

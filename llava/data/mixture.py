@@ -120,7 +120,8 @@ def _parse_entry(fields: Any, folder: Path, where: str) -> list[MixtureEntry]:
     unknown = set(fields) - set(KEYS) if isinstance(fields, dict) else {"not an object"}
     if unknown or not isinstance(fields.get("json_path"), str):
         raise DataError(
-            f"{where} must have json_path and sampling_strategy, and may have expected_rows and hub; found {fields!r}"
+            f"{where} must have json_path and sampling_strategy, and may have expected_rows and hub; "
+            f"found {brief(fields)}"
         )
     strategy = str(fields.get("sampling_strategy", "all"))
     _parse_strategy(strategy, where)
@@ -177,7 +178,7 @@ def _parse_expected(value: Any, where: str) -> ExpectedRows | None:
         return None
     matched = _EXPECTED.fullmatch(str(value))
     if matched is None or isinstance(value, bool):
-        raise DataError(f"{where}: expected_rows must be a number or 'about N', found {value!r}")
+        raise DataError(f"{where}: expected_rows must be a number or 'about N', found {brief(value)}")
     return ExpectedRows(int(matched[2]), bool(matched[1]))
 
 
@@ -186,7 +187,9 @@ def _parse_hub(value: Any, where: str) -> HubSource | None:
         return None
     right_keys = isinstance(value, dict) and not set(value) - set(HUB_KEYS)
     if not right_keys or not all(isinstance(text, str) for text in value.values()) or "/" not in value.get("repo", ""):
-        raise DataError(f"{where}: hub must be {{repo: OWNER/NAME, config: FOLDER}}, config optional; found {value!r}")
+        raise DataError(
+            f"{where}: hub must be {{repo: OWNER/NAME, config: FOLDER}}, config optional; found {brief(value)}"
+        )
     return HubSource(value["repo"], value.get("config"))
 
 

@@ -89,6 +89,6 @@ def _read(file: Path) -> list[dict]:
             if not (isinstance(row["key"], str) and isinstance(row["answer"], str)):
                 raise TypeError("key and answer must be texts")
             rows.append(row)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             logger.warning(f"{file} line {number}: not a stored answer, left out ({type(error).__name__}: {error})")
     return rows

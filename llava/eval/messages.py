@@ -145,7 +145,7 @@ def _conversation(context: str) -> list[str]:
     """The texts of a conversation that is written as JSON; any other context is one text."""
     try:
         turns = json.loads(context)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return [context]
     if isinstance(turns, list) and turns and all(isinstance(turn, dict) and "value" in turn for turn in turns):
         return [str(turn["value"]) for turn in turns]

@@ -126,7 +126,7 @@ def _load_task_run(folder: Path) -> TaskRun:
         scored = {metric: [line for line in rows if metric in line["scores"]] for metric in metrics}
         means = results.get("results", {}).get(folder.name, {})
         documents = {metric: _documents_hash(lines) for metric, lines in scored.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LlavaError(f"{folder}: damaged results ({type(error).__name__}: {error})") from error
     if len(rows) != run["documents"]:
         raise LlavaError(f"{folder}: {len(rows)} rows in {SAMPLES} but {run['documents']} documents in {RESULTS}")

@@ -60,7 +60,7 @@ class ReviewStore:
             try:
                 row = json.loads(line)
                 self._replies[row["key"]] = row["reply"]
-            except (ValueError, LookupError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise LlavaError(f"{self.file}: line {number} is damaged ({error}); delete that line") from error
 
 

@@ -224,7 +224,7 @@ def read_rating(reply: str) -> float | None:
     """The "Rating" in [0, 10] of the JSON object in the reply."""
     try:
         rating = json.loads(reply[reply.index("{") : reply.rindex("}") + 1], strict=False)["Rating"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
     return _within(re.fullmatch(rf"{NUMBER}(?:/10)?", str(rating).strip()), 10)
 
