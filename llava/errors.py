@@ -15,6 +15,10 @@ class MissingFileError(DataError):
     """An image or video that does not exist."""
 
 
+class OutsideError(DataError):
+    """A path that leads out of the image folder and may not."""
+
+
 class OversizedImageError(DataError):
     """An image of so many pixels that decoding it could exhaust the memory (a decompression bomb)."""
 

@@ -14,6 +14,7 @@ from llava.anyres import ImageLayout, VideoLayout
 from llava.bounds import check_choice
 from llava.constants import IGNORE_INDEX, VIDEO_TOKEN
 from llava.data.conversation import LabelRule, Template, template_turns
+from llava.data.image_folder import ImageFolder
 from llava.data.images import open_image
 from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
@@ -77,7 +78,7 @@ class SupervisedDataset(Dataset):
         samples: Sequence[Sample],
         processor: LlavaOVManagerProcessor,
         *,
-        image_folder: str | Path = ".",
+        image_folder: str | Path | ImageFolder = ".",
         template: Template = "qwen_1_5",
         label_rule: LabelRule = "answers",
         max_length: int = 16384,
@@ -91,7 +92,7 @@ class SupervisedDataset(Dataset):
         check_choice("on_over_long", on_over_long, OnOverLong)
         self.samples = samples
         self.processor = processor
-        self.image_folder = Path(image_folder)
+        self.image_folder = ImageFolder.of(image_folder)
         self.encoding: Encoding = {
             "template": template,
             "label_rule": label_rule,
@@ -138,8 +139,8 @@ class SupervisedDataset(Dataset):
 
     def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:
-            images = [open_image(self.image_folder / image) for image in sample.images]
-            return images, [read_video(self.image_folder / video, self.video_sampling) for video in sample.videos]
+            images = [open_image(self.image_folder.file(image)) for image in sample.images]
+            return images, [read_video(self.image_folder.file(video), self.video_sampling) for video in sample.videos]
         except DataError as error:
             raise DataError(f"{sample}: {one_line(str(error))}") from None
 

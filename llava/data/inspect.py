@@ -1,14 +1,13 @@
 """What is wrong with a sample, found without training on it: of one sample, and of all samples of a stage."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from llava.data.conversation import NO_ANSWER, is_answer
+from llava.data.image_folder import ImageFolder
 from llava.data.images import image_size, open_image
 from llava.data.notes import NOTES, Note, has_places_and_answer, notes_of
 from llava.data.ragged import Ragged
@@ -18,6 +17,7 @@ from llava.errors import (
     DataError,
     MissingFileError,
     NoAnswerError,
+    OutsideError,
     OversizedImageError,
     PlaceholderError,
     TemplateError,
@@ -40,6 +40,7 @@ _KIND_OF_ERROR = {
     PlaceholderError: "placeholder",
     TemplateError: "template",
     NoAnswerError: "no_answer",
+    OutsideError: "outside",
     MissingFileError: "missing",
     OversizedImageError: "bomb",
 }
@@ -137,7 +138,7 @@ class Inspection:
 
 def inspect_samples(
     samples: Sequence[Sample],
-    image_folder: str | Path,
+    image_folder: str | Path | ImageFolder,
     video_sampling: VideoSampling = EVERY_SECOND,
     workers: int = 16,
     decode: bool = False,
@@ -148,7 +149,7 @@ def inspect_samples(
     Files cut off at their end are found. decode, template: see inspect_sample. The work is file access, so threads
     serve; the result does not depend on `workers`.
     """
-    folder = Path(image_folder)
+    folder = ImageFolder.of(image_folder)
 
     def inspect(sample: Sample) -> InspectedSample:
         return inspect_sample(sample, folder, video_sampling, decode=decode, template=template)
@@ -172,21 +173,21 @@ def lines_of(sample: Sample, faults: list[Fault], notes: list[Note]) -> SampleLi
 
 def inspect_sample(
     sample: Sample,
-    image_folder: Path,
+    image_folder: str | Path | ImageFolder,
     video_sampling: VideoSampling = EVERY_SECOND,
     *,
     decode: bool = False,
-    confined: bool = False,
     template: str = "qwen_1_5",
 ) -> InspectedSample:
     """Reads the headers of one sample's images and videos, or all of them, and finds all that is wrong.
 
     decode: decode every pixel and every chosen frame, instead of reading headers and, of images, the end.
-    confined: a path that leaves the image folder is a fault; it is not opened then.
+    image_folder: a path that it does not let out of it is a fault, and is not opened.
     template: the prompt template that has to take its turns.
     """
     if sample.fault is not None:
         return InspectedSample([], [], [Fault("record", sample.fault)], [])
+    folder = ImageFolder.of(image_folder)
     faults: list[Fault] = []
     notes: list[Note] = []
     sizes: list[tuple[int, int]] = []
@@ -200,12 +201,8 @@ def inspect_sample(
 
     def probe(paths: tuple[str, ...], read: Callable[[Path], Any], results: list) -> None:
         for path in paths:
-            reason = why_outside(path, image_folder) if confined else None
             try:
-                if reason is not None:
-                    faults.append(Fault("outside", one_line(f"the path {path} {reason}")))
-                else:
-                    results.append(read(image_folder / path))
+                results.append(read(folder.file(path)))
             except DataError as error:
                 faults.append(_fault(error))
 
@@ -214,27 +211,6 @@ def inspect_sample(
     if not has_places_and_answer(sample) or (len(sizes), len(times)) != (len(sample.images), len(sample.videos)):
         sizes, times = [], []
     return InspectedSample(sizes, times, faults, notes)
-
-
-def why_outside(path: str, folder: Path) -> str | None:
-    """Why a path does not lie inside the image folder; None when it does. Symbolic links are followed."""
-    if os.path.isabs(path):
-        return "is absolute, not relative to the image folder"
-    if os.path.normpath(path).split(os.sep)[0] == os.pardir:
-        return "climbs out of the image folder"
-    root, parent, file = _real_folder(str(folder)), *os.path.split(os.path.join(folder, path))
-    real = os.path.join(_real_folder(parent), file)
-    if os.path.islink(real):
-        real = os.path.realpath(real)
-    if not os.path.join(real, "").startswith(os.path.join(root, "")):
-        return f"leads to {real}, outside the image folder"
-    return None
-
-
-@lru_cache(maxsize=65536)
-def _real_folder(folder: str) -> str:
-    """The folder without symbolic links; asked for once, since thousands of images share a folder."""
-    return os.path.realpath(folder)
 
 
 def _decode_video(path: Path, video_sampling: VideoSampling) -> VideoTimes:

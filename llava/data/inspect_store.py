@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llava.data.conversation import TEMPLATES
+from llava.data.image_folder import ImageFolder
 from llava.data.index import CLEAN, FAULTY, RecordIndex, index_file
 from llava.data.inspect import Inspection, SampleLines, inspect_sample, lines_of
 from llava.data.notes import notes_of
@@ -20,7 +21,7 @@ from llava.data.workers import Workers
 class ProbedVideos:
     """What is known of each sample's videos: how many frames are taken (Ragged), and the times, read when asked for."""
 
-    def __init__(self, store: RecordStore, frames: Ragged, image_folder: Path, video_sampling: VideoSampling):
+    def __init__(self, store: RecordStore, frames: Ragged, image_folder: ImageFolder, video_sampling: VideoSampling):
         self.store, self.frames = store, frames
         self.image_folder, self.video_sampling = image_folder, video_sampling
 
@@ -31,7 +32,7 @@ class ProbedVideos:
         if not self.frames.counts[position]:
             return []
         paths = self.store[position].videos
-        return [probe_video(self.image_folder / path, self.video_sampling) for path in paths]
+        return [probe_video(self.image_folder.file(path), self.video_sampling) for path in paths]
 
     def __iter__(self) -> Iterator[list[VideoTimes]]:
         return (self[position] for position in range(len(self)))
@@ -39,7 +40,7 @@ class ProbedVideos:
 
 def inspect_store(
     store: RecordStore,
-    image_folder: str | Path,
+    image_folder: str | Path | ImageFolder,
     video_sampling: VideoSampling = EVERY_SECOND,
     template: str = "qwen_1_5",
     workers: Workers | None = None,
@@ -48,7 +49,7 @@ def inspect_store(
 
     Images and videos that were read before and have not changed since are not opened.
     """
-    folder = Path(image_folder)
+    folder = ImageFolder.of(image_folder)
     with workers or Workers() as workers:
         visuals = visuals_of(store, folder, video_sampling, workers)
         sizes, frames, tasks = [], [], []
@@ -68,18 +69,18 @@ def inspect_store(
     return inspection
 
 
-def keep_index(file: Path, image_folder: str | Path, workers: Workers) -> None:
+def keep_index(file: Path, image_folder: str | Path | ImageFolder, workers: Workers) -> None:
     """Makes what a start of training needs of a data file, unless it is there or made faster than it is found.
 
     Videos are left to the start, which knows how they are to be sampled. Raises DataError as index_files does.
     """
     index = index_file(file, workers)
     if index.folder is not None and not index.facts.path_ends["is_video"].any():
-        visuals_of(RecordStore([Part(index, range(len(index)))]), Path(image_folder), EVERY_SECOND, workers)
+        visuals_of(RecordStore([Part(index, range(len(index)))]), ImageFolder.of(image_folder), EVERY_SECOND, workers)
 
 
 def visuals_of(
-    store: RecordStore, folder: Path, video_sampling: VideoSampling, workers: Workers
+    store: RecordStore, folder: ImageFolder, video_sampling: VideoSampling, workers: Workers
 ) -> dict[Path, np.ndarray]:
     """What is known of the images and videos of each data file, those of rows that are taken looked at."""
     wanted: dict[Path, list[np.ndarray]] = {}
@@ -148,7 +149,7 @@ def _tell(
     index: RecordIndex,
     rows: np.ndarray,
     opened: np.ndarray,
-    folder: Path,
+    folder: ImageFolder,
     video_sampling: VideoSampling,
     template: str,
 ) -> list[SampleLines]:

@@ -10,6 +10,7 @@ from llava.printable import brief, one_line, visible
 
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
 OnBadSample = Literal["error", "skip"]  # what a sample that cannot be used does
+OutsidePaths = Literal["refuse", "links", "any"]  # which paths may lead out of the image folder, see ImageFolder
 LONGEST_PATH = 4096  # characters: more are no path on Linux
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 
+from llava.data.image_folder import ImageFolder
 from llava.data.images import image_size
 from llava.data.index import RecordIndex, homes, map_array, unfinished_in
 from llava.data.video import VideoSampling, probe_video
@@ -28,7 +29,7 @@ VISUAL = np.dtype(
 
 
 def read_visuals(
-    index: RecordIndex, wanted: np.ndarray, image_folder: Path, video_sampling: VideoSampling, workers: Workers
+    index: RecordIndex, wanted: np.ndarray, image_folder: ImageFolder, video_sampling: VideoSampling, workers: Workers
 ) -> np.ndarray:
     """What is known (VISUAL) of each image and video of the data file, counted over the file.
 
@@ -51,8 +52,8 @@ def read_visuals(
     return map_array(_keep(index, name, changed), VISUAL)
 
 
-def _name(image_folder: Path, video_sampling: VideoSampling) -> str:
-    where = repr((os.path.realpath(image_folder), video_sampling, PIL.__version__))
+def _name(image_folder: ImageFolder, video_sampling: VideoSampling) -> str:
+    where = repr((os.path.realpath(image_folder.path), video_sampling, PIL.__version__))
     return f"visuals-{VERSION}-{hashlib.sha256(os.fsencode(where)).hexdigest()[:16]}"
 
 
@@ -91,31 +92,35 @@ def _keep(index: RecordIndex, name: str, visuals: np.ndarray) -> Path:
 
 
 def _look(
-    index: RecordIndex, numbers: np.ndarray, before: np.ndarray, image_folder: Path, video_sampling: VideoSampling
+    index: RecordIndex, numbers: np.ndarray, before: np.ndarray, folder: ImageFolder, video_sampling: VideoSampling
 ) -> np.ndarray | None:
     """The images and videos as they are now; None where all are as before."""
-    folder = os.fspath(image_folder)
-    paths = [(os.path.join(folder, path), is_video) for path, is_video in index.paths(numbers)]
+    paths = list(index.paths(numbers))
     found = before.copy()
-    found["size"], found["modified"], found["mode"] = np.array([_state(path) for path, _ in paths], dtype=np.int64).T
+    found["size"], found["modified"], found["mode"] = np.array(
+        [_state(folder, path) for path, _ in paths], dtype=np.int64
+    ).T
     known = (before["width"] > 0) | (before["frames"] > 0)
     for place in np.flatnonzero(~known | (found != before)).tolist():
-        found["width"][place], found["height"][place], found["frames"][place] = _read(*paths[place], video_sampling)
+        found["width"][place], found["height"][place], found["frames"][place] = _read(
+            folder, *paths[place], video_sampling
+        )
     return None if np.array_equal(found, before) else found
 
 
-def _state(path: str) -> tuple[int, int, int]:
+def _state(folder: ImageFolder, path: str) -> tuple[int, int, int]:
     try:
-        found = os.stat(path)
+        found = folder.status(path)
     except (OSError, ValueError):
         return GONE, 0, 0
     return found.st_size, found.st_mtime_ns, found.st_mode
 
 
-def _read(path: str, is_video: bool, video_sampling: VideoSampling) -> tuple[int, int, int]:
+def _read(folder: ImageFolder, path: str, is_video: bool, video_sampling: VideoSampling) -> tuple[int, int, int]:
     try:
+        file = folder.file(path)
         if is_video:
-            return 0, 0, len(probe_video(path, video_sampling).times)
-        return (*image_size(path), 0)
+            return 0, 0, len(probe_video(file, video_sampling).times)
+        return (*image_size(file), 0)
     except DataError:
         return 0, 0, 0

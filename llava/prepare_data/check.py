@@ -16,13 +16,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from llava.data.image_folder import ImageFolder
 from llava.data.index import index_file
 from llava.data.inspect import inspect_sample
 from llava.data.inspect_store import visuals_of
 from llava.data.json_rows import iter_records
 from llava.data.mixture import MixtureEntry, choose_rows, mixture_entries
 from llava.data.record_store import Part, RecordStore
-from llava.data.schema import Sample, sample_of
+from llava.data.schema import OutsidePaths, Sample, sample_of
 from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
@@ -45,6 +46,7 @@ class CheckOptions:
     """
 
     image_folder: str = "."
+    outside_paths: OutsidePaths = "refuse"
     seed: int = 0
     decode: bool = False
     model: str | None = None
@@ -52,6 +54,10 @@ class CheckOptions:
     template: str = "qwen_1_5"
     on_over_long: str = "error"
     video_sampling: VideoSampling = EVERY_SECOND
+
+    def folder(self) -> ImageFolder:
+        """Where the images and videos lie, and which paths may lead out of it."""
+        return ImageFolder(Path(self.image_folder), self.outside_paths)
 
 
 def check_mixture(
@@ -112,10 +118,10 @@ def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspec
     bad.sort(key=lambda row: row.row)
     report.counts.update(row.kind for row in bad)
     report.bad = len({row.row for row in bad if row.row and not row.is_note})
-    if report.complete and not report.bad and index.folder is not None:  # else a path may lead outside
+    if report.complete and not report.bad and index.folder is not None:
         with Workers(inspectors.workers) as readers:
             store = RecordStore([Part(index, taken)])
-            visuals_of(store, Path(options.image_folder), options.video_sampling, readers)
+            visuals_of(store, options.folder(), options.video_sampling, readers)
     return report, bad
 
 
@@ -190,10 +196,9 @@ class RowInspector:
         options = self.options
         sizes, videos, faults, notes = inspect_sample(
             sample,
-            Path(options.image_folder),
+            options.folder(),
             options.video_sampling,
             decode=options.decode,
-            confined=True,
             template=options.template,
         )
         if not faults and self.token_counter is not None:
@@ -277,7 +282,7 @@ class _Log:
     def _value(self, number: int, line: bytes):
         try:
             return json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LlavaError(f"{self.path}: line {number} is damaged ({error}); delete the file") from None
 
 

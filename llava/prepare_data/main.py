@@ -8,7 +8,9 @@ from typing import get_args
 
 from llava.arguments import ArgumentParser
 from llava.data.conversation import TEMPLATES, LabelRule
+from llava.data.image_folder import ImageFolder
 from llava.data.over_long import OnOverLong
+from llava.data.schema import OutsidePaths
 from llava.errors import LlavaError
 
 
@@ -56,6 +58,12 @@ def _parser() -> ArgumentParser:
         command.add_argument("--frames_upbound", type=int, default=32, help="most frames; 0: all (default 32)")
         command.add_argument("--force_sample", action="store_true", help="always take frames_upbound frames")
         command.add_argument("--image_folder", default=".", help="folder that image and video paths are relative to")
+        command.add_argument(
+            "--outside_paths",
+            default="refuse",
+            choices=get_args(OutsidePaths),
+            help="which may lead out of it: none, through links in it, or any (default refuse)",
+        )
         command.add_argument("--seed", type=int, default=0, help="of `random` sampling strategies")
     return parser
 
@@ -70,6 +78,7 @@ def _check(arguments: Namespace) -> int:
         raise LlavaError(f"--on_over_long {arguments.on_over_long} needs --model, whose tokens are counted")
     options = CheckOptions(
         image_folder=arguments.image_folder,
+        outside_paths=arguments.outside_paths,
         seed=arguments.seed,
         decode=arguments.decode,
         model=arguments.model,
@@ -154,7 +163,7 @@ def _preview(arguments: Namespace) -> int:
     preview = preview_sample(
         sample,
         load_processor(arguments.model),
-        image_folder=arguments.image_folder,
+        image_folder=ImageFolder(Path(arguments.image_folder), arguments.outside_paths),
         template=arguments.template,
         label_rule=arguments.label_rule,
         video_sampling=_video_sampling(arguments),

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from llava.data.inspect import why_outside
+from llava.data.image_folder import why_outside
 from llava.data.json_rows import iter_records
 from llava.errors import DataError, LlavaError
 from llava.files import whole_file
@@ -180,9 +180,12 @@ def _note_records(part: Part, records_of: Callable[[Part, Tally], Iterator[dict]
     tally = Tally()
     part.records.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(part.records) as stream:
-        for record in records_of(part, tally):
-            stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-            tally.written += 1
+        try:
+            for record in records_of(part, tally):
+                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+                tally.written += 1
+        except RecursionError:
+            raise DataError(f"{part.file} row {tally.rows} is nested too deeply") from None
     write_whole(note, json.dumps({"key": part.key, "tally": tally.to_dict()}).encode())
     return tally.to_dict()
 

@@ -121,7 +121,7 @@ def model_positions(folder: str | Path) -> int | None:
         return None
     try:
         return LlavaOVManagerConfig.from_pretrained(folder).text_config.max_position_embeddings
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LlavaError(f"{folder}: its config.json cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from llava.constants import FILE_LIMITS
 from llava.data.conversation import template_turns
+from llava.data.image_folder import why_outside
 from llava.data.images import image_size, open_image
-from llava.data.inspect import why_outside
 from llava.data.json_rows import decode, iter_records
 from llava.data.schema import parse_sample
 from llava.errors import DataError, MissingFileError

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from llava.cli import main
-from llava.data.inspect import KINDS, why_outside
+from llava.data.image_folder import why_outside
+from llava.data.inspect import KINDS
 from llava.data.notes import NOTES
 from llava.errors import LlavaError
 from llava.prepare_data import check

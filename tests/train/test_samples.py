@@ -125,6 +125,37 @@ def test_paths_that_cannot_be_read_are_listed_or_skipped(tiny_recipe, data_folde
     assert json.loads((tmp_path / "out/run.json").read_text())["skipped"] == len(PATHS)
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_paths_out_of_the_image_folder_need_a_key(tiny_recipe, data_folder, tmp_path, held_out):
+    """Of what is trained on and of what is held out; each names the sample."""
+    rows = [
+        {"id": "climbs", "image": "../images/0.png", "conversations": GOOD},
+        {"id": "absolute", "image": f"{data_folder}/0.png", "conversations": GOOD},
+        {"id": "linked", "image": "there/0.png", "conversations": GOOD},
+    ]
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(data_folder / "0.png", images)
+    (images / "there").symlink_to(data_folder)
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    keys = {"data.template": "qwen_1_5"}
+    if held_out:
+        keys |= {"eval.data": f"{tmp_path}/rows.json", "eval.image_folder": str(images)}
+    else:
+        keys |= {"data.mixture": f"{tmp_path}/rows.json", "data.image_folder": str(images)}
+    for rule, refused in (("refuse", 3), ("links", 2)):
+        for find in (check_data, prepare):
+            with pytest.raises(DataError, match=f"^{refused} of 3 samples are unusable") as raised:
+                find(tiny_recipe("1", **keys, **{"data.outside_paths": rule}))
+            for name, reason in (("climbs", "climbs out of"), ("absolute", "is absolute"), ("linked", "leads to")):
+                told = re.search(
+                    f"sample '{name}' .*: the path \\S+ {reason}.* \\(see outside_paths\\)", str(raised.value)
+                )
+                assert bool(told) == (rule == "refuse" or name != "linked")
+    for find in (check_data, prepare):
+        find(tiny_recipe("1", **keys, **{"data.outside_paths": "any"}))
+
+
 def test_a_run_that_would_skip_every_sample_is_refused(tiny_recipe, keys, tmp_path):
     """max_length 3 leaves nothing of any."""
     with pytest.raises(DataError, match=r"(?s)8 of 8 samples are unusable.*\nNone is left to train on$"):

@@ -22,6 +22,7 @@ FREE_KEYS = (
     "model.sizes",
     "data.mixture",  # its content is compared, see content_digest
     "data.image_folder",
+    "data.outside_paths",
     "data.workers",
     "data.on_bad_sample",  # a sample that is skipped has its place in the order all the same
     "data.expected_samples",
@@ -96,7 +97,7 @@ def read_mark(checkpoint: Path) -> dict | None:
     try:
         mark = json.loads((checkpoint / MARK).read_text())
         whole = all((checkpoint / name).stat().st_size == size for name, size in mark["files"].items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return mark if whole else None
 

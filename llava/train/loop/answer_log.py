@@ -87,9 +87,9 @@ class AnswerLog:
         prompts = self.held_out.prompts
         pictures = []
         for sample in prompts.samples:
-            shown = [open_image(prompts.image_folder / path) for path in sample.images]
+            shown = [open_image(prompts.image_folder.file(path)) for path in sample.images]
             for path in sample.videos:
-                frames = read_video(prompts.image_folder / path, prompts.video_sampling).frames
+                frames = read_video(prompts.image_folder.file(path), prompts.video_sampling).frames
                 chosen = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int)
                 shown += [Image.fromarray(np.asarray(frames[index])) for index in chosen]
             pictures.append(side_by_side(shown) if shown else None)

@@ -21,7 +21,7 @@ def supervised_dataset(recipe: Recipe, samples: list, processor, positions: int 
     return SupervisedDataset(
         samples,
         processor,
-        image_folder=data.image_folder,
+        image_folder=data.folder(),
         template=data.template,
         label_rule=data.label_rule,
         max_length=data.max_length,

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,11 +71,11 @@ def check_data(recipe: Recipe) -> None:
     """
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
     if recipe.data.on_bad_sample == "error":
-        folder, template = recipe.data.image_folder, recipe.data.template
+        folder, template = recipe.data.folder(), recipe.data.template
         inspect_store(samples, folder, recipe.data.video_sampling(), template).raise_faults(WAY_ON)
     if recipe.eval.data is not None:
         samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
-        folder, template = recipe.held_out_folder, recipe.data.template
+        folder, template = replace(recipe.data, image_folder=recipe.held_out_folder).folder(), recipe.data.template
         inspect_samples(samples, folder, recipe.data.video_sampling(), decode=True, template=template).raise_faults()
 
 

@@ -5,13 +5,15 @@ so that a wrong key costs a fraction of a second.
 """
 
 from dataclasses import MISSING, asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llava.bounds import Bounds
 from llava.constants import Merge
 from llava.data.conversation import LabelRule, Template
+from llava.data.image_folder import ImageFolder
 from llava.data.over_long import OnOverLong
-from llava.data.schema import OnBadSample
+from llava.data.schema import OnBadSample, OutsidePaths
 from llava.fusion.config import METHODS, FusionConfig
 from llava.train.recipe.dotted import Key, dotted_keys
 
@@ -90,6 +92,8 @@ class DataRecipe:
     Args:
         mixture: YAML file of the data sets, or one data file (.json, .jsonl).
         image_folder: Folder that the data's images and videos are relative to.
+        outside_paths: Which paths may lead out of it: none (`refuse`), those through `links` that stand in it, or
+            `any`, absolute ones and `../` too.
         template: `plain` is image and caption, `qwen_1_5` is ChatML.
         max_length: Most tokens of a sample; see `on_over_long`.
         expected_samples: How many samples the mixture will have.
@@ -114,6 +118,7 @@ class DataRecipe:
     expected_samples: Count
     expected_image: list[int]
     expected_text_tokens: Amount
+    outside_paths: OutsidePaths = "refuse"
     label_rule: LabelRule = "answers"
     on_bad_sample: OnBadSample = "error"
     on_over_long: OnOverLong = "error"
@@ -123,6 +128,10 @@ class DataRecipe:
     frames_upbound: int = 32
     force_sample: bool = False
     time_instruction: bool = False
+
+    def folder(self) -> ImageFolder:
+        """The image folder, and which paths may lead out of it."""
+        return ImageFolder(Path(self.image_folder), self.outside_paths)
 
     def video_sampling(self) -> "VideoSampling":
         """Which frames of a video are taken. Raises LlavaError for values that cannot be meant."""
