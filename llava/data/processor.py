@@ -21,16 +21,17 @@ from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
 
 LONGEST = 2**40  # a tokenizer's model_max_length beyond this means that it tells none
-# place_in_front in Jinja: what a turn shows is joined, and stands apart from the text behind it.
+# place_in_front in Jinja: what a turn shows in front is joined, and stands apart from the text behind it; what is shown
+# between its texts stands there bare.
 CHAT_TEMPLATE = (
     "{%- if messages[0]['role'] != 'system' -%}"
     "{{ '<|im_start|>system\\n" + SYSTEM_MESSAGE + "<|im_end|>\\n' }}{%- endif -%}"
     "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
     "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-    "{%- for part in message['content'] -%}"
-    "{%- if part['type'] in ['image', 'video'] -%}{{ '<' + part['type'] + '>' }}"
-    "{{ ' ' if loop.nextitem is defined and loop.nextitem['type'] in ['image', 'video'] else '\\n' }}"
-    "{%- elif part['type'] == 'text' -%}{{ part['text'] }}"
+    "{%- set place = namespace(in_front=true) -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] in ['image', 'video'] -%}{{ '<' + part['type'] + '>' }}{%- if place.in_front -%}"
+    "{{ ' ' if loop.nextitem is defined and loop.nextitem['type'] in ['image', 'video'] else '\\n' }}{%- endif -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set place.in_front = false -%}{{ part['text'] }}"
     "{%- else -%}{{ raise_exception('only text, images and videos can be shown, not ' + part['type']) }}"
     "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
