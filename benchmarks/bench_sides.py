@@ -29,7 +29,7 @@ from llava.train.recipe.schema import named_components
 
 RECIPE, SIZES = "scripts/train/recipes/mllm/stage2.yaml", "scripts/train/recipes/model_0_5b.yaml"
 ARMS = ("baseline", "manager", "grid", "grid_manager")
-NAIVE = ("logits", "eager", "maps", "kept", "float")
+NAIVE = ("logits", "eager", "maps", "kept", "torch", "float")
 PROMPT_TOKENS, ANSWER_TOKENS = 40, 20
 TINY = {
     "vision": {
@@ -93,7 +93,8 @@ class Bench:
         if side.packing and side.attention == "sdpa":
             self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
         self.model.activation_checkpointing_disable()
-        checkpoint(self.model, named_components(side.checkpointed))
+        components = named_components(side.checkpointed)
+        checkpoint(self.model, components, compiled=components if side.by_torch else ())
 
     def batch(self, sizes: list[tuple[int, int]], packing: bool = False) -> dict[str, torch.Tensor]:
         """One sample for each image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
@@ -160,7 +161,11 @@ def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to compute a step. loss: of a model and a batch. packing: of the batch's samples, into one row."""
+    """One way to compute a step.
+
+    loss: of a model and a batch. packing: of the batch's samples, into one row. by_torch: layers are computed again by
+    torch's own function.
+    """
 
     name: str
     arm: str
@@ -168,6 +173,7 @@ class Side:
     attention: str = "sdpa"
     packing: bool = False
     checkpointed: bool = True
+    by_torch: bool = False
 
 
 def arm_sides(arms: list[str]) -> list[Side]:
@@ -181,6 +187,7 @@ def naive_sides(arm: str, ways: list[str]) -> list[Side]:
         "eager": Side("eager attention", arm, attention="eager"),
         "maps": Side("managers map by map", arm, loss=loss_map_by_map),
         "kept": Side("nothing checkpointed", arm, checkpointed=False),
+        "torch": Side("checkpointed by torch", arm, by_torch=True),
         "float": Side("pixels as float32", arm, loss=loss_of_float_pixels),
     }
     return [sides[way] for way in ways if way != "maps" or "manager" in arm]

@@ -2,11 +2,14 @@
 
     python benchmarks/bench_train.py                                           # the whole model, on a GPU
     python benchmarks/bench_train.py --device cpu --dtype float32 --layers 4   # a small machine
+    python benchmarks/bench_train.py --overhead --device cpu --dtype bfloat16 --vision_layers 26 --text_layers 12
 
 SigLIP so400m and Qwen2-0.5B with random weights, one sample, layers checkpointed as the recipes do. The naive ways are
 those of the last arm; each first shows that it computes the same loss. Samples joined by + are one batch, padded, and
 also packed (data.packing). Then all take turns, so that what else the machine does hits all of them. Printed are
-medians; memory is the most that a step holds beside weights and inputs.
+medians; memory is the most that a step holds beside weights and inputs. --overhead takes turns of manager and baseline
+alone and prints what managers add; see bench_overhead.py. Without --vision_layers and --text_layers that is the whole
+model, which takes about twice as long.
 """
 
 import argparse
@@ -16,6 +19,7 @@ from statistics import median
 
 import torch
 from bench_meter import measure_step
+from bench_overhead import overhead, overhead_table
 from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, model_parser, naive_sides, packed_side
 
 from llava.errors import LlavaError
@@ -44,7 +48,7 @@ class Result:
 
 def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[Result]:
     """All sides on one input, in turns. Raises LlavaError when two sides of one arm compute different losses."""
-    sizes = [tuple(int(pixels) for pixels in sample.split("x")) for sample in name.split("+")]
+    sizes = _pixels(name)
     results = [_described(bench, name, sizes, side) for side in sides]
     check_losses(results, TOLERANCES[str(bench.model.dtype).removeprefix("torch.")])
     measured = {side.name: [] for side in sides}
@@ -113,8 +117,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")
     parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT[+...]")
     parser.add_argument("--tiny", action="store_true", help="tiny widths, to try this script out")
+    parser.add_argument("--overhead", action="store_true", help="manager beside baseline alone, in pairs of steps")
+    parser.add_argument("--pairs", type=int, default=20, help="of --overhead")
     parser.add_argument("--json", help="also write the numbers to this file")
     return parser.parse_args()
+
+
+def _pixels(name: str) -> list[tuple[int, int]]:
+    """The (width, height) of each sample of an input."""
+    return [tuple(int(pixels) for pixels in sample.split("x")) for sample in name.split("+")]
 
 
 def main() -> None:
@@ -130,8 +141,13 @@ def main() -> None:
     print(
         f"{options.device}, {options.dtype}, {config.vision_config.num_hidden_layers} vision and "
         f"{config.text_config.num_hidden_layers} text layers, {len(bench.manager_config.vision_layers)} managed maps, "
-        f"{len(bench.manager_config.injection_layers)} managers, medians of {options.runs} runs"
+        f"{len(bench.manager_config.injection_layers)} managers, "
+        + (f"{torch.get_num_threads()} threads" if options.overhead else f"medians of {options.runs} runs")
     )
+    if options.overhead:
+        name = options.inputs[0]
+        print(overhead_table(name, overhead(bench, _pixels(name), options.pairs)), flush=True)
+        return
     results = []
     for name in options.inputs:
         sides = arm_sides(options.arms) + naive_sides(options.arms[-1], options.naive)

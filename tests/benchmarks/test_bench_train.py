@@ -18,6 +18,7 @@ NAIVE = [
     "eager attention",
     "managers map by map",
     "nothing checkpointed",
+    "checkpointed by torch",
     "pixels as float32",
 ]
 
@@ -40,10 +41,28 @@ def test_the_command(tmp_path):
         *(("56x56+384x384", side) for side in [*ARMS, *NAIVE, "samples packed"]),
     ]
     assert all(result["seconds"] > 0 for result in results)
-    assert [result["crops"] for result in results[:9]] == [1, 1] + 7 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
+    assert [result["crops"] for result in results[:10]] == [1, 1] + 8 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
     for side in ARMS + NAIVE:
         assert done.stdout.count(f"\n{side} ") == 2
     assert done.stdout.count("\nsamples packed ") == 1
+
+
+def test_what_managers_add(module):
+    bench = module("bench_sides").Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
+    found = module("bench_overhead").overhead(bench, [(56, 56)], pairs=3)
+    assert (len(found["wall"]), len(found["cpu"])) == (3, 3)
+    assert found["launches"]["manager"] > found["launches"]["baseline"] > 1000
+    assert found["tflop"]["manager"] > found["tflop"]["baseline"] > 0
+    told = module("bench_overhead").overhead_table("56x56", found)
+    assert [line[:26].strip() for line in told.splitlines()[1:5]] == [
+        *("seconds of the clock", "seconds of the processor", "operations launched", "FLOPs, the floor")
+    ]
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, (1, 2)), (6, (1, 6)), (20, (6, 15)), (25, (8, 18))])
+def test_the_interval_of_a_median(module, count, expected):
+    """Tabulated ranks of the sign test at 95%."""
+    assert module("bench_overhead").median_interval(list(range(count, 0, -1))) == expected
 
 
 @pytest.mark.parametrize("number", range(len(NAIVE) + 1))
