@@ -21,8 +21,8 @@ from gpu_place import MICRO_BATCH, Place, side_row, speed
 from gpu_training import training
 from torch import distributed
 
+from llava.constants import FLASH_ATTENTION
 from llava.data.schema import Dialogue
-from llava.engine.checks import FLASH_ATTENTION
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.train.recipe.dotted import read_json
@@ -60,8 +60,9 @@ def arms(place: Place) -> Rows:
 
 def attention(place: Place) -> Rows:
     """Flash attention against sdpa."""
-    if reason := place.no_flash():
-        yield {"side": FLASH_ATTENTION, "fault": reason}
+    lacks = place.lacks_for_flash()
+    if lacks is not None:
+        yield {"side": FLASH_ATTENTION, "fault": f"needs {lacks}"}
     bench = place.bench()
     for name in ("640x480", "1000x1000"):
         for kernel in place.attentions():
@@ -98,7 +99,7 @@ def zero(place: Place, stage: int) -> Rows:
     model.model.without_images = "all" if stage == 3 else "trained"
     batch = bench.batch(place.sizes(*["640x480"] * MICRO_BATCH))
     config = deepspeed_config(stage, model.config.text_config.hidden_size)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=place.on_gpu or None)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
 
     def step() -> torch.Tensor:
@@ -208,7 +209,7 @@ def _losses(place: Place, autocast: bool) -> tuple[list[float], float]:
     bench = place.bench("float32")
     bench.use(Side(ARM, ARM))
     batch = bench.batch(place.sizes(*["640x480"] * MICRO_BATCH))
-    optimizer = torch.optim.AdamW(bench.model.parameters(), lr=RATE, fused=place.on_gpu)
+    optimizer = torch.optim.AdamW(bench.model.parameters(), lr=RATE, fused=place.on_gpu or None)
     losses, started = [], time.perf_counter()
     for _ in range(place.steps):
         with torch.autocast(place.device.type, torch.bfloat16, enabled=autocast):

@@ -5,11 +5,9 @@ from collections.abc import Callable
 import torch
 from bench_sides import Bench, Side
 from gpu_meter import memory_of, seconds_of, start_memory, waits_of, work_of
-from transformers.utils import is_flash_attn_2_available
 
-from llava.engine.checks import FLASH_ATTENTION, check_attention
-from llava.errors import LlavaError
-from llava.mllm.attention import FLASH_CAPABILITY, best_attention
+from llava.constants import FLASH_ATTENTION
+from llava.mllm.attention import best_attention, lacks_for_flash
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.loop.step_log import count_batch, peak_bf16_tflops
@@ -50,19 +48,11 @@ class Place:
 
     def attentions(self) -> list[str]:
         """The kernels that can be compared here."""
-        return ["sdpa"] if self.no_flash() else ["sdpa", FLASH_ATTENTION]
+        return ["sdpa", FLASH_ATTENTION] if self.lacks_for_flash() is None else ["sdpa"]
 
-    def no_flash(self) -> str | None:
-        """Why flash attention cannot run here; None where it can."""
-        if not self.on_gpu:
-            return "needs a GPU"
-        if torch.cuda.get_device_capability(self.device) < FLASH_CAPABILITY:
-            return f"needs a GPU of capability {FLASH_CAPABILITY[0]} or more"
-        try:
-            check_attention(FLASH_ATTENTION)
-        except LlavaError as error:
-            return str(error)
-        return None if is_flash_attn_2_available() else "transformers cannot use the flash_attn that is installed"
+    def lacks_for_flash(self) -> str | None:
+        """What flash attention needs and does not find; None where it can run."""
+        return lacks_for_flash(self.on_gpu, self.dtype != "float32")
 
 
 def side_row(place: Place, bench: Bench, side: Side, names: list[str]) -> dict:

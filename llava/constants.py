@@ -12,4 +12,6 @@ RELEASED_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 ONEVISION_MODEL_TYPE = "llava_onevision"
 Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops become one sequence, see TilingConfig
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format
+FLASH_ATTENTION = "flash_attention_2"  # transformers' name
+INSTALL_FLASH = "pip install --no-build-isolation -e '.[flash]'"  # with the torch that is there
 FILE_LIMITS = {"image": 64 * 2**20, "video": 2**30}  # bytes of a file that is fetched, unpacked, or named in a chat

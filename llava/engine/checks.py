@@ -2,10 +2,10 @@
 
 from importlib.util import find_spec
 
+from llava.constants import FLASH_ATTENTION, INSTALL_FLASH
 from llava.errors import LlavaError
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
-FLASH_ATTENTION = "flash_attention_2"
 
 
 def check_dtype(name: str) -> None:
@@ -17,7 +17,4 @@ def check_dtype(name: str) -> None:
 def check_attention(name: str | None) -> None:
     """Raises LlavaError for flash attention where its package is missing."""
     if name == FLASH_ATTENTION and find_spec("flash_attn") is None:
-        raise LlavaError(
-            f"{name} needs the package flash_attn: pip install --no-build-isolation -e '.[flash]', after "
-            "torch; sdpa needs nothing"
-        )
+        raise LlavaError(f"{name} needs the package flash_attn: {INSTALL_FLASH}, after torch; sdpa needs nothing")

@@ -35,7 +35,7 @@ from llava.engine.kept_cache import KeptCache, check_length
 from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.attention import best_attention
+from llava.mllm.attention import best_attention, check_can_run
 from llava.mllm.parts import PREFIXES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -81,8 +81,8 @@ class Engine:
         device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU (float16 on one that only emulates
         it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is installed and can be used,
         else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
-        Raises LlavaError for a missing folder, another architecture, unknown names, flash attention where it is not
-        installed, and damaged or incomplete weights.
+        Raises LlavaError for a missing folder, another architecture, unknown names, flash attention where it cannot
+        run, and damaged or incomplete weights.
         """
         check_folder(path)
         check_dtype(dtype)
@@ -92,6 +92,7 @@ class Engine:
         options = _four_bits(Path(path), place, kind) if load_4bit else {}
         if attn_implementation is None:
             attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
+        check_can_run(attn_implementation, place.type == "cuda", kind != torch.float32)
         try:
             if load_4bit:
                 _check_widths(Path(path))

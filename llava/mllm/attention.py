@@ -19,15 +19,36 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 from transformers.utils.generic import is_flash_attention_requested
 
+from llava.constants import FLASH_ATTENTION, INSTALL_FLASH
+from llava.errors import LlavaError
+
 SDPA_BY_SAMPLE = "sdpa_by_sample"
 FLASH_CAPABILITY = (8, 0)  # flash-attn 2 has no kernels for older GPUs
 
 
 def best_attention(on_gpu: bool, half_precision: bool) -> str:
-    """flash_attention_2 where it is installed and can run (a GPU of capability 8, 16-bit numbers), else sdpa."""
-    if on_gpu and half_precision and is_flash_attn_2_available():
-        return "flash_attention_2" if torch.cuda.get_device_capability() >= FLASH_CAPABILITY else "sdpa"
-    return "sdpa"
+    """flash_attention_2 where it can run, else sdpa."""
+    return FLASH_ATTENTION if lacks_for_flash(on_gpu, half_precision) is None else "sdpa"
+
+
+def lacks_for_flash(on_gpu: bool, half_precision: bool) -> str | None:
+    """What flash attention 2 needs and does not find, None where it can run. half_precision: numbers of 16 bits."""
+    if not on_gpu:
+        return "a GPU"
+    if not half_precision:
+        return "bfloat16 or float16"
+    if not is_flash_attn_2_available():
+        return f"the package flash_attn: {INSTALL_FLASH}"
+    if torch.cuda.get_device_capability() < FLASH_CAPABILITY:
+        return f"a GPU of capability {FLASH_CAPABILITY[0]} or more"
+    return None
+
+
+def check_can_run(attention: str, on_gpu: bool, half_precision: bool) -> None:
+    """Raises LlavaError for flash attention where it cannot run; transformers would tell at the first kernel or not."""
+    lacks = lacks_for_flash(on_gpu, half_precision) if attention == FLASH_ATTENTION else None
+    if lacks is not None:
+        raise LlavaError(f"{attention} needs {lacks}; sdpa does not")
 
 
 def packed_lengths(

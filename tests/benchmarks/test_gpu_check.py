@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from llava.mllm import attention as mllm_attention
 from llava.train.main import main as train
 from tests.paths import ROOT
 
@@ -315,12 +316,11 @@ def test_a_gpu_of_each_kind(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    monkeypatch.setattr(place, "check_attention", lambda name: None)
-    monkeypatch.setattr(place, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr(mllm_attention, "is_flash_attn_2_available", lambda: True)
     modern = place.Place("cuda", tiny=False)
     assert (modern.dtype, modern.peak, modern.attentions()) == ("bfloat16", 989, ["sdpa", "flash_attention_2"])
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     old = place.Place("cuda", tiny=False)
     assert (old.dtype, old.peak, old.attentions()) == ("float32", None, ["sdpa"])
-    assert old.no_flash() == "needs a GPU of capability 8 or more"
+    assert old.lacks_for_flash() == "bfloat16 or float16"

@@ -24,7 +24,7 @@ from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention
+from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention, check_can_run
 from llava.mllm.parts import FUSION
 from llava.mllm.questions import turn_token_ids
 from llava.train.mllm.lora import attach_adapters
@@ -129,8 +129,12 @@ def build(
             the model is on the meta device.
 
     Raises:
-        LlavaError: What the recipe starts from does not fit.
+        LlavaError: What the recipe starts from does not fit, or its attention cannot run here.
     """
+    try:
+        check_can_run(recipe.model.attention, torch.cuda.is_available(), trains_in_bf16(recipe))
+    except LlavaError as error:
+        raise LlavaError(f"model.attention: {error}") from None
     model, processor = (_compose if recipe.model.start_from is None else _continue)(recipe, with_weights)
     model.config.image_mean = processor.image_processor.image_mean
     model.config.image_std = processor.image_processor.image_std

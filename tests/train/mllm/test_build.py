@@ -29,6 +29,12 @@ def after(checkpoint, tiny_recipe, start, arm="grid_manager", **changes):
     return tiny_recipe("2", arm, **{"model.start_from": checkpoint(start), **changes})
 
 
+def test_attention_that_cannot_run_here_is_refused_before_weights_are_read(tiny_recipe):
+    recipe = tiny_recipe("1", **{"model.attention": "flash_attention_2", "model.vision_tower": "gone"})
+    with pytest.raises(LlavaError, match=r"^model\.attention: flash_attention_2 needs a GPU; sdpa does not$"):
+        build(recipe)
+
+
 def test_stage_1_is_the_tower_and_the_language_model(start_folders, tiny_recipe):
     model, _ = build(tiny_recipe("1"))
     tower = SiglipVisionModel.from_pretrained(start_folders / "siglip").state_dict()
