@@ -60,7 +60,7 @@ class ForkedPython:
         self.path = f"{self.folder}:{os.environ['PATH']}"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(f"{self.folder}/socket")
-            listener.listen(128)  # whoever comes before the imports are done waits
+            listener.listen(128)
             code = (
                 f"import sys; sys.path[:0] = {sys.path}; from tests.forked_python import serve; "
                 f"serve({listener.fileno()}, {str(self.command)!r})"
@@ -73,6 +73,7 @@ class ForkedPython:
             }
             self.server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
         leftovers.SERVERS.add(self.server.pid)
+        subprocess.run([self.command, "-c", ""], check=True)  # when the imports are done
         return self
 
     def __exit__(self, *_) -> None:

@@ -5,6 +5,7 @@ import platform
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -328,7 +329,7 @@ sys.exit(launch.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 143), (None, 0)])
-def test_a_launcher_does_not_wait_for_a_host_that_never_ends(tmp_path, stop, status):
+def test_a_launcher_does_not_wait_for_a_host_that_never_ends(forked_python, tmp_path, stop, status):
     """The ranks of the first host have ended well; the other host's goes on, as if its launcher were gone."""
     (tmp_path / "rank.py").write_text(
         "import os, pathlib, sys, time\n"
@@ -338,7 +339,7 @@ def test_a_launcher_does_not_wait_for_a_host_that_never_ends(tmp_path, stop, sta
     port, launchers = str(free_port()), []
     for node in range(2):
         meeting = ["--nnodes", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", port]
-        command = [sys.executable, "-c", WAITS, *meeting, "--nproc_per_node", "1", f"{tmp_path}/rank.py"]
+        command = [forked_python.command, "-c", WAITS, *meeting, "--nproc_per_node", "1", f"{tmp_path}/rank.py"]
         launchers.append(subprocess.Popen([*command, f"{tmp_path}/ended"], stderr=subprocess.PIPE, text=True))
     try:
         wait_until((tmp_path / "ended").exists)
@@ -352,6 +353,30 @@ def test_a_launcher_does_not_wait_for_a_host_that_never_ends(tmp_path, stop, sta
         for launcher in launchers:
             launcher.terminate()
             launcher.wait(60)
+
+
+@pytest.mark.parametrize(("node", "stop"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
+def test_a_launcher_that_waits_for_a_host_ends_at_a_signal(forked_python, node, stop):
+    """The other host never comes: the first host's launcher waits for it to join, the second's to listen."""
+    host = socket.create_server(("127.0.0.1", 0))  # in place of the first host's: it hears, and never answers
+    port = host.getsockname()[1]
+    if node == 0:
+        host.close()
+    meeting = ["--nnodes", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", str(port)]
+    command = [forked_python.command, "-m", "llava.train.launch", *meeting, "--nproc_per_node", "1", "rank.py"]
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        if node == 0:
+            wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+        else:
+            _held = host.accept()
+        launcher.send_signal(stop)
+        assert launcher.wait(10) in (128 + stop, -stop)  # shells tell both alike
+        assert launcher.stderr.read() == ""
+    finally:
+        host.close()
+        launcher.kill()
+        launcher.wait()
 
 
 ENDS = {
