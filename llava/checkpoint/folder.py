@@ -47,6 +47,7 @@ IDENTITY = (
     PROCESSOR_CONFIG,
     *TOKENIZER_FILES,
 )
+STAGE_WORKING, STAGE_CHECKPOINTS = ".unfinished", ".checkpoints"  # behind the name of what a stage trains to
 OTHER_BYTES = 100 * 2**20  # of all that stands beside the weights: tokenizer, processor, logs
 TOWER_TYPES = ("siglip_vision_model", "siglip")
 LANGUAGE_MODEL_TYPES = ("qwen2",)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import OTHER_BYTES
+from llava.checkpoint.folder import OTHER_BYTES, STAGE_CHECKPOINTS, STAGE_WORKING
 from llava.errors import LlavaError
 from llava.files import free_bytes, whole_folder
 from llava.sizes import in_bytes
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llava.checkpoint.shards import TensorInfo
 
 RECORD = "conversion.json"  # what was converted, and from what
+WORKING = ".converting"  # behind the name of a folder that is being written
 
 
 @contextmanager
@@ -22,11 +23,12 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     """A working folder beside `path`, renamed to `path` when the block ends and removed when it raises.
 
     Raises:
-        LlavaError: `path` exists and is not an empty folder, or its place cannot be written.
+        LlavaError: `path` exists and is not an empty folder, a stage trains there, or its place cannot be written.
     """
     check_free(path)
+    path = Path(path).absolute()
     try:
-        with whole_folder(path) as working:
+        with whole_folder(path, path.with_name(f"{path.name}{WORKING}")) as working:
             yield working
     except OSError as error:
         raise LlavaError(f"{path} could not be written: {error}") from error
@@ -41,7 +43,10 @@ def check_room(out: Path, source: str, infos: "Iterable[TensorInfo]") -> None:
 
 
 def check_free(path: str | Path) -> None:
-    """Raises LlavaError unless `path` does not exist or is an empty folder."""
+    """Raises LlavaError unless `path` does not exist or is an empty folder, and no stage is to end there."""
     path = Path(path)
+    for stage in (STAGE_WORKING, STAGE_CHECKPOINTS):
+        if path.with_name(f"{path.name}{stage}").exists():
+            raise LlavaError(f"{path}{stage} is there: a stage trains, or is to go on, to {path}; choose another --out")
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise LlavaError(f"{path} exists and is not an empty folder; choose another --out")

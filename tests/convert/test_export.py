@@ -255,7 +255,7 @@ def test_wrong_folders_are_refused_in_one_line(tmp_path, save_model, export):
             export(folder, "--out", out, "--format", "remote_code")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
-        assert not list(tmp_path.glob("*.unfinished"))
+        assert not list(tmp_path.glob("*.converting"))
 
     def changed(weights):
         save_file(weights, tmp_path / "model/model.safetensors")

@@ -178,7 +178,7 @@ def test_ways_to_write_out(out, make_released, tower_config, tmp_path):
         == 0
     )
     assert (tmp_path / out / "config.json").is_file()
-    assert not list(tmp_path.rglob("*.unfinished"))
+    assert not list(tmp_path.rglob("*.converting"))
 
 
 @pytest.mark.parametrize(
