@@ -19,6 +19,10 @@ class OutsideError(DataError):
     """A path that leads out of the image folder and may not."""
 
 
+class PassingReadError(DataError):
+    """A file that could not be read for a reason that may pass, as network disks have them; see `patiently`."""
+
+
 class OversizedImageError(DataError):
     """An image of so many pixels that decoding it could exhaust the memory (a decompression bomb)."""
 

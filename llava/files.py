@@ -3,12 +3,21 @@
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
+
+from llava.errors import PassingReadError
+
+Value = TypeVar("Value")
+logger = logging.getLogger(__name__)
+PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR)  # reasons for a read to fail that may pass
+PAUSES = (1, 5, 15)  # seconds before a read is tried again
 
 LONGEST_PARTIAL = 255 - len("..partial")  # bytes of a name that can stand in a partial file's name
 
@@ -110,6 +119,23 @@ def sync_files(folder: Path) -> dict[str, int]:
         sync(path)
         sizes[str(path.relative_to(folder))] = path.stat().st_size
     return sizes
+
+
+def patiently(read: Callable[..., Value], *args) -> Value:
+    """What read(*args) returns; where it fails for a reason that may pass, it is tried three times more, after pauses.
+
+    Raises:
+        OSError: As `read` did, PassingReadError likewise, in the end or where the reason will not pass.
+    """
+    for pause in PAUSES:
+        try:
+            return read(*args)
+        except (OSError, PassingReadError) as error:
+            if isinstance(error, OSError) and error.errno not in PASSING:
+                raise
+            logger.warning("%s; it is tried again in %s s", error, pause)
+            time.sleep(pause)
+    return read(*args)
 
 
 def file_hash(path: str | Path) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from llava.data.record_store import TextFacts
 from llava.data.schema import OnBadSample, Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
 from llava.errors import DataError
+from llava.files import patiently
 from llava.printable import one_line
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,17 @@ class VisualCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Origin:
-    """What an item was made of, for messages and counts: the sample, and whether it was bad or too long and changed."""
+    """What an item was made of, for messages and counts.
+
+    name: of the sample. skipped, shortened: whether it was left out, or too long and changed. id: the sample's.
+    fault: why it cannot be used, where the run is to end for it.
+    """
 
     name: str
     skipped: bool = False
     shortened: bool = False
+    id: str = ""
+    fault: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -69,6 +76,9 @@ class SupervisedDataset(Dataset):
         template, label_rule, max_length, on_over_long, positions: see LlavaOVManagerProcessor.encode_sample.
         on_bad_sample: `error` raises DataError; `skip` logs it and yields a sample without any supervised token, so
             that batches keep their size and nothing is trained on in its place.
+        skip_ids: of samples on which nothing is trained, without a look at them.
+        notes_faults: instead of raising DataError, yields such a sample whose Origin has the fault, so that all ranks
+            of a run can end together.
         video_sampling: which frames of a video are taken.
         time_instruction: tell the model, behind each video, when its frames were taken.
     """
@@ -85,6 +95,8 @@ class SupervisedDataset(Dataset):
         on_over_long: OnOverLong = "error",
         positions: int | None = None,
         on_bad_sample: OnBadSample = "error",
+        skip_ids: Collection[str] = (),
+        notes_faults: bool = False,
         video_sampling: VideoSampling = EVERY_SECOND,
         time_instruction: bool = False,
     ):
@@ -101,6 +113,8 @@ class SupervisedDataset(Dataset):
             "positions": positions,
         }
         self.on_bad_sample = on_bad_sample
+        self.skip_ids = frozenset(skip_ids)
+        self.notes_faults = notes_faults
         self.video_sampling = video_sampling
         self.time_instruction = time_instruction
 
@@ -114,15 +128,24 @@ class SupervisedDataset(Dataset):
         """
         if index is None:
             return self._ignored(Origin("no sample, fills the last step"))
-        sample = self.samples[index]
+        try:
+            sample = self.samples[index]
+        except DataError as error:  # of the data file
+            if not self.notes_faults:
+                raise
+            return self._ignored(Origin(f"sample {index}", fault=str(error)))
+        if sample.id in self.skip_ids:
+            return self._ignored(Origin(str(sample), skipped=True, id=sample.id))
         try:
             encoded = self._encode(sample)
         except DataError as error:
-            if self.on_bad_sample == "error":
-                raise
-            logger.warning("skipped: %s", error)
-            return self._ignored(Origin(str(sample), skipped=True))
-        origin = Origin(str(sample), shortened=encoded.pop("shortened"))
+            if self.on_bad_sample == "skip":
+                logger.warning("skipped: %s", error)
+                return self._ignored(Origin(str(sample), skipped=True, id=sample.id))
+            if self.notes_faults:
+                return self._ignored(Origin(str(sample), id=sample.id, fault=str(error)))
+            raise
+        origin = Origin(str(sample), shortened=encoded.pop("shortened"), id=sample.id)
         return {**encoded, "sample": origin}
 
     def _ignored(self, origin: Origin) -> dict:
@@ -139,8 +162,9 @@ class SupervisedDataset(Dataset):
 
     def _open(self, sample: Sample) -> tuple[list, list[Video]]:
         try:
-            images = [open_image(self.image_folder.file(image)) for image in sample.images]
-            return images, [read_video(self.image_folder.file(video), self.video_sampling) for video in sample.videos]
+            images = [patiently(open_image, self.image_folder.file(image)) for image in sample.images]
+            videos = (self.image_folder.file(video) for video in sample.videos)
+            return images, [patiently(read_video, video, self.video_sampling) for video in videos]
         except DataError as error:
             raise DataError(f"{sample}: {one_line(str(error))}") from None
 
@@ -166,6 +190,12 @@ class SupervisedDataset(Dataset):
         """Faults and notes, one line for each sample of more than max_length tokens; see too_long."""
         faults: list[str] = []
         notes: list[str] = []
+        for sample, outcome in self.too_long_samples(inspection):
+            (faults if isinstance(outcome, Fault) else notes).append(f"{sample}: {outcome.message}")
+        return faults, notes
+
+    def too_long_samples(self, inspection: Inspection) -> Iterator[tuple[Sample, Fault | Note]]:
+        """Each sample of more than max_length tokens that is not in skip_ids, and what becomes of it."""
         facts, visual = TextFacts.of(self.samples), self._visual(inspection)
         most = visual.tokens + facts.text + TOKENS_PER_TURN * (facts.turns + 1)
         if self.time_instruction:
@@ -173,10 +203,10 @@ class SupervisedDataset(Dataset):
         limit = most_tokens(self.encoding["max_length"], self.encoding["positions"])
         for number in np.flatnonzero(most > limit).tolist():
             sample = self.samples[number]
-            outcome = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
-            if outcome is not None:
-                (faults if isinstance(outcome, Fault) else notes).append(f"{sample}: {outcome.message}")
-        return faults, notes
+            if sample.id not in self.skip_ids:
+                outcome = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
+                if outcome is not None:
+                    yield sample, outcome
 
     def too_long(
         self, stored: Sample, image_sizes: list[tuple[int, int]], videos: list[VideoTimes]
@@ -210,9 +240,14 @@ class SupervisedDataset(Dataset):
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
-        facts, visual = TextFacts.of(self.samples), self._visual(inspection)
+        visual, text = self._visual(inspection), self.text_sizes()
+        return SampleSizes(visual.crops, visual.tokens + text.tokens, text.supervised)
+
+    def text_sizes(self) -> SampleSizes:
+        """As `sizes`, where no image and no video can be read."""
+        facts = TextFacts.of(self.samples)
         text = facts.text // BYTES_PER_TOKEN
-        return SampleSizes(visual.crops, visual.tokens + text, facts.answers // BYTES_PER_TOKEN)
+        return SampleSizes(np.zeros_like(text), text, facts.answers // BYTES_PER_TOKEN)
 
     def _visual(self, inspection: Inspection) -> VisualCounts:
         images, frames = inspection.sizes_table(), inspection.frames_table()

@@ -13,8 +13,8 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from llava.anyres import ImageLayout, TilingConfig, best_resolution, fit_inside
 from llava.data.color import FORMATS, decoding, orientation, to_rgb
 from llava.data.jpeg_header import plain_jpeg_size
-from llava.errors import DataError, MissingFileError, OversizedImageError
-from llava.files import check_readable
+from llava.errors import DataError, MissingFileError, OversizedImageError, PassingReadError
+from llava.files import PASSING, check_readable
 
 Source = str | os.PathLike[str] | IO[bytes]  # a path or a binary file
 RESAMPLING = Image.Resampling.BICUBIC
@@ -83,7 +83,8 @@ def _named(cause: BaseException | None, name: str) -> DataError | None:
         case UnidentifiedImageError():
             return DataError(f"{name} is not an image that Pillow can read")
         case OSError() if cause.errno is not None:
-            return DataError(f"image {name} cannot be read: {cause.strerror}")
+            kind = PassingReadError if cause.errno in PASSING else DataError
+            return kind(f"image {name} cannot be read: {cause.strerror}")
     return None
 
 

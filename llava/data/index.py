@@ -33,7 +33,7 @@ from llava.data.notes import has_places_and_answer, is_regular, notes_of
 from llava.data.schema import Sample, Turn, sample_of
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
-from llava.files import sync_files
+from llava.files import patiently, sync_files
 from llava.printable import visible
 from llava.text_files import UTF_8, encoding_of, open_text, read_text
 
@@ -154,6 +154,12 @@ class RecordIndex:
         if self.records is not None:
             return self.records[begin : begin + length]
         try:
+            return patiently(self._read_file, begin, length)
+        except OSError as error:
+            raise DataError(f"data file {self.file} cannot be read: {error.strerror}") from None
+
+    def _read_file(self, begin: int, length: int) -> bytes:
+        try:
             if self._stream is None:
                 source = self.file
                 if self.folder is not None and (self.folder / COPY).exists():
@@ -163,8 +169,15 @@ class RecordIndex:
             if not self._is_copy and FileKey.of(self._stream) != self.key:
                 raise DataError(f"data file {self.file} has changed since it was opened; start again")
             return os.pread(self._stream, length, begin)
-        except OSError as error:
-            raise DataError(f"data file {self.file} cannot be read: {error.strerror}") from None
+        except OSError:
+            self._close()  # a stale handle stays stale
+            raise
+
+    def _close(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with suppress(OSError):
+                os.close(stream)
 
 
 def index_file(file: Path, workers: Workers) -> RecordIndex:

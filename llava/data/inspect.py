@@ -22,6 +22,7 @@ from llava.errors import (
     PlaceholderError,
     TemplateError,
 )
+from llava.files import patiently
 from llava.printable import one_line
 
 SHOWN_FAULTS = 20
@@ -67,8 +68,9 @@ class InspectedSample(NamedTuple):
 
 
 class SampleLines(NamedTuple):
-    """What is told of a sample: a line why it is unusable, or None, and {kind of NOTES: a line}."""
+    """What is told of a sample, by its id: a line why it is unusable, or None, and {kind of NOTES: a line}."""
 
+    id: str
     fault: str | None
     notes: dict[str, str]
 
@@ -91,18 +93,20 @@ class Inspection:
 
     image_sizes: the (width, height) of its images. videos: what is known of its videos' frames. Both as in
     InspectedSample, or in arrays, see inspect_store. faults: one line for each sample that is unusable. notes: {kind of
-    NOTES: one line for each sample that is odd so}.
+    NOTES: one line for each sample that is odd so}. faulty: the ids of the samples that `faults` tells of.
     """
 
     image_sizes: Sequence[list[tuple[int, int]]] | Ragged
     videos: Sequence[list[VideoTimes]] | VideosBySample
     faults: list[str]
     notes: dict[str, list[str]] = field(default_factory=dict)
+    faulty: list[str] = field(default_factory=list)
 
     def add(self, lines: SampleLines) -> None:
         """Adds what is told of one more sample."""
         if lines.fault is not None:
             self.faults.append(lines.fault)
+            self.faulty.append(lines.id)
         for kind, line in lines.notes.items():
             self.notes.setdefault(kind, []).append(line)
 
@@ -168,7 +172,7 @@ def lines_of(sample: Sample, faults: list[Fault], notes: list[Note]) -> SampleLi
     for note in notes:
         messages.setdefault(note.kind, []).append(note.message)
     fault = f"{sample}: {'; '.join(fault.message for fault in faults)}" if faults else None
-    return SampleLines(fault, {kind: f"{sample}: {'; '.join(texts)}" for kind, texts in messages.items()})
+    return SampleLines(sample.id, fault, {kind: f"{sample}: {'; '.join(texts)}" for kind, texts in messages.items()})
 
 
 def inspect_sample(
@@ -202,7 +206,7 @@ def inspect_sample(
     def probe(paths: tuple[str, ...], read: Callable[[Path], Any], results: list) -> None:
         for path in paths:
             try:
-                results.append(read(folder.file(path)))
+                results.append(patiently(read, folder.file(path)))
             except DataError as error:
                 faults.append(_fault(error))
 

@@ -44,10 +44,12 @@ def inspect_store(
     video_sampling: VideoSampling = EVERY_SECOND,
     template: str = "qwen_1_5",
     workers: Workers | None = None,
+    skip_ids: frozenset[str] = frozenset(),
 ) -> Inspection:
     """As inspect_samples: sizes and frames as arrays, and those samples' faults and notes that have any.
 
-    Images and videos that were read before and have not changed since are not opened.
+    Images and videos that were read before and have not changed since are not opened. skip_ids: of samples of which
+    nothing is told.
     """
     folder = ImageFolder.of(image_folder)
     with workers or Workers() as workers:
@@ -60,7 +62,8 @@ def inspect_store(
             odd = np.asarray(part.rows, dtype=np.int64)[table.odd]
             for begin in range(0, len(odd), BLOCK):
                 block = slice(begin, begin + BLOCK)
-                tasks.append((part.index, odd[block], table.opened[table.odd][block], folder, video_sampling, template))
+                opened = table.opened[table.odd][block]
+                tasks.append((part.index, odd[block], opened, folder, video_sampling, template, skip_ids))
         videos = ProbedVideos(store, _join(frames, np.zeros(0, np.int32)), folder, video_sampling)
         inspection = Inspection(_join(sizes, np.zeros((0, 2), np.int32)), videos, [])
         for block in workers.map(_tell, tasks, alone=sum(len(task[1]) for task in tasks) <= BLOCK):
@@ -152,11 +155,14 @@ def _tell(
     folder: ImageFolder,
     video_sampling: VideoSampling,
     template: str,
+    skip_ids: frozenset[str],
 ) -> list[SampleLines]:
     """What is told of some samples. opened: those of which more is to be told than of the record alone."""
     lines = []
     for row, is_opened in zip(rows.tolist(), opened.tolist()):
         sample = index.sample(row)
+        if sample.id in skip_ids:
+            continue
         if is_opened:
             result = inspect_sample(sample, folder, video_sampling, template=template)
             lines.append(lines_of(sample, result.faults, result.notes))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava.errors import DataError, LlavaError, MissingFileError
-from llava.files import check_readable
+from llava.errors import DataError, LlavaError, MissingFileError, PassingReadError
+from llava.files import PASSING, check_readable
 
 CLOSE = 1e-3  # seconds: times come as float32, and containers round them
 NO_SUBSTITUTES = 1e-9  # decord's fault_tol, a share of the frames: a single frame replaced by a neighbour is an error
@@ -125,7 +125,7 @@ def read_video(path: str | os.PathLike, sampling: VideoSampling, begin: float = 
     try:
         pixels = _pixels(reader, chosen)
     except _decoding_errors() as error:
-        raise DataError(f"video {path} cannot be decoded: {_reason(error)}") from None
+        raise _kind(error)(f"video {path} cannot be decoded: {_reason(error)}") from None
     return Video(times.times, times.duration, tuple(Image.fromarray(frame) for frame in pixels))
 
 
@@ -174,12 +174,13 @@ def _open(
     except IsADirectoryError:
         raise DataError(f"video {path} is a folder") from None
     except OSError as error:
-        raise DataError(f"video {path} cannot be read: {error.strerror}") from None
+        kind = PassingReadError if error.errno in PASSING else DataError
+        raise kind(f"video {path} cannot be read: {error.strerror}") from None
     uri = os.path.abspath(path)  # a relative name with a colon would be read as a protocol
     try:
         reader = decord.VideoReader(uri, num_threads=1, fault_tol=NO_SUBSTITUTES)
     except _decoding_errors() as error:
-        raise DataError(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
+        raise _kind(error)(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
     try:
         return reader, *_chosen(reader, sampling, begin, end)
     except DataError as error:
@@ -220,6 +221,11 @@ def _decoding_errors() -> tuple[type[Exception], ...]:
     """What decord raises on broken files; AssertionError stands for a video of 0 frames."""
     decord = _import_decord()
     return decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, AssertionError
+
+
+def _kind(error: Exception) -> type[DataError]:
+    """By decord's message, in which ffmpeg tells the system's error; the number is not handed on."""
+    return PassingReadError if any(os.strerror(number) in str(error) for number in PASSING) else DataError
 
 
 def _reason(error: Exception) -> str:

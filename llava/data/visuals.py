@@ -17,7 +17,7 @@ from llava.data.index import RecordIndex, homes, map_array, unfinished_in
 from llava.data.video import VideoSampling, probe_video
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
-from llava.files import sync
+from llava.files import patiently, sync
 
 VERSION = 2
 BLOCK = 1000
@@ -110,7 +110,7 @@ def _look(
 
 def _state(folder: ImageFolder, path: str) -> tuple[int, int, int]:
     try:
-        found = folder.status(path)
+        found = patiently(folder.status, path)
     except (OSError, ValueError):
         return GONE, 0, 0
     return found.st_size, found.st_mtime_ns, found.st_mode
@@ -120,7 +120,7 @@ def _read(folder: ImageFolder, path: str, is_video: bool, video_sampling: VideoS
     try:
         file = folder.file(path)
         if is_video:
-            return 0, 0, len(probe_video(file, video_sampling).times)
-        return (*image_size(file), 0)
+            return 0, 0, len(patiently(probe_video, file, video_sampling).times)
+        return (*patiently(image_size, file), 0)
     except DataError:
         return 0, 0, 0
