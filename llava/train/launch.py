@@ -8,10 +8,16 @@ import logging
 import os
 import platform
 import select
+import shutil
 import signal
 import sys
 import time
-from threading import Thread
+from argparse import Namespace
+from collections.abc import Collection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Lock, Thread
+from typing import NoReturn
 
 import psutil
 from torch.distributed import DistError, run
@@ -19,6 +25,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from llava.train.loop.stop import LAUNCHER
+from llava.train.rank import end_with
+from llava.train.ranks.watch import WORKING, ends_store, tell_end
 
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts
@@ -26,16 +34,20 @@ LOOK = 0.5  # seconds between looks at the ranks
 
 
 class Waits(Thread):
-    """Ends this launcher where it waits for other hosts in vain.
+    """Tells the other hosts of a rank that failed, and ends this launcher where it waits for them in vain.
 
     torchrun meets the other hosts before its ranks start and once they have ended, in C++, where it hears no signal;
     after the ranks it waits five minutes for a launcher that is gone. This thread ends the launcher soon after a signal
     and, once the ranks have ended, after PATIENCE seconds. A rank that failed leads to no such wait, so that this
-    host's part is whole then.
+    host's part is whole then; it is told to the other ranks, see llava/train/ranks/watch.py.
     """
 
-    def __init__(self):
+    def __init__(self, working: Path):
         super().__init__(daemon=True)
+        self.working = working  # the folder of those ranks' files that have not left the run, named after their process
+        self.places: dict[int, dict[str, str]] = {}  # {process: its environment} of all ranks
+        self.ended: set[int] = set()
+        self.lock = Lock()
         self.signals, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
@@ -46,15 +58,35 @@ class Waits(Thread):
         while True:
             heard, _, _ = select.select([self.signals], [], [], LOOK)
             number = os.read(self.signals, 1)[0] if heard else 0
-            if _ranks():
+            if self.look():
                 had_ranks, since = True, time.monotonic()
             elif number:
                 time.sleep(LOOK)  # where torchrun does hear it, it ends by itself
-                os._exit(128 + number)
+                self.end(128 + number)
             elif had_ranks and time.monotonic() - since > PATIENCE:
                 line = f"this host's processes have ended; the other hosts' launchers did not within {PATIENCE} s\n"
                 os.write(2, line.encode())
-                os._exit(0)
+                self.end(0)
+
+    def end(self, status: int) -> NoReturn:
+        """Ends the launcher at once."""
+        shutil.rmtree(self.working, ignore_errors=True)
+        os._exit(status)
+
+    def look(self, failed: Collection[int] = ()) -> bool:
+        """Tells the run of ranks that have ended since the last look, and had not left; returns whether any still runs.
+
+        failed: processes that are told in any case.
+        """
+        with self.lock:
+            ranks = _ranks()
+            self.places |= {rank.pid: _environment(rank) for rank in ranks if rank.pid not in self.places}
+            ended = self.places.keys() - {rank.pid for rank in ranks}
+            for process in (ended - self.ended) | set(failed):
+                if process in failed or (self.working / str(process)).exists():
+                    _tell_end(process, self.places.get(process, {}))
+            self.ended |= ended
+        return bool(ranks)
 
 
 def _ranks() -> list[psutil.Process]:
@@ -67,15 +99,35 @@ def _ranks() -> list[psutil.Process]:
     return ranks
 
 
+def _environment(rank: psutil.Process) -> dict[str, str]:
+    with contextlib.suppress(psutil.Error):  # it ended just now
+        return rank.environ()
+    return {}
+
+
+def _tell_end(process: int, environment: dict[str, str]) -> None:
+    """Tells the run that a rank has ended, see tell_end. environment: its own."""
+    with contextlib.suppress(DistError, KeyError):  # the run is over, or the process was no rank
+        store = ends_store(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]))
+        tell_end(store, int(environment["RANK"]), process)
+
+
 def main(argv: list[str]) -> int:
     """Runs the processes of this host to their end; returns the exit status of the first that failed, or 0."""
     logging.disable(logging.ERROR)  # the launcher's remarks; the ranks have their own
     arguments = run.parse_args(argv)
-    Waits().start()
-    os.environ[LAUNCHER] = str(os.getpid())
+    with TemporaryDirectory(prefix="llava-ranks-") as folder:
+        waits = Waits(Path(folder))
+        waits.start()
+        os.environ |= {LAUNCHER: str(os.getpid()), WORKING: folder}
+        return _run(arguments, waits)
+
+
+def _run(arguments: Namespace, waits: Waits) -> int:
     try:
         run.run(arguments)
     except ChildFailedError as error:
+        waits.look([failure.pid for failure in error.failures.values() if failure.exitcode not in TOLD])
         rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
         killed = failure.exitcode < 0
         if failure.exitcode not in TOLD:
@@ -94,4 +146,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    end_with(lambda: main(sys.argv[1:]))  # Waits may stand in torch's C++

@@ -3,8 +3,6 @@
 import gc
 import os
 import shutil
-import signal
-import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -19,17 +17,22 @@ from transformers.utils import logging as transformers_logging
 from llava.data.collator import Collator
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.errors import DataError
 from llava.mllm.cost import training_cost
+from llava.train.ends import ends_told, exit_stopped
 from llava.train.estimate.heaviest import heaviest
 from llava.train.estimate.memory import recipe_activations
 from llava.train.estimate.plan import Plan, describe
-from llava.train.folders.interim import checkpoints_folder, last_checkpoint
+from llava.train.folders.interim import (
+    check_seen,
+    checkpoints_folder,
+    clear_leftovers,
+    last_checkpoint,
+    start_anew,
+)
 from llava.train.folders.manifest import end_manifest, sampled_rows, start_manifest, write_start
 from llava.train.folders.resume_point import resume_point
 from llava.train.folders.stage_folder import check_disk, start_working_folder, working_folder, write_checkpoint
 from llava.train.loop.components import freeze, split_components
-from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.stop import die_with_launcher
 from llava.train.loop.trainer import LlavaTrainer, train_sampler
 from llava.train.mllm.build import build, lower_precision, trains_in_bf16
@@ -39,7 +42,6 @@ from llava.train.mllm.recompute_compile import prepare_layers
 from llava.train.ranks.hardware import repeat_bits
 from llava.train.ranks.preflight import preflight
 from llava.train.ranks.process_group import (
-    end_all,
     first_on_each_host,
     leave_process_group,
     on_first_rank,
@@ -73,12 +75,8 @@ def run_stage(recipe: Recipe) -> None:
     reports = preflight(recipe)
     stage = prepare(recipe, started)
     manifest = on_first_rank(partial(_write_start, stage, reports), recipe.run.startup_timeout)
-    try:
+    with ends_told(stage.recipe, stage.plan.processes, stage.trainer):
         train(stage.trainer)
-    except NonFiniteError as error:
-        if rank() == 0:
-            print(file=sys.stderr)  # the progress bar's line is open
-        end_all(error)
     if stage.trainer.save_and_stop.stopped_by:
         leave_process_group()
         exit_stopped(stage.trainer)
@@ -119,6 +117,8 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     plan = Plan.of(recipe, model.config, len(mixture.samples))
     check_disk(recipe.run.output_dir, components)
     checkpoint = last_checkpoint(recipe.run)
+    if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        clear_leftovers(recipe.run.output_dir)
     if rank() == 0:
         make_room(recipe.run, checkpoint)
         described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
@@ -130,18 +130,21 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     if shared:
         share_weights(model, arguments.device, zero_3_configuration(arguments, model))
     positions = model.config.text_config.max_position_embeddings
-    dataset = supervised_dataset(recipe, mixture.samples, processor, positions)
+    dataset = supervised_dataset(recipe, mixture.samples, processor, positions, trained_on=True)
     sizes = sizes_once(recipe, dataset)
     cost = training_cost(model.config, [component.name for component in components if component.trained])
-    costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
+    costs, text_costs = (cost(one.crops, one.tokens, one.supervised) for one in (sizes, dataset.text_sizes()))
     evaluated = held_out(recipe, processor, cost, positions)
+    decide = partial(resume_point, checkpoint, recipe, arguments.world_size, dataset.samples, costs, text_costs)
+    resume = on_first_rank(decide, recipe.run.startup_timeout)
+    first_on_each_host(partial(check_seen, resume.checkpoint), recipe.run.startup_timeout)
+    costs = costs if resume.costs is None else resume.costs
     sampler = train_sampler(arguments, costs, dataset.is_multimodal)
     activations = recipe_activations(recipe, components, model.config)
     largest = heaviest(sampler, sizes, recipe.data.packing, activations)
     tries = recipe.run.rehearsal == "always" or (recipe.run.rehearsal == "auto" and torch.cuda.is_available())
     if rank() == 0:
         print(largest, "tried before the first step" if tries else "not tried", sep=", ", flush=True)
-    decide = partial(resume_point, checkpoint, recipe, arguments.world_size, dataset.samples, costs)
     trainer = LlavaTrainer(
         model,
         arguments,
@@ -155,7 +158,7 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
         processor=processor,
         held_out=evaluated,
         evaluates_at_start=recipe.eval.at_start,
-        resume=on_first_rank(decide, recipe.run.startup_timeout),
+        resume=resume,
         heaviest=largest if tries else None,
         started=started,
     )
@@ -164,32 +167,15 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
 
 
 def train(trainer: LlavaTrainer) -> TrainOutput:
-    """Trains, from where an unfinished run was.
-
-    A bad sample met by a data loader's worker is reported as what it is, without the worker's traceback.
-    """
+    """Trains, from where an unfinished run was."""
     checkpoint = trainer.resume.checkpoint
     gc.collect()
     gc.freeze()  # or a data loader's worker, when it collects garbage, copies all that was there before it
     try:
         with trainer.stop_request:
             return trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    except DataError as error:
-        fault = str(error).strip().rpartition("DataError: ")[2]
-        begin = f", from {trainer.saver.last}" if trainer.saver.last else ""
-        raise DataError(f"{fault}; mend it, or go on with --data.on_bad_sample skip{begin}") from None
     finally:
         gc.unfreeze()
-
-
-def exit_stopped(trainer: LlavaTrainer) -> None:
-    """Ends this process with the status of the signal that stopped training; rank 0 says how to go on."""
-    number, last = trainer.save_and_stop.stopped_by, trainer.saver.last
-    if rank() == 0:
-        state, name = trainer.state, signal.Signals(number).name
-        kept = f"the same command goes on from {last}" if last else "nothing was saved"
-        print(f"stopped by {name} after step {state.global_step} of {state.max_steps}; {kept}", file=sys.stderr)
-    raise SystemExit(128 + number)
 
 
 def save(stage: Stage, manifest: dict) -> None:
@@ -232,10 +218,10 @@ def odd_samples(totals: dict) -> str:
 
 
 def make_room(run: RunRecipe, checkpoint: Path | None) -> None:
-    """Empties the working folder but for what an unfinished run goes on with; other interim checkpoints go."""
+    """Empties the working folder but for what an unfinished run goes on with; see start_anew."""
     start_working_folder(run.output_dir, goes_on=checkpoint is not None)
     if checkpoint is None:
-        shutil.rmtree(checkpoints_folder(run.output_dir), ignore_errors=True)
+        start_anew(run)
 
 
 def quiet() -> None:

@@ -1,4 +1,4 @@
-"""The folder of a stage's intermediate checkpoints: which of them are complete, and whether a run may go on from one.
+"""The folder of a stage's intermediate checkpoints: which of them are complete, and what becomes of them.
 
 They stand beside the stage's output, in OUTPUT.checkpoints/checkpoint-STEP. Each is written under another name, gets a
 mark that lists its files and their sizes, and is renamed: a process may be killed anywhere, and what bears the name and
@@ -7,64 +7,40 @@ a mark that holds is whole. The folder is deleted once the stage's own checkpoin
 
 import json
 import os
+import platform
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from time import monotonic, sleep
 
+from llava.checkpoint.folder import STAGE_CHECKPOINTS
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
-from llava.train.recipe.dotted import flatten, shown
-from llava.train.recipe.schema import Recipe, RunRecipe
+from llava.train.recipe.schema import RunRecipe
 
 MARK = "complete.json"
 PREFIX = "checkpoint-"
-# Keys that a run may change when it goes on: they decide where and how it runs, not what it learns.
-FREE_KEYS = (
-    "model.sizes",
-    "data.mixture",  # its content is compared, see content_digest
-    "data.image_folder",
-    "data.outside_paths",
-    "data.workers",
-    "data.on_bad_sample",  # a sample that is skipped has its place in the order all the same
-    "data.expected_samples",
-    "data.expected_image",
-    "data.expected_text_tokens",
-    "eval.data",
-    "eval.image_folder",
-    "eval.steps",
-    "eval.at_start",
-    "eval.batch_size",
-    "eval.answers",
-    "eval.max_new_tokens",
-    "run.output_dir",
-    "run.overwrite",
-    "run.gradient_checkpointing",
-    "run.compile",
-    "run.deterministic",
-    "run.logging_steps",
-    "run.report_to",
-    "run.startup_timeout",
-    "run.collective_timeout",
-    "run.save_steps",
-    "run.save_minutes",
-    "run.keep_last",
-    "run.interim_weights",
-    "run.rehearsal",
-    "run.resume",
-    "run.reshape",
-)
-
-WAY_ON = "\nMend them, or pass --data.on_bad_sample skip to leave them out, also of a run that is unfinished"
+COSTS = "costs.npy"  # of every sample, which decide the order, as the run's first start saw them
+STALE = 60  # seconds that a network disk may show a folder as it was; Linux's NFS client keeps a listing as long
+LOOK = 1  # seconds between looks at it
 
 
 def checkpoints_folder(output_dir: str) -> Path:
     """Where the intermediate checkpoints of a stage stand until it is finished."""
-    return Path(f"{output_dir}.checkpoints")
+    return Path(f"{output_dir}{STAGE_CHECKPOINTS}")
+
+
+def clear_leftovers(output_dir: str) -> Path:
+    """Removes what a process wrote that was killed while it wrote a checkpoint; returns the folder to write in."""
+    folder = checkpoints_folder(output_dir) / "writing"
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def start_checkpoint(output_dir: str) -> Path:
     """An empty folder to write in, see finish_checkpoint."""
-    folder = checkpoints_folder(output_dir) / "writing"
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = clear_leftovers(output_dir)
     folder.mkdir(parents=True)
     return folder
 
@@ -104,68 +80,57 @@ def read_mark(checkpoint: Path) -> dict | None:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, the last one first."""
-    numbered = [(path.name.removeprefix(PREFIX), path) for path in folder.glob(f"{PREFIX}*")]
-    steps = sorted(((int(step), path) for step, path in numbered if step.isdecimal()), reverse=True)
-    return [path for _, path in steps if read_mark(path) is not None]
+    return [path for path in _by_step(folder) if read_mark(path) is not None]
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which it was saved."""
+    return int(checkpoint.name.removeprefix(PREFIX))
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """What is named as a checkpoint in `folder`, the last one first."""
+    named = (path for path in folder.glob(f"{PREFIX}*") if path.name.removeprefix(PREFIX).isdecimal())
+    return sorted(named, key=step_of, reverse=True)
 
 
 def last_checkpoint(run: RunRecipe) -> Path | None:
-    """The checkpoint that the stage goes on from; None when it starts anew."""
-    if not run.resume:
+    """The checkpoint that the stage goes on from; None when it starts anew.
+
+    Where the last one is not whole, it is waited for: what another machine wrote to a network disk is seen later.
+    """
+    if run.resume is not True:
         return None
-    return next(iter(complete_checkpoints(checkpoints_folder(run.output_dir))), None)
+    folder = checkpoints_folder(run.output_dir)
+    wait_for(lambda: all(read_mark(path) is not None for path in _by_step(folder)[:1]))
+    return next(iter(complete_checkpoints(folder)), None)
 
 
-def check_resume(recipe: Recipe, processes: int) -> None:
-    """Compares a recipe, and the number of processes, with those of the unfinished run that it would go on from.
+def check_seen(checkpoint: Path | None) -> None:
+    """Raises LlavaError where this host does not see the whole checkpoint that its run goes on from."""
+    if checkpoint is not None and not wait_for(lambda: read_mark(checkpoint) is not None):
+        raise LlavaError(
+            f"{platform.node()} does not see {checkpoint}, or not whole; is it on a disk that all hosts share?"
+        )
 
-    Raises:
-        LlavaError: where they do not fit; names each key with both values.
+
+def wait_for(holds: Callable[[], bool]) -> bool:
+    """Whether something holds of a disk that all machines share, now or within STALE seconds."""
+    end = monotonic() + STALE
+    while not (held := holds()) and monotonic() < end:
+        sleep(LOOK)
+    return held
+
+
+def start_anew(run: RunRecipe) -> None:
+    """Makes place for the checkpoints of a stage that does not go on from any.
+
+    `run.resume` delete deletes what stands there; false sets it aside, as OUTPUT.checkpoints.N, and prints so.
     """
-    checkpoint = last_checkpoint(recipe.run)
-    mark = checkpoint and read_mark(checkpoint)
-    if mark is None:
+    folder = checkpoints_folder(run.output_dir)
+    if run.resume == "delete" or not any(folder.glob(f"{PREFIX}*")):
+        shutil.rmtree(folder, ignore_errors=True)
         return
-    if "totals" not in mark:
-        raise LlavaError(
-            f"{checkpoint}: was written by an older version of this code. Go on with that version, or pass "
-            "--run.resume false to delete the checkpoints and start anew"
-        )
-    now = _comparable(recipe)
-    changed = [(key, old, now[key]) for key, old in mark["recipe"].items() if key in now and now[key] != old]
-    if changed:
-        listed = ", ".join(f"{key} was {shown(old)} and is {shown(new)}" for key, old, new in changed)
-        raise LlavaError(
-            f"{checkpoint}: the unfinished run had another recipe: {listed}. Give the recipe it had, "
-            "or pass --run.resume false to delete its checkpoints and start anew"
-        )
-    if mark["processes"] != processes and not recipe.run.reshape:
-        raise LlavaError(
-            f"{checkpoint}: was written by {mark['processes']} processes and {processes} are to go on. Start "
-            f"{mark['processes']}, or pass --run.reshape true: the same order of samples, other draws of noise"
-        )
-
-
-def _comparable(recipe: Recipe) -> dict:
-    """Every key that must not change, with its value as JSON gives it back."""
-    keys = flatten(json.loads(json.dumps(recipe.to_dict())))
-    return {key: value for key, value in keys.items() if key not in FREE_KEYS}
-
-
-def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
-    """What a checkpoint notes of its run, for check_resume and check_data_unchanged."""
-    return {"recipe": _comparable(recipe), "processes": processes, "data": data}
-
-
-def check_data_unchanged(checkpoint: Path, digest: str) -> None:
-    """Compares the data's digest with what `checkpoint` noted.
-
-    Raises:
-        LlavaError: when it was trained on other data: the order of training would not be its own.
-    """
-    trained_on = read_mark(checkpoint)["data"]
-    if trained_on != digest:
-        raise LlavaError(
-            f"{checkpoint}: the data has changed since: its hash was {trained_on[:12]} and is {digest[:12]}. "
-            "Restore it, or pass --run.resume false to delete the checkpoints and start anew"
-        )
+    numbers = (number for number in count(1) if not Path(f"{folder}.{number}").exists())
+    aside = folder.rename(f"{folder}.{next(numbers)}")
+    print(f"the unfinished run's checkpoints were set aside in {aside}", flush=True)

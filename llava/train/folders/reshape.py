@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's
 
 
-def join_states(checkpoint: Path, step: int, folder: Path) -> None:
+def join_states(checkpoint: Path, folder: Path) -> None:
     """Writes the whole states of every trained parameter to `folder`; one process calls it. LlavaError if it fails."""
+    states = checkpoint / (checkpoint / "latest").read_text().strip()  # DeepSpeed counts steps from a reshape on
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(checkpoint / f"global_step{step}"), "--output_folder", str(folder)]
+    command += ["--input_folder", str(states), "--output_folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LlavaError(f"{checkpoint} cannot be converted: {done.stderr.strip().splitlines()[-1]}")

@@ -8,14 +8,12 @@ import numpy as np
 
 from llava.data.content import content_digest
 from llava.data.record_store import RecordStore
-from llava.train.folders.interim import (
-    check_data_unchanged,
-    checkpoints_folder,
-    read_mark,
-    resume_facts,
-)
+from llava.errors import LlavaError
+from llava.train.folders.interim import COSTS, checkpoints_folder, read_mark
 from llava.train.folders.reshape import join_states
+from llava.train.folders.same_run import ANEW, check_data_unchanged, is_cut_anew, resume_facts
 from llava.train.recipe.schema import Recipe
+from llava.train.recipe.way_on import skip_option
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,28 @@ class ResumePoint:
 
     Attributes:
         checkpoint: an interim one; None where the stage starts anew.
-        joined_states: the folder of the optimizer's states, joined, where another number of processes left them in
-            pieces; else None.
+        joined_states: the folder of the optimizer's states, joined, where they were left in other pieces than this
+            start has; else None.
         totals: what the run had done at the checkpoint, see Totals; empty where the stage starts anew.
         facts: what new checkpoints note of the run, see resume_facts.
+        costs: of each sample, by which the run is ordered, where this start sees others: a file was lost since, or was
+            lost then; else None.
     """
 
     checkpoint: Path | None = None
     joined_states: Path | None = None
     totals: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
+    costs: np.ndarray | None = None
 
 
 def resume_point(
-    checkpoint: Path | None, recipe: Recipe, processes: int, samples: RecordStore, costs: np.ndarray
+    checkpoint: Path | None,
+    recipe: Recipe,
+    processes: int,
+    samples: RecordStore,
+    costs: np.ndarray,
+    text_costs: np.ndarray,
 ) -> ResumePoint:
     """Readies what the stage needs to go on from `checkpoint`, and prints so; one process calls it.
 
@@ -47,19 +53,43 @@ def resume_point(
         processes: of this start.
         samples: of one epoch.
         costs: of each, which decide the order of training.
+        text_costs: of each, where none of its images and videos can be read.
 
     Raises:
         LlavaError: when the data is not what the checkpoint was trained on, or its states cannot be joined.
     """
-    digest = content_digest(samples, costs)
+    before = None if checkpoint is None else _costs_before(checkpoint, recipe, samples, costs, text_costs)
+    digest = content_digest(samples, costs if before is None else before)
     facts = resume_facts(recipe, processes, digest)
     if checkpoint is None:
         return ResumePoint(facts=facts)
     check_data_unchanged(checkpoint, digest)
     mark, joined = read_mark(checkpoint), None
-    if mark["processes"] != processes and recipe.run.deepspeed is not None:
+    if is_cut_anew(mark, recipe, processes):
         joined = checkpoints_folder(recipe.run.output_dir) / "joined"
         shutil.rmtree(joined, ignore_errors=True)
-        join_states(checkpoint, mark["step"], joined)
+        join_states(checkpoint, joined)
     print(f"\ngoes on after step {mark['step']}, from {checkpoint}", flush=True)
-    return ResumePoint(checkpoint, joined, mark["totals"], facts)
+    return ResumePoint(checkpoint, joined, mark["totals"], facts, before)
+
+
+def _costs_before(
+    checkpoint: Path, recipe: Recipe, samples: RecordStore, costs: np.ndarray, text_costs: np.ndarray
+) -> np.ndarray | None:
+    """The costs that order the unfinished run, where a file that cannot be read, now or then, is why some differ.
+
+    Raises LlavaError where a sample that is trained on shows something of another size now.
+    """
+    file = checkpoint / COSTS
+    before = np.load(file) if file.is_file() else costs  # older versions noted none
+    if len(before) != len(costs) or np.array_equal(before, costs):
+        return None
+    skipped = frozenset(recipe.data.skip_ids or ())
+    resized = np.flatnonzero((before != costs) & (before != text_costs) & (costs != text_costs)).tolist()
+    changed = [samples[number] for number in resized if samples[number].id not in skipped]
+    if changed:
+        raise LlavaError(
+            f"{checkpoint}: the data has changed since: {len(changed)} samples show images or videos of other sizes, "
+            f"first {changed[0]}. Restore them, leave them out ({skip_option([changed[0].id], recipe)}), or {ANEW}"
+        )
+    return before

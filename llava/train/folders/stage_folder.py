@@ -17,6 +17,7 @@ from llava.checkpoint.folder import (
     NEEDED_PROCESSOR_FILES,
     NEEDED_TOKENIZER_FILES,
     OTHER_BYTES,
+    STAGE_WORKING,
     TOWER_TYPES,
     check_folder,
     read_json,
@@ -109,7 +110,7 @@ def check_disk(output_dir: str, components: Sequence) -> None:
 
 def working_folder(output_dir: str) -> Path:
     """Where a run writes until it is finished: beside `output_dir`, on the same disk."""
-    return Path(f"{output_dir}.unfinished")
+    return Path(f"{output_dir}{STAGE_WORKING}")
 
 
 def start_working_folder(output_dir: str, goes_on: bool = False) -> Path:

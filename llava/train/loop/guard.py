@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from llava.data.dataset import Origin
 from llava.errors import LlavaError
 from llava.train.ranks.process_group import gathered
 
@@ -12,7 +13,16 @@ SHOWN_SAMPLES = 20
 
 
 class NonFiniteError(LlavaError):
-    """A loss or gradient that is infinite or not a number. Raised on every rank, with the same message."""
+    """A loss or gradient that is infinite or not a number. Raised on every rank, with the same message.
+
+    Attributes:
+        step: the number of it.
+        ids: of the samples to blame.
+    """
+
+    def __init__(self, message: str, step: int, ids: list[str]):
+        super().__init__(message)
+        self.step, self.ids = step, ids
 
 
 class Guard:
@@ -26,16 +36,24 @@ class Guard:
     def __init__(self, folder: Path, device: torch.device):
         self.folder = folder
         self.device = device
-
-    def begin(self, batches: list[dict], samples: list[list[str]]) -> None:
-        """Takes a step's micro-batches and, for each of them, the names of its samples."""
-        self.batches = batches
-        self.samples = samples
+        self.batches: list[dict] = []
+        self.origins: list[list[Origin]] = []
         self.losses: list[torch.Tensor] = []
+
+    def begin(self, batches: list[dict], origins: list[list[Origin]]) -> None:
+        """Takes a step's micro-batches and, for each of them, its samples' origins."""
+        self.batches = batches
+        self.origins = origins
+        self.losses = []
 
     def add_loss(self, loss: torch.Tensor) -> None:
         """Takes the loss of the step's next micro-batch."""
         self.losses.append(loss)
+
+    @property
+    def running(self) -> list[Origin]:
+        """Of the samples of the micro-batch that has no loss yet; none behind the last."""
+        return self.origins[len(self.losses)] if len(self.losses) < len(self.origins) else []
 
     def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[float]:
         """Every rank's largest value of each request; one exchange between ranks and one wait for the device a step.
@@ -66,8 +84,10 @@ class Guard:
         """
         blamed = [index for index, good in enumerate(finite) if not good][:1] if bad_loss else range(len(finite))
         lines = gathered([self._save(step, blamed, norm)] if blamed else [])
+        ids = gathered([origin.id for index in blamed for origin in self.origins[index] if not origin.skipped])
         what = "loss" if bad_loss else "gradient"
-        raise NonFiniteError("\n".join([f"step {step}: a {what} is not finite; nothing was saved after it", *lines]))
+        message = "\n".join([f"step {step}: a {what} is not finite; nothing was saved after it", *lines])
+        raise NonFiniteError(message, step, [name for name in dict.fromkeys(ids) if name])
 
     def _save(self, step: int, blamed: list[int] | range, norm: float) -> str:
         """Writes the micro-batches `blamed`, each with its samples and loss, and returns a line about them."""
@@ -75,7 +95,7 @@ class Guard:
         path = self.folder / f"step-{step}-rank-{rank}.pt"
         batches = [
             {
-                "samples": self.samples[index],
+                "samples": [str(origin) for origin in self.origins[index]],
                 "loss": self.losses[index].item(),
                 "inputs": {key: value.cpu() for key, value in self.batches[index].items()},
             }

@@ -1,5 +1,6 @@
 """Writes interim checkpoints, whole or not at all, and lets training go on where one cannot be written."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, ProcessorMixin
@@ -14,11 +16,14 @@ from transformers import PreTrainedModel, ProcessorMixin
 from llava.files import free_bytes
 from llava.sizes import in_bytes
 from llava.train.folders.interim import (
+    COSTS,
     checkpoints_folder,
     complete_checkpoints,
     finish_checkpoint,
     read_mark,
     start_checkpoint,
+    step_of,
+    wait_for,
 )
 from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import write_model
@@ -45,11 +50,13 @@ class InterimSaver:
         resume: what the run goes on from, and what its checkpoints note.
         model: for the room that a checkpoint needs.
         processor: saved with the weights, so that a stage can start from a checkpoint.
+        costs: of each sample; saved, so that a file that is lost later changes no order.
         zero_stage: of DeepSpeed, which writes its own files too; None without it.
         processes: how many write.
 
     Attributes:
         last: the last checkpoint that is complete, known on the first rank; None before there is one.
+        attempted: the step after which one was last written or tried, or that the run goes on from; 0 for none.
         folder: where the one that is being written stands, as checkpoint-STEP.
         with_weights: whether checkpoints hold the whole model beside the states.
     """
@@ -60,6 +67,7 @@ class InterimSaver:
         resume: ResumePoint,
         model: PreTrainedModel,
         processor: ProcessorMixin,
+        costs: np.ndarray,
         zero_stage: int | None,
         processes: int,
     ):
@@ -67,10 +75,12 @@ class InterimSaver:
         self.facts = resume.facts
         self.model = model
         self.processor = processor
+        self.costs = costs
         self.zero_stage = zero_stage
         self.with_weights = zero_stage != 3 or run.interim_weights  # only ZeRO-3 has to gather them
         self.processes = processes
         self.last = resume.checkpoint
+        self.attempted = 0 if resume.checkpoint is None else step_of(resume.checkpoint)
         self.folder = checkpoints_folder(run.output_dir) / "writing"
         self._failures: list[str] = []
 
@@ -83,7 +93,7 @@ class InterimSaver:
             totals: what the run has done, over all ranks; see Totals.joined.
         """
         started = time.monotonic()
-        self._failures = []
+        self._failures, self.attempted = [], step
         if rank() == 0:
             self.attempt(self._start)
         if not gathered(self._failures):
@@ -92,8 +102,9 @@ class InterimSaver:
             except OSError as error:
                 self._failures.append(str(error))
         failures, joined_totals = gathered(self._failures), totals()
-        if rank() == 0:
-            self._finish(step, failures, joined_totals, started)
+        done = [self._finish(step, failures, joined_totals, started)] if rank() == 0 else []
+        if not gathered(done)[0] and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)  # where hosts share no disk each has its own
 
     def attempt(self, write: Callable, *args, path: str | None = None) -> None:
         """Calls `write`, which exchanges nothing with other ranks; a failure is noted and `path` is removed."""
@@ -141,9 +152,12 @@ class InterimSaver:
         # DeepSpeed writes the weights once more, of those that ZeRO-3 has cut only what is frozen.
         return needed + (frozen if self.zero_stage == 3 else weights) + (MASTER + MOMENTS) * trained
 
-    def _finish(self, step: int, failures: list[str], totals: dict, started: float) -> None:
+    def _finish(self, step: int, failures: list[str], totals: dict, started: float) -> bool:
+        """Puts the checkpoint in place, if all went well; returns whether it did."""
         if not failures:
-            self.attempt(self._check_shared, self.folder / f"checkpoint-{step}")
+            written = self.folder / f"checkpoint-{step}"
+            self.attempt(self._check_shared, written)
+            self.attempt(np.save, written / COSTS, self.costs)
             try:
                 if not self._failures:
                     facts = {"step": step, "totals": totals, **self.facts}
@@ -152,14 +166,16 @@ class InterimSaver:
                 self._failures.append(str(error))
             failures = self._failures
         if failures:
-            shutil.rmtree(self.folder, ignore_errors=True)
             kept = self.last or "none yet"
             print(f"no checkpoint after step {step}: {failures[0]}; the last one is {kept}", flush=True)
         else:
             print(f"checkpoint {self.last} ({time.monotonic() - started:.1f} s)", flush=True)
+        return not failures
 
     def _check_shared(self, written: Path) -> None:
-        states = len(list(written.glob("rng_state*.pth")))
-        if states != self.processes:
-            ranks = self.processes
-            raise OSError(f"{states} of {ranks} ranks' states are in {written}; is it on a disk that all nodes share?")
+        def states() -> int:
+            return len(list(written.glob("rng_state*.pth")))
+
+        if not wait_for(lambda: states() == self.processes):
+            seen = f"{states()} of {self.processes} ranks' states are in {written}"
+            raise OSError(f"{seen}; is it on a disk that all nodes share?")

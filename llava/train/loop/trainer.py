@@ -3,6 +3,7 @@
 One step, from top to bottom (T: transformers' Trainer, which holds the loop; the names on the right are files here):
 
     get_batch_samples    T: the step's micro-batches and their supervised tokens, over all ranks
+                         a sample that cannot be used saves and ends the run on all ranks       bad_samples.py
                          each batch, and the time until it was there, is counted                step_log.py
                          origins of the samples leave the batches, are counted and noted        totals.py, guard.py
     training_step        of each micro-batch
@@ -33,7 +34,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator, take_origins
-from llava.data.dataset import SupervisedDataset
+from llava.data.dataset import Origin, SupervisedDataset
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm.cost import Cost
 from llava.train.estimate.heaviest import Heaviest
@@ -41,6 +42,7 @@ from llava.train.folders.reshape import set_states
 from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import ANSWERS
 from llava.train.loop.answer_log import AnswerLog
+from llava.train.loop.bad_samples import agreed_error
 from llava.train.loop.callbacks import CompactProgress, PatientTensorBoard, SaveAndStop
 from llava.train.loop.components import Component
 from llava.train.loop.guard import Guard
@@ -58,7 +60,7 @@ from llava.train.recipe.schema import RunRecipe
 # Every method of transformers' Trainer that LlavaTrainer overrides, and why: what to look at when transformers is
 # upgraded. tests/train/loop/test_overridden.py holds it against the class.
 OVERRIDDEN = {
-    "get_batch_samples": "counts a step's samples, notes them for the guard; skipped samples alone give no 0 / 0",
+    "get_batch_samples": "ends at bad samples, counts the others, notes them for the guard; no 0 / 0 of skipped ones",
     "training_step": "the guard and the totals get each micro-batch's loss",
     "compute_loss": "computes the loss at supervised positions alone, and no logits",
     "_get_grad_norm": "is called once per step, before the optimizer's own: the guard's place",
@@ -67,7 +69,7 @@ OVERRIDDEN = {
     "_get_train_sampler": "batches of equal cost on all ranks, of one modality",
     "_get_eval_sampler": "the same for held-out samples",
     "_get_dataloader": "a loader's workers heed the signals of their parent alone",
-    "_run_epoch": "accelerate's loader that skips what was seen does not hand the epoch to the sampler on all ranks",
+    "_run_epoch": "accelerate's loader that skips what was seen hands not all samplers the epoch; keeps random states",
     "_init_training_state": "a checkpoint's state has logging and evaluation steps of the run that wrote it, not ours",
     "_prepare_for_training": "states of another number of processes; what a micro-batch without images must run",
     "evaluate": "takes no time of the steps and no random number; answers too",
@@ -133,7 +135,7 @@ class LlavaTrainer(Trainer):
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), args.device)
         self.totals = Totals(args.device, started, resume.totals)
         self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(args))
-        self.saver = InterimSaver(run, resume, model, processor, self.zero_stage, args.world_size)
+        self.saver = InterimSaver(run, resume, model, processor, costs, self.zero_stage, args.world_size)
         self.stop_request = StopRequest()
         self.save_and_stop = SaveAndStop(run, self.stop_request)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
@@ -155,10 +157,23 @@ class LlavaTrainer(Trainer):
         counted = self.step_log.counted(epoch_iterator)
         batches, supervised = super().get_batch_samples(counted, num_batches, device)
         origins = [take_origins(batch) for batch in batches]
+        self._end_if_bad(origins)
         self.totals.count(origin for of_batch in origins for origin in of_batch)
-        self.guard.begin(batches, [[str(origin) for origin in of_batch] for of_batch in origins])
+        self.guard.begin(batches, origins)
         # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
         return batches, supervised if supervised is None else supervised.clamp(min=1)
+
+    def _end_if_bad(self, origins: list[list[Origin]]) -> None:
+        """Raises BadSampleError on every rank where one has a sample that cannot be used, once the run is saved."""
+        error = agreed_error(origins, self.args.device)
+        if error is None:
+            return
+        step = self.state.global_step
+        if step != self.saver.attempted:
+            if step == self._epoch_began_after:  # the epoch's loader has drawn a number, as it will again
+                torch.set_rng_state(self._random_state)
+            self._save_checkpoint(self.model, None)
+        raise error
 
     def training_step(self, *args, **kwargs) -> torch.Tensor:
         """The loss of a micro-batch, its share of the step, for Guard and Totals, too."""
@@ -176,7 +191,10 @@ class LlavaTrainer(Trainer):
     ) -> torch.Tensor | tuple:
         """The loss over supervised positions alone."""
         inputs = supervised_only(inputs) | {"use_cache": False}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if not return_outputs and torch.is_grad_enabled() and not loss.requires_grad:
+            loss.requires_grad_()  # of skipped samples alone: nothing that trains had a part, and backward does nothing
+        return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Called before the optimizer's step (DeepSpeed has stepped, unless the norm was not finite)."""
@@ -248,6 +266,7 @@ class LlavaTrainer(Trainer):
 
     def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
         self.train_sampler.set_epoch(epoch)
+        self._epoch_began_after, self._random_state = self.state.global_step, torch.get_rng_state()
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Held-out samples

@@ -1,22 +1,30 @@
 """What a stage trains on and what is held out, as datasets whose samples were inspected before training."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 
 from llava.data.dataset import SampleSizes, SupervisedDataset
-from llava.data.inspect import Inspection, inspect_samples
+from llava.data.inspect import Fault, Inspection, SampleLines, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
 from llava.mllm.cost import Cost
-from llava.train.folders.interim import WAY_ON
 from llava.train.loop.held_out import HeldOut, last_exchange
 from llava.train.ranks.process_group import first_on_each_host, on_first_rank
+from llava.train.recipe.checks import check_skip_ids
 from llava.train.recipe.schema import Recipe
+from llava.train.recipe.way_on import past_unusable
 
 
-def supervised_dataset(recipe: Recipe, samples: list, processor, positions: int | None = None) -> SupervisedDataset:
-    """The samples, encoded as the recipe says. positions: of the language model, which limit data.max_length."""
+def supervised_dataset(
+    recipe: Recipe, samples: list, processor, positions: int | None = None, *, trained_on: bool = False
+) -> SupervisedDataset:
+    """The samples, encoded as the recipe says.
+
+    positions: of the language model, which limit data.max_length. trained_on: data.skip_ids holds, and faults are
+    noted.
+    """
     data = recipe.data
     return SupervisedDataset(
         samples,
@@ -26,6 +34,8 @@ def supervised_dataset(recipe: Recipe, samples: list, processor, positions: int 
         label_rule=data.label_rule,
         max_length=data.max_length,
         on_bad_sample=data.on_bad_sample,
+        skip_ids=(data.skip_ids or ()) if trained_on else (),
+        notes_faults=trained_on,
         on_over_long=data.on_over_long,
         positions=positions,
         video_sampling=data.video_sampling(),
@@ -60,16 +70,21 @@ def sizes_once(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
     """What makes the samples costly, for the sampler: found by rank 0, which tells what is odd, and sent as arrays.
 
     Raises:
-        DataError: with all unusable and over-long samples, unless bad samples are to be skipped and others are left.
+        LlavaError: for an id in data.skip_ids that no sample has; DataError with all unusable and over-long samples,
+            unless bad samples are to be skipped and others are left.
     """
     return on_first_rank(partial(_sizes, recipe, dataset), recipe.run.startup_timeout)
 
 
 def _sizes(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
     """As sizes_once, on rank 0."""
-    template = dataset.encoding["template"]
-    inspection = inspect_store(dataset.samples, dataset.image_folder, dataset.video_sampling, template)
-    return dataset.sizes(_told(dataset, inspection, may_skip=recipe.data.on_bad_sample == "skip", way_on=WAY_ON))
+    check_skip_ids(recipe, dataset.samples)
+    template, skip_ids = dataset.encoding["template"], dataset.skip_ids
+    inspection = inspect_store(
+        dataset.samples, dataset.image_folder, dataset.video_sampling, template, skip_ids=skip_ids
+    )
+    way_on = partial(past_unusable, recipe=recipe)
+    return dataset.sizes(_told(dataset, inspection, may_skip=recipe.data.on_bad_sample == "skip", way_on=way_on))
 
 
 def inspect_held_out(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
@@ -94,15 +109,25 @@ def _inspect_held_out(dataset: SupervisedDataset) -> Inspection:
     return _told(dataset, inspection, may_skip=False)
 
 
-def _told(dataset: SupervisedDataset, inspection: Inspection, *, may_skip: bool, way_on: str = "") -> Inspection:
-    """The inspection with over-long samples among its faults, and without notes, which are printed."""
-    too_long, shortened = dataset.over_long(inspection)
-    notes = inspection.notes | ({"shortened": shortened} if shortened else {})
-    inspection = replace(inspection, faults=inspection.faults + too_long, notes=notes)
+def _told(
+    dataset: SupervisedDataset,
+    inspection: Inspection,
+    *,
+    may_skip: bool,
+    way_on: Callable[[Sequence[str]], str] = lambda _: "",
+) -> Inspection:
+    """The inspection with over-long samples among its faults, and without notes, which are printed.
+
+    way_on: of the ids of unusable samples, a last line for the error.
+    """
+    for sample, met in dataset.too_long_samples(inspection):
+        line = f"{sample}: {met.message}"
+        notes = {} if isinstance(met, Fault) else {met.kind: line}
+        inspection.add(SampleLines(sample.id, None if notes else line, notes))
     if may_skip or not inspection.faults:
         print("".join(f"{line}\n" for line in inspection.told()), end="", flush=True)
     if inspection.faults and not (may_skip and len(inspection.faults) < len(dataset)):
         if may_skip:
             inspection.raise_faults("\nNone is left to train on")
-        inspection.raise_faults(way_on)
+        inspection.raise_faults(way_on(inspection.faulty))
     return replace(inspection, notes={})

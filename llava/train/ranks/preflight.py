@@ -28,7 +28,9 @@ from llava.train.ranks.fingerprint import (
     versions,
 )
 from llava.train.ranks.hardware import choose_network, hardware
-from llava.train.ranks.waiting import run_store
+from llava.train.ranks.shared_disk import shared_disk_fault
+from llava.train.ranks.waiting import part, run_store
+from llava.train.ranks.watch import end_watch, start_watch
 from llava.train.recipe.schema import Recipe
 
 SHOWN_HASH = 12  # characters
@@ -44,7 +46,8 @@ def preflight(recipe: Recipe) -> list[dict]:
         The reports of all ranks on rank 0, and this process's own on the others; see `report`.
 
     Raises:
-        LlavaError: when ranks differ, one cannot report, or one does not within `run.startup_timeout`.
+        LlavaError: when ranks differ, one cannot report, or one does not within `run.startup_timeout`; when the run
+            would keep checkpoints and its hosts do not share the disk.
         SystemExit: on the processes that leave the message to another of their host.
     """
     this_report = report(recipe)
@@ -52,7 +55,12 @@ def preflight(recipe: Recipe) -> list[dict]:
         reports, fault = [this_report], this_report["fault"]
     else:
         choose_network()
-        reports, fault = _exchange(this_report, min(recipe.run.startup_timeout, LONGEST))
+        patience = min(recipe.run.startup_timeout, LONGEST)
+        reports, fault = _exchange(this_report, patience)
+        if not fault:
+            fault = shared_disk_fault(recipe.run, patience)
+            if fault:
+                part()
     if fault:
         _end(fault)
     if this_report["rank"] == 0:
@@ -67,7 +75,8 @@ def stop_all(error: LlavaError) -> NoReturn:
 
 
 def _end(fault: str) -> NoReturn:
-    """One process of each host tells."""
+    """One process of each host tells; all know."""
+    end_watch()
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         raise SystemExit(2)
     raise LlavaError(fault)
@@ -111,6 +120,7 @@ def _exchange(this_report: dict, seconds: int) -> tuple[list[dict], str]:
         restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)
         store = distributed.PrefixStore(f"preflight/{restarts}", run_store(timeout))
         store.set_timeout(timeout)
+        start_watch()
         store.set(f"report/{rank}", json.dumps(this_report))
         reports, verdict = [this_report], None
         if rank == 0:

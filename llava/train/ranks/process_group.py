@@ -4,19 +4,18 @@ import datetime
 import os
 import platform
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NoReturn, TypeVar
 
 import torch
 from torch import distributed
 
 from llava.errors import LlavaError
-from llava.train.ranks.waiting import Meeting
+from llava.train.ranks.waiting import Meeting, part
+from llava.train.ranks.watch import end_watch
 from llava.train.recipe.schema import RunRecipe
 
 Value = TypeVar("Value")
 _LEFT: list[distributed.ProcessGroup] = []  # see leave_process_group
-PARTING = 20  # seconds for all ranks to know that one has failed
 
 
 def rank() -> int:
@@ -47,12 +46,13 @@ def start_process_group(run: RunRecipe) -> None:
 
 
 def leave_process_group() -> None:
-    """Ends this process's part in the group, which ends itself with the process.
+    """Ends this process's part in the run, and in the group, which ends itself with the process.
 
     A group that is dropped joins its threads, and one of them may still need Python's lock, to drop the tensors of a
     last collective. DDP's reducer drops its group with that lock held: where nobody else holds the group, both wait for
     ever.
     """
+    end_watch()
     if distributed.is_initialized():
         _LEFT.append(distributed.group.WORLD)
         distributed.destroy_process_group()
@@ -105,8 +105,7 @@ def first_on_each_host(function: Callable[[], Value], seconds: int) -> Value:
     meeting.tell(host)
     ends = meeting.come("whole" if error is None else "failed")
     if "failed" in ends:
-        with suppress(LlavaError):
-            Meeting(PARTING).come()  # rank 0 may be the store's host, and the first to end
+        part()
         end_all(error, ends.index("failed"))
     return value
 

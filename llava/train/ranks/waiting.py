@@ -7,6 +7,7 @@ trains must answer, and so begin only when all ranks are there.
 
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 from itertools import count
 
@@ -15,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from llava.errors import LlavaError
 
+PARTING = 20  # seconds for all ranks to know that one has failed
 LOOK = 0.1  # seconds between looks at the store, in which signals are heard
 # Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
 KEPT: list[distributed.Store] = []
@@ -35,6 +37,12 @@ def run_store(timeout: timedelta) -> distributed.Store:
 def meet(seconds: int) -> None:
     """Returns on every rank when all have come here."""
     Meeting(seconds).come()
+
+
+def part() -> None:
+    """Before the ranks end for what all know: rank 0, the first to end, may be the store's host."""
+    with suppress(LlavaError, distributed.DistError):
+        Meeting(PARTING).come()
 
 
 class Meeting:

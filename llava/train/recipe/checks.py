@@ -11,10 +11,11 @@ from llava.bounds import LARGEST
 from llava.data.inspect import inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture, missing_files, mixture_entries
+from llava.data.record_store import RecordStore
 from llava.engine.checks import check_attention
 from llava.errors import LlavaError, raise_faults
 from llava.printable import brief
-from llava.train.folders.interim import WAY_ON, check_resume
+from llava.train.folders.same_run import check_resume
 from llava.train.folders.stage_folder import check_output_folder, start_folder_faults
 from llava.train.recipe.dotted import flatten, read_json, read_yaml
 from llava.train.recipe.schema import (
@@ -29,6 +30,7 @@ from llava.train.recipe.schema import (
     named_components,
     recipe_keys,
 )
+from llava.train.recipe.way_on import past_unusable
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -70,13 +72,31 @@ def check_data(recipe: Recipe) -> None:
     Raises DataError with all faults, of training data unless bad samples are skipped.
     """
     samples = load_mixture(recipe.data.mixture, recipe.run.seed).samples
+    check_skip_ids(recipe, samples)
     if recipe.data.on_bad_sample == "error":
         folder, template = recipe.data.folder(), recipe.data.template
-        inspect_store(samples, folder, recipe.data.video_sampling(), template).raise_faults(WAY_ON)
+        skip_ids = frozenset(recipe.data.skip_ids or ())
+        inspection = inspect_store(samples, folder, recipe.data.video_sampling(), template, skip_ids=skip_ids)
+        inspection.raise_faults(past_unusable(inspection.faulty, recipe))
     if recipe.eval.data is not None:
         samples = load_mixture(recipe.eval.data, recipe.run.seed).samples
         folder, template = replace(recipe.data, image_folder=recipe.held_out_folder).folder(), recipe.data.template
         inspect_samples(samples, folder, recipe.data.video_sampling(), decode=True, template=template).raise_faults()
+
+
+def check_skip_ids(recipe: Recipe, samples: RecordStore) -> None:
+    """Raises LlavaError for an id in `data.skip_ids` that no sample has."""
+    unknown = {name.encode(): name for name in recipe.data.skip_ids or ()}
+    for part in samples.parts if unknown else ():
+        for block in part.index.ids(part.rows):
+            for name in unknown.keys() & set(block.split(b"\n")):
+                del unknown[name]
+    if unknown:
+        listed = ", ".join(map(brief, unknown.values()))
+        raise LlavaError(
+            f"data.skip_ids: no sample of {recipe.data.mixture} has the id {listed}; in a YAML file ids of digits need "
+            "quotes"
+        )
 
 
 def _out_of_bounds(recipe: Recipe) -> list[str]:

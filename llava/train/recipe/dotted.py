@@ -153,7 +153,7 @@ def coerce(value: Any, expected: Any) -> Any:
         raise ValueError(f"must be one of {', '.join(get_args(expected))}; found {brief(value)}")
     if expected is str and isinstance(value, (str, int, float)) and not isinstance(value, bool):
         return str(value)
-    parsed = _parse(value)
+    parsed = _parse(value, texts=get_origin(expected) in LISTS and get_args(expected)[0] is str)
     if get_origin(expected) in LISTS and isinstance(parsed, (list, tuple)):
         return get_origin(expected)(coerce(item, get_args(expected)[0]) for item in parsed)
     if expected is float and isinstance(parsed, (int, float, str)) and not isinstance(parsed, bool):
@@ -171,14 +171,20 @@ def _coerce_union(value: Any, members: tuple[Any, ...]) -> Any:
     for member in members[:-1]:
         with contextlib.suppress(ValueError):
             return coerce(value, member)
-    return coerce(value, members[-1])
+    try:
+        return coerce(value, members[-1])
+    except ValueError:
+        if get_origin(members[-1]) in LISTS or len(members) == 1:
+            raise  # it says which item is wrong
+        raise ValueError(f"must be {' or '.join(map(type_name, members))}; found {brief(value)}") from None
 
 
-def _parse(value: Any) -> Any:
+def _parse(value: Any, texts: bool = False) -> Any:
+    """The YAML of a text. texts: every word in it stays one, also `0012` and `no`."""
     if not isinstance(value, str):
         return value
     try:
-        return parse_yaml(value)
+        return yaml.load(value, yaml.BaseLoader) if texts else parse_yaml(value)
     except yaml.YAMLError:
         return value
 
@@ -191,7 +197,8 @@ def type_name(expected: Any) -> str:
     if get_origin(expected) in UNIONS:
         return " or ".join(map(type_name, get_args(expected)))
     if get_origin(expected) is Literal:
-        return f"one of {', '.join(get_args(expected))}"
+        choices = get_args(expected)
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     return names[expected]
 
 

@@ -101,6 +101,8 @@ class DataRecipe:
         expected_text_tokens: Tokens of a typical text, prompt included.
         label_rule: What is learned of a conversation: the `answers`, or what the `released` code takes for them.
         on_bad_sample: What a sample that cannot be read does: stop the run with an `error`, or be left out (`skip`).
+        skip_ids: Ids of samples that train nothing, such as [a, "000123"]; the others keep their order. It may be added
+            to an unfinished run.
         on_over_long: What becomes of a sample of more than `max_length` tokens: an `error`, a cut, or smaller images.
         packing: Whether a process takes the samples of a micro-batch as one row without padding, in which no sample
             sees another; a step holds the same samples, and learns the same, as without.
@@ -121,6 +123,7 @@ class DataRecipe:
     outside_paths: OutsidePaths = "refuse"
     label_rule: LabelRule = "answers"
     on_bad_sample: OnBadSample = "error"
+    skip_ids: list[str] | None = None
     on_over_long: OnOverLong = "error"
     packing: bool = False
     workers: Annotated[int, Bounds(0, 1024)] = 4
@@ -255,9 +258,10 @@ class RunRecipe:
             to evaluate, which gathers it on the first process each time; without ZeRO-3 they always do.
         rehearsal: Whether the micro-batch of an epoch that takes the most memory is tried before the first step, whose
             result stays the same, so that a lack of memory shows in the first minute; `auto` is on a GPU.
-        resume: Whether a stage that is started again goes on from its last checkpoint; false deletes them and starts
-            anew.
-        reshape: Whether a run may go on with another number of processes, which draw other noise.
+        resume: Whether a stage that is started again goes on from its last checkpoint. `false` starts anew and sets
+            the checkpoints aside (OUTPUT.checkpoints.1), `delete` starts anew and deletes them.
+        reshape: Whether a run may go on with another number of processes, which draw other noise, or another ZeRO
+            stage: its states are joined and cut anew.
     """
 
     output_dir: str
@@ -277,7 +281,7 @@ class RunRecipe:
     keep_last: Count = 2
     interim_weights: bool = False
     rehearsal: Literal["auto", "always", "never"] = "auto"
-    resume: bool = True
+    resume: bool | Literal["delete"] = True
     reshape: bool = False
 
 

@@ -16,13 +16,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llava.errors import LlavaError
+from llava.train.folders import interim
 from llava.train.folders.interim import (
-    FREE_KEYS,
     checkpoints_folder,
     complete_checkpoints,
     finish_checkpoint,
+    last_checkpoint,
+    read_mark,
+    start_anew,
     start_checkpoint,
 )
+from llava.train.folders.same_run import FREE_KEYS
 from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import all_recipe_keys
@@ -273,7 +277,7 @@ def unfinished(recipe, tmp_path):
 
 CHANGES = {
     "optim.lr": (5e-4, "optim.lr was 0.001 and is 0.0005"),
-    "optim.batch_size": (4, "optim.batch_size was 2 and is 4"),
+    "optim.global_batch_size": (8, "optim.global_batch_size was 4 and is 8"),
     "run.seed": (1, "run.seed was 42 and is 1"),
     "optim.max_steps": (9, "optim.max_steps was none and is 9"),
     "data.max_length": (500, "data.max_length was 512 and is 500"),
@@ -298,6 +302,7 @@ def test_another_recipe_is_refused(recipe, unfinished):
     with pytest.raises(LlavaError, match="arm was grid_manager and is manager"):
         check_recipe(recipe(arm="manager"), 1, dry_run=False)
     free = {"run.logging_steps": 5, "data.workers": 3, "run.save_steps": 7, "run.keep_last": 4}
+    free |= {"optim.batch_size": 4, "model.attention": "eager", "data.on_bad_sample": "skip"}
     check_recipe(recipe(**free), 1, dry_run=False)
 
 
@@ -310,7 +315,47 @@ def test_resume_false_starts_anew(recipe, unfinished):
     assert faulty.run(made, log) == [0]
     assert "goes on" not in log.read_text()
     assert json.loads(Path(made.run.output_dir, "run.json").read_text())["steps"] == 2
-    assert sorted(path.name for path in unfinished.iterdir()) == ["log", "stage1"]
+    assert sorted(path.name for path in unfinished.iterdir()) == ["log", "stage1", "stage1.checkpoints.1"]
+    assert read_mark(unfinished / "stage1.checkpoints.1/checkpoint-3")["step"] == 3
+
+
+def test_checkpoints_go_where_delete_says_so_alone(recipe, tmp_path):
+    for word, left in ((False, ["out.checkpoints.1"]), (False, ["out.checkpoints.1", "out.checkpoints.2"])):
+        write(tmp_path, 5)
+        start_anew(recipe(**{"run.resume": word, "run.output_dir": f"{tmp_path}/out"}).run)
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
+    write(tmp_path, 5)
+    start_anew(recipe(**{"run.resume": "delete", "run.output_dir": f"{tmp_path}/out"}).run)
+    assert sorted(path.name for path in tmp_path.iterdir()) == left
+    with pytest.raises(LlavaError, match=r"run\.resume must be true or false or delete; found 'deleted'"):
+        recipe(**{"run.resume": "deleted"})
+
+
+def test_a_start_never_passes_by_checkpoints_of_which_none_is_whole(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(interim, "STALE", 0)
+    (write(tmp_path, 5) / "complete.json").unlink()
+    keys = {"run.output_dir": f"{tmp_path}/out"}
+    with pytest.raises(LlavaError, match=r"out.checkpoints: of .* none is whole \(checkpoint-5\).*--run.resume delete"):
+        check_recipe(recipe(**keys), 1, dry_run=False)
+    assert (tmp_path / "out.checkpoints/checkpoint-5").is_dir()
+    check_recipe(recipe(**keys, **{"run.resume": "delete"}), 1, dry_run=False)
+
+
+def test_a_stale_listing_is_waited_for(recipe, tmp_path, monkeypatch):
+    """As on a network disk: another machine's view of the last checkpoint becomes whole a little later."""
+    write(tmp_path, 5)
+    mark = write(tmp_path, 10) / "complete.json"
+    mark.rename(tmp_path / "mark")
+    waits = []
+    monkeypatch.setattr(
+        interim, "sleep", lambda _: (waits.append(1), len(waits) == 3 and (tmp_path / "mark").rename(mark))
+    )
+    run = recipe(**{"run.output_dir": f"{tmp_path}/out"}).run
+    assert last_checkpoint(run).name == "checkpoint-10"
+    assert len(waits) == 3
+    mark.unlink()
+    monkeypatch.setattr(interim, "STALE", 0)
+    assert last_checkpoint(run).name == "checkpoint-5"
 
 
 def test_other_data_is_refused(recipe, unfinished, data_folder):

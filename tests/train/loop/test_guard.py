@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.data.dataset import SupervisedDataset
+from llava.data.dataset import Origin, SupervisedDataset
 from llava.train.folders.interim import checkpoints_folder, complete_checkpoints
 from llava.train.loop.guard import Guard, NonFiniteError
 from llava.train.loop.trainer import supervised_only
@@ -24,7 +24,7 @@ BATCH = {"input_ids": torch.ones(2, 3, dtype=torch.int64)}
 @pytest.fixture
 def guard(tmp_path):
     made = Guard(tmp_path / "nonfinite", torch.device("cpu"))
-    made.begin([dict(BATCH), dict(BATCH)], [["a", "b"], ["c", "d"]])
+    made.begin([dict(BATCH), dict(BATCH)], [[Origin(name, id=name) for name in pair] for pair in ("ab", "cd")])
     for loss in (1.0, 2.0):
         made.add_loss(torch.tensor(loss))
     return made

@@ -42,7 +42,7 @@ def test_a_key_in_full(monkeypatch, capsys):
     ) in printed
     assert "  optim.max_steps  a whole number or none, at least 1; default none\n" in printed
     assert "  data.template  one of plain, qwen_1_5\n" in printed
-    assert "| `run.resume` | true or false | `true` | Whether a stage that is started again" in as_markdown()
+    assert "| `run.resume` | true or false or delete | `true` | Whether a stage that is started again" in as_markdown()
 
 
 def test_keys_are_printed_without_torch():
