@@ -28,11 +28,6 @@ def _parser() -> ArgumentParser:
     check.add_argument("--out", metavar="DIR", help="report folder; a check that was killed goes on from there")
     check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
-    check.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
-    over_long = get_args(OnOverLong)
-    check.add_argument(
-        "--on_over_long", default="error", choices=over_long, help="what training makes of them (default error)"
-    )
     check.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     download = commands.add_parser("download", help="print or run the hub commands that fetch a mixture's data sets")
     download.add_argument("mixture", help="mixture YAML, whose entries tell the hub's repository and folder")
@@ -53,6 +48,13 @@ def _parser() -> ArgumentParser:
     preview.add_argument("--label_rule", default="answers", choices=get_args(LabelRule), help="(default answers)")
     preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
     for command in (check, preview):
+        command.add_argument("--max_length", type=int, default=16384, metavar="N", help="(default 16384)")
+        command.add_argument(
+            "--on_over_long",
+            default="error",
+            choices=get_args(OnOverLong),
+            help="what training makes of longer samples (default error)",
+        )
         command.add_argument("--template", default="qwen_1_5", choices=TEMPLATES, help="(default qwen_1_5)")
         command.add_argument("--video_fps", type=float, default=1.0, help="frames per second of video (default 1)")
         command.add_argument("--frames_upbound", type=int, default=32, help="most frames; 0: all (default 32)")
@@ -155,23 +157,37 @@ def _video_sampling(arguments: Namespace):
 
 def _preview(arguments: Namespace) -> int:
     from llava.data.notes import notes_of
-    from llava.prepare_data.preview import load_processor, preview_sample, read_sample, render_text
+    from llava.prepare_data.preview import (
+        describe_length,
+        load_processor,
+        model_positions,
+        preview_sample,
+        read_sample,
+        render_text,
+    )
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
         raise LlavaError(f"--out {arguments.out}: the picture is a PNG; give a name that ends in .png")
     sample = read_sample(arguments.data, arguments.index, arguments.seed)
-    preview = preview_sample(
-        sample,
-        load_processor(arguments.model),
-        image_folder=ImageFolder(Path(arguments.image_folder), arguments.outside_paths),
-        template=arguments.template,
-        label_rule=arguments.label_rule,
-        video_sampling=_video_sampling(arguments),
-        time_instruction=arguments.time_instruction,
-    )
+    processor = load_processor(arguments.model)
+    options = {
+        "image_folder": ImageFolder(Path(arguments.image_folder), arguments.outside_paths),
+        "template": arguments.template,
+        "label_rule": arguments.label_rule,
+        "video_sampling": _video_sampling(arguments),
+        "time_instruction": arguments.time_instruction,
+    }
+    preview = preview_sample(sample, processor, **options)
+    lengths = {
+        "max_length": arguments.max_length,
+        "on_over_long": arguments.on_over_long,
+        "positions": model_positions(arguments.model),
+    }
+    too_long = describe_length(sample, processor, **options, **lengths)
     print(render_text(preview, color=sys.stdout.isatty()))
-    for note in notes_of(sample, arguments.template):
-        print(f"note: {note.message}", file=sys.stderr)
+    for message in (*(note.message for note in notes_of(sample, arguments.template)), too_long):
+        if message is not None:
+            print(f"note: {message}", file=sys.stderr)
     if arguments.out:
         from llava.prepare_data.preview_picture import draw_preview
 

@@ -16,6 +16,7 @@ from llava.anyres import ImageLayout, VideoLayout
 from llava.checkpoint.folder import CONFIG
 from llava.constants import IGNORE_INDEX
 from llava.data.dataset import SupervisedDataset
+from llava.data.inspect import Fault, inspect_sample
 from llava.data.json_rows import SUFFIXES
 from llava.data.mixture import load_mixture, read_records
 from llava.data.processor import LlavaOVManagerProcessor
@@ -142,6 +143,19 @@ def preview_sample(sample: Sample, processor: LlavaOVManagerProcessor, **options
     """
     encoded = SupervisedDataset([sample], processor, max_length=sys.maxsize, **options)[0]
     return preview_encoded(sample, encoded, processor)
+
+
+def describe_length(sample: Sample, processor: LlavaOVManagerProcessor, **options) -> str | None:
+    """What training makes of a sample that is too long, in words; None where it is short enough.
+
+    options: SupervisedDataset's; those on lengths as training is to have them.
+    """
+    dataset = SupervisedDataset([sample], processor, **options)
+    inspected = inspect_sample(sample, dataset.image_folder, dataset.video_sampling)
+    told = dataset.too_long(sample, inspected.image_sizes, inspected.videos)
+    if told is None:
+        return None
+    return f"training refuses it: {told.message}" if isinstance(told, Fault) else f"in training {told.message}"
 
 
 def preview_encoded(sample: Sample, encoded: dict, processor: LlavaOVManagerProcessor) -> Preview:

@@ -342,6 +342,46 @@ def test_a_sample_without_images(run, folder, capsys):
 
 
 @pytest.mark.parametrize(
+    ("question", "answer", "options", "note"),
+    [
+        (
+            "What?",
+            "what " * 2100,
+            [],
+            r"training refuses it: found \d{4} tokens but the language model has 2048 positions",
+        ),
+        (
+            "What?",
+            "what " * 300,
+            ["--max_length", 250],
+            r"training refuses it: found \d+ tokens but max_length is 250$",
+        ),
+        ("What?", "what " * 300, ["--max_length", 2000], None),
+        (
+            "what " * 300,
+            "It.",
+            ["--max_length", 250, "--on_over_long", "truncate"],
+            r"training refuses it: found \d+ tokens but max_length is 250, and a cut there would leave no answer$",
+        ),
+        (
+            "What?",
+            "what " * 300,
+            ["--max_length", 500, "--on_over_long", "truncate"],
+            r"in training found \d+ tokens but max_length is 500: shortened to 500$",
+        ),
+    ],
+)
+def test_a_sample_that_is_too_long_is_told(run, folder, capsys, question, answer, options, note):
+    """The preview shows it whole."""
+    turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+    (folder / "long.json").write_text(json.dumps([{"id": "long", "image": "page.png", "conversations": turns}]))
+    assert run("long.json", "--index", 0, *options) == 0
+    printed = capsys.readouterr()
+    assert printed.out.count("what ") >= 299
+    assert printed.err == "" if note is None else re.match(f"note: {note}", printed.err.rstrip("\n"))
+
+
+@pytest.mark.parametrize(
     ("data", "options", "message"),
     [
         ("data.json", ["--index", 2], "index 2 is out of range: .*data.json has 2 samples, counted from 0"),
