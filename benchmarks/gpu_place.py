@@ -1,5 +1,6 @@
 """Where a part of gpu_check.py runs, at which sizes, and what it tells of a step."""
 
+import importlib
 from collections.abc import Callable
 
 import torch
@@ -7,7 +8,7 @@ from bench_sides import Bench, Side
 from gpu_meter import memory_of, seconds_of, start_memory, waits_of, work_of
 
 from llava.constants import FLASH_ATTENTION
-from llava.mllm.attention import best_attention, lacks_for_flash
+from llava.mllm.attention import lacks_for_flash
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.loop.step_log import count_batch, peak_bf16_tflops
@@ -43,8 +44,8 @@ class Place:
         return [(TINY_SIZES if self.tiny else SIZES)[name] for name in names]
 
     def attention(self) -> str:
-        """The kernel that training takes here."""
-        return best_attention(self.on_gpu, self.dtype != "float32")
+        """The kernel that training takes here, unless it is broken."""
+        return self.attentions()[-1]
 
     def attentions(self) -> list[str]:
         """The kernels that can be compared here."""
@@ -52,7 +53,13 @@ class Place:
 
     def lacks_for_flash(self) -> str | None:
         """What flash attention needs and does not find; None where it can run."""
-        return lacks_for_flash(self.on_gpu, self.dtype != "float32")
+        lacks = lacks_for_flash(self.on_gpu, self.dtype != "float32")
+        if lacks is None:
+            try:
+                importlib.import_module("flash_attn")
+            except ImportError as error:  # it was built with another torch
+                return f"a flash_attn that can be imported: {error}"
+        return lacks
 
 
 def side_row(place: Place, bench: Bench, side: Side, names: list[str]) -> dict:

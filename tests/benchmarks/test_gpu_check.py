@@ -244,6 +244,26 @@ def test_a_side_without_enough_memory_says_so(script, place):
     assert shown.splitlines()[1:] == ["large, 640x480: out of memory"]
 
 
+def test_what_only_a_gpu_tells_of_a_step(script, place, monkeypatch):
+    """The row and its table, with the meter played."""
+    module, waits = script("gpu_place"), script("gpu_meter").Waits(2, 1, {"llava/mllm/modeling.py:7": 3})
+    measured = {"seconds_of": 0.5, "memory_of": {"memory_gib": 12.34, "reserved_gib": 13.0}}
+    measured |= {"work_of": (0.4, 9876), "waits_of": waits, "start_memory": None}
+    for name, value in measured.items():
+        monkeypatch.setattr(module, name, lambda *_, value=value: value)
+    bench, place.peak = place.bench(), 0.01  # TFLOP/s
+    sides = script("bench_sides")
+    row = module.side_row(place, bench, sides.Side("grid_manager", "grid_manager"), ["640x480", "640x480"])
+    assert row["gpu_waits"] == pytest.approx(0.2)
+    assert row["mfu"] == pytest.approx(row["tflop"] / 0.5 / 0.01)
+    json.dumps(row)
+    shown = script("gpu_check").told("arms", {"seconds": 1, "rows": [row], "fault": None}).splitlines()
+    heads = ["images", "tokens", "seconds", "samples/s", "tokens/s", "MFU", "GiB", "waits", "kernels", "host waits"]
+    assert re.split(" {2,}", shown[1].strip()) == heads
+    assert shown[2].endswith(f"{row['mfu']:.1%}  12.3  20.0%    9,876       2 + 1")
+    assert shown[3:] == ["grid_manager, 640x480+640x480 waits at 3 x llava/mllm/modeling.py:7"]
+
+
 def test_waits_are_counted_by_what_torch_warns_of(script, monkeypatch):
     modes = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
@@ -317,8 +337,13 @@ def test_a_gpu_of_each_kind(script, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(mllm_attention, "is_flash_attn_2_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
     modern = place.Place("cuda", tiny=False)
     assert (modern.dtype, modern.peak, modern.attentions()) == ("bfloat16", 989, ["sdpa", "flash_attention_2"])
+    assert modern.attention() == "flash_attention_2"
+    monkeypatch.setitem(sys.modules, "flash_attn", None)  # as one that cannot be imported
+    assert (modern.attention(), modern.attentions()) == ("sdpa", ["sdpa"])
+    assert modern.lacks_for_flash().startswith("a flash_attn that can be imported: ")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
     old = place.Place("cuda", tiny=False)
