@@ -12,7 +12,7 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class TilingConfig:
     unpad_rounding: UnpadRounding = "truncate"
     extra_tokens: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "pinpoints", tuple((int(w), int(h)) for w, h in self.pinpoints))
         check_choice("tiling mode", self.mode, Mode)
         check_choice("tiling merge", self.merge, Merge)
@@ -69,7 +69,9 @@ class TilingConfig:
         return side * side + self.extra_tokens
 
     @classmethod
-    def from_llava(cls, image_aspect_ratio: str, mm_patch_merge_type: str, image_grid_pinpoints, tile: int):
+    def from_llava(
+        cls, image_aspect_ratio: str, mm_patch_merge_type: str, image_grid_pinpoints: Any, tile: int
+    ) -> "TilingConfig":
         """Reads LLaVA's three settings, e.g. ("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)").
 
         image_grid_pinpoints: a list of (width, height) pairs, the range notation, or None. `tile`: pixels per side.
@@ -92,7 +94,7 @@ class TilingConfig:
         return fields if self.extra_tokens else {key: fields[key] for key in fields if key != "extra_tokens"}
 
 
-def parse_pinpoints(pinpoints, tile: int) -> tuple[tuple[int, int], ...]:
+def parse_pinpoints(pinpoints: Any, tile: int) -> tuple[tuple[int, int], ...]:
     """(width, height) pairs in pixels from a list of pairs, from "(1x1),...,(6x6)" in tiles, or () from None."""
     if pinpoints is None:
         return ()

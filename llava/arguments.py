@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from llava.errors import LlavaError
 
@@ -36,7 +36,7 @@ class ArgumentParser(argparse.ArgumentParser):
     takes_keys: what is unknown here belongs to the caller of parse_known_args, so that it is no error.
     """
 
-    def __init__(self, *, takes_keys: bool = False, **options):
+    def __init__(self, *, takes_keys: bool = False, **options: Any):
         super().__init__(allow_abbrev=False, **options)
         self.takes_keys = takes_keys
         self.commands = None
@@ -48,14 +48,14 @@ class ArgumentParser(argparse.ArgumentParser):
         self.commands = self.add_subparsers(dest="command", metavar="COMMAND", required=True)
         return self.commands
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         """The arguments. Raises LlavaError for any that cannot be used, and for what is missing."""
         arguments, rest = self.parse_known_args(args, namespace)
         if rest:
             self.error(f"unexpected argument {shown(rest[0])} (a text with blanks needs quotation marks)")
         return arguments
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace=None):
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """The arguments, and the words that are none. Raises LlavaError as parse_args does."""
         words, text = list(args or ()), []
         if "--" in words:

@@ -10,7 +10,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from llava.errors import PassingReadError
 
@@ -121,7 +121,7 @@ def sync_files(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def patiently(read: Callable[..., Value], *args) -> Value:
+def patiently(read: Callable[..., Value], *args: Any) -> Value:
     """What read(*args) returns; where it fails for a reason that may pass, it is tried three times more, after pauses.
 
     Raises:

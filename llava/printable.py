@@ -1,6 +1,7 @@
 """Foreign text on a terminal and in logs: it neither rules the terminal nor breaks a line nor fills the screen."""
 
 import reprlib
+from typing import Any
 
 LINE_LIMIT = 400  # characters of a message; what says why stands at its end
 ID_LIMIT = 120
@@ -27,6 +28,6 @@ def one_line(text: str, limit: int = LINE_LIMIT) -> str:
     return text.translate(_ALL_CODES)
 
 
-def brief(value) -> str:
+def brief(value: Any) -> str:
     """A value of JSON as Python writes it, in at most LINE_LIMIT characters or so, however long or deep it is."""
     return one_line(_BRIEF.repr(value))

@@ -3,7 +3,7 @@
 import codecs
 import io
 import os
-from typing import TextIO
+from typing import Any, TextIO
 
 import yaml
 
@@ -39,7 +39,7 @@ def read_text(path: str | os.PathLike) -> str:
         return stream.read()
 
 
-def parse_yaml(text: str):
+def parse_yaml(text: str) -> Any:
     """What a YAML text says. Raises yaml.YAMLError, with one line, also for a key that is given twice."""
     try:
         return yaml.load(text, _OneOfEachKey)

@@ -115,3 +115,27 @@ def test_the_page_names_every_file():
 def test_an_upward_arrow_is_seen(monkeypatch):
     below = [{"eval"}, *[floor - {"eval"} for floor in FLOORS]]
     assert "llava.eval.lmms_model (eval) imports llava.engine.engine (engine)" in upward(below)
+
+
+def untyped(tree: ast.AST, prefix: str = "") -> list[str]:
+    """Functions of a module and methods of its classes, those that begin with one underscore left out, that lack a
+    type for an argument or for what they return."""
+    names = []
+    for node in getattr(tree, "body", []):
+        is_private = node.name.startswith("_") and not node.name.endswith("__") if hasattr(node, "name") else False
+        if isinstance(node, ast.ClassDef) and not is_private:
+            names += untyped(node, f"{node.name}.")
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_private:
+            given = node.args
+            arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+            of_all = [one.annotation for one in arguments if one is not None and one.arg not in ("self", "cls")]
+            if None in of_all or (node.returns is None and node.name != "__init__"):
+                names.append(f"{prefix}{node.name}")
+    return names
+
+
+def test_every_public_function_is_typed():
+    sources = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in modules().items()}
+    assert {module: names for module, tree in sources.items() if (names := untyped(tree))} == {}
+    code = "class A:\n def f(self, a: int): ...\n def _g(self, a): ...\ndef g(a) -> int: ...\ndef h(a: int) -> int: ..."
+    assert untyped(ast.parse(code)) == ["A.f", "g"]

@@ -10,6 +10,7 @@ import urllib.request
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llava import __version__
@@ -64,7 +65,7 @@ def _open(place: str):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args):
+    def redirect_request(self, *args: Any):
         return None
 
 

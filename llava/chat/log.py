@@ -18,6 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import UnionType
+from typing import Any
 
 from llava.chat.exchange import EMPTY, Exchange, checked_system, placed
 from llava.chat.media import MediaReader, Medium
@@ -66,7 +67,7 @@ class LogWriter:
         except OSError as error:
             raise LlavaError(f"the log {path} cannot be written: {error.strerror}") from None
 
-    def __call__(self, event: str, value=None) -> None:
+    def __call__(self, event: str, value: Any = None) -> None:
         """Raises LlavaError when the file cannot be written; the conversation itself is untouched."""
         try:
             append_line(self.path, _event(event, value, self.path))

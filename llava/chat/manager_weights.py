@@ -5,6 +5,7 @@ so that its mean over D says little; the mean of |W_i| says how much of the laye
 of every token: score_i(token) * gate_i. Of it, the mean over the visual tokens that were last computed is taken, too.
 """
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +23,7 @@ class ScoreRecorder:
         self._model = model
 
     @contextmanager
-    def recording(self):
+    def recording(self) -> Iterator[None]:
         """A context in which the scores of adaptive managers are recorded."""
         managers = self._model.model.fusion
         all_managers = managers.managers if isinstance(managers, VisualManagers) else ()
@@ -34,8 +35,8 @@ class ScoreRecorder:
             for hook in hooks:
                 hook.remove()
 
-    def _recorder(self, index: int):
-        def record(module, inputs, scores_VN) -> None:
+    def _recorder(self, index: int) -> Callable:
+        def record(module: torch.nn.Module, inputs: tuple, scores_VN: torch.Tensor) -> None:
             self.scores[index] = (scores_VN.float().mean(0), scores_VN.float().abs().mean(0))
 
         return record

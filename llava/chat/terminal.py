@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import Completer, Completion, PathCompleter
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
 from prompt_toolkit.document import Document
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings
@@ -76,7 +76,7 @@ class _KeptHistory(FileHistory):
 class CommandCompleter(Completer):
     """Names of commands, and what stands behind them: files of the right kind, settings."""
 
-    def get_completions(self, document: Document, complete_event) -> Iterable[Completion]:
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         """prompt_toolkit's: commands and their words, and paths."""
         text = document.text_before_cursor
         name, blank, rest = text.partition(" ")

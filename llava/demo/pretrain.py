@@ -14,7 +14,14 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    PreTrainedTokenizerBase,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
@@ -137,7 +144,9 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
-def text_batch(tokenizer, seed: list[int], size: int, chat_share: float) -> dict[str, torch.Tensor]:
+def text_batch(
+    tokenizer: PreTrainedTokenizerBase, seed: list[int], size: int, chat_share: float
+) -> dict[str, torch.Tensor]:
     """A batch of conversations about pages and arithmetic, and of lists of places; see Collator."""
     rng = np.random.default_rng(seed)
     encoded = [_chat(tokenizer, rng) if rng.random() < chat_share else _list(tokenizer, rng) for _ in range(size)]

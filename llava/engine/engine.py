@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import torch
 from transformers import (
@@ -44,7 +45,7 @@ MOST_READERS = 8  # threads that cut images into crops
 BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
 
 
-def plain_generation(tokenizer: PreTrainedTokenizerBase, **options) -> GenerationConfig:
+def plain_generation(tokenizer: PreTrainedTokenizerBase, **options: Any) -> GenerationConfig:
     """Greedy settings that end an answer where its turn ends; `options` replace or add to them."""
     stops = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(END)} - {None}
     settings = {"eos_token_id": sorted(stops), "pad_token_id": tokenizer.pad_token_id, "repetition_penalty": 1.0}
@@ -183,7 +184,7 @@ class Engine:
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = Event()
 
-        def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
             return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
 
         def interrupt(layer: torch.nn.Module, arguments: tuple) -> None:

@@ -1,6 +1,7 @@
 """Texts that end an answer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
@@ -16,7 +17,7 @@ class StopStrings(StoppingCriteria):
         self.tokenizer, self.stop, self.prompt_length = tokenizer, stop, prompt_length
         self.longest = max(len(text.encode()) for text in stop)  # tokens: none is less than a byte
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         """Which rows of input_ids (B, L), prompt and answer, are done: booleans (B,)."""
         recent = input_ids[:, max(self.prompt_length, input_ids.shape[1] - self.longest) :].tolist()
         done = [

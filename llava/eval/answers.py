@@ -8,6 +8,7 @@ A key says everything that an answer depends on. Answers with other keys stay in
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -19,13 +20,13 @@ from llava.jsonl import append_line, cut_off_half_line, whole_lines
 KEY_VERSION = 1  # to be raised when the same model answers the same question differently, by a change of our code
 
 
-def answer_key(dialogue: Dialogue, *asked) -> str:
+def answer_key(dialogue: Dialogue, *settings: Any) -> str:
     """32 hex digits that change with anything that the answer depends on.
 
-    dialogue: its turns and every pixel of its images and frames. asked: model, document and settings, as values whose
-    repr says all of them.
+    dialogue: its turns and every pixel of its images and frames. settings: and model and document, as values whose repr
+    says all of them.
     """
-    digest = hashlib.sha256(repr((KEY_VERSION, asked, [(turn.role, turn.text) for turn in dialogue.turns])).encode())
+    digest = hashlib.sha256(repr((KEY_VERSION, settings, [(turn.role, turn.text) for turn in dialogue.turns])).encode())
     for visual in (dialogue.images, *dialogue.videos):
         digest.update(f"{len(visual)} pictures".encode())
         for picture in visual:
@@ -61,7 +62,7 @@ class AnswerStore:
         """All that was stored with an answer. KeyError when there is none."""
         return self._rows[key]
 
-    def append(self, key: str, doc_id: int, answer: str, **facts) -> None:
+    def append(self, key: str, doc_id: int, answer: str, **facts: Any) -> None:
         """Stores an answer, which survives this process from here on. facts: what else the line shall tell."""
         row = {"key": key, "doc_id": doc_id, "answer": answer, **facts}
         self._rows[key] = row

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 from datasets import Audio, Dataset, DatasetDict, Image, List
@@ -166,7 +167,7 @@ def _is_saved(source: dict) -> bool:
     return "load_from_disk" in (source["dataset_kwargs"] or {})
 
 
-def _tried(task: str, place: str, load, *arguments, **options):
+def _tried(task: str, place: str, load, *arguments: Any, **options: Any):
     try:
         return load(*arguments, **options)
     except (DatasetsError, OSError, ValueError) as error:

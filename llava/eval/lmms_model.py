@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn
 from zlib import crc32
 
 import torch
@@ -262,11 +263,11 @@ class LlavaOVManager(lmms):
             self._engine = None
             super().clean()
 
-    def loglikelihood(self, requests: list[Instance]):
+    def loglikelihood(self, requests: list[Instance]) -> NoReturn:
         """Raises LlavaError: this model scores no given texts."""
         raise LlavaError("this model answers by generating text: tasks that score given continuations cannot be run")
 
-    def generate_until_multi_round(self, requests: list[Instance]):
+    def generate_until_multi_round(self, requests: list[Instance]) -> NoReturn:
         """Raises LlavaError: this model is asked once."""
         raise LlavaError("tasks in several rounds (generate_until_multi_round) cannot be run with this model")
 

@@ -4,10 +4,15 @@ lmms-eval loads every entry point whenever it lists its models, so nothing heavy
 llava/eval/lmms_model.py.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
 MODEL_ID = "llava_ov_manager"
 
 
-def manifest():
+def manifest() -> "ModelManifest":
     """The harness's `ModelManifest` that says where the chat and the simple model live."""
     from lmms_eval.models.registry_v2 import ModelManifest
 

@@ -256,7 +256,7 @@ class _Inspectors:
     def __enter__(self) -> "_Inspectors":
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
 

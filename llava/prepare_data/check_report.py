@@ -5,7 +5,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from llava.data.inspect import KINDS
 from llava.data.mixture import ExpectedRows
@@ -72,7 +72,7 @@ class FileReport:
 class BadRowPrinter:
     """Prints faults and notes, the first 100 of each. count: of the faults."""
 
-    def __init__(self, stream):
+    def __init__(self, stream: TextIO):
         self.stream, self.count, self.notes = stream, 0, 0
 
     def __call__(self, row: BadRow) -> None:

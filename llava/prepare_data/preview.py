@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ def read_sample(data: str | Path, index: int, seed: int) -> Sample:
     return rows[index] if is_mixture else parse_sample(rows[index], f"{data} row {index + 1}")
 
 
-def preview_sample(sample: Sample, processor: LlavaOVManagerProcessor, **options) -> Preview:
+def preview_sample(sample: Sample, processor: LlavaOVManagerProcessor, **options: Any) -> Preview:
     """Encodes the sample as training does, whatever its length. Raises DataError that names the sample.
 
     options: SupervisedDataset's, on images, template, labels and videos.
@@ -145,7 +146,7 @@ def preview_sample(sample: Sample, processor: LlavaOVManagerProcessor, **options
     return preview_encoded(sample, encoded, processor)
 
 
-def describe_length(sample: Sample, processor: LlavaOVManagerProcessor, **options) -> str | None:
+def describe_length(sample: Sample, processor: LlavaOVManagerProcessor, **options: Any) -> str | None:
     """What training makes of a sample that is too long, in words; None where it is short enough.
 
     options: SupervisedDataset's; those on lengths as training is to have them.

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -222,7 +223,7 @@ def _turn(turn):
     return turn
 
 
-def file_names(record, key: str) -> list[str]:
+def file_names(record: Any, key: str) -> list[str]:
     """The paths that a record gives under a key, as one or as a list."""
     given = record.get(key) if isinstance(record, dict) else None
     return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str) and name]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -47,7 +48,7 @@ class AnswerLog:
         if self.tensorboard is not None:
             self._attempt("to tensorboard", self._send_to_tensorboard, step, rows)
 
-    def _attempt(self, where: str, write: Callable, *args) -> None:
+    def _attempt(self, where: str, write: Callable, *args: Any) -> None:
         try:
             write(*args)
         except Exception as error:  # whatever a service's client raises, a week of training is worth more

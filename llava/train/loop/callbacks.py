@@ -6,6 +6,7 @@ The check of the optimizer is a callback too; it stands beside the optimizer, in
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
@@ -45,15 +46,17 @@ class SaveAndStop(TrainerCallback):
         """Takes the largest of all ranks' requests."""
         self._signal, self._overdue = signal, overdue
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """The run's minutes count from here."""
         self._saved_at = time.monotonic()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The run's minutes count anew."""
         self._saved_at = time.monotonic()
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Sets the Trainer's control as the ranks have agreed."""
         if state.global_step >= state.max_steps:
             return  # the stage's own checkpoint comes next
@@ -70,7 +73,12 @@ class CompactProgress(ProgressCallback):
     """The Trainer's bar with the remaining time; a logged step is one short line above it."""
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict | None = None,
+        **kwargs: Any,
     ) -> None:
         """A line of a step that trained."""
         if state.is_world_process_zero and self.training_bar is not None and "loss" in logs:
@@ -82,7 +90,7 @@ class CompactProgress(ProgressCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """A line of the held-out loss."""
         super().on_evaluate(args, state, control, **kwargs)
@@ -112,7 +120,9 @@ class PatientTensorBoard(TensorBoardCallback):
     paused = False
     purge_step: int | None = None  # from which on a new file replaces those before it
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Goes on in the folder of the run's earlier starts."""
         folders = sorted(Path(args.output_dir, "runs").glob("*/"))
         if self.logging_dir is None and folders:
@@ -120,15 +130,15 @@ class PatientTensorBoard(TensorBoardCallback):
         self.purge_step = state.global_step + 1 if state.global_step else 0
         self._attempt(super().on_train_begin, args, state, control, **kwargs)
 
-    def on_log(self, *args, **kwargs) -> None:
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
         """Logs, unless the file cannot be written."""
         self._attempt(super().on_log, *args, **kwargs)
 
-    def on_save(self, *args, **kwargs) -> None:
+    def on_save(self, *args: Any, **kwargs: Any) -> None:
         """Another try: a checkpoint could be written."""
         self.paused = False
 
-    def on_train_end(self, *args, **kwargs) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         """Closes the file, if it can be written."""
         self._attempt(super().on_train_end, *args, **kwargs)
 
@@ -136,7 +146,7 @@ class PatientTensorBoard(TensorBoardCallback):
         self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=self.purge_step)
         self.purge_step = None
 
-    def _attempt(self, write: Callable, *args, **kwargs) -> None:
+    def _attempt(self, write: Callable, *args: Any, **kwargs: Any) -> None:
         if self.paused:
             return
         try:

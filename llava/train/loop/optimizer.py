@@ -5,6 +5,8 @@ group of all parameters, and the components' own rates are silently lost. Before
 really step, wrapped by DeepSpeed or not, are compared with the component table.
 """
 
+from typing import Any
+
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
@@ -60,7 +62,7 @@ def create_adamw(components: list[Component], lr_groups: str, on_gpu: bool = Fal
     return optimizer
 
 
-def _fill_gradients(optimizer: torch.optim.Optimizer, *_) -> None:
+def _fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     """Gives zero gradients to parameters that took no part in a step, such as the tower's in a step of text alone.
 
     AdamW would skip them, momentum included, where ranks that reduce gradients see zeros: one process would not train
@@ -100,7 +102,7 @@ class OptimizerCheck(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         optimizer: torch.optim.Optimizer | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """Checks the groups before the first step. Raises LlavaError as check_groups."""
         self.groups = check_groups(self.components, self.lr_groups, optimizer)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ class InterimSaver:
         if not gathered(done)[0] and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             shutil.rmtree(self.folder, ignore_errors=True)  # where hosts share no disk each has its own
 
-    def attempt(self, write: Callable, *args, path: str | None = None) -> None:
+    def attempt(self, write: Callable, *args: Any, path: str | None = None) -> None:
         """Calls `write`, which exchanges nothing with other ranks; a failure is noted and `path` is removed."""
         try:
             write(*args)

@@ -25,7 +25,7 @@ class StopRequest:
         self.replaced = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.replaced.items():
             signal.signal(number, handler)
 

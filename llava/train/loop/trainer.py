@@ -22,6 +22,7 @@ One step, from top to bottom (T: transformers' Trainer, which holds the loop; th
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,7 +176,7 @@ class LlavaTrainer(Trainer):
             self._save_checkpoint(self.model, None)
         raise error
 
-    def training_step(self, *args, **kwargs) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss of a micro-batch, its share of the step, for Guard and Totals, too."""
         loss = super().training_step(*args, **kwargs)
         self.guard.add_loss(loss)
@@ -228,13 +229,13 @@ class LlavaTrainer(Trainer):
     def _get_eval_sampler(self, eval_dataset) -> LengthGroupedSampler:
         return self.evaluation.sampler(self.args.seed)
 
-    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         loader = super()._get_dataloader(*args, **kwargs)
         base = loader.base_dataloader
         base.worker_init_fn = partial(_init_worker, base.worker_init_fn)
         return loader
 
-    def _init_training_state(self, max_steps, *args, **kwargs) -> tuple[int, int]:
+    def _init_training_state(self, max_steps, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
         return trained
@@ -264,14 +265,14 @@ class LlavaTrainer(Trainer):
 
         rehearse(self.model_wrapped, self.optimizer, loss, self.accelerator, str(heaviest).split(maxsplit=1)[1])
 
-    def _run_epoch(self, *args, epoch: int, **kwargs) -> None:
+    def _run_epoch(self, *args: Any, epoch: int, **kwargs: Any) -> None:
         self.train_sampler.set_epoch(epoch)
         self._epoch_began_after, self._random_state = self.state.global_step, torch.get_rng_state()
         super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     # Held-out samples
 
-    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """The Trainer's metrics: `eval_loss`, time and speed. Then the answers; see HeldOutEvaluation."""
         with self.step_log.left_out(), self.evaluation.unnoticed():
             metrics = super().evaluate(*args, **kwargs)
@@ -280,7 +281,7 @@ class LlavaTrainer(Trainer):
         return metrics
 
     def evaluation_loop(
-        self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs
+        self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
         """The mean loss of all supervised tokens of all ranks."""
         self.model_wrapped.eval()

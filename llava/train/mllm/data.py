@@ -9,6 +9,8 @@ from llava.data.dataset import SampleSizes, SupervisedDataset
 from llava.data.inspect import Fault, Inspection, SampleLines, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.schema import Sample
 from llava.mllm.cost import Cost
 from llava.train.loop.held_out import HeldOut, last_exchange
 from llava.train.ranks.process_group import first_on_each_host, on_first_rank
@@ -18,7 +20,12 @@ from llava.train.recipe.way_on import past_unusable
 
 
 def supervised_dataset(
-    recipe: Recipe, samples: list, processor, positions: int | None = None, *, trained_on: bool = False
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    processor: LlavaOVManagerProcessor,
+    positions: int | None = None,
+    *,
+    trained_on: bool = False,
 ) -> SupervisedDataset:
     """The samples, encoded as the recipe says.
 
@@ -43,7 +50,7 @@ def supervised_dataset(
     )
 
 
-def held_out(recipe: Recipe, processor, cost: Cost, positions: int) -> HeldOut | None:
+def held_out(recipe: Recipe, processor: LlavaOVManagerProcessor, cost: Cost, positions: int) -> HeldOut | None:
     """What is evaluated while the stage trains; None where the recipe names nothing. positions: see supervised_dataset.
 
     Too long samples are asked nothing: the last question may be what they lose. A sample that cannot be read any more
