@@ -12,9 +12,11 @@ visual tokens. A map is one vision layer after the shared projector, (C, T, D).
 
 from collections.abc import Iterable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Packable, SelfInitialised
@@ -27,6 +29,33 @@ def draw_jitter(jitter: str, shape: tuple[int, ...], device: torch.device) -> to
     """Factors of the noise named `jitter`, drawn in float32 (in bfloat16 only five values would be left)."""
     low, high = JITTER_RANGES[jitter]
     return torch.empty(shape, dtype=torch.float32, device=device).uniform_(low, high)
+
+
+class _AddMap(torch.autograd.Function):
+    """The sums of several managers with one map more. scores: (C or 1, 1, D) each. sums: (C, T, D), or one for all.
+
+    One function rather than a product and a sum of torch's for each manager: the backward pass adds what the managers
+    make of a map in place, launches half as many kernels and takes about half the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, map_CTD: torch.Tensor, *scores_and_sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        count = len(scores_and_sums) // 2
+        scores, sums = scores_and_sums[:count], scores_and_sums[count:]
+        ctx.save_for_backward(map_CTD, *scores)
+        ctx.shapes = [total.shape for total in sums]
+        return tuple(torch.addcmul(total, score, map_CTD) for score, total in zip(scores, sums))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        map_CTD, *scores = ctx.saved_tensors
+        of_map = gradients[-1] * scores[-1]
+        for gradient, score in zip(gradients[-2::-1], scores[-2::-1]):
+            of_map.addcmul_(gradient, score)
+        of_scores = [(gradient * map_CTD).sum_to_size(score.shape) for gradient, score in zip(gradients, scores)]
+        of_sums = [gradient.sum_to_size(shape) for gradient, shape in zip(gradients, ctx.shapes)]
+        return of_map, *of_scores, *of_sums
 
 
 class StaticManager(SelfInitialised):
@@ -201,7 +230,7 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
         Returns, for each static manager, its sums (C, T, D) and what a newline receives per sample (S, D); and the maps
         (C, T, D) with their layer embedding, none where no manager adapts.
         """
-        scores: list[torch.Tensor] = []
+        scores: list[tuple[torch.Tensor, ...]] = []  # of each manager, by map
         sums: list[torch.Tensor] = []
         newlines: list[torch.Tensor] = []
         for manager in self.managers:
@@ -209,14 +238,16 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
                 shape = (num_samples, len(self.vision_layers), newline_D.shape[-1])
                 jitter_SND = self._score_jitter(shape, newline_D.device)
                 outputs = manager(self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
-                for kept, output in zip((scores, sums, newlines), outputs):
-                    kept.append(output)
+                scores.append(outputs[0].unsqueeze(2).unbind(1))
+                sums.append(outputs[1])
+                newlines.append(outputs[2])
         adaptable = []
         for index, map_CTD in enumerate(maps):
             map_CTD = map_CTD.to(newline_D.device)  # as accelerate moves what is given at once
-            for number, scores_CND in enumerate(scores):
-                if index < scores_CND.shape[1]:
-                    sums[number] = torch.addcmul(sums[number], scores_CND[:, index, None], map_CTD)
+            adding = [number for number, of_maps in enumerate(scores) if index < len(of_maps)]
+            given = [scores[number][index] for number in adding], [sums[number] for number in adding]
+            for number, total in zip(adding, _AddMap.apply(map_CTD, *given[0], *given[1])):
+                sums[number] = total
             if self.config.query is not None:
                 adaptable.append(map_CTD + self.layer_embedding[index])
         newlines = [newline_SD.expand(num_samples, -1) for newline_SD in newlines]

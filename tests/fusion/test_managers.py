@@ -68,6 +68,29 @@ def test_gradients_equal_those_of_the_slow_loop():
     torch.testing.assert_close(found[1], managers.layer_embedding.grad)
 
 
+@pytest.mark.parametrize("first_omits", [False, True])
+def test_gradients_of_the_maps_and_what_they_launch(first_omits):
+    """Of two managers together; a product and a sum by themselves for each would launch twice as much."""
+    managers = make_managers(first_omits_last_map=first_omits)
+    maps, newline = make_maps()
+    for map_CTD in maps:
+        map_CTD.requires_grad_()
+    sums = [slow_sums(managers, maps, index) for index in (0, 1)]
+    sum(total.square().sum() for total in sums).backward()
+    expected = [map_CTD.grad.clone() for map_CTD in maps]
+    for map_CTD in maps:
+        map_CTD.grad = None
+    outputs, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
+    loss = sum(total.square().sum() for total, _ in outputs)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss.backward()
+    for map_CTD, gradient in zip(maps, expected, strict=True):
+        torch.testing.assert_close(map_CTD.grad, gradient)
+    launched = {event.key: event.count for event in profile.key_averages()}
+    assert launched["aten::addcmul_"] == 3 - first_omits  # for each map, of every manager but one
+    assert launched.get("aten::select_backward", 0) == 0
+
+
 def test_a_map_is_gone_when_the_one_behind_the_next_is_made():
     managers = make_managers()
     maps, newline = make_maps()
