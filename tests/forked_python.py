@@ -27,6 +27,7 @@ from typing import NoReturn
 
 import psutil
 
+from llava.train.loop.stop import die_with_parent
 from llava.train.rank import end_with
 from tests import leftovers
 
@@ -71,7 +72,9 @@ class ForkedPython:
                 "TORCHINDUCTOR_COMPILE_THREADS": "1",
                 "HF_DATASETS_CACHE": f"{self.folder}/datasets",
             }
-            self.server = subprocess.Popen(command, pass_fds=[listener.fileno()], env=environment)
+            self.server = subprocess.Popen(
+                command, pass_fds=[listener.fileno()], env=environment, start_new_session=True
+            )
         leftovers.SERVERS.add(self.server.pid)
         subprocess.run([self.command, "-c", ""], check=True)  # when the imports are done
         return self
@@ -87,7 +90,8 @@ class ForkedPython:
 
 
 def serve(descriptor: int, command: str) -> NoReturn:
-    """Imports, then answers every client with a fork, until SIGTERM."""
+    """Imports, then answers every client with a fork, until SIGTERM or the end of the process that started this one."""
+    die_with_parent(os.getppid())
     listener = socket.socket(fileno=descriptor)
     for module in PRELOADED:
         importlib.import_module(module)

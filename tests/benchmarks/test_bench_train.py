@@ -30,8 +30,8 @@ def module(monkeypatch):
     return importlib.import_module
 
 
-def test_the_command(tmp_path):
-    command = [sys.executable, "benchmarks/bench_train.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
+def test_the_command(forked_python, tmp_path):
+    command = [forked_python.command, "benchmarks/bench_train.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
     command += ["--layers", "2", "--runs", "1", "--inputs", "100x70", "56x56+384x384", "--json", f"{tmp_path}/out.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """The simulation shows what it claims, and counts waiting as one would by hand."""
 
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -48,8 +47,8 @@ def test_ranks_wait_less_than_with_the_references_grouping():
     assert outcomes["ours, packed"].time < ours.time < reference.time
 
 
-def test_the_command():
-    command = [sys.executable, "benchmarks/simulate_sampler.py", "--samples", "1000", "--world_size", "2"]
+def test_the_command(forked_python):
+    command = [forked_python.command, "benchmarks/simulate_sampler.py", "--samples", "1000", "--world_size", "2"]
     done = subprocess.run([*command, "--accumulation", "4"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "the reference's share of waiting is " in done.stdout

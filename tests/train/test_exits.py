@@ -87,10 +87,11 @@ def test_a_finished_run_on_two_hosts_ends_as_finished(tiny_keys, tmp_path, forke
     with two_hosts() as hosts, busy_machine():
         for launch in range(launches // 2):
             out = tmp_path / f"{launch}"
-            monkeypatch.setenv("PATH", path(forked_python, launch), prepend=False)
             keys = tiny_keys("1", **STEPS, **{"run.deepspeed": STRATEGIES["zero3"], "run.output_dir": out})
-            for status, output in run_on_both(hosts, "stage1", [words(keys)] * 2, tmp_path, TIMEOUT):
-                ends.append((status, output if status else "", left_of(out, forked_python)))
-            monkeypatch.undo()
+            with monkeypatch.context() as patched:
+                patched.setenv("PATH", path(forked_python, launch))
+                both = run_on_both(hosts, "stage1", [words(keys)] * 2, tmp_path, TIMEOUT)
+            left = left_of(out, forked_python)
+            ends += [(status, output if status else "", left) for status, output in both]
             print(f"two hosts, launch {launch + 1}: status {ends[-2][0]} and {ends[-1][0]}", flush=True)
     assert ends == [(0, "", [])] * len(ends)
