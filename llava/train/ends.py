@@ -41,7 +41,7 @@ def ends_told(recipe: Recipe, processes: int, trainer: LlavaTrainer) -> Iterator
         _end_line()
         file = trainer.guard.folder / f"step-{error.step}-skip.yaml"
         way_on = past_non_finite(error.ids, recipe, file) if rank() == 0 else ""
-        end_all(LlavaError(f"{error}\n{way_on}"))
+        end_all(LlavaError(f"{error}{way_on}"))
     except BadSampleError as error:
         _end_line()
         end_all(DataError(past_bad_samples(error.faults, error.ids, recipe, trainer.saver.last)))

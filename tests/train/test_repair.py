@@ -183,7 +183,8 @@ def test_many_samples_to_blame_are_in_a_file(tiny_recipe, tmp_path):
     recipe = tiny_recipe("1", **{"data.skip_ids": ["0012"]})
     ids = [f"{number:04}" for number in range(12, 40)]
     told = past_non_finite(ids, recipe, tmp_path / "skip.yaml")
-    assert told.startswith(f"To go on without these 28 samples: --override {tmp_path}/skip.yaml ")
+    assert told.startswith(f"\nTo go on without these 28 samples: --override {tmp_path}/skip.yaml ")
+    assert past_non_finite([], recipe, tmp_path / "skip.yaml") == ""
     made = load_recipe("scripts/train/recipes/mllm/stage1.yaml", "manager", [str(tmp_path / "skip.yaml")])
     assert made.data.skip_ids == ids
 

@@ -42,14 +42,18 @@ def past_bad_samples(faults: Sequence[str], ids: Sequence[str], recipe: Recipe, 
 
 def past_non_finite(ids: Sequence[str], recipe: Recipe, file: Path) -> str:
     """A line behind what was not finite. ids: of the samples to blame; file: is written where they are many."""
+    if not ids:
+        return ""
     if len(ids) <= LISTED:
-        return f"To go on without these samples: {skip_option(ids, recipe)}"
+        return f"\nTo go on without these samples: {skip_option(ids, recipe)}"
     skipped = _all_skipped(ids, recipe)
     try:
         file.write_text(yaml.safe_dump({"data": {"skip_ids": skipped}}, allow_unicode=True), encoding="utf-8")
     except OSError as error:
-        return f"The ids of all {len(ids)} samples could not be written to {file}: {error.strerror}"
-    return f"To go on without these {len(ids)} samples: --override {shlex.quote(str(file))} (their ids, data.skip_ids)"
+        return f"\nThe ids of all {len(ids)} samples could not be written to {file}: {error.strerror}"
+    return (
+        f"\nTo go on without these {len(ids)} samples: --override {shlex.quote(str(file))} (their ids, data.skip_ids)"
+    )
 
 
 def past_out_of_memory(what: str, ids: Sequence[str], recipe: Recipe, processes: int, last: Path | None) -> str:
@@ -58,7 +62,8 @@ def past_out_of_memory(what: str, ids: Sequence[str], recipe: Recipe, processes:
     sizes = (size for size in range(optim.batch_size // 2, 0, -1) if optim.batch_size % size == 0)
     smaller = [f"--optim.batch_size {size}" for size in sizes if not optim.global_batch_size % (size * processes)][:1]
     ways = [*smaller, *([] if run.gradient_checkpointing is True else ["--run.gradient_checkpointing true"])]
-    ways.append("a --run.deepspeed file with offload, or of ZeRO-3 with --run.reshape true")
+    if run.deepspeed is not None:
+        ways.append("a --run.deepspeed file with offload, or of ZeRO-3 with --run.reshape true")
     if 0 < len(ids) <= LISTED:
         ways.append(f"without these samples, {skip_option(ids, recipe)}")
     begin = f" from {last}" if last else ""
