@@ -54,7 +54,7 @@ def batches(monkeypatch):
     """Scripted answers instead of generated ones; collects the batches that the engine was asked."""
     asked = []
 
-    def answer(engine, dialogues, **settings):
+    def answer(engine, dialogues, *, inputs, **settings):
         asked.append((engine, list(dialogues), settings))
         places = [re.search(r"place (\d+)", dialogue.turns[-1].text)[1] for dialogue in dialogues]
         return [SCRIPT[int(place)][0] for place in places]
