@@ -115,8 +115,13 @@ def test_every_training_command_dry_runs_in_this_process(command, monkeypatch, c
     monkeypatch.chdir(ROOT)
     stage, words = TRAIN.search(command).groups()
     assert (ROOT / f"scripts/train/{stage}.sh").is_file()
-    recipe = next(ROOT.glob(f"scripts/train/recipes/**/{stage}.yaml"))
     words = [*shlex.split(words), "--dry_run"] if "--dry_run" not in words else shlex.split(words)
+    if "--size" in words:
+        place = words.index("--size")
+        _, size = words[place : place + 2]
+        del words[place : place + 2]
+        stage = f"{stage}_{size}"
+    recipe = next(ROOT.glob(f"scripts/train/recipes/**/{stage}.yaml"))
     assert train(["--recipe", str(recipe), *words]) == 0
     assert "trainable" in capsys.readouterr().out
 

@@ -25,7 +25,7 @@ from llava.chat.settings import SETTINGS, Settings, changed, settings_notes, wri
 from llava.chat.single import answer_once
 from llava.checkpoint.folder import check_folder
 from llava.data.video import EVERY_SECOND, VideoSampling
-from llava.engine.checks import DTYPE_NAMES, check_dtype
+from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
 
 
@@ -112,7 +112,8 @@ def _parser() -> ArgumentParser:
             metavar=SETTINGS[name].letter,
             help=f"{SETTINGS[name].help} (default {written(default)})",
         )
-    add("--device", default="auto", metavar="NAME", help="cpu, cuda, ... (default: a GPU if any)")
+    devices = f"cpu, cuda, ..., or {SPREAD}: over all GPUs (default: a GPU if any)"
+    add("--device", default="auto", metavar="NAME", help=devices)
     add("--dtype", default="auto", help=f"{', '.join(DTYPE_NAMES)} (default: 16 bits on a GPU, else float32)")
     add("--load_4bit", action="store_true", help="the language model in 4 bits (bitsandbytes)")
     add("--video_fps", type=float, default=EVERY_SECOND.fps, metavar="N", help="frames taken per second (default 1)")

@@ -6,6 +6,7 @@ from llava.constants import FLASH_ATTENTION, INSTALL_FLASH
 from llava.errors import LlavaError
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
+SPREAD = "spread"  # the device that is all of them
 
 
 def check_dtype(name: str) -> None:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
@@ -31,8 +32,9 @@ from llava.data.placeholders import with_places
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.data.workers import core_count
-from llava.engine.checks import DTYPE_NAMES, check_attention, check_dtype
+from llava.engine.checks import DTYPE_NAMES, SPREAD, check_attention, check_dtype
 from llava.engine.kept_cache import KeptCache, check_length
+from llava.engine.placement import DeviceMap, best_dtype, choose_device, spread_options
 from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -64,6 +66,7 @@ class Engine:
         self.processor = processor
         pictures = processor.image_processor
         self.model.config.image_mean, self.model.config.image_std = pictures.image_mean, pictures.image_std
+        self._offloaded: TemporaryDirectory | None = None  # goes with the engine
         self._readers = ThreadPoolExecutor(_reader_count(), thread_name_prefix="reader")
         # Replaces what the language model's folder brought along: Qwen2-Instruct's repetition_penalty of 1.1 and so on.
         self.model.generation_config = plain_generation(processor.tokenizer)
@@ -72,25 +75,33 @@ class Engine:
     def from_pretrained(
         cls,
         path: str | Path,
-        device: str = "auto",
+        device: str | DeviceMap = "auto",
         dtype: str = "auto",
         attn_implementation: str | None = None,
         load_4bit: bool = False,
     ) -> "Engine":
         """Loads a checkpoint folder; LoRA adapters that it holds are merged into the weights.
 
-        device: "auto" is the GPU if there is one. dtype: "auto" is bfloat16 on a GPU (float16 on one that only emulates
-        it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is installed and can be used,
-        else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs bitsandbytes).
+        device: "auto" is the GPU if there is one; "spread" is all GPUs, and the CPU and the disk for what they do not
+        hold, layer by layer; or {beginning of a module's name: its device}. dtype: "auto" is bfloat16 on a GPU (float16
+        on one that only emulates it), float32 elsewhere. attn_implementation: None is flash_attention_2 where it is
+        installed and can be used, else sdpa. load_4bit: the language model's linear layers in 4 bits (NF4, needs
+        bitsandbytes).
         Raises LlavaError for a missing folder, another architecture, unknown names, flash attention where it cannot
         run, and damaged or incomplete weights.
         """
         check_folder(path)
         check_dtype(dtype)
         check_attention(attn_implementation)
-        place = _device(device)
-        kind = _best_dtype(place) if dtype == "auto" else DTYPES[dtype]
+        place = choose_device(device)
+        kind = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
         options = _four_bits(Path(path), place, kind) if load_4bit else {}
+        offloaded = None
+        if device == SPREAD or not isinstance(device, str):
+            if load_4bit:
+                raise LlavaError("a model in 4 bits goes to one device, and cannot be spread over several")
+            offloaded = TemporaryDirectory(prefix="llava-offloaded-")
+            options = spread_options(Path(path), device, offloaded.name)
         if attn_implementation is None:
             attn_implementation = best_attention(place.type == "cuda", kind != torch.float32)
         check_can_run(attn_implementation, place.type == "cuda", kind != torch.float32)
@@ -104,18 +115,22 @@ class Engine:
         except Exception as error:  # transformers, safetensors and tokenizers each raise their own kinds
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise LlavaError(f"{path}: cannot be loaded: {reason}") from error
-        return cls(model if load_4bit else model.to(place), processor)  # 4 bits are where they shall be
+        engine = cls(model if options else model.to(place), processor)  # pieces, and 4 bits, are where they shall be
+        engine._offloaded = offloaded
+        return engine
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Where the model is; of one in pieces, where its inputs go."""
         return self.model.device
 
     def describe(self) -> str:
         """Device, dtype and attention in a few words."""
         dtype, attention = str(self.model.dtype).removeprefix("torch."), self.model.config._attn_implementation
         bits = ", language model in 4 bits" if getattr(self.model, "is_loaded_in_4bit", False) else ""
-        return f"{self.device}, {dtype}, {attention}{bits}"
+        pieces = getattr(self.model, "hf_device_map", {})
+        places = dict.fromkeys(str(torch.device(place)) if place != "disk" else place for place in pieces.values())
+        return f"{' + '.join(places) or self.device}, {dtype}, {attention}{bits}"
 
     def new_cache(self) -> KeptCache:
         """What `stream` is given as `kept`, one for each conversation."""
@@ -220,23 +235,6 @@ class Engine:
 def _reader_count() -> int:
     """The cores of this process's share."""
     return max(1, min(MOST_READERS, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
-        raise LlavaError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return device
-
-
-def _best_dtype(device: torch.device) -> torch.dtype:
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:

@@ -29,7 +29,7 @@ from transformers import BatchFeature
 
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.data.schema import Dialogue
-from llava.engine.checks import check_attention, check_dtype
+from llava.engine.checks import SPREAD, check_attention, check_dtype
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
@@ -274,9 +274,11 @@ class LlavaOVManager(lmms):
 
 def _on_cpu(device: str | None) -> bool:
     """Whether this rank computes on the CPU. LlavaError where ranks would have to share a GPU, or there is none."""
-    if device == "cpu" or (device in (None, "auto") and not torch.cuda.is_available()):
-        return True
     ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device == SPREAD and ranks > 1:
+        raise LlavaError(f"device {SPREAD} puts one model on all GPUs: one process, found {ranks}")
+    if device == "cpu" or (device in (None, "auto", SPREAD) and not torch.cuda.is_available()):
+        return True
     if ranks > max(1, gpus):
         raise LlavaError(f"{ranks} processes need a GPU each and there are {gpus}; ask for fewer, or for device cpu")
     return False

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from llava.arguments import ArgumentParser, unknown
 from llava.checkpoint.folder import check_folder, weights_id
-from llava.engine.checks import check_dtype
+from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.eval.benchmarks import PROTOCOLS
 from llava.eval.catalogue import TaskChoice, choose_tasks
@@ -126,7 +126,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--predict_only", action="store_true", help="store the answers, score nothing, ask no judge")
     parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="dialogues per batch (default 8)")
     parser.add_argument("--image_noise", action="store_true", help="replace every image by noise: the blind model")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    devices = f"cpu, cuda, cuda:1, ..., or {SPREAD}: layer by layer over all GPUs (default: a GPU if there is one)"
+    parser.add_argument("--device", metavar="NAME", help=devices)
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: bfloat16 on a GPU)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="split the documents over N processes")
     add_judge_arguments(parser)

@@ -265,8 +265,9 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
             questions = context.questions(self.config.question_rule)
 
         def adapted(number: int, hidden_states: torch.Tensor) -> torch.Tensor:
-            texts = [hidden_states[question] for question in questions]
-            return self.adapt(number, hidden_states[context.positions], context.lengths, texts, maps)
+            device = hidden_states.device
+            texts = [hidden_states[question.to(device)] for question in questions]
+            return self.adapt(number, hidden_states[context.positions.to(device)], context.lengths, texts, maps)
 
         return deltas | {
             layer: partial(adapted, number)

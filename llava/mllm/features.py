@@ -94,11 +94,12 @@ class VisualFeaturesMixin:
     def _features(self, given: VisualInput) -> VisualFeatures:
         layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
-        sample_of_crop = torch.tensor(samples).repeat_interleave(torch.tensor(num_crops)).to(given.crops.device)
+        of_crops = [sample for sample, number in zip(samples, num_crops) for _ in range(number)]
+        sample_of_crop = torch.tensor(of_crops).to(given.crops.device)
         visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
 
         merge = self.config.tiling.merge
-        newline = self.image_newline()
+        newline = self.image_newline().to(visual.device)  # pieces of the model may be on several
         features = [pack(crops, newline, layout, merge) for crops, layout in zip(visual.split(num_crops), layouts)]
         # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
         # in the same order.
@@ -135,13 +136,13 @@ class VisualFeaturesMixin:
         self, packable: Packable, num_crops: list[int], layouts: list[ImageLayout | VideoLayout], samples: list[int]
     ) -> list[torch.Tensor]:
         """Per image (tokens, D), zero outside the packable's scope, jittered as it says."""
-        packed = []
+        packed, newlines = [], packable.newlines.to(packable.crops.device)
         for crops, layout, sample in zip(packable.crops.split(num_crops), layouts, samples):
-            tokens = pack(crops, packable.newlines[sample], layout, self.config.tiling.merge)
+            tokens = pack(crops, newlines[sample], layout, self.config.tiling.merge)
             if packable.scope != "all":
                 tokens = tokens * pack_mask(layout, packable.scope, tokens.device)
             packed.append(packable.jitter(tokens) if packable.jitter is not None else tokens)
-        packed[0] = torch.cat([packed[0], packable.newlines[:0]])  # takes part even where no image has a newline
+        packed[0] = torch.cat([packed[0], newlines[:0]])  # takes part even where no image has a newline
         return packed
 
     def _runs_blank_crop(self, past_key_values: Cache | None) -> bool:

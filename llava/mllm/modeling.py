@@ -55,6 +55,13 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True  # a decoding step; prefill with images runs uncompiled, as generate does it
 
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: where the first parameter is that is not left on the CPU or the disk until it is used."""
+        return next(
+            (parameter.device for parameter in self.parameters() if not parameter.is_meta), torch.device("meta")
+        )
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """The parts that are ours know how they begin; the others as in transformers."""
@@ -100,6 +107,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
         for token_id in token_ids:
             embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            embedding = embedding.to(inputs_embeds.device)
             ids[(inputs_embeds == embedding).all(-1)] = token_id
         return ids
 
@@ -174,7 +182,8 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
                 [self._visual_positions(input_ids, modality, len(tokens)) for modality, tokens in features.items()]
             )
             tokens = torch.cat(list(features.values())).to(inputs_embeds)
-            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, positions, tokens).view_as(inputs_embeds)
+            places = positions.to(inputs_embeds.device)
+            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, places, tokens).view_as(inputs_embeds)
             deltas = self._visual_deltas(
                 list(visuals.values()), positions, input_ids, attention_mask, position_ids, past_key_values
             )

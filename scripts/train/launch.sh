@@ -20,7 +20,7 @@ set -euo pipefail
 
 stage=$1
 shift
-arguments=()
+arguments=(--recipe "") # filled in below
 while [ $# -gt 0 ]; do
     case $1 in
     --hostfile) HOSTFILE=${2:?--hostfile needs a file} && shift 2 ;;
@@ -30,7 +30,7 @@ while [ $# -gt 0 ]; do
     *) arguments+=("$1") && shift ;;
     esac
 done
-arguments=(--recipe "$(dirname "$0")/recipes/mllm/$stage.yaml" "${arguments[@]}")
+arguments[1]=$(dirname "$0")/recipes/mllm/$stage.yaml
 set -- "${arguments[@]}"
 if [ -n "${HOSTFILE:-}" ] && [ ! -r "$HOSTFILE" ]; then
     echo "error: the hostfile $HOSTFILE cannot be read" >&2
