@@ -20,7 +20,7 @@ from llava.fusion.config import ManagerConfig
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60
-STRATEGIES = {"zero3": 3, "zero2": 2, "ddp": None}
+STRATEGIES = {"zero3": 3, "zero2": 2, "zero1": 1, "ddp": None}
 LOGGED_WORK = ("supervised_tokens", "crops", "num_input_tokens_seen", "samples")  # the same however it is cut
 UNCLIPPED = {"optim.warmup": 0, "optim.max_grad_norm": 1e9}
 RATES = {"vision_tower": 2e-6, "projector": 1e-5, "fusion": 5e-5, "newline": 1e-5, "language_model": 1e-5}

@@ -6,7 +6,7 @@ w bytes of the precision (2 in bf16, 4 in fp32). The 12 T are the K = 12 of ZeRO
 | state     | no ZeRO         | ZeRO-2   | ZeRO-3   |                                                                |
 |-----------|-----------------|----------|----------|----------------------------------------------------------------|
 | weights   | 4 T + w (P - T) | w P      | w P / n  | without ZeRO autocast works with fp32 weights where they train |
-| gradients | 4 T             | w T / n  | w T / n  |                                                                |
+| gradients | 4 T             | w T / n  | w T / n  | ZeRO-1: w T; else it is as ZeRO-2                              |
 | optimizer | 8 T             | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights          |
 
 Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-2 (zero/stage_1_and_2.py): a

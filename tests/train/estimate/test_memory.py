@@ -44,6 +44,7 @@ def components_05b():
     ("strategy", "weights", "gradients", "optimizer", "buffers"),
     [
         (Strategy("", 0), 4 * T + 2 * (P - T), 4 * T, 8 * T, 4 * T + 2 * T),
+        (Strategy("", 1, 200_000_000), 2 * P, 2 * T, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000), 2 * P, T / 8, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000, overlap=False), 2 * P, T / 8, 12 * T / 16, 2 * 2e8 + T / 4),
         (Strategy("", 3, 896**2), P / 8, T / 8, 12 * T / 16, 2 * 896**2 + T / 4 + 2 * P * 15 / 16),
@@ -72,6 +73,7 @@ def test_every_shipped_deepspeed_file_is_read():
     files = sorted(Path(DEEPSPEED).glob("*.json"))
     found = {path.stem: read_strategy(str(path), 896) for path in files}
     assert {name: own.name for name, own in found.items()} == {
+        "zero1": "ZeRO-1",
         "zero2": "ZeRO-2",
         "zero2_offload": "ZeRO-2 offload",
         "zero3": "ZeRO-3",
@@ -85,6 +87,7 @@ def test_every_shipped_deepspeed_file_is_read():
     [
         (None, ["no ZeRO", "ZeRO-2", "ZeRO-3"], "no ZeRO"),
         ("zero3", ["no ZeRO", "ZeRO-2", "ZeRO-3"], "ZeRO-3"),
+        ("zero1", ["no ZeRO", "ZeRO-2", "ZeRO-3", "ZeRO-1"], "ZeRO-1"),
         ("zero2_offload", ["no ZeRO", "ZeRO-2", "ZeRO-3", "ZeRO-2 offload"], "ZeRO-2 offload"),
     ],
 )
