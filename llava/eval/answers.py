@@ -76,10 +76,12 @@ class AnswerStore:
 
     def only_weights(self) -> str:
         """The model whose answers these are, where its folder is not at hand. LlavaError unless it is exactly one."""
-        found = sorted({row["weights"] for row in self._rows.values() if "weights" in row})
-        if len(found) != 1:
-            raise LlavaError(f"stored answers of one model are needed, found {len(found)} ({', '.join(found) or '-'})")
-        return found[0]
+        models = sorted({row["weights"] for row in self._rows.values() if "weights" in row})
+        if len(models) != 1:
+            raise LlavaError(
+                f"stored answers of one model are needed, found {len(models)} ({', '.join(models) or '-'})"
+            )
+        return models[0]
 
 
 def _read(file: Path) -> list[dict]:

@@ -138,11 +138,11 @@ def check_documents(task: str, place: str, documents: Dataset, limit: int | None
     count = min(len(documents), limit or len(documents))
     if not count:
         raise LlavaError(f"task {task}: {place} has no documents")
-    asked, scored = FIELDS.get(task, ({}, {}))  # what other tasks read, only their own functions know
-    rules = {**asked, **(scored if scores else {})}
+    to_ask, to_score = FIELDS.get(task, ({}, {}))  # what other tasks read, only their own functions know
+    rules = {**to_ask, **(to_score if scores else {})}
     if missing := [field for field in rules if field not in documents.column_names]:
-        found = ", ".join(documents.column_names)
-        raise LlavaError(f"task {task}: {place} has no column {', '.join(map(repr, missing))} (found: {found})")
+        columns = ", ".join(documents.column_names)
+        raise LlavaError(f"task {task}: {place} has no column {', '.join(map(repr, missing))} (found: {columns})")
     faults = []
     for number, doc in enumerate(_documents(documents, count)):
         wrong = next((field for field, rule in rules.items() if not rule.holds(doc[field], doc)), None)

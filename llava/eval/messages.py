@@ -40,8 +40,8 @@ class Settings:
 
 def settings_from(gen_kwargs: dict) -> Settings:
     """Reads a task's `generation_kwargs`. `do_sample: false` wins over a temperature; unknown keys are logged."""
-    known = {"max_new_tokens", "temperature", "do_sample", "top_p", "num_beams", "until"}
-    for key in sorted(set(gen_kwargs) - known - IGNORED):
+    settable = {"max_new_tokens", "temperature", "do_sample", "top_p", "num_beams", "until"}
+    for key in sorted(set(gen_kwargs) - settable - IGNORED):
         logger.warning(f"generation_kwargs: {key}={gen_kwargs[key]!r} has no effect on this model")
     until = gen_kwargs.get("until") or []
     until = [until] if isinstance(until, str) else until

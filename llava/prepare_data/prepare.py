@@ -52,7 +52,8 @@ class PreparedSet(NamedTuple):
 
     def __str__(self) -> str:
         tally = self.tally
-        lines = [f"{self.file}: {tally.written:,} of {tally.rows:,} rows{' (was complete)' * self.again}"]
+        complete = " (was complete)" if self.again else ""
+        lines = [f"{self.file}: {tally.written:,} of {tally.rows:,} rows{complete}"]
         summaries = {rule.name: rule.summary for rule in rules_of(self.repository, self.name)}
         summaries |= {name: summary for name, summary in DROPPED.items() if tally.dropped[name]}
         for name, summary in summaries.items():

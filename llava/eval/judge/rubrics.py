@@ -119,8 +119,8 @@ def mathvista(doc: dict, results: list[str]) -> dict:
     evaluator = _upstream("mathvista.mathvista_evals").MathVistaEvaluator()
     kinds = (doc["question_type"], doc["answer_type"])
     precision = int(doc.get("precision") or 0)  # a float in the data, which `round` would not take
-    found = evaluator.normalize_extracted_answer(extraction, doc["choices"], *kinds, precision)
-    return {"llm_as_judge_eval": float(evaluator.safe_equal(found, doc["answer"]))}
+    answer = evaluator.normalize_extracted_answer(extraction, doc["choices"], *kinds, precision)
+    return {"llm_as_judge_eval": float(evaluator.safe_equal(answer, doc["answer"]))}
 
 
 def _plain_answer(doc: dict, response: str) -> str | None:
@@ -206,17 +206,17 @@ def read_share(reply: str) -> float | None:
 
 def read_final_score(reply: str) -> float | None:
     """The number in [0, 100] after the last "Final Score:"."""
-    found = re.findall(rf"Final Score[\s:*_]*{NUMBER}", reply, flags=re.IGNORECASE)
-    return _within(re.fullmatch(NUMBER, found[-1]) if found else None, 100)
+    scores = re.findall(rf"Final Score[\s:*_]*{NUMBER}", reply, flags=re.IGNORECASE)
+    return _within(re.fullmatch(NUMBER, scores[-1]) if scores else None, 100)
 
 
 def read_points(reply: str) -> tuple[float, float] | None:
     """The points of the answer and of the reference, of 10 each, from a first line of two numbers, reference first."""
     line = reply.strip().split("\n")[0]
-    found = re.fullmatch(rf"[\s*(\[]*{NUMBER}(?:/10)?[\s,;]+{NUMBER}(?:/10)?[\s*)\].]*", line)
-    if found is None:
+    pair = re.fullmatch(rf"[\s*(\[]*{NUMBER}(?:/10)?[\s,;]+{NUMBER}(?:/10)?[\s*)\].]*", line)
+    if pair is None:
         return None
-    reference, points = float(found[1]), float(found[2])
+    reference, points = float(pair[1]), float(pair[2])
     return (points, reference) if 0 < reference <= 10 and points <= 10 else None
 
 
@@ -234,10 +234,10 @@ def read_text(reply: str) -> str | None:
     return reply.strip() or None
 
 
-def _within(found: re.Match | None, top: float) -> float | None:
-    if found is None or float(found[1]) > top:
+def _within(score: re.Match | None, top: float) -> float | None:
+    if score is None or float(score[1]) > top:
         return None
-    return float(found[1])
+    return float(score[1])
 
 
 WILD_KINDS = ("conv", "detail", "complex")

@@ -270,10 +270,10 @@ def _faults_in_words(runs: _Runs) -> str:
     return ", ".join(f"{', '.join(named)} ({words})" for words, named in names.items() if words)
 
 
-def _arms(asked: Sequence[str] | None, blocks: dict[str, dict[str, dict]], averages: Sequence[Row]) -> list[str]:
+def _arms(chosen: Sequence[str] | None, blocks: dict[str, dict[str, dict]], averages: Sequence[Row]) -> list[str]:
     """Whose figures are shown, by default those of the runs' arms, where a run has a score that one is given for."""
-    if asked is not None:
-        return list(asked) if averages else []
+    if chosen is not None:
+        return list(chosen) if averages else []
     return _recorded_arms(blocks) if any(row.paper and row.scores for row in averages) else []
 
 

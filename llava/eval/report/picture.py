@@ -191,8 +191,8 @@ def _radar_categories(figure: Figure, axes: Axes, rows: list[Row], angles: list[
     half = math.pi / len(rows)
     middles = {}
     for index, category in enumerate(dict.fromkeys(names)):
-        own = [angle for angle, name in zip(angles, names, strict=True) if name == category]
-        first, last = own[0] - half, own[-1] + half
+        inside = [angle for angle, name in zip(angles, names, strict=True) if name == category]
+        first, last = inside[0] - half, inside[-1] + half
         axes.axvspan(first, last, color=GREY, alpha=0.12 if index % 2 else 0, linewidth=0, zorder=0)
         middles[category] = (first + last) / 2
     if len(middles) > 1:
