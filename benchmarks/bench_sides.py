@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from accelerate.utils import send_to_device
 from torch.nn import init
 from transformers import AutoModelForImageTextToText, Qwen2Config, SiglipVisionConfig
 
@@ -21,7 +22,6 @@ from llava.mllm.features import VisualFeatures
 from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
 from llava.mllm.packing import pack
 from llava.mllm.visual_input import image_input
-from llava.train.loop.trainer import supervised_only
 from llava.train.mllm.recompute_compile import checkpoint
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
@@ -100,7 +100,7 @@ class Bench:
         """One sample for each image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
         generator = torch.Generator().manual_seed(1)
         batch = Collator(0, packing)([self._sample(size, generator) for size in sizes])
-        return {key: value.to(self.model.device) for key, value in batch.items()}
+        return send_to_device(batch, self.model.device)
 
     def _sample(self, size: tuple[int, int], generator: torch.Generator) -> dict:
         config = self.model.config
@@ -117,12 +117,13 @@ class Bench:
                 256, (layout.num_crops, 3, tile, tile), generator=generator, dtype=torch.uint8
             ),
             "image_sizes": torch.tensor([size[::-1]]),
+            "image_spans": [(0, layout.num_tokens)],
         }
 
 
 def our_loss(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
     """As the trainer computes it."""
-    return model(**supervised_only(batch), use_cache=False).loss
+    return model(**batch, skip_logits=True, use_cache=False).loss
 
 
 def loss_of_all_logits(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torch.Tensor:
@@ -156,7 +157,7 @@ def loss_map_by_map(model: LlavaOVManagerForConditionalGeneration, batch: dict) 
         for manager, delta in zip(managers.managers, deltas):
             delta.append(sum(scores * map_VD for scores, map_VD in zip(manager.scores, maps)))
     visual = VisualFeatures(pooler_output=features, deepstack_features=deltas)
-    return model(**supervised_only(batch), mm_encoder_outputs={"image": visual}, use_cache=False).loss
+    return our_loss(model, batch | {"mm_encoder_outputs": {"image": visual}})
 
 
 @dataclass(frozen=True)

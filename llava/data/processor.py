@@ -16,6 +16,7 @@ from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
 from llava.data.options import AS_UINT8, NORMALIZED, Options, PixelOptions, TextOptions, read_options
 from llava.data.over_long import Encoding, fit_sample, most_tokens
+from llava.data.placeholders import expanded_spans
 from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
@@ -74,10 +75,10 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         the turns that show an image or video that does not fit, and what they show, then cuts text at the end;
         `shrink_images` makes the images smaller until there are few enough tiles. No image is ever cut.
         positions: of the language model, which limit max_length; see fit_sample.
-        Returns input_ids and labels (lists of equal length), num_images and num_videos, and `shortened` (whether it was
-        too long); with images also pixel_values (crops, 3, S, S) and image_sizes (images, 2) as (height, width), with
-        videos pixel_values_videos (frames, 3, S, S) and video_num_frames (videos,). Pixels are uint8; the model
-        normalises them.
+        Returns input_ids and labels (lists of equal length), num_images and num_videos, image_spans and video_spans
+        (where each stands: first position, tokens), and `shortened` (whether it was too long); with images also
+        pixel_values (crops, 3, S, S) and image_sizes (images, 2) as (height, width), with videos pixel_values_videos
+        (frames, 3, S, S) and video_num_frames (videos,). Pixels are uint8; the model normalises them.
         Raises DataError, naming the sample, for placeholders that do not match, and when what is left has no answer.
         """
         images = [rgb_image(image) for image in images]
@@ -98,6 +99,9 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         encoded: dict[str, Any] = {"input_ids": fitted.input_ids, "labels": fitted.labels}
         shortened = fitted.tokens > most_tokens(max_length, positions)
         encoded |= {"num_images": len(images), "num_videos": len(videos), "shortened": shortened}
+        counts = self._token_counts(fitted.image_sizes, [len(video) for video in videos])
+        for name, token_id in (("image_spans", self.image_token_id), ("video_spans", self.video_token_id)):
+            encoded[name] = expanded_spans(fitted.input_ids, token_id, counts[token_id])
         visual = self._pixels([images], [videos], AS_UINT8, AS_UINT8)
         return encoded | {key: value for key, value in visual.items() if not key.startswith("batch_num")}
 

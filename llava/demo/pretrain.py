@@ -126,9 +126,9 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
 
     def predictions(seed: list[int], size: int, chat_share: float) -> tuple[torch.Tensor, torch.Tensor]:
         batch = text_batch(tokenizer, seed, size, chat_share)
-        labels = batch.pop("labels")[:, 1:]
+        labels = batch["labels"][:, 1:]
         supervised = labels != IGNORE_INDEX
-        states = model.model(**batch).last_hidden_state[:, :-1]
+        states = model.model(batch["input_ids"]).last_hidden_state[:, :-1]
         return model.lm_head(states[supervised]), labels[supervised]
 
     def loss(step: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ tower's states ── visual_input ── projector ── visual tokens ──�
 Shapes: C crops, T tokens per crop, D width of the language model, S samples, V visual tokens of a batch.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -63,7 +63,7 @@ class Context:
 
     positions: torch.Tensor
     lengths: list[int]
-    questions: Callable[[str], list[torch.Tensor]]
+    questions: Callable[[str], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True)

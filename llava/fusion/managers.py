@@ -262,12 +262,14 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
         if self.config.question_rule is None:
             questions = [context.positions[:0]] * len(context.lengths)
         else:
-            questions = context.questions(self.config.question_rule)
+            questions = list(context.questions(self.config.question_rule))
+        asked_positions, asked_lengths = torch.cat(questions), [len(question) for question in questions]
 
         def adapted(number: int, hidden_states: torch.Tensor) -> torch.Tensor:
             device = hidden_states.device
-            texts = [hidden_states[question.to(device)] for question in questions]
-            return self.adapt(number, hidden_states[context.positions.to(device)], context.lengths, texts, maps)
+            texts = list(hidden_states.index_select(0, asked_positions.to(device)).split(asked_lengths))
+            visual_VD = hidden_states.index_select(0, context.positions.to(device))
+            return self.adapt(number, visual_VD, context.lengths, texts, maps)
 
         return deltas | {
             layer: partial(adapted, number)

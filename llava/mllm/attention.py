@@ -4,15 +4,17 @@ Samples are packed as transformers packs them: one row, no attention mask, posit
 From the positions transformers makes masks for sdpa and eager attention, (L, L) for a row of L tokens: a sample's
 queries are multiplied with all keys of the row, most of it for nothing. `sdpa_by_sample` is sdpa that takes one sample
 after the other instead. It needs no mask, so that torch's fastest kernels can run, and costs what the samples would
-cost alone. Flash attention is told where the samples begin.
+cost alone. Flash attention is told where the samples begin, also of a row that is one sample: it would look for more
+in the positions, in every layer, and each time wait for the GPU.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import pad
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -55,17 +57,20 @@ def packed_lengths(
     position_ids: torch.Tensor | None,
     attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
     past_key_values: Cache | None,
+    sequence_lengths: list[int] | None = None,
 ) -> torch.Tensor | None:
     """Lengths (S,) of the samples that share one row, int64 on the CPU; None where the input is not packed.
 
     position_ids: (1, L), each sample's from 0 on. By transformers' rule a packed row has no attention mask and no
-    cache; where both are given, or there are several rows, positions are just positions.
+    cache; where both are given, or there are several rows, positions are just positions. sequence_lengths: the lengths,
+    where they are known; else the positions are waited for.
     """
     if position_ids is None or len(position_ids) > 1 or attention_mask is not None or past_key_values is not None:
         return None
-    starts = (position_ids[0].cpu().diff() != 1).nonzero()[:, 0] + 1
-    bounds = torch.cat([starts.new_zeros(1), starts, starts.new_tensor([position_ids.shape[1]])])
-    return bounds.diff() if len(starts) else None
+    if sequence_lengths is None:
+        starts = (position_ids[0].cpu().diff() != 1).nonzero()[:, 0] + 1
+        sequence_lengths = pad(starts, (1, 0)).diff(append=starts.new_tensor([position_ids.shape[1]])).tolist()
+    return torch.tensor(sequence_lengths) if len(sequence_lengths) > 1 else None
 
 
 def apart(lengths: torch.Tensor | None, config: PreTrainedConfig, device: torch.device) -> dict[str, Any]:
@@ -79,10 +84,36 @@ def apart(lengths: torch.Tensor | None, config: PreTrainedConfig, device: torch.
         return {"sample_lengths": lengths}
     if not is_flash_attention_requested(config):
         return {}
-    # transformers would find these from the positions, in every layer anew, and wait for the GPU each time.
-    bounds = pad(lengths.cumsum(0), (1, 0)).to(device, torch.int32)
+    bounds = _bounds(lengths, device)
     longest = int(lengths.max())
     return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
+
+
+def whole_row(
+    states: torch.Tensor, masks: Mapping[str, Any], past_key_values: Cache | None, config: PreTrainedConfig
+) -> dict[str, Any]:
+    """What tells flash attention that a row is one sequence; empty where that is not so, or attention is another.
+
+    states: (B, L, D), what attends. masks: by the kind of layer. past_key_values: what is attended to before them.
+    """
+    rows, queries = states.shape[:2]
+    if not is_flash_attention_requested(config) or rows > 1 or queries == 1:  # one query looks for nothing
+        return {}
+    if set(config.layer_types) != {"full_attention"} or masks["full_attention"] is not None:
+        return {}
+    keys = queries
+    if past_key_values is not None:
+        if not isinstance(past_key_values, DynamicCache):
+            return {}
+        keys += past_key_values.get_seq_length()
+    found: dict[str, Any] = {}
+    for side, length in (("q", queries), ("k", keys)):
+        found |= {f"cu_seq_lens_{side}": _bounds(torch.tensor([length]), states.device), f"max_length_{side}": length}
+    return found
+
+
+def _bounds(lengths: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return pad(lengths.cumsum(0), (1, 0)).int().to(device, non_blocking=True)
 
 
 def sdpa_by_sample(

@@ -12,7 +12,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from llava.fusion.base import Delta
-from llava.mllm.attention import apart, packed_lengths
+from llava.mllm.attention import apart, packed_lengths, whole_row
 
 
 class ManagedQwen2Model(Qwen2Model):
@@ -28,6 +28,7 @@ class ManagedQwen2Model(Qwen2Model):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        sequence_lengths: list[int] | None = None,
         visual_positions: torch.Tensor | None = None,
         visual_deltas: Mapping[int, Delta] | None = None,
         **kwargs: Any,
@@ -35,6 +36,7 @@ class ManagedQwen2Model(Qwen2Model):
         """As Qwen2Model.forward, with what is added at visual tokens.
 
         position_ids: also of samples that share a row, see packed_lengths; no cache is made of such a row.
+        sequence_lengths: tokens of each sample, where rows that need no mask are padded, or samples share a row.
         visual_positions: (V,) int64, positions of the visual tokens in the flattened (batch * sequence) order.
         visual_deltas: {layer: (V, D)}, added to the visual tokens' hidden states before that layer; or a function that
             makes (V, D) of all hidden states at that point, (batch * sequence, D).
@@ -43,15 +45,17 @@ class ManagedQwen2Model(Qwen2Model):
             raise ValueError("give either input_ids or inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        sample_lengths = packed_lengths(position_ids, attention_mask, past_key_values)
+        sample_lengths = packed_lengths(position_ids, attention_mask, past_key_values, sequence_lengths)
         if use_cache and past_key_values is None and sample_lengths is None:
             past_key_values = DynamicCache(config=self.config)
+        # Positions tell masks of samples that share a row, which takes a wait; not where it is known that none do.
+        mask_positions = position_ids if sequence_lengths is None or sample_lengths is not None else None
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = (torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + seen)[None]
         told_apart = apart(sample_lengths, self.config, inputs_embeds.device)
-        masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, position_ids, bool(told_apart))
-        kwargs = told_apart | kwargs
+        masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, mask_positions, bool(told_apart))
+        kwargs = (told_apart or whole_row(inputs_embeds, masks, past_key_values, self.config)) | kwargs
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
         layer_types = cast(list[str], self.config.layer_types)  # Qwen2Config fills them in
         visual_deltas = visual_deltas or {}
@@ -80,7 +84,7 @@ class ManagedQwen2Model(Qwen2Model):
         attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
         inputs_embeds: torch.Tensor,
         past_key_values: Cache | None,
-        position_ids: torch.Tensor,
+        position_ids: torch.Tensor | None,
         told_apart: bool,
     ) -> dict[str, Any]:
         if isinstance(attention_mask, dict):  # prepared by generate

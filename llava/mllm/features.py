@@ -59,15 +59,15 @@ class VisualFeaturesMixin:
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
-        image_sizes: torch.Tensor,
-        batch_num_images: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | list[list[int]],
+        batch_num_images: torch.Tensor | list[int] | None = None,
         **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs images.
 
         pixel_values: (crops, 3, S, S), normalised, or uint8 which are normalised here; the crops of all images in
         order. image_sizes: (images, 2), pixels as (height, width). batch_num_images: (samples,), how many images each
-        sample holds; None: one each.
+        sample holds; None: one each. Both may be lists: a tensor on a GPU is waited for.
         Raises LlavaError when the number of crops is not what the sizes call for.
         """
         return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images))
@@ -75,14 +75,15 @@ class VisualFeaturesMixin:
     def get_video_features(
         self,
         pixel_values_videos: torch.Tensor,
-        video_num_frames: torch.Tensor,
-        batch_num_videos: torch.Tensor | None = None,
+        video_num_frames: torch.Tensor | list[int],
+        batch_num_videos: torch.Tensor | list[int] | None = None,
         **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs videos.
 
         pixel_values_videos: (frames, 3, S, S), normalised or uint8, the frames of all videos in order.
         video_num_frames: (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
+        Both may be lists.
         Raises LlavaError when the numbers do not agree.
         """
         return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
@@ -95,7 +96,7 @@ class VisualFeaturesMixin:
         layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
         of_crops = [sample for sample, number in zip(samples, num_crops) for _ in range(number)]
-        sample_of_crop = torch.tensor(of_crops).to(given.crops.device)
+        sample_of_crop = torch.tensor(of_crops).to(given.crops.device, non_blocking=True)
         visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
 
         merge = self.config.tiling.merge

@@ -12,7 +12,8 @@ input_ids ── embeddings ──────│── at <image>, <video>
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.former_names import load_former_names
 from llava.mllm.head import LanguageHead
+from llava.mllm.places import check_lengths, placeholder_positions, recognised_ids
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
@@ -98,35 +100,11 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         self.language_model = ManagedQwen2Model(config.text_config)
         self.post_init()
 
-    def _recognised_ids(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
-        """Ids (B, L) of placeholders and turn marks, recognised by their embeddings; -1 for other tokens."""
-        config = self.config
-        token_ids = [config.video_token_id, config.image_token_id]  # untrained, so maybe alike: the image wins
-        if config.fusion.question_rule is not None:
-            token_ids += [config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id]
-        ids = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
-        for token_id in token_ids:
-            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-            embedding = embedding.to(inputs_embeds.device)
-            ids[(inputs_embeds == embedding).all(-1)] = token_id
-        return ids
-
-    def _visual_positions(self, input_ids: torch.Tensor, modality: str, num_features: int) -> torch.Tensor:
-        """Flat positions (V,) of a modality's placeholders; LlavaError unless there is one for each feature."""
-        mask = input_ids == getattr(self.config, f"{modality}_token_id")
-        positions = mask.flatten().nonzero()[:, 0]
-        if len(positions) != num_features:
-            raise LlavaError(f"found {len(positions)} {modality} tokens but {num_features} features in this batch")
-        return positions
-
     def _visual_deltas(
         self,
         visuals: list[VisualFeatures],
         positions: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
+        questions: Callable[[list[int], str], Sequence[torch.Tensor]],
     ) -> Mapping[int, Delta]:
         """{layer of the language model: what is added before it}, see Fusion.deltas."""
         packed = {
@@ -134,12 +112,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
             for index, key in enumerate(self.fusion.packed_keys)
         }
         lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
-
-        def questions(rule: str) -> list[torch.Tensor]:
-            sequences = sequences_of_batch(input_ids, attention_mask, position_ids, past_key_values)
-            return questions_of_batch(input_ids, sequences, positions, lengths, rule, self.config)
-
-        return self.fusion.deltas(packed, Context(positions, lengths, questions))
+        return self.fusion.deltas(packed, Context(positions, lengths, partial(questions, lengths)))
 
     @can_return_tuple
     def forward(
@@ -156,6 +129,10 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         video_num_frames: torch.Tensor | None = None,
         batch_num_videos: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
+        sequence_lengths: list[int] | None = None,
+        visual_positions: torch.Tensor | None = None,
+        question_positions: torch.Tensor | None = None,
+        question_lengths: list[int] | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -172,28 +149,40 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         # embedding matrix tied to a head three times, so at a time when the tower's gradients are not there yet.
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
+        if sequence_lengths is not None:
+            check_lengths(sequence_lengths, *inputs_embeds.shape[:2])
 
-        positions = None
+        places = visual_positions
         deltas: Mapping[int, Delta] = {}
         if visuals:
-            input_ids = self._recognised_ids(inputs_embeds) if input_ids is None else input_ids
+            if input_ids is None:
+                input_ids = recognised_ids(inputs_embeds, self.get_input_embeddings(), self.config)
+            ids = input_ids
             features = {modality: torch.cat(list(visual.pooler_output)) for modality, visual in visuals.items()}
-            positions = torch.cat(
-                [self._visual_positions(input_ids, modality, len(tokens)) for modality, tokens in features.items()]
-            )
             tokens = torch.cat(list(features.values())).to(inputs_embeds)
-            places = positions.to(inputs_embeds.device)
-            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, places, tokens).view_as(inputs_embeds)
-            deltas = self._visual_deltas(
-                list(visuals.values()), positions, input_ids, attention_mask, position_ids, past_key_values
-            )
+            if places is None:
+                counts = {modality: len(of_modality) for modality, of_modality in features.items()}
+                places = placeholder_positions(ids, counts, self.config)
+            elif len(places) != len(tokens):
+                raise LlavaError(f"found {len(places)} visual_positions but {len(tokens)} features")
+            at = places.to(inputs_embeds.device)
+            inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, at, tokens).view_as(inputs_embeds)
+
+            def questions(lengths: list[int], rule: str) -> Sequence[torch.Tensor]:
+                if question_positions is not None and question_lengths is not None:
+                    return question_positions.split(question_lengths)
+                sequences = sequences_of_batch(ids, attention_mask, position_ids, past_key_values, sequence_lengths)
+                return questions_of_batch(ids, sequences, places, lengths, rule, self.config)
+
+            deltas = self._visual_deltas(list(visuals.values()), places, questions)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
-            visual_positions=positions,
+            sequence_lengths=sequence_lengths,
+            visual_positions=places,
             visual_deltas=deltas,
             **kwargs,
         )
@@ -293,6 +282,7 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         mm_encoder_outputs: dict[str, VisualFeatures] | None = None,
         labels: torch.Tensor | None = None,
         shift_labels: torch.Tensor | None = None,
+        supervised_positions: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         use_cache: bool | None = None,
@@ -305,10 +295,12 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
         do not see each other (packing: see llava/mllm/attention.py).
         pixel_values, image_sizes, batch_num_images: see get_image_features. pixel_values_videos, video_num_frames,
         batch_num_videos: see get_video_features. Or mm_encoder_outputs={"image": ..., "video": ...}: their results.
+        What a Collator says of its batch, and what is looked for where it is not given, which waits for the device:
+        sequence_lengths, visual_positions (V,), question_positions (Q,), question_lengths, supervised_positions (n,).
         labels: (B, L), position i holds the token at i; or shift_labels: (B, L), position i holds the token at i + 1.
-        logits_to_keep: positions to compute logits for, as in transformers; a boolean (B, L) mask gives logits (n, V)
-        and the loss at those positions alone.
-        skip_logits: with labels, returns the loss without logits, of which then only a part is there at a time.
+        logits_to_keep: positions to compute logits for, as in transformers.
+        skip_logits: with labels, returns the loss without logits, of which then only a part is there at a time, and
+        those of supervised positions alone.
         num_items_in_batch (keyword): divides the summed loss, for equal weight of tokens over accumulation and ranks.
 
         Returns loss, logits (B, L, V) and past_key_values.
@@ -330,16 +322,17 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
             use_cache=use_cache,
             **kwargs,
         )
-        hidden = slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
         if labels is not None and shift_labels is None:
             shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        if shift_labels is not None and hidden.dim() == 2:  # a boolean mask chose the positions
-            shift_labels = shift_labels[logits_to_keep]
         logits = loss = None
         if skip_logits and shift_labels is not None:
-            loss = self.lm_head(hidden.flatten(0, -2), shift_labels.flatten(), num_items_in_batch)
+            shift_labels = shift_labels.flatten()
+            if supervised_positions is None:
+                supervised_positions = (shift_labels != IGNORE_INDEX).nonzero()[:, 0]
+            hidden = outputs.last_hidden_state.flatten(0, 1).index_select(0, supervised_positions)
+            loss = self.lm_head(hidden, shift_labels.index_select(0, supervised_positions), num_items_in_batch)
         else:
-            logits = self.lm_head(hidden)
+            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
             if shift_labels is not None:
                 loss = self.loss_function(
                     logits=logits,

@@ -3,7 +3,9 @@
 The rules themselves: llava/fusion/question_spans.py.
 """
 
-from itertools import pairwise
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate, pairwise
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -27,6 +29,12 @@ def turn_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
             raise LlavaError(f"the tokenizer {tokenizer.name_or_path!r} makes {len(encoded)} tokens of {text!r}, not 1")
         ids[f"{name}_token_id"] = encoded[0]
     return ids
+
+
+def question_finder(config: LlavaOVManagerConfig) -> Callable[..., list[torch.Tensor]] | None:
+    """questions_of_batch by the rule of a LlavaOVManagerConfig's fusion; None where that asks no question."""
+    rule = config.fusion.question_rule
+    return None if rule is None else partial(questions_of_batch, rule=rule, config=config)
 
 
 def questions_of_batch(
@@ -63,14 +71,21 @@ def sequences_of_batch(
     attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
     position_ids: torch.Tensor | None,
     past_key_values: Cache | None,
+    sequence_lengths: list[int] | None = None,
 ) -> list[tuple[int, int]]:
     """Where each sequence begins and ends, flat, without padding: one in a row, or all samples of a packed row.
 
-    input_ids: (B, L). attention_mask: see not_padding. position_ids: see packed_lengths.
+    input_ids: (B, L). attention_mask: see not_padding. position_ids: see packed_lengths. sequence_lengths: of each
+    sequence, from its row's beginning; where they are given, nothing else is asked.
     """
-    lengths = packed_lengths(position_ids, attention_mask, past_key_values)
-    if lengths is not None:
-        return list(pairwise([0, *lengths.cumsum(0).tolist()]))
+    rows, columns = input_ids.shape
+    if sequence_lengths is not None and rows > 1:
+        return [(row * columns, row * columns + length) for row, length in enumerate(sequence_lengths)]
+    if sequence_lengths is None:
+        lengths = packed_lengths(position_ids, attention_mask, past_key_values)
+        sequence_lengths = lengths.tolist() if lengths is not None else None
+    if sequence_lengths is not None:
+        return list(pairwise(accumulate(sequence_lengths, initial=0)))
     seen = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
     kept = not_padding(input_ids, attention_mask, seen)
     begins = kept.int().argmax(dim=1) + torch.arange(len(kept), device=kept.device) * kept.shape[1]

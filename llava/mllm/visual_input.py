@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,17 +32,17 @@ class VisualInput:
 def image_input(
     config: LlavaOVManagerConfig,
     pixel_values: torch.Tensor,
-    image_sizes: torch.Tensor | None,
-    batch_num_images: torch.Tensor | None,
+    image_sizes: torch.Tensor | list[list[int]] | None,
+    batch_num_images: torch.Tensor | list[int] | None,
 ) -> VisualInput:
-    """Images; arguments as in LlavaOVManagerModel.get_image_features.
+    """Images; arguments as in LlavaOVManagerModel.get_image_features. Tensors on a GPU are waited for, lists not.
 
     Raises LlavaError when the number of images or crops is not what the other arguments call for, and as normalized.
     """
     if image_sizes is None:
         raise LlavaError("pixel_values need image_sizes")
-    sizes = image_sizes.tolist()
-    counts = batch_num_images.tolist() if batch_num_images is not None else [1] * len(sizes)
+    sizes = _listed(image_sizes)
+    counts = _listed(batch_num_images) if batch_num_images is not None else [1] * len(sizes)
     layouts = [
         image_layout(
             width,
@@ -59,14 +60,14 @@ def image_input(
 def video_input(
     config: LlavaOVManagerConfig,
     pixel_values_videos: torch.Tensor,
-    video_num_frames: torch.Tensor | None,
-    batch_num_videos: torch.Tensor | None,
+    video_num_frames: torch.Tensor | list[int] | None,
+    batch_num_videos: torch.Tensor | list[int] | None,
 ) -> VisualInput:
     """Videos; arguments as in LlavaOVManagerModel.get_video_features, errors as in image_input."""
     if video_num_frames is None:
         raise LlavaError("pixel_values_videos need video_num_frames")
-    frames = video_num_frames.tolist()
-    counts = batch_num_videos.tolist() if batch_num_videos is not None else [1] * len(frames)
+    frames = _listed(video_num_frames)
+    counts = _listed(batch_num_videos) if batch_num_videos is not None else [1] * len(frames)
     layouts = [video_layout(number, config.tiling, side=config.patches_per_side) for number in frames]
     return _checked(normalized(pixel_values_videos, config), layouts, counts, len(frames), "video")
 
@@ -86,10 +87,13 @@ def normalized(crops: torch.Tensor, config: LlavaOVManagerConfig) -> torch.Tenso
             "the model's configuration has no image_mean and image_std, by which to normalise uint8 pixels"
         )
     # A GPU divides by a number by multiplying with its inverse, which rounds otherwise; by a tensor it divides.
-    full, mean, std = torch.tensor([[255.0] * 3, config.image_mean, config.image_std], device=crops.device)[
-        ..., None, None
-    ]
+    statistics = torch.tensor([[255.0] * 3, config.image_mean, config.image_std])
+    full, mean, std = statistics.to(crops.device, non_blocking=True)[..., None, None]
     return crops.float().div_(full).sub_(mean).div_(std)
+
+
+def _listed(numbers: torch.Tensor | list[Any]) -> list[Any]:
+    return numbers.tolist() if isinstance(numbers, torch.Tensor) else numbers
 
 
 def _checked(

@@ -7,6 +7,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from llava.data.collator import Collator
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.mllm.cost import training_cost
+from llava.mllm.questions import question_finder
 from llava.train.ends import ends_told, exit_stopped
 from llava.train.estimate.heaviest import heaviest
 from llava.train.estimate.memory import recipe_activations
@@ -149,7 +151,7 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
         model,
         arguments,
         dataset,
-        Collator(processor.tokenizer.pad_token_id, recipe.data.packing),
+        Collator(processor.tokenizer.pad_token_id, recipe.data.packing, question_finder(model.config)),
         components=components,
         lr_groups=recipe.lr_groups,
         cost=cost,
@@ -260,7 +262,9 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         ddp_timeout=run.collective_timeout,
         ddp_find_unused_parameters=False,
         dataloader_num_workers=recipe.data.workers,
+        dataloader_prefetch_factor=prefetch_factor(plan.accumulation, recipe.data.workers),
         dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # copies of pinned batches wait for nothing
         remove_unused_columns=False,
         include_num_input_tokens_seen="non_padding",
         logging_steps=run.logging_steps,
@@ -283,3 +287,12 @@ def zero_3_configuration(arguments: TrainingArguments, model: PreTrainedModel) -
     config = arguments.hf_deepspeed_config
     config.trainer_config_finalize(arguments, model, num_training_steps=0)  # for a schedule, which it has none of
     return config.config
+
+
+def prefetch_factor(accumulation: int, workers: int) -> int | None:
+    """How many batches each of a data loader's workers loads ahead; None without workers.
+
+    The Trainer takes all micro-batches of a step before it trains on the first: while it trains, the next step's are
+    loaded, and one more of each worker's.
+    """
+    return ceil(accumulation / workers) + 1 if workers else None

@@ -28,7 +28,8 @@ def test_a_batch_of_one_several_and_no_images(samples, make_processor, make_mode
     dataset = SupervisedDataset(samples, make_processor(), image_folder=tmp_path)
     items = [dataset[index] for index in range(3)]
     batch = Collator(pad_token_id=7)(items)
-    assert batch["batch_num_images"].tolist() == [1, 2, 0]
+    assert batch["batch_num_images"] == [1, 2, 0]
+    assert batch["image_sizes"] == [[70, 100], [70, 100], [60, 60]]
     assert batch["pixel_values"].shape[0] == sum(len(item["pixel_values"]) for item in items[:2])
     for row, item in enumerate(items):
         length = len(item["input_ids"])
@@ -36,7 +37,8 @@ def test_a_batch_of_one_several_and_no_images(samples, make_processor, make_mode
         assert batch["labels"][row, :length].tolist() == item["labels"]
         assert (batch["input_ids"][row, length:] == 7).all()
         assert (batch["labels"][row, length:] == -100).all()
-        assert batch["attention_mask"][row].sum() == length
+        assert batch["sequence_lengths"][row] == length
+    assert "attention_mask" not in batch
     assert torch.isfinite(make_model()(**batch).loss)
 
 
@@ -54,9 +56,53 @@ def test_packed_samples_stand_one_behind_the_other(samples, make_processor, tmp_
         assert row["labels"][0][part] == [-100, *item["labels"][1:]]
         assert row["position_ids"][0][part] == list(range(len(item["input_ids"])))
     assert [len(rows[0]) for rows in row.values()] == [begin] * 3
-    assert batch["batch_num_images"].tolist() == [1, 0, 0, 2]
+    assert batch["batch_num_images"] == [1, 0, 0, 2]
     assert [origin.name.split("'")[1::2] for origin in batch["samples"]] == [["one"], ["text"], [], ["two"]]
     assert len(batch["pixel_values"]) == len(items[0]["pixel_values"]) + len(items[3]["pixel_values"])
+
+
+def item(ids: list[int], labels: list[int], images=(), videos=()) -> dict:
+    """An encoded sample; images and videos by where they stand."""
+    made = {"input_ids": ids, "labels": labels, "num_images": len(images), "num_videos": len(videos)}
+    if images:
+        made |= {"pixel_values": torch.zeros(len(images), 3, 2, 2), "image_sizes": torch.tensor([[2, 2]] * len(images))}
+    if videos:
+        frames = [1] * len(videos)
+        made |= {"pixel_values_videos": torch.zeros(len(videos), 3, 2, 2), "video_num_frames": torch.tensor(frames)}
+    return made | {"image_spans": list(images), "video_spans": list(videos)}
+
+
+def find(ids: torch.Tensor, sequences: list[tuple[int, int]], positions: torch.Tensor, lengths: list[int]) -> list:
+    """A question of its own length for each image and video: the first tokens of its sequence."""
+    firsts = positions[torch.tensor([0, *lengths[:-1]]).cumsum(0)].tolist()
+    begins = [next(begin for begin, end in sequences if begin <= first < end) for first in firsts]
+    return [torch.arange(begin, begin + number + 1) for number, begin in enumerate(begins)]
+
+
+@pytest.mark.parametrize(
+    ("packing", "lengths", "visual", "supervised", "questions"),
+    [
+        (False, [6, 2, 5], [1, 2, 4, 14, 12, 13], [2, 4, 6, 13, 15], [0, 0, 1, 12, 13, 14, 12, 13, 14, 15]),
+        (True, [6, 2, 5], [1, 2, 4, 10, 8, 9], [2, 4, 6, 9, 11], [0, 0, 1, 8, 9, 10, 8, 9, 10, 11]),
+    ],
+)
+def test_where_everything_stands(packing, lengths, visual, supervised, questions):
+    """7 and 8 are images' and videos' placeholders; each sample's first label is predicted by nothing."""
+    items = [
+        item([5, 7, 7, 5, 7, 5], [1, -100, -100, 1, -100, 1], images=[(1, 2), (4, 1)]),
+        item([5, 5], [1, 1]),
+        item([8, 8, 7, 5, 5], [1, -100, 1, -100, 1], images=[(2, 1)], videos=[(0, 2)]),
+    ]
+    batch = Collator(0, packing, find)(items)
+    assert batch["sequence_lengths"] == lengths
+    assert batch["visual_positions"].dtype == batch["supervised_positions"].dtype == torch.int64
+    assert batch["visual_positions"].tolist() == visual
+    assert batch["supervised_positions"].tolist() == supervised
+    assert batch["question_positions"].tolist() == questions
+    assert batch["question_lengths"] == [1, 2, 3, 4]
+    text = Collator(0, packing)(items[1:2])
+    assert text["visual_positions"].shape == (0,)
+    assert "question_positions" not in text
 
 
 def test_a_bad_sample_is_an_error_with_its_name(samples, make_processor, tmp_path):
@@ -122,9 +168,9 @@ def test_a_batch_of_videos_and_images(video_samples, make_processor, make_model,
     processor = make_processor()
     dataset = SupervisedDataset(video_samples, processor, image_folder=tmp_path)
     batch = Collator(pad_token_id=7)([dataset[index] for index in range(3)])
-    assert batch["batch_num_images"].tolist() == [0, 1, 1]
-    assert batch["batch_num_videos"].tolist() == [1, 1, 0]
-    assert batch["video_num_frames"].tolist() == [3, 3]  # one a second
+    assert batch["batch_num_images"] == [0, 1, 1]
+    assert batch["batch_num_videos"] == [1, 1, 0]
+    assert batch["video_num_frames"] == [3, 3]  # one a second
     assert batch["pixel_values_videos"].shape == (6, 3, 56, 56)
     assert batch["pixel_values"].dtype == batch["pixel_values_videos"].dtype == torch.uint8
     levels = batch["pixel_values_videos"][:3].float().mean((1, 2, 3))

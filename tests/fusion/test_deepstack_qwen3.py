@@ -16,7 +16,6 @@ from llava.fusion.none import NoFusion
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.cost import forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
-from llava.train.loop.trainer import supervised_only
 from tests.conftest import GRID, TILE
 from tests.mllm.slow_model import packed_slowly
 
@@ -204,7 +203,7 @@ def test_its_cost_is_what_torch_counts(make_model, trained):
     labels = torch.full_like(ids, -100)
     labels[0, -1] = 6
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(bool(trained)):
-        loss = model(**supervised_only({"input_ids": ids, "labels": labels}), **inputs).loss
+        loss = model(input_ids=ids, labels=labels, skip_logits=True, **inputs).loss
         if trained:
             loss.backward()
     cost = training_cost(model.config, trained)

@@ -83,7 +83,7 @@ def run(config: LlavaOVManagerConfig) -> None:
         positions = torch.arange(tokens, device=INPUTS) + 3
         questions = [torch.arange(4, device=INPUTS)] * 2
         with (  # they read the numbers
-            mock.patch.object(type(model.model), "_visual_positions", return_value=positions),
+            mock.patch.object(llava.mllm.modeling, "placeholder_positions", return_value=positions),
             mock.patch.object(llava.mllm.modeling, "questions_of_batch", return_value=questions),
             mock.patch.object(llava.mllm.modeling, "sequences_of_batch", return_value=None),
         ):

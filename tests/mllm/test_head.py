@@ -9,7 +9,6 @@ from torch.utils._pytree import tree_leaves
 
 from llava.mllm import head
 from llava.mllm.head import LanguageHead
-from llava.train.loop.trainer import supervised_only
 
 WIDTH, VOCABULARY = 16, 300
 
@@ -147,8 +146,7 @@ def test_the_model_as_it_is_trained(make_model, batch, monkeypatch, tied):
     for skip_logits in (False, True):
         model.zero_grad()
         torch.manual_seed(0)  # the managers' noise
-        inputs = supervised_only({**batch, "labels": labels}) | {"skip_logits": skip_logits}
-        output = model(**inputs, num_items_in_batch=torch.tensor(100))
+        output = model(**batch, labels=labels, skip_logits=skip_logits, num_items_in_batch=torch.tensor(100))
         output.loss.backward()
         found.append((output.loss, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
         assert (output.logits is None) == skip_logits

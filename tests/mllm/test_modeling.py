@@ -3,6 +3,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
+from llava.data.collator import supervised_positions
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.fusion.config import ManagerConfig
@@ -266,9 +267,13 @@ def test_loss_at_supervised_positions_equals_the_full_loss(make_model, mixed_bat
     model.zero_grad()
     labels = inputs.pop("labels")
     shift_labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
-    output = model(**inputs, shift_labels=shift_labels, logits_to_keep=shift_labels != -100)
-    assert torch.equal(output.loss, model(**inputs, labels=labels, logits_to_keep=shift_labels != -100).loss)
-    assert output.logits.shape == ((labels[:, 1:] != -100).sum(), 320)
+    output = model(**inputs, shift_labels=shift_labels, skip_logits=True)
+    assert torch.equal(output.loss, model(**inputs, labels=labels, skip_logits=True).loss)
+    positions = supervised_positions(labels)
+    assert len(positions) == (labels[:, 1:] != -100).sum()
+    found = model(**inputs, labels=labels, supervised_positions=positions, skip_logits=True).loss
+    assert torch.equal(output.loss, found)
+    assert output.logits is None
     torch.testing.assert_close(output.loss, full)
     output.loss.backward()
     for name, parameter in model.named_parameters():

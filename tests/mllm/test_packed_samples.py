@@ -15,7 +15,6 @@ from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.mllm.attention import SDPA_BY_SAMPLE, packed_lengths
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
-from llava.train.loop.trainer import supervised_only
 
 IMPLEMENTATIONS = [SDPA_BY_SAMPLE, "sdpa", "eager", "flash_attention_2"]
 # The managers' query, and which tokens they ask with.
@@ -136,12 +135,12 @@ def compare(found: dict, expected: dict) -> None:
 
 @pytest.mark.parametrize("query", [None, "cross"])
 def test_as_it_is_trained(make_managed, items, one_by_one, use, query):
-    """Layers checkpointed, no cache, logits at supervised positions alone."""
+    """Layers checkpointed, no cache, the loss at supervised positions alone."""
     model = make_managed(query, jitter="none").train()
     model.activation_checkpointing_enable({"use_reentrant": False})
     _, loss, expected = one_by_one(model)
     use(model, SDPA_BY_SAMPLE).zero_grad()
-    output = model(**supervised_only(pack(items)), use_cache=False)
+    output = model(**pack(items), skip_logits=True, use_cache=False)
     output.loss.backward()
     assert output.loss.item() == pytest.approx(loss, abs=1e-5)
     compare(gradients(model), expected)
@@ -205,7 +204,7 @@ def test_a_question_belongs_to_its_own_sample(make_managed, items, rule):
     for item in items:
         alone = Collator(0)([item])
         positions, lengths = visual_runs(item["input_ids"], visual)
-        sequences = sequences_of_batch(alone["input_ids"], alone["attention_mask"], None, None)
+        sequences = sequences_of_batch(alone["input_ids"], None, None, None)
         found = questions_of_batch(alone["input_ids"], sequences, torch.tensor(positions), lengths, rule, config)
         expected += [(question + offset).tolist() for question in found] if lengths else []
         offset += len(item["input_ids"])

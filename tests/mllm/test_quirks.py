@@ -194,10 +194,12 @@ def test_quirk_26b_truncation_never_cuts_a_grid(build, ask, scope, query):
         assert_sample_equals_slow(model, processor, cut)
     assert kept == {"truncate": 0, "shrink_images": 1}
     batch = Collator(processor.tokenizer.pad_token_id)([whole])
-    ids, mask = batch["input_ids"][:, : begin + 40], batch["attention_mask"][:, : begin + 40]
-    tokens = whole["input_ids"].count(model.config.image_token_id)
+    length, tokens = batch["input_ids"].shape[1], whole["input_ids"].count(model.config.image_token_id)
+    batch |= {"input_ids": batch["input_ids"][:, : begin + 40], "labels": None}
+    with pytest.raises(LlavaError, match=rf"sequence_lengths \[{length}\] do not fit 1 row of {begin + 40} tokens"):
+        model(**batch)
     with pytest.raises(LlavaError, match=f"found 40 image tokens but {tokens} features"):
-        model(**{**batch, "input_ids": ids, "attention_mask": mask, "labels": None, "shift_labels": None})
+        model(**{**batch, "sequence_lengths": None, "visual_positions": None})
 
 
 def assert_sample_equals_slow(model, processor, encoded: dict) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from accelerate.utils import send_to_device
 from torch import distributed
 
 from llava.data.dataset import Origin
@@ -55,13 +56,13 @@ class Guard:
         """Of the samples of the micro-batch that has no loss yet; none behind the last."""
         return self.origins[len(self.losses)] if len(self.losses) < len(self.origins) else []
 
-    def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[float]:
-        """Every rank's largest value of each request; one exchange between ranks and one wait for the device a step.
+    def agree(self, step: int, grad_norm: torch.Tensor | float, *requests: float) -> list[list[float]]:
+        """Every rank's requests, by rank; one exchange between ranks and one wait for the device a step.
 
         Args:
             step: the number of it.
             grad_norm: of the step, the same on all ranks; DeepSpeed gives -1 for one that is not finite.
-            requests: this rank's, see SaveAndStop.
+            requests: this rank's: numbers, whole ones up to 2**53.
 
         Raises:
             NonFiniteError: when any rank's loss, or the norm, is not finite.
@@ -69,13 +70,16 @@ class Guard:
         finite = torch.stack([loss.float() for loss in self.losses]).isfinite()
         norm = torch.as_tensor(grad_norm, device=self.device).float()
         faults = torch.stack([~finite.all(), ~norm.isfinite() | (norm < 0)])
-        flags = torch.cat([faults.float(), torch.tensor(requests, device=self.device)])
+        row = torch.cat([faults.double(), torch.tensor(requests, dtype=torch.float64, device=self.device)])
+        table = row[None]
         if distributed.is_initialized():
-            distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        bad_loss, bad_norm, *agreed = flags.tolist()
+            table = row.new_empty(distributed.get_world_size(), len(row))
+            distributed.all_gather_into_tensor(table, row[None])
+        rows = table.tolist()
+        bad_loss, bad_norm = (any(of_rank[fault] for of_rank in rows) for fault in range(2))
         if bad_loss or bad_norm:
-            self._stop(step, finite.tolist(), norm.item(), bool(bad_loss))
-        return agreed
+            self._stop(step, finite.tolist(), norm.item(), bad_loss)
+        return [of_rank[2:] for of_rank in rows]
 
     def _stop(self, step: int, finite: list[bool], norm: float, bad_loss: bool) -> None:
         """Saves what is to blame on this rank, and raises with what every rank found.
@@ -97,7 +101,7 @@ class Guard:
             {
                 "samples": [str(origin) for origin in self.origins[index]],
                 "loss": self.losses[index].item(),
-                "inputs": {key: value.cpu() for key, value in self.batches[index].items()},
+                "inputs": send_to_device(self.batches[index], "cpu"),
             }
             for index in blamed
         ]

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.collator import Collator, take_origins
+from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.schema import Sample
 from llava.engine.engine import plain_generation
@@ -45,8 +45,7 @@ class HeldOut:
         rows = [item["input_ids"][: answer_start(item["labels"])] for item in items]
         tokenizer = self.prompts.processor.tokenizer
         batch = Collator(tokenizer.pad_token_id)(items)
-        take_origins(batch)
-        visual = {key: value for key, value in batch.items() if key not in ("input_ids", "labels")}
+        visual = {key: value for key, value in batch.items() if key in self.prompts.processor.model_input_names}
         return visual | dict(tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt"))
 
     @torch.no_grad()

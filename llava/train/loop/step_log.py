@@ -13,7 +13,6 @@ import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
 
-from llava.constants import IGNORE_INDEX
 from llava.mllm.cost import Cost
 
 # Dense bfloat16 TFLOP/s from the makers' data sheets, by words of torch.cuda.get_device_name.
@@ -64,17 +63,15 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def count_batch(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """int64 on the batch's device: tokens, squared tokens by sequence, positions, supervised tokens, crops."""
+def count_batch(batch: dict) -> torch.Tensor:
+    """int64 on the CPU: tokens, squared tokens by sequence, positions, supervised tokens, crops.
+
+    batch: a Collator's, wherever its tensors are: what they hold is not read, which would wait for the GPU.
+    """
+    lengths = batch["sequence_lengths"]
     crops = sum(len(batch[key]) for key in ("pixel_values", "pixel_values_videos") if key in batch)
-    supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    positions, crops = supervised.new_tensor([batch["input_ids"].numel(), crops])
-    if "attention_mask" in batch:
-        lengths = batch["attention_mask"].sum(dim=1)
-        tokens, token_pairs = lengths.sum(), (lengths**2).sum()
-    else:  # packed; a sequence of n tokens has n ** 2 = 1 + 3 + ... + (2 n - 1)
-        tokens, token_pairs = positions, (2 * batch["position_ids"] + 1).sum()
-    return torch.stack([tokens, token_pairs, positions, supervised, crops])
+    positions, supervised = batch["input_ids"].numel(), len(batch["supervised_positions"])
+    return torch.tensor([sum(lengths), sum(length**2 for length in lengths), positions, supervised, crops])
 
 
 class StepLog:
@@ -94,7 +91,7 @@ class StepLog:
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = torch.zeros(5, dtype=torch.int64, device=self.accelerator.device)
+        self._counts = torch.zeros(5, dtype=torch.int64)
         self._waited = 0.0
 
     def counted(self, batches: Iterable[dict]) -> Iterator[dict]:
@@ -109,7 +106,7 @@ class StepLog:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - started
-            self._counts += count_batch(batch)  # stays on the device: reading it would wait for the GPU
+            self._counts += count_batch(batch)
             yield batch
 
     @contextmanager
@@ -131,8 +128,9 @@ class StepLog:
         seconds = time.perf_counter() - self._started
         memory = peak_memory_gib(self.accelerator.device)
         of_rank = torch.tensor([self._waited / seconds, memory, seconds], dtype=torch.float32)
-        counts = self.accelerator.gather(self._counts[None]).sum(0).tolist()
-        data_wait, memory, seconds = self.accelerator.gather(of_rank.to(self._counts.device)[None]).amax(0).tolist()
+        device = self.accelerator.device
+        counts = self.accelerator.gather(self._counts.to(device)[None]).sum(0).tolist()
+        data_wait, memory, seconds = self.accelerator.gather(of_rank.to(device)[None]).amax(0).tolist()
         tokens, token_pairs, positions, supervised, crops = counts
         logs = {
             "tokens_per_second": tokens / seconds,

@@ -7,11 +7,12 @@ One step, from top to bottom (T: transformers' Trainer, which holds the loop; th
                          each batch, and the time until it was there, is counted                step_log.py
                          origins of the samples leave the batches, are counted and noted        totals.py, guard.py
     training_step        of each micro-batch
-      compute_loss       T: forward, the loss at supervised positions alone, without logits     supervised_only
+      compute_loss       T: forward, the loss at supervised positions alone, without logits
                          T: backward; DeepSpeed steps here, in the step's last micro-batch
                          the loss is noted and counted                                          guard.py, totals.py
     _get_grad_norm       T: the norm, clipped
-                         what is not finite ends the run; the ranks agree on stop and save         guard.py
+                         what is not finite ends the run; the ranks agree on stop and save,
+                         and add up the step's tokens                                              guard.py
                          T: the optimizer's step, then the schedule's                           optimizer.py
     on_step_end          save? stop?                                                            callbacks.py
     log                  T: where a step is logged; rates, speed, work, memory                  step_log.py
@@ -26,14 +27,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator, take_origins
 from llava.data.dataset import Origin, SupervisedDataset
 from llava.data.sampler import LengthGroupedSampler
@@ -65,6 +64,7 @@ OVERRIDDEN = {
     "training_step": "the guard and the totals get each micro-batch's loss",
     "compute_loss": "computes the loss at supervised positions alone, and no logits",
     "_get_grad_norm": "is called once per step, before the optimizer's own: the guard's place",
+    "_track_num_input_tokens": "the ranks tell each other once a step, see _get_grad_norm, not in every micro-batch",
     "log": "adds the rate of each group, samples, speed, work and memory",
     "create_optimizer": "one group per component and decay",
     "_get_train_sampler": "batches of equal cost on all ranks, of one modality",
@@ -191,7 +191,7 @@ class LlavaTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple:
         """The loss over supervised positions alone."""
-        inputs = supervised_only(inputs) | {"use_cache": False}
+        inputs = inputs | {"skip_logits": True, "use_cache": False}
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not return_outputs and torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # of skipped samples alone: nothing that trains had a part, and backward does nothing
@@ -201,8 +201,14 @@ class LlavaTrainer(Trainer):
         """Called before the optimizer's step (DeepSpeed has stepped, unless the norm was not finite)."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         step = self.state.global_step + 1
-        self.save_and_stop.agree(*self.guard.agree(step, grad_norm, *self.save_and_stop.requests()))
+        tokens = sum(sum(batch["sequence_lengths"]) for batch in self.guard.batches)
+        tokens, *requests = zip(*self.guard.agree(step, grad_norm, tokens, *self.save_and_stop.requests()))
+        self.state.num_input_tokens_seen += int(sum(tokens))
+        self.save_and_stop.agree(*map(max, requests))
         return grad_norm
+
+    def _track_num_input_tokens(self, inputs: dict) -> None:
+        """Nothing: _get_grad_norm counts."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the learning rate of each group, the samples seen and what StepLog tells; the Trainer adds tokens."""
@@ -293,12 +299,12 @@ class LlavaTrainer(Trainer):
     def _loss_sums(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """float64 (2,): the sum of the losses of a batch's supervised tokens, and how many they are."""
         batch = self._prepare_inputs(batch)
-        supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
+        supervised = len(batch["supervised_positions"])
         with torch.no_grad(), self.compute_loss_context_manager():
             # compute_loss multiplies by the number of ranks
             loss = self.compute_loss(self.model_wrapped, batch, num_items_in_batch=self.args.world_size)
         self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return torch.stack([loss.double(), supervised.double()])
+        return torch.stack([loss.double(), loss.new_full((), supervised, dtype=torch.float64)])
 
     # Checkpoints
 
@@ -379,17 +385,6 @@ def without_images(wrapped: torch.nn.Module) -> str:
     if hasattr(wrapped, "zero_optimization_stage"):
         return "all" if wrapped.zero_optimization_stage() == 3 else "trained"
     return "trained" if isinstance(wrapped, DistributedDataParallel) else "nothing"
-
-
-def supervised_only(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A batch whose labels (B, L) are replaced by what restricts the loss to positions that predict a label.
-
-    shift_labels: (B, L), the label of the next position. logits_to_keep: (B, L), where that is supervised.
-    skip_logits: the loss is all that is wanted.
-    """
-    labels = pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
-    others = {key: value for key, value in batch.items() if key != "labels"}
-    return {**others, "shift_labels": labels, "logits_to_keep": labels != IGNORE_INDEX, "skip_logits": True}
 
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:

@@ -14,7 +14,6 @@ import torch
 from llava.data.dataset import Origin, SupervisedDataset
 from llava.train.folders.interim import checkpoints_folder, complete_checkpoints
 from llava.train.loop.guard import Guard, NonFiniteError
-from llava.train.loop.trainer import supervised_only
 from llava.train.stage import prepare
 from tests.train import faulty
 
@@ -31,8 +30,8 @@ def guard(tmp_path):
 
 
 def test_what_is_finite_passes(guard, tmp_path):
-    assert guard.agree(7, torch.tensor(3.0), 15, True) == [15, 1]
-    assert guard.agree(7, 3.0, 0, False) == [0, 0]
+    assert guard.agree(7, torch.tensor(3.0), 15, True) == [[15, 1]]
+    assert guard.agree(7, 3.0, 2**53, False) == [[2**53, 0]]
     assert not list(tmp_path.iterdir())
 
 
@@ -101,9 +100,9 @@ def test_a_poisoned_sample(tiny_recipe, poisoned, tmp_path, monkeypatch):
 
     replayed = torch.load(path)["batches"][0]
     model = prepare(made).trainer.model
-    assert model(**supervised_only(replayed["inputs"])).loss.isnan()
+    assert model(**replayed["inputs"], skip_logits=True).loss.isnan()
     replayed["inputs"]["pixel_values"].nan_to_num_()
-    assert model(**supervised_only(replayed["inputs"])).loss.isfinite()
+    assert model(**replayed["inputs"], skip_logits=True).loss.isfinite()
 
     monkeypatch.undo()
     assert faulty.run(made, log) == [0]

@@ -25,11 +25,11 @@ COST = Cost(crop=1000, token=100, token_pair=10, supervised=1)
 
 def make_batch(lengths: list[int], supervised: int, crops: int = 0, frames: int = 0) -> dict:
     """A batch whose last sequence ends in `supervised` labels."""
-    longest = max(lengths)
-    mask = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths])
-    labels = torch.full_like(mask, -100)
-    labels[-1, longest - supervised :] = 5
-    batch = {"input_ids": mask, "attention_mask": mask, "labels": labels}
+    items = [
+        {"input_ids": [9] * length, "labels": [-100] * length, "num_images": 0, "num_videos": 0} for length in lengths
+    ]
+    items[-1]["labels"][lengths[-1] - supervised :] = [5] * supervised
+    batch = Collator(0)(items)
     for key, number in (("pixel_values", crops), ("pixel_values_videos", frames)):
         if number:
             batch[key] = torch.zeros(number, 3, 2, 2)

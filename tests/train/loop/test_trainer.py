@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
 from llava.errors import DataError
 from llava.train.loop.callbacks import progress_line
-from llava.train.loop.trainer import supervised_only
 from llava.train.stage import prepare, run_stage, train
 
 
@@ -28,15 +26,6 @@ def losses(tiny_recipe):
     return run
 
 
-def test_supervised_only():
-    labels = torch.tensor([[5, IGNORE_INDEX, 7, 8], [IGNORE_INDEX, 6, IGNORE_INDEX, IGNORE_INDEX]])
-    found = supervised_only({"input_ids": labels, "labels": labels})
-    assert sorted(found) == ["input_ids", "logits_to_keep", "shift_labels", "skip_logits"]
-    expected = [[IGNORE_INDEX, 7, 8, IGNORE_INDEX], [6, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX]]
-    assert found["shift_labels"].tolist() == expected
-    assert found["logits_to_keep"].tolist() == [[False, True, True, False], [True, False, False, False]]
-
-
 def test_loss_and_gradients_equal_those_of_all_logits(tiny_recipe, data_folder):
     turns = {"data.mixture": f"{data_folder}/turns.yaml", "data.template": "qwen_1_5"}
     grid = {"tiling.aspect_ratio": "anyres_max_9", "tiling.merge": "spatial_unpad"}
@@ -48,21 +37,22 @@ def test_loss_and_gradients_equal_those_of_all_logits(tiny_recipe, data_folder):
     names = [origin.name.split("'")[1] for origin in batch.pop("samples")]
     assert names == ["sample-4", "sample-5", "sample-6", "sample-7"]
     results = []
-    for inputs in (batch, supervised_only(batch) | {"skip_logits": False}, supervised_only(batch)):
+    found_by_itself = {**batch, "supervised_positions": None}
+    for inputs in (batch, found_by_itself | {"skip_logits": True}, batch | {"skip_logits": True}):
         model.zero_grad()
         output = model(**inputs)
         output.loss.backward()
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append((output.loss.item(), gradients, output.logits))
-    (loss, gradients, _), kept, trained = results
-    for loss_kept, gradients_kept, _ in (kept, trained):
+    (loss, gradients, logits), *trained = results
+    assert logits.shape == (*batch["labels"].shape, model.config.text_config.vocab_size)
+    for loss_kept, gradients_kept, logits in trained:
+        assert logits is None
         assert loss_kept == pytest.approx(loss, abs=1e-6)
         assert set(gradients) == set(gradients_kept)
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradients_kept[name], gradient, rtol=1e-4, atol=1e-6)
-    supervised = (batch["labels"][:, 1:] != IGNORE_INDEX).sum()
-    assert kept[2].shape == (supervised, model.config.text_config.vocab_size)
-    assert trained[2] is None
+    assert trained[0][0] == trained[1][0]
 
 
 def test_tokens_weigh_the_same_however_a_step_is_cut(losses, tmp_path):
