@@ -18,7 +18,7 @@ from llava.data.mixture import load_mixture
 from llava.errors import DataError, LlavaError
 from llava.train import stage
 from llava.train.folders.interim import checkpoints_folder, complete_checkpoints
-from llava.train.folders.resume_point import _costs_before
+from llava.train.folders.resume_point import _check_sizes, _costs_before
 from llava.train.loop.trainer import LlavaTrainer
 from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.recipe.load import load_recipe
@@ -149,15 +149,17 @@ def test_costs_of_lost_and_mended_files_are_the_runs_and_others_are_refused(tiny
     text = np.ones(16, dtype=np.int64)
     before, now = text * 10, text * 10
     now[2], before[3], now[4] = 1, 1, 20
-    assert _costs_before(tmp_path, recipe, samples, now, text) is None  # an older version's checkpoint
+    assert _costs_before(tmp_path, now) is None  # an older version's checkpoint
     np.save(tmp_path / "costs.npy", before)
-    assert np.array_equal(_costs_before(tmp_path, recipe, samples, now, text), before)
+    assert _costs_before(tmp_path, before) is None
+    assert np.array_equal(_costs_before(tmp_path, now), before)
+    _check_sizes(tmp_path, recipe, samples, before, now, text)
     now[5] = 20
     message = (
         r"1 samples show images .* of other sizes, first sample 'sample-5' .*skip_ids '\[\"sample-4\",\"sample-5\"\]'"
     )
     with pytest.raises(LlavaError, match=message):
-        _costs_before(tmp_path, recipe, samples, now, text)
+        _check_sizes(tmp_path, recipe, samples, before, now, text)
 
 
 def test_a_sample_that_is_not_finite(run, monkeypatch, capsys):

@@ -58,12 +58,14 @@ def resume_point(
     Raises:
         LlavaError: when the data is not what the checkpoint was trained on, or its states cannot be joined.
     """
-    before = None if checkpoint is None else _costs_before(checkpoint, recipe, samples, costs, text_costs)
+    before = None if checkpoint is None else _costs_before(checkpoint, costs)
     digest = content_digest(samples, costs if before is None else before)
     facts = resume_facts(recipe, processes, digest)
     if checkpoint is None:
         return ResumePoint(facts=facts)
     check_data_unchanged(checkpoint, digest)
+    if before is not None:
+        _check_sizes(checkpoint, recipe, samples, before, costs, text_costs)
     mark, joined = read_mark(checkpoint), None
     if is_cut_anew(mark, recipe, processes):
         joined = checkpoints_folder(recipe.run.output_dir) / "joined"
@@ -73,17 +75,25 @@ def resume_point(
     return ResumePoint(checkpoint, joined, mark["totals"], facts, before)
 
 
-def _costs_before(
-    checkpoint: Path, recipe: Recipe, samples: RecordStore, costs: np.ndarray, text_costs: np.ndarray
-) -> np.ndarray | None:
-    """The costs that order the unfinished run, where a file that cannot be read, now or then, is why some differ.
-
-    Raises LlavaError where a sample that is trained on shows something of another size now.
-    """
+def _costs_before(checkpoint: Path, costs: np.ndarray) -> np.ndarray | None:
+    """The costs that order the unfinished run; None where they are the same now, or not noted, as by older versions."""
     file = checkpoint / COSTS
-    before = np.load(file) if file.is_file() else costs  # older versions noted none
-    if len(before) != len(costs) or np.array_equal(before, costs):
-        return None
+    before = np.load(file) if file.is_file() else costs
+    return None if len(before) != len(costs) or np.array_equal(before, costs) else before
+
+
+def _check_sizes(
+    checkpoint: Path,
+    recipe: Recipe,
+    samples: RecordStore,
+    before: np.ndarray,
+    costs: np.ndarray,
+    text_costs: np.ndarray,
+) -> None:
+    """Raises LlavaError unless a file that cannot be read, now or then, is why costs of the same records differ.
+
+    Samples that are left out may show what they like.
+    """
     skipped = frozenset(recipe.data.skip_ids or ())
     resized = np.flatnonzero((before != costs) & (before != text_costs) & (costs != text_costs)).tolist()
     changed = [samples[number] for number in resized if samples[number].id not in skipped]
@@ -92,4 +102,3 @@ def _costs_before(
             f"{checkpoint}: the data has changed since: {len(changed)} samples show images or videos of other sizes, "
             f"first {changed[0]}. Restore them, leave them out ({skip_option([changed[0].id], recipe)}), or {ANEW}"
         )
-    return before
