@@ -6,6 +6,7 @@ from unittest import mock
 
 import torch
 from safetensors.torch import save_file
+from transformers import TrainerCallback
 
 import llava.train.loop.trainer
 from llava.data.collator import Collator
@@ -63,10 +64,16 @@ def record_evaluation(recipe: str, arm: str, keys: dict, samples: list[int], out
     leave_process_group()
 
 
-def record_losses(recipe: str, arm: str, overrides: list[str], keys: dict, out: Path) -> None:
-    """Trains as a stage does and writes the loss of each step, and by what it was trained."""
+def record_losses(
+    recipe: str, arm: str, overrides: list[str], keys: dict, out: Path, stop_after: int | None = None
+) -> None:
+    """Trains as a stage does and writes the loss of each step, and by what it was trained.
+
+    stop_after: the step, at which a checkpoint is due, behind which this start ends.
+    """
     torch.set_num_threads(1)
     trainer = prepare(load_recipe(recipe, arm, overrides, keys)).trainer
+    trainer.add_callback(StopAfter(stop_after))
     train(trainer)
     steps = [entry for entry in trainer.state.log_history if "loss" in entry]
     facts = {
@@ -82,6 +89,16 @@ def record_losses(recipe: str, arm: str, overrides: list[str], keys: dict, out: 
     if rank() == 0:
         Path(out, "facts.json").write_text(json.dumps(facts))
     leave_process_group()
+
+
+class StopAfter(TrainerCallback):
+    """Ends the training behind a step; None for not."""
+
+    def __init__(self, step: int | None):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
 
 
 class StoredOrder(LengthGroupedSampler):

@@ -16,7 +16,7 @@ from tests.train.run_ranks import run_ranks
 
 STEPS, GLOBAL_BATCH = 20, 8
 SAMPLES = 61  # 8 steps an epoch, the last one of 5 samples
-# processes (None: without torchrun), samples at once, DeepSpeed file, whether samples are packed
+# processes (None: without torchrun), samples at once, DeepSpeed file, whether samples are packed, precision
 CUTS = {
     "accumulation-1x8": (None, 1, None),
     "ddp-2x4": (2, 4, None),
@@ -27,6 +27,10 @@ CUTS = {
     "zero3-2x2-accumulated": (2, 2, "scripts/quickstart/zero3.json"),
     "packed-8x1": (None, 8, None, True),
     "packed-zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json", True),
+}
+IN_BF16 = {
+    "zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json", False, "bf16"),
+    "zero3-2x2-accumulated": (2, 2, "scripts/quickstart/zero3.json", False, "bf16"),
 }
 
 
@@ -44,9 +48,16 @@ def start(data_seed, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def curve(start, data_seed, tmp_path_factory):
-    """A function: how a step is cut, as in CUTS, to the losses of all steps."""
+    """A function: how a step is cut, as in CUTS, to the losses of all steps; stops: also after so many, and goes on."""
 
-    def run(processes: int | None, batch_size: int, deepspeed: str | None, packing: bool = False) -> list[float]:
+    def run(
+        processes: int | None,
+        batch_size: int,
+        deepspeed: str | None,
+        packing: bool = False,
+        precision: str = "fp32",
+        stops: int | None = None,
+    ) -> list[float]:
         out = tmp_path_factory.mktemp("run")
         keys = {
             "model.start_from": None,
@@ -61,13 +72,16 @@ def curve(start, data_seed, tmp_path_factory):
             "optim.max_steps": STEPS,
             "run.seed": data_seed,
             "run.logging_steps": 1,
+            "run.precision": precision,
+            "run.save_steps": stops,
             "run.deepspeed": deepspeed,
             "run.collective_timeout": 60,
             "run.output_dir": f"{out}/checkpoint",
         }
         overrides = ["scripts/quickstart/stage2.yaml", "scripts/quickstart/fusion/manager.yaml"]
         recipe = ("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", overrides)
-        run_ranks(record_losses, *recipe, keys, out, processes=processes, folder=out, timeout=240)
+        for stop_after in [None] if stops is None else [stops, None]:
+            run_ranks(record_losses, *recipe, keys, out, stop_after, processes=processes, folder=out, timeout=240)
         assert not any((out / f"rank-{rank}.log").read_text() for rank in range(1, processes or 1))
         facts = json.loads((out / "facts.json").read_text())
         strategy = "DeepSpeedEngine" if deepspeed else "DistributedDataParallel"
@@ -95,3 +109,27 @@ def test_the_same_curve(curve, at_once, data_seed, cut):
     worst = max(range(STEPS), key=differences.__getitem__)
     assert differences[worst] < 1e-5, f"seed {data_seed}, step {worst + 1}: {losses[worst]}, at once {at_once[worst]}"
     print(f"{cut}: largest difference {differences[worst]:.1e} at step {worst + 1}")
+
+
+@pytest.fixture(scope="module")
+def at_once_in_bf16(curve) -> list[float]:
+    """One process that takes a step's samples together, under ZeRO: its weights are rounded, too."""
+    return curve(1, GLOBAL_BATCH, "scripts/train/deepspeed/zero2.json", precision="bf16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", IN_BF16)
+def test_the_curve_in_bf16(curve, at_once, at_once_in_bf16, cut):
+    """Two ranks that accumulate, stop in the middle and go on: the losses of one process, but for what rounding does.
+
+    A loss is rounded to 3 digits or so, and its errors grow with the steps.
+    """
+    losses = curve(*IN_BF16[cut], stops=STEPS // 2)
+    assert len(losses) == STEPS
+    differences = {
+        name: max(abs(found - loss) for found, loss in zip(losses, expected))
+        for name, expected in (("bf16", at_once_in_bf16), ("fp32", at_once))
+    }
+    print(cut, differences)
+    assert differences["bf16"] < 0.01, differences
+    assert differences["fp32"] < 0.02, differences

@@ -6,7 +6,7 @@ w bytes of the precision (2 in bf16, 4 in fp32). The 12 T are the K = 12 of ZeRO
 | state     | no ZeRO         | ZeRO-2   | ZeRO-3   |                                                                |
 |-----------|-----------------|----------|----------|----------------------------------------------------------------|
 | weights   | 4 T + w (P - T) | w P      | w P / n  | without ZeRO autocast works with fp32 weights where they train |
-| gradients | 4 T             | w T / n  | w T / n  | ZeRO-1: w T; else it is as ZeRO-2                              |
+| gradients | 4 T             | 4 T / n  | 4 T / n  | w for 4 where a file does not add up in fp32; ZeRO-1: w T      |
 | optimizer | 8 T             | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights          |
 
 Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-2 (zero/stage_1_and_2.py): a
@@ -40,13 +40,17 @@ STATES = ("weights", "gradients", "optimizer")
 
 @dataclass(frozen=True)
 class Strategy:
-    """How states are spread. stage: 0 is plain data parallelism. bucket, max_live: in elements."""
+    """How states are spread. stage: 0 is plain data parallelism. bucket, max_live: in elements.
+
+    sums_in_fp32: micro-batches' gradients are added up in float32 whatever the precision.
+    """
 
     name: str
     stage: int
     bucket: int = 0
     overlap: bool = True
     max_live: int = 1_000_000_000
+    sums_in_fp32: bool = False
     offload_optimizer: bool = False
     offload_weights: bool = False
 
@@ -101,7 +105,10 @@ def strategies(deepspeed: str | None, hidden_size: int) -> tuple[list[Strategy],
         hidden_size: of the language model.
     """
     shown = [Strategy("no ZeRO", 0)]
-    shown += [Strategy(f"ZeRO-{stage}", stage, bucket or hidden_size**2) for stage, bucket in BUCKET.items()]
+    shown += [
+        Strategy(f"ZeRO-{stage}", stage, bucket or hidden_size**2, sums_in_fp32=True)
+        for stage, bucket in BUCKET.items()
+    ]
     if deepspeed is None:
         return shown, shown[0]
     used = read_strategy(deepspeed, hidden_size)
@@ -112,7 +119,8 @@ def strategies(deepspeed: str | None, hidden_size: int) -> tuple[list[Strategy],
 
 def read_strategy(path: str, hidden_size: int) -> Strategy:
     """What a DeepSpeed file asks for; `auto` is what transformers puts in its place."""
-    zero = read_json(path).get("zero_optimization", {})
+    config = read_json(path)
+    zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     bucket = zero.get("reduce_bucket_size", 5e8)
     offloads = [zero.get(key, {}).get("device", "none") != "none" for key in ("offload_optimizer", "offload_param")]
@@ -122,6 +130,7 @@ def read_strategy(path: str, hidden_size: int) -> Strategy:
         bucket=hidden_size**2 if bucket == "auto" else int(bucket),
         overlap=zero.get("overlap_comm", stage == 3),
         max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
+        sums_in_fp32=config.get("data_types", {}).get("grad_accum_dtype") == "fp32",
         offload_optimizer=offloads[0],
         offload_weights=offloads[1],
     )
@@ -152,7 +161,7 @@ def _states(strategy: Strategy, part: Component, processes: int, width: int) -> 
         return dict(zip(STATES, (held, FP32 * trained, MOMENTS * trained)))
     shared = trained / processes
     optimizer = (FP32 + MOMENTS) * shared
-    gradients = width * (shared if strategy.stage >= 2 else trained)
+    gradients = (FP32 if strategy.sums_in_fp32 else width) * (shared if strategy.stage >= 2 else trained)
     return dict(zip(STATES, (width * weights / (processes if strategy.stage == 3 else 1), gradients, optimizer)))
 
 

@@ -40,7 +40,7 @@ def bytes_of(shapes: dict, trained: set[str]) -> dict[str, dict[str, list[float]
         number, trains = shape.numel(), part in trained and ".post_layernorm." not in name
         held = {
             "weights": (number * (4 if trains else 2), number * 2, number * 2 / GPUS),
-            "gradients": (number * 4, number * 2 / GPUS, number * 2 / GPUS) if trains else (0, 0, 0),
+            "gradients": (number * 4, number * 4 / GPUS, number * 4 / GPUS) if trains else (0, 0, 0),
             "optimizer": (number * 8, number * 12 / GPUS, number * 12 / GPUS) if trains else (0, 0, 0),
         }
         for kind, sizes in held.items():

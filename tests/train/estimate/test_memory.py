@@ -47,6 +47,7 @@ def components_05b():
         (Strategy("", 1, 200_000_000), 2 * P, 2 * T, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000), 2 * P, T / 8, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000, overlap=False), 2 * P, T / 8, 12 * T / 16, 2 * 2e8 + T / 4),
+        (Strategy("", 2, 200_000_000, sums_in_fp32=True), 2 * P, T / 4, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 3, 896**2), P / 8, T / 8, 12 * T / 16, 2 * 896**2 + T / 4 + 2 * P * 15 / 16),
         (Strategy("", 3, 896**2, max_live=10**8), P / 8, T / 8, 12 * T / 16, 2 * 896**2 + T / 4 + 2e8 * 15 / 16),
     ],
@@ -64,7 +65,7 @@ def test_offloaded_states_are_on_the_host(components_05b):
     own = read_strategy(f"{DEEPSPEED}/zero3_offload.json", 896)
     found = estimate(own, components_05b, processes=16, width=2, activations=0)
     assert (own.offload_optimizer, own.offload_weights) == (True, True)
-    assert found.host == pytest.approx(12 * T / 16 + 2 * T / 16 + 2 * P / 16)
+    assert found.host == pytest.approx(12 * T / 16 + 4 * T / 16 + 2 * P / 16)
     assert sum(sum(part.values()) for part in found.states.values()) == 0
     assert "on the host, a process" in memory_table([found], own)
 
@@ -80,6 +81,7 @@ def test_every_shipped_deepspeed_file_is_read():
         "zero3_offload": "ZeRO-3 offload",
     }
     assert (found["zero2"].bucket, found["zero3"].bucket) == (200_000_000, 896**2)
+    assert [name for name, own in found.items() if not own.sums_in_fp32] == ["zero1"]
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
     assert "memory      estimated for bf16, 16 processes, 2 x 3,189 tokens and 2 x 5 crops at once, " in printed
     rows = {line.split("  ")[0].strip(): line.split()[-3:] for line in printed.splitlines() if line}
     assert rows["GB per GPU"][-2:] == ["*", "ZeRO-3"]
-    assert rows["states of language_model"] == ["7.90", "1.42", "0.49"]
+    assert rows["states of language_model"] == ["7.90", "1.48", "0.56"]
     assert float(rows["sum"][1]) < float(rows["sum"][0])
     assert main([*arguments, "--tokens_per_second", "90000"]) == 0
     assert "time        about 38.5 hours at 90,000 tokens a second" in capsys.readouterr().out
