@@ -35,7 +35,7 @@ class _AddMap(torch.autograd.Function):
     """The sums of several managers with one map more. scores: (C or 1, 1, D) each. sums: (C, T, D), or one for all.
 
     One function rather than a product and a sum of torch's for each manager: the backward pass adds what the managers
-    make of a map in place, launches half as many kernels and takes about half the time.
+    make of a map in place, in fewer kernels.
     """
 
     @staticmethod
