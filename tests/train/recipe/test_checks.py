@@ -119,7 +119,7 @@ def test_a_deepspeed_file_may_not_replace_the_optimizer(tiny_recipe, tmp_path, b
 
 def test_the_shipped_deepspeed_files(tiny_recipe):
     paths = sorted(Path("scripts/train/deepspeed").glob("*.json"))
-    assert [path.stem for path in paths] == ["zero2", "zero2_offload", "zero3", "zero3_offload"]
+    assert [path.stem for path in paths] == ["zero1", "zero2", "zero2_offload", "zero3", "zero3_offload"]
     for path in paths:
         assert faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)})) == []
         config = json.loads(path.read_text())
