@@ -21,7 +21,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.mllm.cost import training_cost
 from llava.mllm.questions import question_finder
 from llava.train.ends import ends_told, exit_stopped
-from llava.train.estimate.heaviest import heaviest
+from llava.train.estimate.heaviest import Heaviest, heaviest
 from llava.train.estimate.memory import recipe_activations
 from llava.train.estimate.plan import Plan, describe
 from llava.train.folders.interim import (
@@ -141,9 +141,14 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     resume = on_first_rank(decide, recipe.run.startup_timeout)
     first_on_each_host(partial(check_seen, resume.checkpoint), recipe.run.startup_timeout)
     costs = costs if resume.costs is None else resume.costs
-    sampler = train_sampler(arguments, costs, dataset.is_multimodal)
     activations = recipe_activations(recipe, components, model.config)
-    largest = heaviest(sampler, sizes, recipe.data.packing, activations)
+
+    def find_heaviest() -> Heaviest:
+        """It goes through the order of the whole epoch."""
+        sampler = train_sampler(arguments, costs, dataset.is_multimodal)
+        return heaviest(sampler, sizes, recipe.data.packing, activations)
+
+    largest = on_first_rank(find_heaviest, recipe.run.startup_timeout)
     tries = recipe.run.rehearsal == "always" or (recipe.run.rehearsal == "auto" and torch.cuda.is_available())
     if rank() == 0:
         print(largest, "tried before the first step" if tries else "not tried", sep=", ", flush=True)
