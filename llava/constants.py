@@ -14,4 +14,5 @@ Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops beco
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name
 INSTALL_FLASH = "pip install --no-build-isolation -e '.[flash]'"  # with the torch that is there
-FILE_LIMITS = {"image": 64 * 2**20, "video": 2**30}  # bytes of a file that is fetched, unpacked, or named in a chat
+MEBIBYTE = 2**20
+FILE_LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes of a file: fetched, unpacked, named in a chat

@@ -14,11 +14,11 @@ from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 from llava import __version__
+from llava.constants import MEBIBYTE
 from llava.errors import DataError
 
 SECONDS_OF_SILENCE = 10
 SECONDS = 120
-MEBIBYTE = 2**20
 REDIRECTS = (301, 302, 303, 307, 308)
 MOST_REDIRECTS = 5
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from llava.constants import FILE_LIMITS
+from llava.constants import FILE_LIMITS, MEBIBYTE
 from llava.errors import DataError
 from llava.prepare_data.snapshot import check_free, files_below, write_whole
 
@@ -30,7 +30,6 @@ ERRORS = (  # of archives that are cut off, damaged, encrypted or packed in a wa
     RuntimeError,
 )
 STRIPPED = 2  # leading folders that an archive may put before the names that its records use
-MEBIBYTE = 2**20
 
 
 class Wanted(NamedTuple):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from llava.data.index import FileKey
 from llava.errors import DataError
 from llava.prepare_data.rules import Rule, rules_of
 
@@ -116,5 +117,4 @@ def short_name(name: str, suffix: str) -> str:
 
 def file_key(file: Path) -> dict:
     """What tells whether a file is still the one that it was."""
-    found = file.stat()
-    return {"file": file.name, "size": found.st_size, "modified": found.st_mtime_ns}
+    return {"file": file.name, **FileKey.of(file)._asdict()}
