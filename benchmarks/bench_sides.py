@@ -14,7 +14,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.collator import Collator
 from llava.data.images import normalize
 from llava.engine.checks import DTYPE_NAMES
-from llava.fusion.config import NoneConfig
+from llava.fusion.configs.none import NoneConfig
 from llava.fusion.none import NoFusion
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.attention import SDPA_BY_SAMPLE

@@ -30,7 +30,7 @@ from llava.anyres import TilingConfig
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.engine.engine import Engine
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import turn_token_ids

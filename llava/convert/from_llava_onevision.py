@@ -9,7 +9,7 @@ from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part, Rules
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
-from llava.fusion.config import NoneConfig
+from llava.fusion.configs.none import NoneConfig
 
 # On disk the names are those of the first release, or those of the classes since; each prefix may be there or not.
 RULES = Rules(

@@ -18,7 +18,9 @@ from llava.constants import RELEASED_MODEL_TYPES
 from llava.convert.parts import LAYERS_DROPPED
 from llava.convert.source import Source, newline_if_unused, read_config
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig, ManagerConfig, NoneConfig
+from llava.fusion.config import FusionConfig
+from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.none import NoneConfig
 from llava.mllm.parts import NEWLINE, POST_LAYERNORM
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.

@@ -11,7 +11,7 @@ from llava.checkpoint.compose import language_model_part, tower_part
 from llava.checkpoint.folder import GENERATION_CONFIG, read_json
 from llava.checkpoint.match import KeyMatch
 from llava.convert.source import Source, read_config
-from llava.fusion.config import NoneConfig
+from llava.fusion.configs.none import NoneConfig
 from llava.mllm.parts import FUSION, NEWLINE, POST_LAYERNORM, PROJECTOR
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable
-from llava.fusion.config import DeepstackQwen3Config, Sizes, named
+from llava.fusion.config import Sizes
+from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.layers import named
 
 
 class Merger(nn.Module):

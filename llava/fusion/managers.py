@@ -20,7 +20,9 @@ from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
 from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Packable, SelfInitialised
-from llava.fusion.config import ManagerConfig, Sizes, named
+from llava.fusion.config import Sizes
+from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.layers import named
 
 JITTER_RANGES = {"paper": (0.98, 1.02), "released": (0.99, 1.01)}
 

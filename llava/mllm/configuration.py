@@ -8,7 +8,9 @@ from transformers.configuration_utils import SubConfigSpec
 
 from llava.anyres import TilingConfig
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig, NoneConfig, Sizes, fusion_config
+from llava.fusion.config import FusionConfig, Sizes
+from llava.fusion.configs.none import NoneConfig
+from llava.fusion.methods import fusion_config
 
 
 class LlavaOVManagerConfig(PreTrainedConfig):

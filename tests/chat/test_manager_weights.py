@@ -7,7 +7,7 @@ from llava.chat.manager_weights import ScoreRecorder
 from llava.chat.weights_chart import ManagerWeights, chart
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 
 
 def test_static_managers_are_their_scores(make_model):

@@ -17,7 +17,7 @@ from llava.anyres import TilingConfig
 from llava.convert import to_remote_code
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from tests.conftest import GRID, QUERIES
 

@@ -6,7 +6,7 @@ import torch
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import KeptCache
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import AdaptiveManager
 
 LONGEST = 4

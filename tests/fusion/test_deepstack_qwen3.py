@@ -10,7 +10,8 @@ from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import LlavaError
 from llava.fusion.base import FusionCost
-from llava.fusion.config import DeepstackQwen3Config, Sizes
+from llava.fusion.config import Sizes
+from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.deepstack_qwen3 import DeepstackQwen3
 from llava.fusion.none import NoFusion
 from llava.mllm import LlavaOVManagerForConditionalGeneration

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig, Sizes, layer_range
+from llava.fusion.config import Sizes
+from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.layers import layer_range
 from llava.fusion.managers import VisualManagers, draw_jitter
 
 CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import AdaptiveManager
 
 

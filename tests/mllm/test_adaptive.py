@@ -5,7 +5,8 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig, Sizes
+from llava.fusion.config import Sizes
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import AdaptiveManager, VisualManagers
 from tests.conftest import QUERIES
 

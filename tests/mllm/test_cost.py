@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import image_layout
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm.cost import forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.mllm.build import config_from_sizes

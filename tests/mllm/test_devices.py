@@ -17,7 +17,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import llava.mllm.modeling
 from llava.anyres import image_layout
-from llava.fusion.config import DeepstackQwen3Config, ManagerConfig
+from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.visual_input import VisualInput
 

@@ -11,7 +11,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_bitsandbytes_available
 
 from llava.data.schema import Turn
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import StaticManager
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from tests.conftest import QUERIES

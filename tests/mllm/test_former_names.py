@@ -11,7 +11,7 @@ from llava.checkpoint.loading import load_model
 from llava.convert.main import main
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 # As written by the commit before (addd03c), for static managers and for adaptive ones.

@@ -6,7 +6,7 @@ from llava.anyres import TilingConfig
 from llava.data.collator import supervised_positions
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 
 SQUARE = TilingConfig()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava.data.schema import Turn
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.question_spans import TurnMarks, question_positions
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 

@@ -17,7 +17,7 @@ from llava.convert.from_released import fusion_from_released
 from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import AdaptiveManager, StaticManager
 from tests.conftest import GRID, QUERIES, SCOPES
 from tests.mllm.slow_model import slow_logits

@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm.packing import pack_video
 from tests.mllm.test_adaptive import make_adaptive  # noqa: F401  (a fixture)
 

@@ -81,7 +81,7 @@ def make_case(mixin: type, query: str | None) -> type[unittest.TestCase]:
     import torch
     from transformers import Qwen2Config, SiglipVisionConfig
 
-    from llava.fusion.config import ManagerConfig
+    from llava.fusion.configs.manager import ManagerConfig
     from llava.fusion.managers import AdaptiveManager, StaticManager
     from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
     from llava.mllm.modeling import LlavaOVManagerPreTrainedModel

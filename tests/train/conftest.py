@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from transformers import Qwen2ForCausalLM, SiglipVisionModel
 
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.train.recipe.load import load_recipe
 from tests.clips import write_clip

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 
 WORKER = Path(__file__).with_name("worker.py")
 TIMEOUT = 140  # seconds; a run takes about 15, and a hang is noticed by the ranks after 60

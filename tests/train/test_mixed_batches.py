@@ -18,7 +18,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from tests.clips import write_clip
 from tests.train.recorder import record_evaluation, record_mixed
 from tests.train.run_ranks import run_ranks

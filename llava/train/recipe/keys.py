@@ -6,7 +6,7 @@ import textwrap
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
-from llava.fusion.config import METHODS
+from llava.fusion.methods import METHODS
 from llava.train.recipe.dotted import Key, shown, type_name
 from llava.train.recipe.load import NO_METHOD
 from llava.train.recipe.schema import Recipe, recipe_keys

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import LlavaError, raise_faults
-from llava.fusion.config import METHODS
+from llava.fusion.methods import METHODS
 from llava.train.recipe.dotted import Key, assemble, coerce, flatten, read_yaml, suggestion
 from llava.train.recipe.schema import Recipe, recipe_keys
 

@@ -14,7 +14,8 @@ from llava.data.conversation import LabelRule, Template
 from llava.data.image_folder import ImageFolder
 from llava.data.over_long import OnOverLong
 from llava.data.schema import OnBadSample, OutsidePaths
-from llava.fusion.config import METHODS, FusionConfig
+from llava.fusion.config import FusionConfig
+from llava.fusion.methods import METHODS
 from llava.train.recipe.dotted import Key, dotted_keys
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llava.fusion.config import ManagerConfig
+from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from tests.train.ranks.loader import load, train_steps
 from tests.train.run_ranks import run_ranks

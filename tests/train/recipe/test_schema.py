@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from llava.errors import LlavaError
-from llava.fusion.config import ManagerConfig, NoneConfig
+from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.none import NoneConfig
 from llava.train.recipe.dotted import flatten, read_yaml
 from llava.train.recipe.load import StageFile, load_recipe
 

@@ -1,0 +1,1 @@
+"""What can be chosen of each method of fusion, one file a method. Imports no torch."""
