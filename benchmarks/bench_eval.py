@@ -27,7 +27,8 @@ from transformers import BatchFeature
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue, Turn
-from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page, rng_for
+from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page
+from llava.demo.pages import rng_for
 from llava.demo.tokenizer import train_tokenizer
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from llava.data.schema import Turn
+from llava.demo.pages import TEXT_SHARE, Content, Question, conversation
 
 TILE, PATCH = 56, 14
 PLACES = ("abc", "def")
@@ -23,7 +24,6 @@ MAX_DIGITS = len(PLACES[0])
 TRAIN_SCANS = 1400
 VARIANTS = 12  # of each scan: turned, stretched and thickened a little
 KINDS = ("place", "read", "count", "compare")
-STREAMS = ("stage1", "stage1_5", "stage2", "test")
 CAPTION = "Read the page."
 
 
@@ -46,20 +46,6 @@ class Stamps:
 
     ink: np.ndarray
     by_label: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True)
-class Question:
-    """kind: one of KINDS, or `arithmetic`, which needs no page."""
-
-    kind: str
-    text: str
-    answer: str
-
-
-def rng_for(seed: int, stream: str, index: int) -> np.random.Generator:
-    """The generator of one sample."""
-    return np.random.default_rng([seed, STREAMS.index(stream), index])
 
 
 @cache
@@ -154,12 +140,32 @@ def ask(rng: np.random.Generator, numbers: tuple[str, ...], kind: str) -> Questi
 def page_turns(rng: np.random.Generator, numbers: tuple[str, ...], places: int = 3) -> tuple[Turn, ...]:
     """A training conversation about a page: questions for `places` places and one of another kind, in random order."""
     kinds = ["place"] * places + [rng.choice(KINDS[1:])]
-    questions = [ask(rng, numbers, str(kind)) for kind in rng.permutation(kinds)]
-    turns = [turn for asked in questions for turn in (Turn("human", asked.text), Turn("gpt", asked.answer))]
-    return (Turn("human", f"<image>\n{turns[0].text}"), *turns[1:])
+    return conversation([ask(rng, numbers, str(kind)) for kind in rng.permutation(kinds)])
 
 
 def ask_arithmetic(rng: np.random.Generator) -> Question:
     """A sum of two digits; it needs no page."""
     first, second = (int(number) for number in rng.integers(0, 10, 2))
     return Question("arithmetic", f"What is {first} + {second}?", str(first + second))
+
+
+def _sample(rng: np.random.Generator, stage: str) -> tuple[Image.Image | None, tuple[Turn, ...]]:
+    """A note to read in stage 1; later a page and questions, or a sum."""
+    if stage != "stage1" and rng.random() < TEXT_SHARE:
+        question = ask_arithmetic(rng)
+        return None, (Turn("human", question.text), Turn("gpt", question.answer))
+    numbers = draw_numbers(rng)
+    image = draw_page(rng, numbers, NOTE if stage == "stage1" else PAGE, test=False)
+    if stage == "stage1":
+        return image, (Turn("human", f"<image>\n{CAPTION}"), Turn("gpt", read_page(numbers)))
+    return image, page_turns(rng, numbers)
+
+
+def _test(rng: np.random.Generator, index: int) -> tuple[Image.Image, tuple[Question, ...]]:
+    """A page of held-out digits, a `place` question and one of the other kinds."""
+    numbers = draw_numbers(rng)
+    page = draw_page(rng, numbers, PAGE, test=True)
+    return page, tuple(ask(rng, numbers, kind) for kind in ("place", KINDS[1 + index % (len(KINDS) - 1)]))
+
+
+DIGIT_PAGES = Content(_sample, _test, "Pages of handwritten digits that were not trained on, one question a row.")

@@ -27,9 +27,12 @@ def main(argv: list[str]) -> int:
     _check(arguments)
 
     if arguments.command == "make":
+        from llava.demo.digit_pages import DIGIT_PAGES
         from llava.demo.mixture import write_mixture
 
-        write_mixture(arguments.folder, arguments.captions, arguments.pages, arguments.test_pages, arguments.seed)
+        write_mixture(
+            arguments.folder, DIGIT_PAGES, arguments.captions, arguments.pages, arguments.test_pages, arguments.seed
+        )
         return 0
     from llava.demo.pretrain import pretrain_language_model, pretrain_tower
 

@@ -10,7 +10,8 @@ from llava.data.inspect import inspect_samples
 from llava.data.mixture import load_mixture
 from llava.data.schema import Turn
 from llava.demo import digit_pages, pretrain
-from llava.demo.digit_pages import KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page, rng_for
+from llava.demo.digit_pages import KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page
+from llava.demo.pages import rng_for
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 
 

@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from llava.demo.digit_pages import DIGIT_PAGES
 from llava.demo.mixture import write_mixture
 from llava.demo.pretrain import pretrain_language_model, pretrain_tower
 from tests.train.recorder import record_losses
@@ -39,7 +40,7 @@ def start(data_seed, tmp_path_factory):
     """A folder with data/, siglip/ and qwen2/."""
     folder = tmp_path_factory.mktemp("digit_pages")
     pages = round(SAMPLES / 0.6)  # stage 2's share
-    write_mixture(folder / "data", captions=1, pages=pages, test_pages=1, seed=data_seed)
+    write_mixture(folder / "data", DIGIT_PAGES, captions=1, pages=pages, test_pages=1, seed=data_seed)
     assert len(json.loads((folder / "data/stage2.json").read_text())) == SAMPLES
     pretrain_tower(folder / "siglip", steps=1, batch_size=2, seed=data_seed)
     pretrain_language_model(folder / "qwen2", steps=1, batch_size=2, seed=data_seed)
