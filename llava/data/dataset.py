@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -35,19 +35,38 @@ BYTES_PER_VIDEO, BYTES_PER_FRAME = 120, 20  # upper bounds of time_instruction
 
 @dataclass(frozen=True)
 class SampleSizes:
-    """What makes samples costly, one value per sample: crops (frames too), tokens, and supervised tokens among them."""
+    """What makes samples costly, one value per sample: crops (frames too), tokens, and supervised tokens among them.
+
+    visual_tokens, visual_pairs: those among the tokens, and the sum of the squared ones of each image and video.
+    """
 
     crops: np.ndarray
     tokens: np.ndarray
     supervised: np.ndarray
+    visual_tokens: np.ndarray | None = None
+    visual_pairs: np.ndarray | None = None
+
+    def costs(self, cost: Callable[..., np.ndarray]) -> np.ndarray:
+        """Operations of each sample; cost: see llava.mllm.cost.Cost."""
+        return cost(
+            self.crops,
+            self.tokens,
+            self.supervised,
+            visual_tokens=self.visual_tokens,
+            visual_pairs=self.visual_pairs,
+        )
 
 
 class VisualCounts(NamedTuple):
-    """What samples show, one value per sample: crops (frames too), tokens of these, and frames among the crops."""
+    """What samples show, one value per sample: crops (frames too), tokens of these, and frames among the crops.
+
+    pairs: the sum of the squared tokens of each image and video.
+    """
 
     crops: np.ndarray
     tokens: np.ndarray
     frames: np.ndarray
+    pairs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -241,13 +260,14 @@ class SupervisedDataset(Dataset):
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
         visual, text = self._visual(inspection), self.text_sizes()
-        return SampleSizes(visual.crops, visual.tokens + text.tokens, text.supervised)
+        return SampleSizes(visual.crops, visual.tokens + text.tokens, text.supervised, visual.tokens, visual.pairs)
 
     def text_sizes(self) -> SampleSizes:
         """As `sizes`, where no image and no video can be read."""
         facts = TextFacts.of(self.samples)
         text = facts.text // BYTES_PER_TOKEN
-        return SampleSizes(np.zeros_like(text), text, facts.answers // BYTES_PER_TOKEN)
+        none = np.zeros_like(text)
+        return SampleSizes(none, text, facts.answers // BYTES_PER_TOKEN, none, none)
 
     def _visual(self, inspection: Inspection) -> VisualCounts:
         images, frames = inspection.sizes_table(), inspection.frames_table()
@@ -258,7 +278,10 @@ class SupervisedDataset(Dataset):
         frame_tokens = frames.values * (video.num_tokens - 1) + 1
         num_frames = frames.sums(frames.values)
         return VisualCounts(
-            images.sums(crops) + num_frames, images.sums(tokens) + frames.sums(frame_tokens), num_frames
+            images.sums(crops) + num_frames,
+            images.sums(tokens) + frames.sums(frame_tokens),
+            num_frames,
+            images.sums(tokens**2) + frames.sums(frame_tokens**2),
         )
 
     def _visual_tokens(self, sizes: list[tuple[int, int]], frames: list[int]) -> int:

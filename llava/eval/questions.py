@@ -29,8 +29,12 @@ def prompt_cost(engine: Engine, dialogue: Dialogue) -> int:
     tokens = engine.count_tokens(dialogue)
     check_length(tokens, engine.model)
     several = len(dialogue.images) > 1
-    crops = sum(pictures.layout(image.size, several).num_crops for image in dialogue.images)
-    return forward_cost(config)(crops + sum(map(len, dialogue.videos)), tokens, 1)
+    layouts = [pictures.layout(image.size, several) for image in dialogue.images]
+    crops = sum(layout.num_crops for layout in layouts) + sum(map(len, dialogue.videos))
+    visual = [layout.num_tokens for layout in layouts]
+    visual += [pictures.video_layout(len(video)).num_tokens for video in dialogue.videos]
+    pairs = sum(count**2 for count in visual)
+    return forward_cost(config)(crops, tokens, 1, visual_tokens=sum(visual), visual_pairs=pairs)
 
 
 def blind(dialogue: Dialogue, doc_id: int) -> Dialogue:

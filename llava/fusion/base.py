@@ -68,11 +68,14 @@ class Context:
 
 @dataclass(frozen=True)
 class FusionCost:
-    """What a method costs per crop, beside the tower and the projection of the visual input.
+    """What a method costs, beside the tower and the projection of the visual input.
 
-    maps: how many more maps pass the model's projector. from_states: operations of the method's own products with
-    states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of maps.
-    kept: values that autograd keeps of the method's own products. first_layer: the first of the language model that
+    Per crop: maps: how many more maps pass the model's projector. from_states: operations of the method's own products
+    with states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of
+    maps. kept: values that autograd keeps of the method's own products.
+    Per visual token in the language model: from_hidden: operations of the method's products with its hidden states.
+    from_packed: with what is packed beside it.
+    pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
     depends on the method's weights.
     """
 
@@ -81,6 +84,9 @@ class FusionCost:
     from_weights: int = 0
     sums: int = 0
     kept: int = 0
+    from_hidden: int = 0
+    from_packed: int = 0
+    pairs: int = 0
     first_layer: int = 0
 
 
@@ -150,7 +156,8 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
 
 
 def init_as_linear(linear: nn.Linear) -> None:
-    """Draws weight and bias as torch's nn.Linear does, whatever the model's initializer_range."""
+    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
     bound = linear.in_features**-0.5
     init.uniform_(linear.weight, -bound, bound)
-    init.uniform_(linear.bias, -bound, bound)
+    if linear.bias is not None:
+        init.uniform_(linear.bias, -bound, bound)

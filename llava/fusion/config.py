@@ -19,7 +19,8 @@ class Sizes:
     """Of the model around a method.
 
     vision_layers: layers of the tower, which has one state more, 0 = the embeddings' output. text_layers: of the
-    language model. vision_width, text_width: of their states. crop_tokens: tokens of a crop.
+    language model. vision_width, text_width: of their states. crop_tokens: tokens of a crop. text_heads,
+    text_key_value_heads, text_mlp_width: of the language model's attention and MLP, 0 where nobody asks.
     """
 
     vision_layers: int
@@ -27,6 +28,9 @@ class Sizes:
     text_layers: int
     text_width: int
     crop_tokens: int
+    text_heads: int = 0
+    text_key_value_heads: int = 0
+    text_mlp_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,11 @@ class FusionConfig:
     def question_rule(self) -> str | None:
         """How the question about an image is found (see question_spans.py), None where no question matters."""
         return None
+
+    @property
+    def whole_images(self) -> bool:
+        """Whether what a visual token receives depends on the others of its image: none may be cut in two."""
+        return False
 
     def weights_follow(self) -> dict[str, Any]:
         """The fields that trained weights depend on: a stage must start from a model in which they are the same."""

@@ -91,6 +91,9 @@ class LlavaOVManagerConfig(PreTrainedConfig):
             text_layers=text.num_hidden_layers,
             text_width=text.hidden_size,
             crop_tokens=self.patches_per_side**2,
+            text_heads=text.num_attention_heads,
+            text_key_value_heads=text.num_key_value_heads,
+            text_mlp_width=text.intermediate_size,
         )
 
     def to_dict(self) -> dict[str, Any]:

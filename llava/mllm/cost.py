@@ -17,20 +17,41 @@ class Cost:
 
     crop: tower, projector (every map that is needed) and fusion. token: the language model's matrices. token_pair:
     its attention, per squared token of a sequence; the causal half alone is counted. supervised: the head.
+    visual_token, visual_pair: what fusion computes inside the language model, per visual token and per squared visual
+    token of an image; 0 for most methods.
     """
 
     crop: int
     token: int
     token_pair: int
     supervised: int
+    visual_token: int = 0
+    visual_pair: int = 0
 
-    def __call__(self, crops: Any, tokens: Any, supervised: Any, token_pairs: Any = None) -> Any:
+    def __call__(
+        self,
+        crops: Any,
+        tokens: Any,
+        supervised: Any,
+        token_pairs: Any = None,
+        visual_tokens: Any = None,
+        visual_pairs: Any = None,
+    ) -> Any:
         """Operations of one sample, given numbers; of each of many, given arrays.
 
-        token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences.
+        token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences. visual_tokens,
+        visual_pairs: those among `tokens`, and the sum of the squared ones of each image or video; they may be left out
+        where `visual_token` is 0. Raises ValueError where they may not.
         """
         pairs = tokens**2 if token_pairs is None else token_pairs
-        return self.crop * crops + self.token * tokens + self.token_pair * pairs + self.supervised * supervised
+        cost = self.crop * crops + self.token * tokens + self.token_pair * pairs + self.supervised * supervised
+        if not self.visual_token:
+            return cost
+        if visual_tokens is None or visual_pairs is None:
+            raise ValueError(
+                "this fusion computes inside the language model: visual_tokens and visual_pairs must be given"
+            )
+        return cost + self.visual_token * visual_tokens + self.visual_pair * visual_pairs
 
 
 def forward_cost(config: LlavaOVManagerConfig) -> Cost:
@@ -45,8 +66,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     costs one more in the backward pass where the weights train, and one where something in front of it does. Where
     fusion trains alone, that goes back to the first layer of the language model that it reaches.
     """
-    tower, projector, fusion, text = (
-        name in trained for name in ("vision_tower", "projector", "fusion", "language_model")
+    tower, projector, fusion, newline, text = (
+        name in trained for name in ("vision_tower", "projector", "fusion", "newline", "language_model")
     )
     anything = bool(trained)
     patches, layers = _tower(config)
@@ -54,6 +75,7 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     first, second = _projector(config, 1 + method.maps)
     text_layers = config.text_config.num_hidden_layers
     behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
+    packed = fusion or tower or newline or (projector and method.maps > 0)  # has a gradient
     return Cost(
         crop=patches * (1 + tower)
         + layers * (1 + 2 * tower)
@@ -65,6 +87,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
         token=_text_layer(config) * (text_layers * (1 + text) + behind),
         token_pair=_text_attention(config) * (text_layers + 2 * behind),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
+        visual_token=method.from_hidden * (1 + fusion + anything) + method.from_packed * (1 + fusion + packed),
+        visual_pair=method.pairs * (1 + anything + packed),
     )
 
 

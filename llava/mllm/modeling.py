@@ -242,14 +242,17 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
     ) -> None:
-        """Called by generate. A question may lie in another chunk of the prompt than the image that is asked about."""
+        """Called by generate. Chunks of the prompt may part an image, or an image and the question about it."""
         # transformers wants of its models that device and dtype can be set, which mypy finds not to be so.
         super()._validate_generation_mode(  # type: ignore[misc]
             generation_mode, generation_config, generation_mode_kwargs
         )
-        if self.config.fusion.question_rule is not None and generation_config.prefill_chunk_size is not None:
+        fusion = self.config.fusion
+        if fusion.question_rule is None and not fusion.whole_images:
+            return
+        if generation_config.prefill_chunk_size is not None:
             raise LlavaError(
-                f"the fusion ({self.config.fusion.describe()}) needs the whole prompt, images and question, at once: "
+                f"the fusion ({fusion.describe()}) needs the whole prompt, images and question, at once: "
                 f"prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
             )
 

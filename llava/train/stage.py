@@ -135,7 +135,7 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     dataset = supervised_dataset(recipe, mixture.samples, processor, positions, trained_on=True)
     sizes = sizes_once(recipe, dataset)
     cost = training_cost(model.config, [component.name for component in components if component.trained])
-    costs, text_costs = (cost(one.crops, one.tokens, one.supervised) for one in (sizes, dataset.text_sizes()))
+    costs, text_costs = (one.costs(cost) for one in (sizes, dataset.text_sizes()))
     evaluated = held_out(recipe, processor, cost, positions)
     decide = partial(resume_point, checkpoint, recipe, arguments.world_size, dataset.samples, costs, text_costs)
     resume = on_first_rank(decide, recipe.run.startup_timeout)

@@ -110,7 +110,8 @@ def plain_sizes(dataset: SupervisedDataset, samples: list, inspection: Inspectio
         text = sum(len(turn.text.encode()) for turn in sample.turns) // BYTES_PER_TOKEN
         answers = sum(len(turn.text.encode()) for turn in sample.turns if turn.role == "gpt") // BYTES_PER_TOKEN
         crops = sum(layout.num_crops for layout in layouts)
-        rows.append((crops, sum(layout.num_tokens for layout in layouts) + text, answers))
+        visual = [layout.num_tokens for layout in layouts]
+        rows.append((crops, sum(visual) + text, answers, sum(visual), sum(tokens * tokens for tokens in visual)))
     return np.array(rows).T
 
 

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import image_layout
 from llava.fusion.configs.manager import ManagerConfig
-from llava.mllm.cost import forward_cost, training_cost
+from llava.mllm.cost import Cost, forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.mllm.build import config_from_sizes
 from llava.train.recipe.load import load_recipe
@@ -76,6 +76,13 @@ def test_managers_that_train_alone_leave_the_layers_before_them_out(eager_model)
     found, units = counted(model, 60, 20, backward=True)
     cost = training_cost(model.config, ("fusion",))
     assert cost(*units) + cost.token_pair * units[1] ** 2 == pytest.approx(found, rel=TOLERANCES["paper"])
+
+
+def test_what_is_computed_inside_the_language_model_needs_the_visual_tokens():
+    cost = Cost(crop=1, token=10, token_pair=0, supervised=0, visual_token=100, visual_pair=1000)
+    assert cost(2, 9, 1, visual_tokens=5, visual_pairs=3 * 3 + 2 * 2) == 2 + 90 + 500 + 13000
+    with pytest.raises(ValueError, match="visual_tokens and visual_pairs must be given"):
+        cost(2, 9, 1)
 
 
 def test_nothing_trains(make_config):

@@ -74,6 +74,13 @@ def count_batch(batch: dict) -> torch.Tensor:
     return torch.tensor([sum(lengths), sum(length**2 for length in lengths), positions, supervised, crops])
 
 
+def count_visual(batch: dict) -> torch.Tensor:
+    """int64 on the CPU: visual tokens, and the squared ones of images and videos that share them evenly."""
+    tokens = len(batch["visual_positions"])
+    shown = sum(len(batch.get(key, ())) for key in ("image_sizes", "video_num_frames"))
+    return torch.tensor([tokens, tokens**2 // max(shown, 1)])
+
+
 class StepLog:
     """Counts one rank's micro-batches and, when a step is logged, adds up the ranks'.
 
@@ -91,7 +98,7 @@ class StepLog:
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = torch.zeros(5, dtype=torch.int64)
+        self._counts = torch.zeros(7, dtype=torch.int64)
         self._waited = 0.0
 
     def counted(self, batches: Iterable[dict]) -> Iterator[dict]:
@@ -106,7 +113,7 @@ class StepLog:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - started
-            self._counts += count_batch(batch)
+            self._counts += torch.cat([count_batch(batch), count_visual(batch)])
             yield batch
 
     @contextmanager
@@ -131,7 +138,7 @@ class StepLog:
         device = self.accelerator.device
         counts = self.accelerator.gather(self._counts.to(device)[None]).sum(0).tolist()
         data_wait, memory, seconds = self.accelerator.gather(of_rank.to(device)[None]).amax(0).tolist()
-        tokens, token_pairs, positions, supervised, crops = counts
+        tokens, token_pairs, positions, supervised, crops, *visual = counts
         logs = {
             "tokens_per_second": tokens / seconds,
             "supervised_tokens": supervised,
@@ -142,7 +149,7 @@ class StepLog:
         }
         if self.peak_tflops is not None:
             peak = self.peak_tflops * 1e12 * self.accelerator.num_processes
-            logs["mfu"] = self.cost(crops, tokens, supervised, token_pairs) / seconds / peak
+            logs["mfu"] = self.cost(crops, tokens, supervised, token_pairs, *visual) / seconds / peak
         self._started = time.perf_counter()
         self._reset()
         return logs

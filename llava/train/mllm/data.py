@@ -69,8 +69,7 @@ def held_out(recipe: Recipe, processor: LlavaOVManagerProcessor, cost: Cost, pos
     asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
     prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor, positions)
-    costs = cost(sizes.crops, sizes.tokens, sizes.supervised)
-    return HeldOut(dataset, costs, prompts, recipe.eval.max_new_tokens)
+    return HeldOut(dataset, sizes.costs(cost), prompts, recipe.eval.max_new_tokens)
 
 
 def sizes_once(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from llava.train.loop.step_log import (
     PEAK_BF16_TFLOPS,
     StepLog,
     count_batch,
+    count_visual,
     peak_bf16_tflops,
     peak_memory_gib,
     trained_peak_tflops,
@@ -49,6 +51,18 @@ def test_count_packed_samples():
         {"input_ids": [9] * length, "labels": [5] * length, "num_images": 0, "num_videos": 0} for length in (3, 1, 5)
     ]
     assert count_batch(Collator(0, packing=True)(items)).tolist() == [9, 9 + 1 + 25, 9, 2 + 0 + 4, 0]
+
+
+def test_visual_tokens_are_counted_as_of_equal_images():
+    batch = make_batch([9], supervised=2) | {"visual_positions": torch.arange(7), "image_sizes": [[2, 2]]}
+    assert count_visual(batch).tolist() == [7, 49]
+    assert count_visual(batch | {"video_num_frames": [3, 1]}).tolist() == [7, 16]  # 3 x (7 / 3)^2
+    assert count_visual(make_batch([3], supervised=1)).tolist() == [0, 0]
+    log = StepLog(Accelerator(cpu=True), replace(COST, visual_token=10**5, visual_pair=10**6), peak_tflops=2.0)
+    list(log.counted([batch, batch]))
+    found = log.read()
+    operations = 2 * (100 * 9 + 10 * 81 + 2 + 10**5 * 7 + 10**6 * 49)
+    assert found["mfu"] == pytest.approx(operations / (18 / found["tokens_per_second"]) / 2e12)
 
 
 def test_read_adds_up_what_was_counted_since_the_last_time():
