@@ -10,7 +10,7 @@ Sizes are (width, height) in pixels unless a name says otherwise. "Side" is the 
 
 import math
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -22,6 +22,8 @@ from llava.errors import LlavaError
 
 Mode = Literal["square", "pad", "anyres"]
 UnpadRounding = Literal["truncate", "round"]
+InSequence = Literal["all", "main"]
+OF_FUSION = ("extra_tokens", "in_sequence")  # fields of a tiling that a model's fusion decides
 SHRINK_THRESHOLD = 1.1  # the map is resized only when its side exceeds the budget by more than a tenth
 
 
@@ -38,6 +40,8 @@ class TilingConfig:
     unpad_rounding: how the image's share of the padded map becomes whole patches: `truncate` (the released model) or
         `round` to 7 decimals first (transformers); they differ for about one size in 70,000.
     extra_tokens: behind a crop's own, as many as the model's fusion adds; only where an image is one crop.
+    in_sequence: the crops whose tokens the sequence has: `all`, or `main`, the whole image's, where the model's fusion
+        takes in the tiles by another way.
 
     Raises LlavaError when the fields contradict each other.
     """
@@ -49,12 +53,14 @@ class TilingConfig:
     newline_after_one_crop: bool = False
     unpad_rounding: UnpadRounding = "truncate"
     extra_tokens: int = 0
+    in_sequence: InSequence = "all"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pinpoints", tuple((int(w), int(h)) for w, h in self.pinpoints))
         check_choice("tiling mode", self.mode, Mode)
         check_choice("tiling merge", self.merge, Merge)
         check_choice("tiling unpad_rounding", self.unpad_rounding, UnpadRounding)
+        check_choice("tiling in_sequence", self.in_sequence, InSequence)
         if self.mode == "anyres" and not self.pinpoints:
             raise LlavaError("tiling mode 'anyres' needs at least one pinpoint (width, height)")
         if any(side < 1 for pinpoint in self.pinpoints for side in pinpoint):
@@ -89,9 +95,10 @@ class TilingConfig:
         )
 
     def to_dict(self) -> dict:
-        """The fields as JSON values; without extra tokens, which most models do not have, where there are none."""
-        fields = {**asdict(self), "pinpoints": [list(pinpoint) for pinpoint in self.pinpoints]}
-        return fields if self.extra_tokens else {key: fields[key] for key in fields if key != "extra_tokens"}
+        """The fields as JSON values; without those that follow from the model's fusion, where they are at their defaults."""
+        values = {**asdict(self), "pinpoints": [list(pinpoint) for pinpoint in self.pinpoints]}
+        defaults = {one.name: one.default for one in fields(self) if one.name in OF_FUSION}
+        return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
 
 
 def parse_pinpoints(pinpoints: Any, tile: int) -> tuple[tuple[int, int], ...]:
@@ -116,7 +123,7 @@ class ImageLayout:
     base_tokens: tokens of crop 0 (the whole image).
     grid: (columns, rows) of tiles after crop 0; (0, 0) for a single crop.
     window: (row0, column0, rows, columns) of the joined patch map that survives unpadding.
-    rows, columns: size of the map in the sequence, after shrinking to the token budget.
+    rows, columns: size of the map in the sequence, after shrinking to the token budget; (0, 0) where none is in it.
     row_newline: each map row ends with a newline vector. one_crop_newline: one newline follows the single crop.
     """
 
@@ -136,7 +143,7 @@ class ImageLayout:
     @property
     def shrunk(self) -> bool:
         """Whether the map of the tiles was resized to fewer tokens."""
-        return (self.rows, self.columns) != self.window[2:]
+        return self.rows > 0 and (self.rows, self.columns) != self.window[2:]
 
     @property
     def num_tokens(self) -> int:
@@ -193,6 +200,9 @@ def image_layout(
     best_width, best_height = best_resolution((width, height), tiling.pinpoints)
     columns, rows = best_width // tile, best_height // tile
     joined = (rows * side, columns * side)
+    if tiling.in_sequence == "main":
+        window = unpad_window((width, height), joined, tiling.unpad_rounding)
+        return ImageLayout(base_tokens, (columns, rows), window, one_crop_newline=tiling.newline_after_one_crop)
     if tiling.merge != "spatial_unpad":
         return ImageLayout(base_tokens, (columns, rows), (0, 0, *joined), *joined)
     window = unpad_window((width, height), joined, tiling.unpad_rounding)
@@ -267,7 +277,9 @@ def count_layouts(
     different, which = np.unique(width_and_height, return_inverse=True)
     different = np.stack([different >> 32, different & (1 << 32) - 1], axis=1)
     crops_of_size, tokens_of_size = _count_tiled(different, tiling, tile, side)
-    one_crop[tiled], tokens[tiled] = crops_of_size[which], tokens_of_size[which]
+    one_crop[tiled] = crops_of_size[which]
+    if tiling.in_sequence == "all":
+        tokens[tiled] = tokens_of_size[which]
     return one_crop, tokens
 
 

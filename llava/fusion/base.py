@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
+from llava.anyres import ImageLayout, VideoLayout
 from llava.fusion.config import FusionConfig, Sizes
 
 Config = TypeVar("Config", bound=FusionConfig)
@@ -27,7 +28,8 @@ class Crops:
 
     states: {layer: (C, T, width of the tower)}, of the method's `layers`. visual: (C, T, D), the visual input behind
     the projector. project: the model's projector, (..., width) to (..., D). newline: (D,), the vector that ends a row
-    of an image. sample_of_crop: (C,), int64, the sample that each crop belongs to, of num_samples.
+    of an image. sample_of_crop: (C,), int64, the sample that each crop belongs to, of num_samples. layouts: of each
+    image and video, in the order of their crops.
     """
 
     states: dict[int, torch.Tensor]
@@ -36,6 +38,7 @@ class Crops:
     newline: torch.Tensor
     sample_of_crop: torch.Tensor
     num_samples: int
+    layouts: Sequence[ImageLayout | VideoLayout]
 
 
 @dataclass(frozen=True)
@@ -141,8 +144,11 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
         """The keys of what to_pack returns, in their order, the same for every batch."""
         return ()
 
-    def to_pack(self, crops: Crops) -> dict[Key, Packable]:
-        """What is packed beside the visual tokens."""
+    def to_pack(self, crops: Crops) -> Mapping[Key, Packable | list[torch.Tensor]]:
+        """What is packed beside the visual tokens: features of crops, or what each image and video has at its tokens.
+
+        The latter are packed already, (tokens, D) of each, with as many tokens as its layout says.
+        """
         return {}
 
     def deltas(self, packed: dict[Key, torch.Tensor], context: Context) -> Mapping[int, Delta]:

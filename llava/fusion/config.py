@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origi
 from llava.errors import LlavaError
 
 if TYPE_CHECKING:
+    from llava.anyres import InSequence  # imports numpy
     from llava.fusion.base import Fusion
 
 
@@ -85,6 +86,20 @@ class FusionConfig:
     def extra_tokens(self, crop_tokens: int) -> int:
         """How many tokens visual_input has behind a crop's own `crop_tokens`; the tiling counts them from here on."""
         return 0
+
+    @property
+    def in_sequence(self) -> "InSequence":
+        """The crops whose tokens the sequence has: `all`, or `main`, the whole image's; the tiling counts them so."""
+        return "all"
+
+    @property
+    def takes_tiles(self) -> bool:
+        """Whether an image may be more than one crop."""
+        return True
+
+    def hidden_width(self, sizes: Sizes) -> int:
+        """The width between the projector's two layers."""
+        return sizes.text_width
 
     @property
     def question_rule(self) -> str | None:

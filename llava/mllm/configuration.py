@@ -74,7 +74,11 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         if not isinstance(fusion, FusionConfig):
             raise LlavaError(f"fusion must be given by its method and fields, found {fusion!r}")
         self.fusion = fusion.resolved(self.vision_config.num_hidden_layers, self.text_config.num_hidden_layers)
-        self.tiling = replace(self.tiling, extra_tokens=self.fusion.extra_tokens(self.patches_per_side**2))
+        self.tiling = replace(
+            self.tiling,
+            extra_tokens=self.fusion.extra_tokens(self.patches_per_side**2),
+            in_sequence=self.fusion.in_sequence,
+        )
 
     @property
     def patches_per_side(self) -> int:

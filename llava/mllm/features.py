@@ -20,6 +20,8 @@ from llava.mllm.recompute import recompute
 from llava.mllm.vision import MultiLayerSiglip
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
+Layouts = list[ImageLayout | VideoLayout]
+
 
 @dataclass
 class VisualFeatures(BaseModelOutputWithPooling):
@@ -97,7 +99,7 @@ class VisualFeaturesMixin:
         num_crops = [layout.num_crops for layout in layouts]
         of_crops = [sample for sample, number in zip(samples, num_crops) for _ in range(number)]
         sample_of_crop = torch.tensor(of_crops).to(given.crops.device, non_blocking=True)
-        visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1)
+        visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1, layouts)
 
         merge = self.config.tiling.merge
         newline = self.image_newline().to(visual.device)  # pieces of the model may be on several
@@ -105,26 +107,28 @@ class VisualFeaturesMixin:
         # A newline that no image uses still takes part, with a zero gradient: all ranks must reduce the same parameters
         # in the same order.
         features[0] = torch.cat([features[0], newline[None][:0]])
-        packed = [self._pack(packable, num_crops, layouts, samples) for packable in packables]
+        packed = [
+            item if isinstance(item, list) else self._pack(item, num_crops, layouts, samples) for item in packables
+        ]
         return VisualFeatures(pooler_output=features, deepstack_features=packed or None)
 
     def _encode(
-        self, pixel_values: torch.Tensor, sample_of_crop: torch.Tensor, num_samples: int
-    ) -> tuple[torch.Tensor, list[Packable]]:
-        """The visual input (C, T, D), and what is packed beside it."""
+        self, pixel_values: torch.Tensor, sample_of_crop: torch.Tensor, num_samples: int, layouts: Layouts
+    ) -> tuple[torch.Tensor, list[Packable | list[torch.Tensor]]]:
+        """The visual input (C, T, D), and what is packed beside it, see Fusion.to_pack."""
         states = self.vision_tower(pixel_values, list(self.fusion.layers))
-        return self._project(states, sample_of_crop, num_samples)
+        return self._project(states, sample_of_crop, num_samples, layouts)
 
     def _project(
-        self, states: list[torch.Tensor], sample_of_crop: torch.Tensor, num_samples: int
-    ) -> tuple[torch.Tensor, list[Packable]]:
+        self, states: list[torch.Tensor], sample_of_crop: torch.Tensor, num_samples: int, layouts: Layouts
+    ) -> tuple[torch.Tensor, list[Packable | list[torch.Tensor]]]:
         """As _encode, from the tower's states (C, T, width) of the fusion's layers."""
         by_layer = dict(zip(self.fusion.layers, states, strict=True))
         visual = self._projected(self.fusion.visual_input(by_layer))
         if not self.fusion.packed_keys:
             return visual, []
         newline = self.image_newline()
-        crops = Crops(by_layer, visual, self._projected, newline, sample_of_crop, num_samples)
+        crops = Crops(by_layer, visual, self._projected, newline, sample_of_crop, num_samples, layouts)
         packables = self.fusion.to_pack(crops)
         return visual, [packables[key] for key in self.fusion.packed_keys]
 
@@ -134,7 +138,7 @@ class VisualFeaturesMixin:
         return self.multi_modal_projector(state)
 
     def _pack(
-        self, packable: Packable, num_crops: list[int], layouts: list[ImageLayout | VideoLayout], samples: list[int]
+        self, packable: Packable, num_crops: list[int], layouts: Layouts, samples: list[int]
     ) -> list[torch.Tensor]:
         """Per image (tokens, D), zero outside the packable's scope, jittered as it says."""
         packed, newlines = [], packable.newlines.to(packable.crops.device)
@@ -168,9 +172,13 @@ class VisualFeaturesMixin:
             states = self.vision_tower(pixel_values, layers, max_tokens=1)
         else:
             states = [torch.zeros(1, 1, vision.hidden_size, dtype=self.dtype, device=device) for _ in layers]
-        visual, packables = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1)
+        layouts: Layouts = [ImageLayout(base_tokens=1)]
+        visual, packables = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1, layouts)
         tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
-        packed = [[torch.cat([item.crops[0][:0], item.newlines[:0]])] for item in packables]
+        packed = [
+            [item[0][:0] if isinstance(item, list) else torch.cat([item.crops[0][:0], item.newlines[:0]])]
+            for item in packables
+        ]
         return VisualFeatures(pooler_output=[tokens], deepstack_features=packed or None)
 
     def _encode_inputs(

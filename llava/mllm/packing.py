@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from llava.anyres import ImageLayout, VideoLayout
+from llava.fusion.tile_map import joined, resized
 
 
 def pack(
@@ -29,11 +30,13 @@ def pack_video(frames_CTD: torch.Tensor, newline_D: torch.Tensor, layout: VideoL
 def pack_image(crops_CTD: torch.Tensor, newline_D: torch.Tensor, layout: ImageLayout, merge: str) -> torch.Tensor:
     """The visual tokens of one image, (layout.num_tokens, D)."""
     base_TD = crops_CTD[0]
-    if layout.num_crops == 1:
+    if not layout.rows:
         return torch.cat([base_TD, newline_D[None]]) if layout.one_crop_newline else base_TD
     if merge == "flat":
         return crops_CTD.flatten(0, 1)
-    map_HWD = _fit(_join(crops_CTD[1:], layout.grid), layout)
+    map_HWD = joined(crops_CTD[1:], layout)
+    if layout.shrunk:
+        map_HWD = resized(map_HWD, layout.rows, layout.columns)
     if layout.row_newline:
         map_HWD = torch.cat([map_HWD, newline_D.expand(map_HWD.shape[0], 1, -1)], dim=1)
     return torch.cat([base_TD, map_HWD.flatten(0, 1)])
@@ -48,20 +51,3 @@ def pack_mask(layout: ImageLayout | VideoLayout, scope: str, device: torch.devic
     is_main = torch.arange(layout.num_tokens, device=device)[:, None] < main_tokens
     return is_main if scope == "main" else ~is_main
 
-
-def _join(tiles_CTD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-    """Tiles side by side: (rows * side, columns * side, D)."""
-    columns, rows = grid
-    side = round(tiles_CTD.shape[1] ** 0.5)
-    tiles = tiles_CTD.unflatten(1, (side, side)).unflatten(0, (rows, columns))
-    return tiles.transpose(1, 2).flatten(2, 3).flatten(0, 1)
-
-
-def _fit(map_HWD: torch.Tensor, layout: ImageLayout) -> torch.Tensor:
-    """Removes the padding, then shrinks (bilinear, no antialiasing) if the layout says so."""
-    top, left, rows, columns = layout.window
-    map_HWD = map_HWD[top : top + rows, left : left + columns]
-    if not layout.shrunk:
-        return map_HWD
-    resized = interpolate(map_HWD.permute(2, 0, 1)[None], size=(layout.rows, layout.columns), mode="bilinear")
-    return resized[0].permute(1, 2, 0)

@@ -227,7 +227,10 @@ def describe_image(image: PreviewedImage, number: int) -> list[str]:
             lines.append(f"    patches kept in crops {begin} to {begin + wide - 1}: {' '.join(map(str, counts))}")
         newlines = f" + {layout.rows} newlines" if layout.row_newline else ""
         total = layout.num_tokens - layout.base_tokens
-        lines.append(f"    {layout.rows} rows x {layout.columns} columns{newlines} = {total}")
+        if (layout.rows, layout.columns) == (0, 0):
+            lines.append("    none in the sequence: the model's fusion takes them in by another way")
+        else:
+            lines.append(f"    {layout.rows} rows x {layout.columns} columns{newlines} = {total}")
     return lines
 
 
