@@ -95,7 +95,7 @@ class TilingConfig:
         )
 
     def to_dict(self) -> dict:
-        """The fields as JSON values; without those that follow from the model's fusion, where they are at their defaults."""
+        """The fields as JSON values; those that a model's fusion decides only where it decides otherwise than most."""
         values = {**asdict(self), "pinpoints": [list(pinpoint) for pinpoint in self.pinpoints]}
         defaults = {one.name: one.default for one in fields(self) if one.name in OF_FUSION}
         return {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}

@@ -5,6 +5,7 @@ from typing import Any
 
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
+from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
@@ -12,6 +13,7 @@ from llava.fusion.configs.none import NoneConfig
 KINDS: list[type[FusionConfig]] = [
     NoneConfig,
     ManagerConfig,
+    DeepstackConfig,
     DeepstackQwen3Config,
 ]
 METHODS = {kind.method: kind for kind in KINDS}

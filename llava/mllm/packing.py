@@ -50,4 +50,3 @@ def pack_mask(layout: ImageLayout | VideoLayout, scope: str, device: torch.devic
     main_tokens = layout.base_tokens if isinstance(layout, ImageLayout) and layout.num_crops > 1 else layout.num_tokens
     is_main = torch.arange(layout.num_tokens, device=device)[:, None] < main_tokens
     return is_main if scope == "main" else ~is_main
-

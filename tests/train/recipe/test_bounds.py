@@ -6,8 +6,9 @@ from typing import get_args
 import pytest
 
 from llava.errors import LlavaError
+from llava.fusion.methods import METHODS
 from llava.train.recipe.checks import check_recipe
-from llava.train.recipe.schema import all_recipe_keys
+from llava.train.recipe.schema import all_recipe_keys, recipe_keys
 
 KEYS = all_recipe_keys()
 BOUNDS = {key: field.bounds for key, field in KEYS.items() if field.bounds is not None}
@@ -32,6 +33,9 @@ BEYOND |= {key: ["-1", "-1e-9", "nan", "inf", "-inf", ".nan", "1e400"] for key i
 
 def faults_of(tiny_recipe, key: str, value) -> list[str]:
     needed = NEEDED.get(key, NEEDED.get(key.partition(".")[0], {}))
+    methods = [method for method in METHODS if key in recipe_keys(method)]
+    if "manager" not in methods:  # the arm's own
+        needed = needed | {"fusion.method": methods[0]}
     try:
         check_recipe(tiny_recipe("2", **{"model.start_from": "x", **needed, key: value}), 1, dry_run=True)
     except LlavaError as error:
