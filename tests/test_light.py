@@ -61,7 +61,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "chat": (),
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
-        "demo": ("make", "pretrain"),
+        "demo": ("make", "pretrain", "text_pages"),
     }
 
 

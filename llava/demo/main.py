@@ -1,39 +1,62 @@
-"""`llava demo`: writes the digit pages as a training mixture and a test set, and pretrains the tiny towers."""
+"""`llava demo`: writes pages as a training mixture and a test set, and makes the small models that read them."""
 
 import sys
 from argparse import Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser
+from llava.demo.fonts import FONTS
 from llava.errors import LlavaError
 
 
 def main(argv: list[str]) -> int:
-    """`make` writes the data, `pretrain` the two models; each into a folder that must not exist yet."""
-    parser = ArgumentParser(prog="llava demo", description="The digit pages, and the tiny models that read them.")
+    """`make` and `text_pages` write data, `pretrain` models; each into a folder that must not exist yet."""
+    parser = ArgumentParser(prog="llava demo", description="Pages of digits and of text, and models that read them.")
     commands = parser.add_commands()
-    make = commands.add_parser("make", help="write pages, questions, mixtures and the test set")
-    make.add_argument("folder", type=Path)
-    make.add_argument("--captions", type=int, default=3000, help="notes of stage 1 (default 3000)")
-    make.add_argument("--pages", type=int, default=12000, help="pages of stages 1.5 and 2 together (default 12000)")
-    make.add_argument("--test_pages", type=int, default=300, help="held-out pages (default 300)")
-    pretrain = commands.add_parser("pretrain", help="train the tiny SigLIP and Qwen2")
+    make = commands.add_parser("make", help="write digit pages, questions, mixtures and the test set")
+    text_pages = commands.add_parser("text_pages", help="the same of pages of prose, in many typefaces")
+    for command, what in ((make, "notes"), (text_pages, "notes of one tile")):
+        command.add_argument("folder", type=Path)
+        command.add_argument("--captions", type=int, default=3000, help=f"{what} of stage 1 (default 3000)")
+        command.add_argument("--pages", type=int, default=12000, help="pages of stages 1.5 and 2 (default 12000)")
+        command.add_argument("--test_pages", type=int, default=300, help="held-out pages (default 300)")
+    text_pages.add_argument("--tile", type=int, default=112, help="pixels per side of the tower's crop (default 112)")
+    text_pages.add_argument("--across", type=int, default=2, help="tiles per side of a page (default 2)")
+    text_pages.add_argument(
+        "--font_sizes", type=int, nargs=2, default=(10, 13), metavar=("FROM", "TO"), help="in pixels (default 10 13)"
+    )
+    text_pages.add_argument(
+        "--fonts", default="matplotlib", choices=FONTS, help="which typefaces; all needs make demo-real"
+    )
+    pretrain = commands.add_parser("pretrain", help="train the tiny SigLIP and Qwen2 of the digit pages")
     pretrain.add_argument("folder", type=Path)
     pretrain.add_argument("--tower_steps", type=int, default=600)
     pretrain.add_argument("--language_model_steps", type=int, default=600)
-    for command in (make, pretrain):
+    for command in (make, text_pages, pretrain):
         command.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    if arguments.command == "make":
-        from llava.demo.digit_pages import DIGIT_PAGES
-        from llava.demo.mixture import write_mixture
+    if arguments.command == "pretrain":
+        _pretrain(arguments)
+    else:
+        _write_pages(arguments)
+    return 0
 
-        write_mixture(
-            arguments.folder, DIGIT_PAGES, arguments.captions, arguments.pages, arguments.test_pages, arguments.seed
-        )
-        return 0
+
+def _write_pages(arguments: Namespace) -> None:
+    from llava.demo.digit_pages import DIGIT_PAGES
+    from llava.demo.mixture import write_mixture
+    from llava.demo.text_pages import Layout, text_pages
+
+    content = DIGIT_PAGES
+    if arguments.command == "text_pages":
+        layout = Layout(arguments.tile, arguments.across, tuple(arguments.font_sizes), arguments.fonts)
+        content = text_pages(layout)
+    write_mixture(arguments.folder, content, arguments.captions, arguments.pages, arguments.test_pages, arguments.seed)
+
+
+def _pretrain(arguments: Namespace) -> None:
     from llava.demo.pretrain import pretrain_language_model, pretrain_tower
 
     seed = arguments.seed
@@ -41,7 +64,6 @@ def main(argv: list[str]) -> int:
     print(f"vision tower: {tower:.1%} of held-out digits labelled right", file=sys.stderr)
     language_model = pretrain_language_model(arguments.folder / "qwen2", arguments.language_model_steps, seed=seed)
     print(f"language model: {language_model:.1%} of answer tokens right on text pages", file=sys.stderr)
-    return 0
 
 
 def _check(arguments: Namespace) -> None:

@@ -84,6 +84,10 @@ LIVE = {"question": TEXT, "images": IMAGES}, {"answer": TEXT, "criteria": ANY_TE
 # task -> what it asks with, and what it scores with besides
 FIELDS: dict[str, tuple[dict[str, Rule], dict[str, Rule]]] = {
     "digit_pages": (ASKED, {"answers": TEXTS, "kind": _one_of("place", "read", "count", "compare")}),
+    "text_pages": (
+        ASKED,
+        {"answers": TEXTS, "kind": _one_of("after", "first", "last", "heading", "number", "lines")},
+    ),
     "vqav2_val": (ASKED, {"answers": VOTES}),
     "ok_vqa_val2014": (ASKED, {"answers": TEXTS}),
     "gqa": (ASKED, {"answer": TEXT}),

@@ -111,8 +111,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--tasks",
         metavar="T,T,...",
-        help="in place of a suite: tasks, groups and tags of lmms-eval, digit_pages, and paths of tasks' YAML files or "
-        "of folders with them",
+        help="in place of a suite: tasks, groups and tags of lmms-eval, digit_pages, text_pages, and paths of tasks' "
+        "YAML files or of folders with them",
     )
     parser.add_argument("--data", type=Path, metavar="ROOT", help="local data, see below (default: from the hub)")
     parser.add_argument("--out", required=True, type=Path, metavar="RUN", help="run folder; its name is the column")
