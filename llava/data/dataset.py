@@ -274,8 +274,9 @@ class SupervisedDataset(Dataset):
         image_processor = self.processor.image_processor
         several = np.repeat(images.counts > 1, images.counts)
         crops, tokens = image_processor.count_layouts(images.values, several)
-        video = image_processor.video_layout(1)
-        frame_tokens = frames.values * (video.num_tokens - 1) + 1
+        frame_tokens = frames.values
+        if len(frames.values):  # else the model may be one that takes no videos
+            frame_tokens = frames.values * (image_processor.video_layout(1).num_tokens - 1) + 1
         num_frames = frames.sums(frames.values)
         return VisualCounts(
             images.sums(crops) + num_frames,

@@ -9,12 +9,14 @@ from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
+from llava.fusion.configs.sti import StiConfig
 
 KINDS: list[type[FusionConfig]] = [
     NoneConfig,
     ManagerConfig,
     DeepstackConfig,
     DeepstackQwen3Config,
+    StiConfig,
 ]
 METHODS = {kind.method: kind for kind in KINDS}
 

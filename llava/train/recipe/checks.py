@@ -121,6 +121,11 @@ def _combinations(recipe: Recipe) -> list[str]:
     if model.start_from is None and len(sources) < 2:
         faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
     faults += [f"fusion.{fault}" for fault in fusion.faults()] + _lora_keys(recipe.lora, recipe.components)
+    if recipe.tiling.aspect_ratio.startswith("anyres") and not fusion.takes_tiles:
+        aspect_ratio = recipe.tiling.aspect_ratio
+        faults.append(
+            f"fusion.method {fusion.method} takes one crop an image, tiling.aspect_ratio {aspect_ratio} adds tiles"
+        )
     faults += _eval_keys(recipe.eval) + _layer_keys(recipe.run, recipe.lora)
     present = [field.name for field in fields(recipe.components) if field.name != "fusion" or fusion.method != "none"]
     if not any(getattr(recipe.components, name).trained for name in present):

@@ -15,8 +15,9 @@ BOUNDS = {key: field.bounds for key, field in KEYS.items() if field.bounds is no
 # Judged beside other keys, and layers, which are judged when the model is known.
 JUDGED_TOGETHER = {"data.video_fps", "data.frames_upbound"}
 LAYERS = {f"fusion.{name}" for name in ("vision_start", "vision_end", "injection_start", "injection_end")}
-NEEDED = {  # keys without which a number has no effect, which would be another fault
+NEEDED = {  # keys without which a number has no effect or does not fit, which would be another fault
     "eval": {"eval.data": "captions.json"},
+    "fusion.pool": {"tiling.aspect_ratio": "square"},
     "optim.global_batch_size": {"optim.batch_size": 1},
     "lora": {"components.language_model.lora": True, "components.language_model.trained": True},
 }

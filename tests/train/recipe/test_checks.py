@@ -47,6 +47,10 @@ def test_the_tiny_stage_1_is_without_fault(tiny_recipe):
             {"fusion.question": "released", "fusion.query": "self"},
             "fusion.question released is for no manager: fusion.query is self",
         ),
+        (
+            {"fusion.method": "sti", "tiling.aspect_ratio": "anyres", "tiling.pinpoints": "(1x1),...,(6x6)"},
+            "fusion.method sti takes one crop an image, tiling.aspect_ratio anyres adds tiles",
+        ),
         ({"fusion.interval": 0}, "fusion.interval must be at least 1; found 0"),
         ({"fusion.vision_interval": 0}, "fusion.vision_interval must be at least 1; found 0"),
         ({"components.projector.trained": False, "components.fusion.trained": False}, "nothing trains"),
