@@ -79,7 +79,7 @@ class FusionCost:
     Per visual token in the language model: from_hidden: operations of the method's products with its hidden states.
     from_packed: with what is packed beside it.
     pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
-    depends on the method's weights.
+    depends on the method's weights. before_projector: whether the visual input depends on them.
     """
 
     maps: int = 0
@@ -91,6 +91,7 @@ class FusionCost:
     from_packed: int = 0
     pairs: int = 0
     first_layer: int = 0
+    before_projector: bool = False
 
 
 class SelfInitialised(nn.Module):
@@ -161,9 +162,16 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
         return {}
 
 
-def init_as_linear(linear: nn.Linear) -> None:
-    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
-    bound = linear.in_features**-0.5
+def init_as_linear(linear: nn.Linear, drawn_width: int | None = None) -> None:
+    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range.
+
+    drawn_width: how many of the weight's first columns are drawn, as those of a layer that has no more; the others are
+    zero. None for all.
+    """
+    width = linear.in_features if drawn_width is None else drawn_width
+    bound = width**-0.5
     init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
         init.uniform_(linear.bias, -bound, bound)
+    if width < linear.in_features:
+        init.copy_(linear.weight, nn.functional.pad(linear.weight[:, :width], (0, linear.in_features - width)))

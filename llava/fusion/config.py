@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from llava.anyres import InSequence  # imports numpy
     from llava.fusion.base import Fusion
 
+# How a method begins, where its own start is another model than the baseline: as its paper says, or as the baseline.
+Initialisation = Literal["own", "zero"]
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -83,6 +86,10 @@ class FusionConfig:
         """The width of what the projector gets."""
         return sizes.vision_width
 
+    def drawn_width(self, sizes: Sizes) -> int:
+        """How many channels of that the projector begins with, the first; its weights of the others begin at zero."""
+        return self.visual_width(sizes)
+
     def extra_tokens(self, crop_tokens: int) -> int:
         """How many tokens visual_input has behind a crop's own `crop_tokens`; the tiling counts them from here on."""
         return 0
@@ -113,7 +120,7 @@ class FusionConfig:
 
     def weights_follow(self) -> dict[str, Any]:
         """The fields that trained weights depend on: a stage must start from a model in which they are the same."""
-        return {name: value for name, value in asdict(self).items() if name != "method"}
+        return {name: value for name, value in asdict(self).items() if name not in ("method", "initialisation")}
 
     def describe(self) -> str:
         """The method in words, for a resolved configuration."""

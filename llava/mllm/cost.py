@@ -73,14 +73,15 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     patches, layers = _tower(config)
     method = config.fusion.implementation().cost(config.fusion, config.sizes)
     first, second = _projector(config, 1 + method.maps)
+    behind_fusion = fusion and method.before_projector
     text_layers = config.text_config.num_hidden_layers
     behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
     packed = fusion or tower or newline or (projector and method.maps > 0)  # has a gradient
     return Cost(
         crop=patches * (1 + tower)
         + layers * (1 + 2 * tower)
-        + first * (1 + projector + tower)
-        + second * (1 + projector + (projector or tower))
+        + first * (1 + projector + (tower or behind_fusion))
+        + second * (1 + projector + (projector or tower or behind_fusion))
         + method.from_states * (1 + fusion + tower)
         + method.from_weights * (1 + fusion + (fusion or tower))
         + method.sums * (1 + 2 * anything),

@@ -94,7 +94,8 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         super().__init__(config)
         text_width = config.text_config.hidden_size
         self.vision_tower = MultiLayerSiglip(config.vision_config)
-        self.multi_modal_projector = MultiModalProjector(config.fusion.visual_width(config.sizes), text_width)
+        visual_width, drawn_width = config.fusion.visual_width(config.sizes), config.fusion.drawn_width(config.sizes)
+        self.multi_modal_projector = MultiModalProjector(visual_width, text_width, drawn_width)
         self.image_newline = ImageNewline(text_width)
         self.fusion = config.fusion.implementation()(config.fusion, config.sizes)
         self.language_model = ManagedQwen2Model(config.text_config)

@@ -8,17 +8,25 @@ from llava.fusion.base import SelfInitialised, init_as_linear
 
 
 class MultiModalProjector(SelfInitialised):
-    """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through."""
+    """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through.
 
-    def __init__(self, vision_width: int, text_width: int):
+    Args:
+        vision_width: Of what it is given.
+        text_width: Of what it returns.
+        drawn_width: How many of the first channels it begins with, as a projector of no more; the others begin without
+            weight. None for all.
+    """
+
+    def __init__(self, vision_width: int, text_width: int, drawn_width: int | None = None):
         super().__init__()
+        self.drawn_width = drawn_width
         self.linear_1 = nn.Linear(vision_width, text_width)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(text_width, text_width)
 
     def initialise(self) -> None:
         """As torch's nn.Linear."""
-        init_as_linear(self.linear_1)
+        init_as_linear(self.linear_1, self.drawn_width)
         init_as_linear(self.linear_2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

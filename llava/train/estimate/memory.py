@@ -199,7 +199,8 @@ def activation_bytes(
         kept += layers * patches * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
     else:
         kept += states * patches * vision.hidden_size
-    if {"vision_tower", "projector"} & set(trained):
+    in_front = {"vision_tower", "projector", *(["fusion"] if fusion.before_projector else [])}
+    if in_front & set(trained):
         # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
         inside = 1 if "projector" in checkpointed else maps
         kept += (maps + 2 * inside) * patches * text.hidden_size

@@ -1,0 +1,345 @@
+"""What holds for every method of fusion, against its slow twin and against the baseline.
+
+A new method adds a file to twins/, with a subclass of Twin and a row of CASES, and nothing here: twins/twin.py says
+what both answer. What only one method has is tested in a file of its own.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from llava.anyres import TilingConfig
+from llava.convert.to_remote_code import write_code
+from llava.data.collator import Collator
+from llava.data.schema import Sample, Turn
+from llava.errors import LlavaError
+from llava.fusion.configs.none import NoneConfig
+from llava.fusion.methods import METHODS
+from llava.mllm import LlavaOVManagerForConditionalGeneration
+from llava.mllm.cost import training_cost
+from llava.mllm.parts import FUSION, PREFIXES
+from llava.mllm.questions import question_finder
+from llava.train.mllm.recompute_compile import checkpoint
+from tests.conftest import GRID, TILE
+from tests.fusion.twins.twin import Case, slow_logits
+
+PINPOINTS = [[56, 112], [112, 56], [112, 112]]
+TILINGS = {
+    "max_9": GRID,
+    "anyres": TilingConfig.from_llava("anyres", "spatial_unpad", PINPOINTS, TILE),
+    "flat": TilingConfig.from_llava("anyres", "flat", PINPOINTS, TILE),
+    "square": TilingConfig(),
+}
+
+
+CASES: dict[str, Case] = {}
+for path in sorted(Path(__file__).with_name("twins").glob("*.py")):
+    CASES |= getattr(importlib.import_module(f"tests.fusion.twins.{path.stem}"), "CASES", {})
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def test_every_method_is_tested():
+    assert {case.config.method for case in CASES.values()} == METHODS.keys()
+
+
+@pytest.fixture
+def make_awake(make_config, make_processor):
+    """A function: a case to a model no weight of whose fusion has the value that it begins with, and its processor."""
+
+    def make(case: Case, tiling: TilingConfig | None = None):
+        model = make_new(make_config(tiling or tiling_of(case), case.config))
+        generator = torch.Generator().manual_seed(1)
+        for parameter in model.model.fusion.parameters():
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        return model, make_processor(model.config.tiling)
+
+    return make
+
+
+def tiling_of(case: Case) -> TilingConfig:
+    """The first of TILINGS that it takes."""
+    return next(tiling for name, tiling in TILINGS.items() if name not in case.refused)
+
+
+def make_new(config) -> LlavaOVManagerForConditionalGeneration:
+    torch.manual_seed(0)
+    return LlavaOVManagerForConditionalGeneration(config).eval()
+
+
+@pytest.fixture
+def samples(make_image):
+    """A large image, none, and two small ones."""
+    return [
+        ((Turn("human", "<image>\nWhat is in the picture?"),), [make_image(150, 97)], []),
+        ((Turn("human", "What is it?"),), [], []),
+        ((Turn("human", "<image> <image>\nWhich?"),), [make_image(60, 40, 1), make_image(40, 90, 2)], []),
+    ]
+
+
+@pytest.fixture
+def clips(make_image):
+    """A video; a video and an image, the video first."""
+    return [
+        ((Turn("human", "<video>\nWhat is in the picture?"),), [], [[make_image(70, 40, seed) for seed in range(3)]]),
+        ((Turn("human", "<video> <image>\nA car?"),), [make_image(100, 70, 1)], [[make_image(70, 40, 4)] * 2]),
+    ]
+
+
+def shown_in(inputs, sample) -> list:
+    """What slow_logits takes for `visuals`, of a sample alone."""
+    _, images, videos = sample
+    crops, shown = inputs.get("pixel_values", torch.empty(0)), []
+    for image in images:
+        taken = len(crops) if len(images) == 1 else 1
+        shown.append((crops[:taken], image.size))
+        crops = crops[taken:]
+    frames = inputs.get("pixel_values_videos", torch.empty(0))
+    for video in videos:
+        shown.append((frames[: len(video)], None))
+        frames = frames[len(video) :]
+    return shown
+
+
+def slow_of(case, model, processor, sample, answer=()) -> tuple[torch.Tensor, dict]:
+    """(slow logits, inputs) of a sample alone, with tokens behind its prompt."""
+    inputs = processor.encode_prompts([sample])
+    ids = inputs["input_ids"][0].tolist()
+    return slow_logits(case.twin(model), [*ids, *answer], shown_in(inputs, sample)), inputs
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+@each_case
+def test_a_left_padded_batch_equals_the_slow_model(case, tiling, make_awake, samples):
+    if tiling in case.refused:
+        with pytest.raises(LlavaError, match=case.refused[tiling]):
+            make_awake(case, TILINGS[tiling])
+        return
+    model, processor = make_awake(case, TILINGS[tiling])
+    with torch.no_grad():
+        together = model(**processor.encode_prompts(samples)).logits
+        for row, sample in enumerate(samples):
+            expected, _ = slow_of(case, model, processor, sample)
+            torch.testing.assert_close(together[row, -len(expected) :], expected, atol=2e-5, rtol=1e-4)
+
+
+@each_case
+def test_videos_equal_the_slow_model(case, make_awake, clips):
+    model, processor = make_awake(case)
+    if "video" in case.refused:
+        with pytest.raises(LlavaError, match=case.refused["video"]):
+            processor.encode_prompts(clips)
+        return
+    with torch.no_grad():
+        together = model(**processor.encode_prompts(clips)).logits
+        for row, sample in enumerate(clips):
+            expected, _ = slow_of(case, model, processor, sample)
+            torch.testing.assert_close(together[row, -len(expected) :], expected, atol=2e-5, rtol=1e-4)
+
+
+@each_case
+def test_gradients_equal_those_of_the_slow_model(case, make_awake, samples):
+    (model, processor), found = make_awake(case), {}
+    for backward in ("slow", "fast", "recomputed"):
+        if backward == "recomputed":  # two samples in one batch, too
+            checkpoint(model.train(), ("vision_tower", "projector", "language_model"))
+        model.zero_grad()
+        for sample in samples[::2]:
+            slow, inputs = slow_of(case, model.eval(), processor, sample)
+            logits = slow if backward == "slow" else model.train(backward == "recomputed")(**inputs).logits[0]
+            logits.square().mean().backward()
+        found[backward] = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    needed = {name for name, _ in model.named_parameters() if not any(part in name for part in case.without_gradient)}
+    assert {name for name in needed if name.startswith(FUSION)} <= found["slow"].keys()
+    for other in ("fast", "recomputed"):  # what takes part for the sake of ranks has a gradient of zero
+        assert not any(found[other].pop(name).any() for name in found[other].keys() - found["slow"].keys())
+        assert found[other].keys() == found["slow"].keys()
+    for name, gradient in found["slow"].items():
+        assert gradient.abs().max() > 0 or "k_proj.bias" in name, name
+        for other in ("fast", "recomputed"):
+            torch.testing.assert_close(
+                found[other][name], gradient, atol=2e-6, rtol=1e-3, msg=lambda m, n=name, o=other: f"{o} {n} {m}"
+            )
+
+
+@each_case
+def test_samples_that_share_a_row_equal_each_alone(case, make_awake, samples):
+    (model, processor), items = make_awake(case), []
+    for turns, images, _ in samples:
+        sample = Sample("", (*turns, Turn("gpt", "A red car.")), ("",) * len(images), "", ())
+        rules = {"template": "qwen_1_5", "label_rule": "answers", "max_length": 1024}
+        items.append(processor.encode_sample(sample, images, [], **rules))
+    questions = question_finder(model.config)
+    with torch.no_grad():
+        row = model(**Collator(0, packing=True, questions=questions)(items), use_cache=False).logits[0]
+        padded = model(**Collator(0, questions=questions)(items), use_cache=False).logits
+        alone = [model(**Collator(0, questions=questions)([item]), use_cache=False).logits[0] for item in items]
+    torch.testing.assert_close(row, torch.cat(alone), atol=2e-5, rtol=1e-4)
+    for found, expected in zip(padded, alone, strict=True):
+        torch.testing.assert_close(found[: len(expected)], expected, atol=2e-5, rtol=1e-4)
+
+
+@each_case
+def test_generation_with_a_cache_equals_the_slow_model(case, make_awake, samples):
+    model, processor = make_awake(case)
+    output = model.generate(**processor.encode_prompts(samples), max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    for row, sample in enumerate(samples):
+        answer = output[row, -3:].tolist()
+        with torch.no_grad():
+            logits = slow_of(case, model, processor, sample, answer[:-1])[0][-3:]
+        logits[:, model.config.text_config.eos_token_id] = -torch.inf
+        assert logits.argmax(-1).tolist() == answer
+
+
+@each_case
+def test_it_is_saved_and_loads_strictly_in_other_precisions_too(case, make_awake, samples, tmp_path):
+    model, processor = make_awake(case)
+    model.save_pretrained(tmp_path)
+    inputs = processor.encode_prompts(samples)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    for dtype, tolerance in ((torch.float32, 0.0), (torch.bfloat16, 0.1), (torch.float16, 0.02)):
+        loaded, info = LlavaOVManagerForConditionalGeneration.from_pretrained(
+            tmp_path, dtype=dtype, output_loading_info=True
+        )
+        assert not any(info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched"))
+        assert loaded.config.fusion == model.config.fusion == case.config.resolved(4, 6)
+        with torch.no_grad():
+            logits = loaded(**inputs).logits
+        assert logits.dtype == dtype
+        places = inputs["attention_mask"].bool()
+        difference = (logits.float() - expected)[places].abs().max()
+        assert difference <= tolerance * expected[places].abs().max(), (dtype, difference)
+
+
+@each_case
+def test_it_trains_under_autocast(case, make_awake, samples):
+    model, processor = make_awake(case)
+    inputs = processor.encode_prompts(samples)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model.train()(**inputs, labels=inputs["input_ids"]).loss
+    loss.backward()
+    for name, parameter in model.model.fusion.named_parameters():
+        if not any(part in name for part in case.without_gradient):
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.dtype == torch.float32
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The modeling files that an export writes, as a package by their own."""
+    folder = tmp_path_factory.mktemp("exported")
+    (folder / "exported_llava").mkdir()
+    write_code(folder / "exported_llava")
+    sys.path.insert(0, str(folder))
+    yield lambda module: importlib.import_module(f"exported_llava.{module}")
+    sys.path.remove(str(folder))
+
+
+@each_case
+def test_exported_code_is_the_same_model(case, exported, make_awake, samples):
+    model, processor = make_awake(case)
+    config = exported("mllm_configuration").LlavaOVManagerConfig(**model.config.to_dict())
+    assert type(config.fusion).__module__.startswith("exported_llava.fusion_configs_")
+    remote = exported("mllm_modeling").LlavaOVManagerForConditionalGeneration(config).eval()
+    remote.load_state_dict(model.state_dict(), strict=True)
+    inputs = processor.encode_prompts(samples)
+    with torch.no_grad():
+        assert torch.equal(remote(**inputs).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.neutral is not None])
+def test_it_begins_as_the_baseline_bit_for_bit(name, make_config, make_processor, samples):
+    """Forward and backward, with the projector's first columns for the baseline's."""
+    case, found = CASES[name], []
+    model, baseline = (make_new(make_config(tiling_of(case), fusion)) for fusion in (case.neutral, NoneConfig()))
+    width = baseline.config.vision_config.hidden_size
+    first = "model.multi_modal_projector.linear_1.weight"
+    weights = {key: weight for key, weight in model.state_dict().items() if not key.startswith(FUSION)}
+    baseline.load_state_dict(weights | {first: weights[first][:, :width].contiguous()})
+    inputs = make_processor(model.config.tiling).encode_prompts(samples)
+    for one in (model, baseline):
+        logits = one(**inputs).logits
+        logits.square().mean().backward()
+        gradients = {key: parameter.grad for key, parameter in one.named_parameters() if not key.startswith(FUSION)}
+        gradients[first] = gradients[first][:, :width]
+        found.append((logits, gradients))
+    (logits, gradients), (expected, expected_gradients) = found
+    assert torch.equal(logits, expected)
+    for key, gradient in expected_gradients.items():
+        assert (gradients[key] is None) if gradient is None else torch.equal(gradients[key], gradient), key
+
+
+TRAINED = [
+    (),
+    ("vision_tower",),
+    ("projector",),
+    ("fusion",),
+    ("projector", "fusion"),
+    ("language_model",),
+    tuple(PREFIXES),
+]
+
+
+@pytest.mark.parametrize("trained", TRAINED, ids=lambda trained: "+".join(trained) or "forward")
+@each_case
+def test_its_cost_is_what_torch_counts(case, trained, make_awake, samples):
+    """Of one sample; eager attention is plain matrix products, the masked half of them too. Sums are no products."""
+    model, processor = make_awake(case)
+    config = model.train().config
+    if trained == ("fusion",) and not any(True for _ in model.model.fusion.parameters()):
+        pytest.skip("has no weights")
+    model.set_attn_implementation("eager")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(tuple(prefix for part in trained for prefix in PREFIXES[part])))
+    inputs = processor.encode_prompts(samples[:1])
+    inputs.pop("attention_mask")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    labels[0, -1] = 6
+    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(bool(trained)):
+        loss = model(**inputs, labels=labels, skip_logits=True).loss
+        if trained:
+            loss.backward()
+    cost, crops, length = training_cost(config, trained), len(inputs["pixel_values"]), inputs["input_ids"].shape[1]
+    sums = config.fusion.implementation().cost(config.fusion, config.sizes).sums * (3 if trained else 1)
+    visible = int((inputs["input_ids"] == config.image_token_id).sum())
+    expected = cost(crops, length, 1, None, visible, visible**2) + cost.token_pair * length**2 - sums * crops
+    assert expected == pytest.approx(counter.get_total_flops(), rel=max(case.uncounted, 1e-12))
+
+
+@pytest.mark.parametrize("shown", [0, 2], ids=["blank", "images"])
+@each_case
+def test_weights_are_used_as_zero_3_hands_them_out(case, shown, make_awake, samples):
+    """Only inside the forward of the module that owns them, each once, whether a micro-batch has images or not."""
+    model, processor = make_awake(case)
+    model.model.without_images = "all"
+    inputs = processor.encode_prompts([samples[2 if shown else 1]])
+    with torch.no_grad():
+        expected = model(**inputs, use_cache=False).logits
+    calls = {}
+    for name, module in model.model.fusion.named_modules():
+        own = list(module.parameters(recurse=False))
+        if not own:
+            continue
+        calls[name] = 0
+        held = [parameter.data for parameter in own]
+
+        def gather(_, arguments, own=own, held=held):
+            for parameter, data in zip(own, held, strict=True):
+                parameter.data = data
+
+        def release(_, arguments, outputs, own=own, name=name):
+            calls[name] += 1
+            for parameter in own:
+                parameter.data = torch.empty(0)
+
+        module.register_forward_pre_hook(gather)
+        module.register_forward_hook(release)
+        release(module, (), None)
+        calls[name] = 0
+    with torch.no_grad():
+        assert torch.equal(model(**inputs, use_cache=False).logits, expected)
+    assert set(calls.values()) <= {1}, calls
