@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM while training: note it, save at the next step, exit. And no rank outlives its launcher."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from threading import Thread
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAUNCHER = "LLAVA_LAUNCHER"  # the variable in which llava/train/launch.py tells its ranks its process id
+LOOK = 2  # seconds between a data loader's worker's looks at whether its rank still runs
 
 
 class StopRequest:
@@ -41,15 +43,21 @@ class StopRequest:
 
 
 def heed_parent_alone() -> None:
-    """For a data loader's worker: torchrun, terminals and schedulers signal it too, and its parent needs it still."""
+    """For a data loader's worker: torchrun, terminals and schedulers signal it too, and its parent needs it still.
+
+    It ends with its parent, also where that ended before the worker came here: torch's own look takes whoever is the
+    parent by then for the one that started it, and would wait for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    Thread(target=_end_with, args=(multiprocessing.parent_process().pid,), daemon=True).start()
 
 
 def _end_with(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
+    while os.getppid() == parent:
+        heard = signal.sigtimedwait({signal.SIGTERM}, LOOK)
+        if heard is not None and heard.si_pid == parent:
+            break
     os._exit(0)
 
 
