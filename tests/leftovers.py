@@ -17,14 +17,17 @@ def adopt() -> None:
 
 
 def end_leftovers(patience: float = 10) -> list[str]:
-    """Kills the processes below this one that have not ended within `patience` seconds; returns their command lines."""
+    """Kills the processes below this one that have not ended within `patience` seconds; returns what they are.
+
+    A fork has the command line of what it was forked from; it may have a name of its own, as pt_data_worker.
+    """
     servers = {*SERVERS, forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid}
     started = [process for process in psutil.Process().children(recursive=True) if process.pid not in servers]
     _, left = psutil.wait_procs(started, patience)
     lines = []
     for process in left:
         try:
-            lines.append(f"process {process.pid}: {' '.join(process.cmdline())}")
+            lines.append(f"process {process.pid}, {process.name()}: {' '.join(process.cmdline())}")
             process.kill()
         except psutil.NoSuchProcess:
             continue

@@ -20,5 +20,5 @@ def test_an_orphan_is_told_and_ended():
     done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, check=True, timeout=60)
     orphan, rest = done.stdout.splitlines()
     assert orphan.startswith("process ")
-    assert orphan.endswith(": sleep 60")
+    assert orphan.endswith(", sleep: sleep 60")
     assert rest == "[] None"
