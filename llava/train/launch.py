@@ -1,6 +1,7 @@
 """torchrun, for scripts/train/launch.sh: how a run failed is told in one line, without torchrun's own traceback.
 
-Takes torchrun's arguments. Ranks that end with TOLD have said why; any other end names the rank that was first.
+Takes torchrun's arguments. Ranks that end with TOLD have said why; any other end names the rank that the others
+followed, see `cause`.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import signal
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock, Thread
@@ -22,7 +23,7 @@ from typing import NoReturn
 import psutil
 from torch.distributed import DistError, run
 from torch.distributed.elastic.multiprocessing import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from llava.train.loop.stop import LAUNCHER
 from llava.train.rank import end_with
@@ -30,7 +31,8 @@ from llava.train.ranks.watch import WORKING, ends_store, tell_end
 
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
 PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts
-LOOK = 0.5  # seconds between looks at the ranks
+LOOK = 0.5  # seconds between looks at the ranks, of which the end of one is another
+DYING = 10  # seconds that a killed process may take to end; torchrun kills, too, but 30 s after its SIGTERM
 
 
 class Waits(Thread):
@@ -46,10 +48,12 @@ class Waits(Thread):
         super().__init__(daemon=True)
         self.working = working  # the folder of those ranks' files that have not left the run, named after their process
         self.places: dict[int, dict[str, str]] = {}  # {process: its environment} of all ranks
-        self.ended: set[int] = set()
+        self.began = time.monotonic()
+        self.ends: dict[int, float] = {}  # {process: when it was seen to have ended}
         self.lock = Lock()
         self.signals, writer = os.pipe()
         os.set_blocking(writer, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # what has a handler is written to the pipe
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def run(self) -> None:
@@ -60,7 +64,7 @@ class Waits(Thread):
             number = os.read(self.signals, 1)[0] if heard else 0
             if self.look():
                 had_ranks, since = True, time.monotonic()
-            elif number:
+            elif number not in (0, signal.SIGCHLD):
                 time.sleep(LOOK)  # where torchrun does hear it, it ends by itself
                 self.end(128 + number)
             elif had_ranks and time.monotonic() - since > PATIENCE:
@@ -73,30 +77,53 @@ class Waits(Thread):
         shutil.rmtree(self.working, ignore_errors=True)
         os._exit(status)
 
-    def look(self, failed: Collection[int] = ()) -> bool:
-        """Tells the run of ranks that have ended since the last look, and had not left; returns whether any still runs.
-
-        failed: processes that are told in any case.
-        """
+    def look(self) -> bool:
+        """Tells the run of ranks that have ended since the last look, and had not left; returns whether any runs."""
         with self.lock:
-            ranks = _ranks()
-            self.places |= {rank.pid: _environment(rank) for rank in ranks if rank.pid not in self.places}
-            ended = self.places.keys() - {rank.pid for rank in ranks}
-            for process in (ended - self.ended) | set(failed):
-                if process in failed or (self.working / str(process)).exists():
-                    _tell_end(process, self.places.get(process, {}))
-            self.ended |= ended
+            ended = [process for process in self.places if process not in self.ends and not _runs(process)]
+            self.ends |= dict.fromkeys(ended, time.monotonic())
+            for process in ended:
+                if (self.working / str(process)).exists():
+                    _tell_end(process, self.places[process])
+            ranks = [child for child in psutil.Process().children() if _runs(child.pid)]
+            new = [rank for rank in ranks if "RANK" not in self.places.get(rank.pid, {})]  # or it had not begun yet
+            self.places |= {rank.pid: _environment(rank) for rank in new}
         return bool(ranks)
 
+    def cause(self, failures: Mapping[int, ProcessFailure]) -> int:
+        """The rank that the others followed, see `cause`; the run is told of it though it may have left."""
+        self.look()
+        rank = cause(failures, {failure.pid: self.ends.get(failure.pid, self.began) for failure in failures.values()})
+        if failures[rank].exitcode not in TOLD:
+            _tell_end(failures[rank].pid, self.places.get(failures[rank].pid, {}))
+        return rank
 
-def _ranks() -> list[psutil.Process]:
-    """The processes of this run on this host that have not ended."""
-    ranks = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended just now
-            if child.status() != psutil.STATUS_ZOMBIE:
-                ranks.append(child)
-    return ranks
+
+def cause(failures: Mapping[int, ProcessFailure], ends: Mapping[int, float]) -> int:
+    """The rank that the others followed: one that was killed, else the first that was seen to have ended.
+
+    The connections of a process that is killed are closed, by which the others notice, before its end is seen.
+
+    Args:
+        failures: of each rank that failed, in the order in which torchrun saw them.
+        ends: when each process was seen to have ended, in seconds.
+    """
+    first = min(ends.values())
+
+    def order(rank: int) -> tuple[bool, float]:
+        failure = failures[rank]
+        killed = failure.exitcode == -signal.SIGKILL and ends[failure.pid] < first + DYING
+        return not killed, ends[failure.pid]
+
+    return min(failures, key=order)
+
+
+def _runs(process: int) -> bool:
+    """Whether it is a child of this process that has not ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child = psutil.Process(process)
+        return child.ppid() == os.getpid() and child.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _environment(rank: psutil.Process) -> dict[str, str]:
@@ -113,7 +140,7 @@ def _tell_end(process: int, environment: dict[str, str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the processes of this host to their end; returns the exit status of the first that failed, or 0."""
+    """Runs this host's processes to their end; returns the exit status of the one that the others followed, or 0."""
     logging.disable(logging.ERROR)  # the launcher's remarks; the ranks have their own
     arguments = run.parse_args(argv)
     with TemporaryDirectory(prefix="llava-ranks-") as folder:
@@ -127,8 +154,8 @@ def _run(arguments: Namespace, waits: Waits) -> int:
     try:
         run.run(arguments)
     except ChildFailedError as error:
-        waits.look([failure.pid for failure in error.failures.values() if failure.exitcode not in TOLD])
-        rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        rank = waits.cause(error.failures)
+        failure = error.failures[rank]
         killed = failure.exitcode < 0
         if failure.exitcode not in TOLD:
             how = f"was killed by {signal.Signals(-failure.exitcode).name}" if killed else "failed"
