@@ -1,6 +1,7 @@
 # Two commands: `make quickstart` (train, evaluate and chat on the embedded data) and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+BENCH ?= playground/bench/fusion
 ARMS ?= grid_manager
 SEED ?= 0
 WORKERS ?= 2
@@ -8,7 +9,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install test test-mixed test-exits lint quickstart gpu-check clean
+.PHONY: install test test-mixed test-exits lint quickstart bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -37,6 +38,11 @@ lint: install
 
 quickstart: install
 	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)"
+
+# Every method of fusion and every control with three seeds on the digit pages; goes on where it was stopped. Hours:
+# BENCH_ARGS=--dry_run tells how many, BENCH_ARGS="--methods manager --seeds 2" is less.
+bench-fusion: install
+	CUDA_VISIBLE_DEVICES= $(BIN)/llava bench fusion --out $(BENCH) $(BENCH_ARGS)
 
 # Speed, memory, waits, ZeRO and NCCL, generation and precision on one GPU, in at most eight minutes; see the script.
 gpu-check: install

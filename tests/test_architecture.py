@@ -19,6 +19,7 @@ FLOORS = [
     {"engine"},
     {"train"},
     {"eval", "convert", "chat", "prepare_data", "demo"},
+    {"bench"},
     {"cli"},
 ]
 

@@ -62,6 +62,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
         "demo": ("make", "pretrain", "text_pages"),
+        "bench": ("fusion", "table"),
     }
 
 
@@ -134,6 +135,8 @@ def test_wrong_arguments_of_every_command_are_told_before_torch(tmp_path):
         f"{absent}: no such model folder": ["eval", "--model", absent, "--out", absent],
         f"{absent}: no such run folder": ["eval", "judge", absent],
         "missing: RUN": ["eval", "report"],
+        "--methods: unknown row 'managr'; did you mean manager?": ["bench", "fusion", "--methods", "managr"],
+        "absent.json: cannot be read (No such file or directory)": ["bench", "table", f"{absent}.json"],
     }
     for message, (status, printed, told, heavy) in zip(lines, run(list(lines.values()))):
         assert message in told

@@ -88,7 +88,7 @@ def score(documents_N2: np.ndarray, draws: np.ndarray, scale: float = 100.0, per
     if percent and np.isin(points, (0, 1)).all() and (of == 1).all():
         low, high = wilson(int(points.sum()), len(points))
         return Score(float(value), 100 * low, 100 * high, len(points), "wilson")
-    return Score(float(value), *_percentiles(draws), len(points), "bootstrap", percent)
+    return Score(float(value), *percentiles(draws), len(points), "bootstrap", percent)
 
 
 def average(scores: Sequence[Score], draws: np.ndarray | None, weights: Sequence[float] | None = None) -> Score:
@@ -106,12 +106,12 @@ def average(scores: Sequence[Score], draws: np.ndarray | None, weights: Sequence
     documents, percent = sum(part.documents for part in scores), all(part.percent for part in scores)
     if draws is None:
         return Score(value, None, None, documents, "none", percent)
-    return Score(value, *_percentiles(draws), documents, "bootstrap", percent)
+    return Score(value, *percentiles(draws), documents, "bootstrap", percent)
 
 
 def difference(score: Score, reference: Score, draws: np.ndarray, reference_draws: np.ndarray) -> Difference:
     """What `score` has more than `reference`; the draws of both took the same documents."""
-    return Difference(score.value - reference.value, *_percentiles(draws - reference_draws), score.percent)
+    return Difference(score.value - reference.value, *percentiles(draws - reference_draws), score.percent)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
@@ -122,6 +122,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
-def _percentiles(draws: np.ndarray) -> tuple[float, float]:
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """The ends of the 95% interval; draws that are NaN do not count."""
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return float(low), float(high)

@@ -1,0 +1,1 @@
+"""Benches: many small trainings under equal conditions, one table."""

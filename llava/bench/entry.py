@@ -1,0 +1,69 @@
+"""What a data set of the bench says of itself: its data, its pretrained parts and its questions. Imports no torch."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llava.data.schema import Dialogue
+
+TRAIN, HELD_OUT = "train.yaml", "held_out.yaml"  # mixtures in a data set's folder; paths count from the folder
+UNTIMED = 3  # steps at the start of a measurement that are not counted
+VISION_TOWER, LANGUAGE_MODEL = "vision_tower", "language_model"  # folders in that of the parts
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of the test.
+
+    document: what it is about; questions of one document are drawn together. kind: by which scores are also given.
+    answers: those that are right.
+    """
+
+    id: str
+    document: str
+    kind: str
+    answers: tuple[str, ...]
+    dialogue: "Dialogue"
+
+    def is_right(self, answer: str) -> bool:
+        """Whether `answer` is one of the right ones, case and spaces aside."""
+        return _normalised(answer) in map(_normalised, self.answers)
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A tower and a language model that are pretrained once and shared by all runs.
+
+    make: writes the folders VISION_TOWER and LANGUAGE_MODEL, given their folder and the number of steps. recipe: what
+    training on them takes, with a section `grid`. steps: of pretraining. size: bytes of both, about. sections: {method:
+    keys of `fusion`} of methods whose defaults are not for models of these sizes.
+    """
+
+    make: Callable[[Path, int], None]
+    recipe: str
+    steps: int
+    size: int
+    sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A name that `--data` takes.
+
+    make: writes TRAIN, HELD_OUT, their images and the test, given the folder and how many samples, held-out samples and
+    documents. questions: of the test in that folder, always in one order; questions_per_document: how many each has.
+    max_new_tokens: of an answer. sample_size: bytes of a sample on disk, about. parts: what `--parts` takes.
+    """
+
+    make: Callable[[Path, int, int, int], None]
+    questions: Callable[[Path], Iterator[Question]]
+    questions_per_document: int
+    max_new_tokens: int
+    sample_size: int
+    parts: Mapping[str, Parts]

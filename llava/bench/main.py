@@ -1,0 +1,88 @@
+"""`llava bench`: methods of fusion side by side under equal conditions, and the table of a bench that was run."""
+
+from argparse import Namespace
+from pathlib import Path
+
+from llava.arguments import ArgumentParser
+from llava.bench.entry import UNTIMED
+from llava.errors import LlavaError
+
+DESCRIPTION = """\
+Trains every row (a method of fusion, a variant, a control) with every seed on every data set: the same samples in the
+same steps, the learning rate of the new parts chosen for each row by a short grid on held-out samples. The same command
+goes on from where it was; another setting is refused.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0 when every row is complete, 1 when a job failed, 128 + N after a signal N."""
+    parser = ArgumentParser(prog="llava bench", description="Benches, and their tables.")
+    commands = parser.add_commands()
+    fusion = commands.add_parser("fusion", help="methods of fusion side by side", description=DESCRIPTION)
+    _add_fusion_arguments(fusion)
+    table = commands.add_parser("table", help="the table and the picture of a bench, from its results.json")
+    table.add_argument("results", type=Path, metavar="RESULTS", help="results.json of a bench")
+    table.add_argument("--markdown", type=Path, help="write the table to this file")
+    table.add_argument("--picture", type=Path, help="draw score against cost, .png or .svg; needs matplotlib")
+    arguments = parser.parse_args(argv)
+    if arguments.command == "table":
+        return _table(arguments)
+    _check_numbers(arguments)
+    from llava.bench.fusion import bench_from, run_bench, told
+
+    bench = bench_from(arguments)
+    if arguments.dry_run:
+        print(told(bench))
+        return 0
+    return run_bench(bench)
+
+
+def _add_fusion_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("playground/bench/fusion"), help="folder (default %(default)s)"
+    )
+    parser.add_argument(
+        "--methods", nargs="+", metavar="ROW", help="rows of the table (default: all; `none` is always)"
+    )
+    parser.add_argument("--data", nargs="+", default=["digit_pages"], help="data sets (default digit_pages)")
+    parser.add_argument("--parts", default="tiny", help="tower and language model to start from (default tiny)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each row and data set (default 3)")
+    parser.add_argument("--tower", choices=("frozen", "trained"), default="trained", help="(default trained)")
+    parser.add_argument("--tiling", choices=("square", "anyres"), default="anyres", help="(default anyres)")
+    parser.add_argument("--steps", type=int, default=300, help="of a run (default 300)")
+    parser.add_argument("--grid_steps", type=int, default=100, help="of a run that tries a rate (default 100)")
+    parser.add_argument(
+        "--timed_steps", type=int, default=15, help="of a measurement, the first 3 uncounted (default 15)"
+    )
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 2e-3, 8e-3], help="of the new parts, tried")
+    parser.add_argument("--samples", type=int, default=9600, help="conversations to train on (default 9600)")
+    parser.add_argument(
+        "--held_out", type=int, default=400, help="conversations that rates are chosen on (default 400)"
+    )
+    parser.add_argument("--documents", type=int, default=300, help="of the test (default 300)")
+    parser.add_argument("--part_steps", type=int, help="of pretraining the parts (default: the parts' own)")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings side by side, of one thread each (default 2)")
+    parser.add_argument("--dry_run", action="store_true", help="tell rows, runs, time and disk, and end")
+
+
+def _check_numbers(arguments: Namespace) -> None:
+    for name, value in vars(arguments).items():
+        if name == "timed_steps" and value <= UNTIMED + 1:
+            raise LlavaError(f"--timed_steps must be above {UNTIMED + 1}; found {value}")
+        values = value if isinstance(value, list) else [value]
+        for one in values:
+            if isinstance(one, int | float) and not isinstance(one, bool) and one <= 0:
+                raise LlavaError(f"--{name} must be above 0; found {one:g}")
+            if values.count(one) > 1:
+                raise LlavaError(f"--{name} has {one} twice")
+
+
+def _table(arguments: Namespace) -> int:
+    from llava.bench.results import read_results  # imports numpy
+    from llava.bench.show import draw_to, show
+
+    results = read_results(arguments.results)
+    show(results, arguments.markdown)
+    if arguments.picture is not None:
+        draw_to(results, arguments.picture)
+    return 0

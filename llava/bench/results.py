@@ -1,0 +1,135 @@
+"""results.json: everything that a table is computed from, of each row, seed and question."""
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llava.bench.jobs import Bench, Training
+from llava.bench.rows import REFERENCE
+from llava.bench.statistics import RowScore, score_rows
+from llava.errors import LlavaError
+from llava.files import whole_file
+
+FORMAT = "llava bench fusion 1"
+
+
+def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
+    """What the jobs that are done came to.
+
+    {format, settings, seeds, machine, rows: {row: {method, section, about}}, left_out: {"data row": why},
+    data: {data: {questions: [{id, document, kind}], rows: {row: {fusion, described, parameters, flops, batch_size,
+    device, step_seconds, peak_memory_gib, seconds_per_answer, rate, grid: [[rate, loss]], seeds: {seed: {right: [0 or
+    1 of each question], answers, held_out_loss, seconds, order, git}}}}}}}
+
+    Raises LlavaError where two rows did not train on the same samples in the same steps.
+    """
+    data = {name: _of_data(bench, name) for name in bench.data}
+    for name, of_data in data.items():
+        _check_order(name, of_data["rows"])
+    return {
+        "format": FORMAT,
+        "settings": asdict(bench.settings),
+        "seeds": bench.seeds,
+        "machine": {"processor": _processor(), "python": platform.python_version()},
+        "rows": {row.name: {"method": row.method, "section": row.section, "about": row.about} for row in bench.rows},
+        "left_out": left_out,
+        "data": data,
+    }
+
+
+def _processor() -> str:
+    from llava.train.ranks.hardware import cpu_name  # imports torch
+
+    return cpu_name()
+
+
+def _of_data(bench: Bench, name: str) -> dict[str, Any]:
+    questions: list[dict[str, str]] = []
+    rows = {}
+    for row in bench.rows:
+        measured = bench.result(Training("measure", name, row))
+        if measured is None:
+            continue
+        seeds = {}
+        for job in bench.runs(name, row):
+            result = bench.result(job)
+            if result is not None:
+                questions = [dict(zip(("id", "document", "kind"), asked)) for asked in result["questions"]]
+                seeds[str(job.seed)] = {key: result[key] for key in RUN_KEYS}
+        losses = [[rate, loss] for rate, loss in bench.losses(name, row).items()]
+        rows[row.name] = {key: measured[key] for key in MEASURED_KEYS}
+        rows[row.name] |= {"rate": bench.chosen_rate(name, row), "grid": losses, "seeds": seeds}
+    return {"questions": questions, "rows": rows}
+
+
+RUN_KEYS = ("right", "answers", "held_out_loss", "rate", "seconds", "training_seconds", "order", "git", "versions")
+MEASURED_KEYS = (
+    "fusion", "described", "parameters", "flops", "batch_size", "device", "step_seconds", "peak_memory_gib",
+    "seconds_per_answer",
+)  # fmt: skip
+
+
+def _check_order(name: str, rows: dict[str, Any]) -> None:
+    first: dict[str, tuple[str, str]] = {}
+    for row, of_row in rows.items():
+        for seed, run in of_row["seeds"].items():
+            other, order = first.setdefault(seed, (row, run["order"]))
+            if order != run["order"]:
+                raise LlavaError(
+                    f"{name}, seed {seed}: {other} and {row} were not trained on the same samples in the same steps "
+                    f"({order[:12]} and {run['order'][:12]})"
+                )
+
+
+def write_results(file: Path, results: dict[str, Any]) -> None:
+    """The file, whole."""
+    with whole_file(file) as stream:
+        json.dump(results, stream, indent=1)
+        stream.write("\n")
+
+
+def read_results(file: Path) -> dict[str, Any]:
+    """What write_results wrote. Raises LlavaError for a file that it did not write."""
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LlavaError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise LlavaError(f"{file}: not valid JSON ({error})") from error
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        found = results.get("format") if isinstance(results, dict) else type(results).__name__
+        raise LlavaError(f"{file}: expected the format {FORMAT!r}, found {found!r}")
+    return results
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: what was measured of a row on a data set, and its score once all its seeds are done."""
+
+    data: str
+    row: str
+    measured: dict[str, Any]
+    score: RowScore | None
+
+
+def table_lines(results: dict[str, Any]) -> list[Line]:
+    """Of every row that was measured, in the order of the data sets and of the rows.
+
+    A score is given to rows with as many seeds as the bench has, where the reference has them too.
+    """
+    lines = []
+    wanted = [str(seed) for seed in range(1, results["seeds"] + 1)]
+    for name, of_data in results["data"].items():
+        rows = of_data["rows"]
+        whole = [row for row, of_row in rows.items() if list(of_row["seeds"]) == wanted]
+        scores = {}
+        if REFERENCE in whole:
+            right = {row: np.array([rows[row]["seeds"][seed]["right"] for seed in wanted]) for row in whole}
+            documents, kinds = ([asked[key] for asked in of_data["questions"]] for key in ("document", "kind"))
+            scores = score_rows(name, documents, kinds, right, REFERENCE)
+        lines += [Line(name, row, of_row, scores.get(row)) for row, of_row in rows.items()]
+    return lines

@@ -1,0 +1,39 @@
+"""Shows the results of a bench: the table in the terminal and as Markdown, and the picture."""
+
+import io
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llava.bench.table import render_markdown, render_text
+from llava.errors import LlavaError
+
+WIDTH = 120  # of the terminal's tables where no terminal tells its own
+
+
+def show(results: dict[str, Any], markdown: Path | None) -> None:
+    """Prints the table, and writes it where a file is named."""
+    print(render_text(results, shutil.get_terminal_size((WIDTH, 24)).columns), end="", flush=True)
+    if markdown is not None:
+        _write(markdown, render_markdown(results).encode())
+
+
+def draw_to(results: dict[str, Any], picture: Path) -> None:
+    """Writes the picture. Raises LlavaError without matplotlib, and for a file that is no picture."""
+    if picture.suffix not in (".png", ".svg"):
+        raise LlavaError(f"{picture}: a picture is a file named .png or .svg")
+    if find_spec("matplotlib") is None:
+        raise LlavaError(f"{picture}: a picture needs matplotlib: pip install matplotlib")
+    from llava.bench.picture import draw  # imports matplotlib, which nothing else here needs
+
+    content = io.BytesIO()
+    draw(results).savefig(content, format=picture.suffix.removeprefix("."), dpi=150)
+    _write(picture, content.getvalue())
+
+
+def _write(file: Path, content: bytes) -> None:
+    try:
+        file.write_bytes(content)
+    except OSError as error:
+        raise LlavaError(f"{file}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,142 @@
+"""The table of a bench, for the terminal and as Markdown, computed from its results alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llava.bench.results import Line, table_lines
+from llava.eval.report.intervals import Difference
+from llava.text_table import text_table
+
+ABSENT = "-"
+NOTES = (
+    "exact match: percent of the questions, mean over seeds, 95% interval of the bootstrap over documents and seeds",
+    "- none: difference to `none`; boot: 95% interval of the paired bootstrap over documents and seeds; t: Student's, "
+    "over the seeds' differences; * where both leave out 0",
+    "new: parameters that are drawn anew (projector, fusion, newline), of all; GFLOP of a mean sample, exact from the "
+    "sizes; rate: of the new parts, chosen on held-out samples, < or > where it is an end of the grid",
+)
+
+
+def _interval(value: Difference | None) -> str:
+    return ABSENT if value is None else str(value).partition(" ")[2]
+
+
+def _difference(line: Line) -> str:
+    score = line.score
+    if score is None or score.difference is None:
+        return ABSENT
+    return f"{str(score.difference).partition(' ')[0]}{'*' if score.differs else ''}"
+
+
+def _of_score(cell: Callable[[Any], str]) -> Callable[[Line], str]:
+    return lambda line: ABSENT if line.score is None else cell(line.score)
+
+
+def _by_seed(line: Line) -> str:
+    if line.score is None or not line.score.difference_by_seed:
+        return ABSENT
+    return " ".join(f"{round(value, 1) + 0.0:+.1f}" for value in line.score.difference_by_seed)
+
+
+def _rate(line: Line) -> str:
+    rate, tried = line.measured["rate"], [rate for rate, _ in line.measured["grid"]]
+    if rate is None:
+        return ABSENT
+    end = "<" if rate == min(tried) else ">" if rate == max(tried) else ""
+    return f"{end if len(tried) > 1 else ''}{rate:g}"
+
+
+def step_seconds(measured: dict[str, Any]) -> float:
+    """Of a step: of the one thread on a CPU, where other work on the machine does not count; on a GPU on the clock."""
+    return measured["step_seconds"]["processor" if measured["device"] == "cpu" else "clock"]
+
+
+def columns(results: dict[str, Any]) -> list[tuple[str, Callable[[Line], str]]]:
+    """(head, cell of a line) of every column; the first name a line."""
+    kinds = dict.fromkeys(asked["kind"] for of_data in results["data"].values() for asked in of_data["questions"])
+    several = len(results["data"]) > 1
+    return [
+        *([("data", lambda line: line.data)] if several else []),
+        ("row", lambda line: line.row),
+        ("exact match", _of_score(lambda score: str(score.score))),
+        ("- none", _difference),
+        ("boot", _of_score(lambda score: _interval(score.difference))),
+        ("t", _of_score(lambda score: _interval(score.difference_t))),
+        ("by seed", _by_seed),
+        *(
+            (
+                kind,
+                _of_score(lambda score, kind=kind: f"{score.by_kind[kind]:.1f}" if kind in score.by_kind else ABSENT),
+            )
+            for kind in kinds
+        ),
+        ("new", lambda line: f"{line.measured['parameters']['new']:,}"),
+        ("parameters", lambda line: f"{line.measured['parameters']['total']:,}"),
+        ("forward GFLOP", lambda line: f"{line.measured['flops']['forward'] / 1e9:.4g}"),
+        ("training GFLOP", lambda line: f"{line.measured['flops']['training'] / 1e9:.4g}"),
+        ("s/step", lambda line: f"{step_seconds(line.measured):.3f}"),
+        ("ms/answer", lambda line: f"{1000 * line.measured['seconds_per_answer']:.1f}"),
+        ("GiB", lambda line: f"{line.measured['peak_memory_gib']:.2f}"),
+        ("rate", _rate),
+    ]
+
+
+def render_text(results: dict[str, Any], width: int) -> str:
+    """Aligned, of at most `width` letters a line: columns that do not fit beside the others stand below."""
+    parts = columns(results)
+    names = 2 if parts[0][0] == "data" else 1
+    lines = table_lines(results)
+    cells = [[head, *(cell(line) for line in lines)] for head, cell in parts]
+    sizes = [max(map(len, column)) + 2 for column in cells]
+    blocks: list[list[int]] = [[]]
+    for column in range(names, len(cells)):
+        if blocks[-1] and sum(sizes[:names]) + sum(sizes[one] for one in [*blocks[-1], column]) - 2 > width:
+            blocks.append([])
+        blocks[-1].append(column)
+    tables = []
+    for block in blocks:
+        rows = list(zip(*(cells[column] for column in [*range(names), *block]), strict=True))
+        tables.append(text_table(rows, right=[*[False] * names, True]))
+    return "\n\n".join([*tables, "\n".join([*NOTES, *_remarks(results, lines)])]) + "\n"
+
+
+def render_markdown(results: dict[str, Any]) -> str:
+    """One table, then what its columns mean."""
+    lines, parts = table_lines(results), columns(results)
+    rows = [[head for head, _ in parts], ["---"] * len(parts)]
+    rows += [[cell(line) for _, cell in parts] for line in lines]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n\n".join([table, "\n".join(f"- {note}" for note in [*NOTES, *_remarks(results, lines)])]) + "\n"
+
+
+def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
+    """What a reader must know of these results."""
+    settings = results["settings"]
+    remarks = [
+        f"{results['seeds']} seeds, {settings['steps']} steps, tower {settings['tower']}, tiling {settings['tiling']}, "
+        f"parts {settings['parts']}; rates {', '.join(f'{rate:g}' for rate in settings['rates'])} of "
+        f"{settings['grid_steps']} steps on held-out samples"
+    ]
+    unfinished = [f"{line.data} {line.row}" for line in lines if line.score is None]
+    if unfinished:
+        remarks.append(f"without a score, since not all their seeds are done: {', '.join(unfinished)}")
+    remarks += [f"left out: {name}: {why}" for name, why in results["left_out"].items()]
+    busy = [
+        line
+        for line in lines
+        if line.measured["device"] == "cpu"
+        and line.measured["step_seconds"]["clock"] > BUSY * line.measured["step_seconds"]["processor"]
+    ]
+    if busy:
+        remarks.append(f"the machine was busy with other work while {len(busy)} of {len(lines)} rows were measured")
+    commits = {
+        run["git"] for of in results["data"].values() for row in of["rows"].values() for run in row["seeds"].values()
+    }
+    if len(commits) > 1:
+        remarks.append(
+            f"the runs are of {len(commits)} versions of the code: {', '.join(map(str, sorted(map(str, commits))))}"
+        )
+    return remarks
+
+
+BUSY = 1.15  # times as long on the clock as on the processor
