@@ -24,6 +24,7 @@ from llava.errors import LlavaError
 from llava.fusion.question_spans import reusable_tokens
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures
+from llava.mllm.guidance import guidance
 from llava.mllm.visual_input import VisualInput, normalized
 
 
@@ -88,7 +89,7 @@ class KeptCache:
             "input_ids": input_ids,
             "attention_mask": torch.ones_like(input_ids),
             "past_key_values": past,
-            "mm_encoder_outputs": _encode(model, processor, [span for span in spans if span.start >= shared], each),
+            "mm_encoder_outputs": _encode(model, processor, input_ids, spans, shared, each),
         }
         return inputs, store
 
@@ -143,18 +144,27 @@ def _alike(new: Span | None, old: Span | None) -> bool:
     return None not in (new, old) and new.visual is old.visual and new.several == old.several
 
 
-def _encode(model, processor: LlavaOVManagerProcessor, spans: list[Span], each) -> dict[str, VisualFeatures]:
-    """Features of images and videos, by modality, as `generate` takes them."""
+def _encode(
+    model, processor: LlavaOVManagerProcessor, input_ids: torch.Tensor, spans: list[Span], shared: int, each: Callable
+) -> dict[str, VisualFeatures]:
+    """Features of the images and videos behind the first `shared` tokens, by modality, as `generate` takes them."""
     makers = {
         "image": (ImageLayout, lambda span: processor.image_processor.crops(span.visual, span.several)),
         "video": (VideoLayout, lambda span: processor.image_processor.frames(span.visual)),
     }
+    of_kind = {name: [span for span in spans if isinstance(span.layout, kind)] for name, (kind, _) in makers.items()}
+    lengths = {name: [span.layout.num_tokens for span in of_one] for name, of_one in of_kind.items() if of_one}
+    guided = model.config.fusion.guided and any(span.start >= shared for span in spans)
+    embed = model.get_input_embeddings()
+    questions = guidance(model.config, embed, lengths, input_ids=input_ids) if guided else {}
     features = {}
-    for modality, (kind, crops_of) in makers.items():
-        chosen = [span for span in spans if isinstance(span.layout, kind)]
+    for modality, (_, crops_of) in makers.items():
+        chosen = [number for number, span in enumerate(of_kind[modality]) if span.start >= shared]
         if chosen:
-            crops = torch.from_numpy(np.concatenate(list(each(crops_of, chosen))))
-            layouts, of_one_sample = [span.layout for span in chosen], [0] * len(chosen)
+            new = [of_kind[modality][number] for number in chosen]
+            crops = torch.from_numpy(np.concatenate(list(each(crops_of, new))))
+            layouts, of_one_sample = [span.layout for span in new], [0] * len(new)
             given = VisualInput(normalized(crops.to(model.device), model.config), layouts, of_one_sample)
-            features[modality] = model.model.get_visual_features(given)
+            about = questions[modality].of(torch.tensor(chosen, device=model.device)) if guided else None
+            features[modality] = model.model.get_visual_features(given, about)
     return features

@@ -3,6 +3,9 @@
 tower's states ── visual_input ── projector ── visual tokens ─────────────┐
        └───────── to_pack ── packed as the visual tokens are ── deltas ── added before layers of the language model
 
+Of a method whose configuration is `guided` guided_visual_input stands in the place of visual_input: it is given the
+questions, too.
+
 Shapes: C crops, T tokens per crop, D width of the language model, S samples, V visual tokens of a batch.
 """
 
@@ -20,6 +23,26 @@ from llava.fusion.config import FusionConfig, Sizes
 Config = TypeVar("Config", bound=FusionConfig)
 Key = TypeVar("Key", bound=Hashable)  # of what a method packs
 Delta = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]  # see Fusion.deltas
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The question about each of N crops, or images: the text of the turn that holds the image, see question_rule.
+
+    means: (N, D), the mean of the input embeddings of its tokens, zero where there is none. asked: (N,), booleans,
+    where there is one.
+    """
+
+    means: torch.Tensor
+    asked: torch.Tensor
+
+    def of(self, numbers: torch.Tensor) -> "Questions":
+        """Those of the numbers (M,), which may repeat."""
+        return Questions(self.means.index_select(0, numbers), self.asked.index_select(0, numbers))
+
+    def to(self, device: torch.device) -> "Questions":
+        """The same there."""
+        return Questions(self.means.to(device), self.asked.to(device))
 
 
 @dataclass(frozen=True)
@@ -139,6 +162,10 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
     def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:
         """What the projector gets, (C, T + config.extra_tokens, config.visual_width)."""
         return states[self.visual_layer]
+
+    def guided_visual_input(self, states: dict[int, torch.Tensor], questions: Questions) -> torch.Tensor:
+        """visual_input of a method that config.guided says it of. questions: of the C crops."""
+        return self.visual_input(states)
 
     @property
     def packed_keys(self) -> tuple[Key, ...]:

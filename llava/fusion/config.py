@@ -118,6 +118,11 @@ class FusionConfig:
         """Whether what a visual token receives depends on the others of its image: none may be cut in two."""
         return False
 
+    @property
+    def guided(self) -> bool:
+        """Whether what the projector gets of an image depends on the question about it, found by question_rule."""
+        return False
+
     def weights_follow(self) -> dict[str, Any]:
         """The fields that trained weights depend on: a stage must start from a model in which they are the same."""
         return {name: value for name, value in asdict(self).items() if name not in ("method", "initialisation")}

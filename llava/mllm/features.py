@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from llava.anyres import ImageLayout, VideoLayout
-from llava.fusion.base import Crops, Fusion, Packable
+from llava.errors import LlavaError
+from llava.fusion.base import Crops, Fusion, Packable, Questions
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.packing import pack, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
@@ -63,43 +64,50 @@ class VisualFeaturesMixin:
         pixel_values: torch.Tensor,
         image_sizes: torch.Tensor | list[list[int]],
         batch_num_images: torch.Tensor | list[int] | None = None,
+        image_questions: Questions | None = None,
         **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs images.
 
         pixel_values: (crops, 3, S, S), normalised, or uint8 which are normalised here; the crops of all images in
         order. image_sizes: (images, 2), pixels as (height, width). batch_num_images: (samples,), how many images each
-        sample holds; None: one each. Both may be lists: a tensor on a GPU is waited for.
-        Raises LlavaError when the number of crops is not what the sizes call for.
+        sample holds; None: one each. Both may be lists: a tensor on a GPU is waited for. image_questions: about each
+        image, for a fusion that is guided by them, see
+        llava.mllm.guidance.questions_for_features.
+        Raises LlavaError when the number of crops is not what the sizes call for, or questions are missing.
         """
-        return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images))
+        return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images), image_questions)
 
     def get_video_features(
         self,
         pixel_values_videos: torch.Tensor,
         video_num_frames: torch.Tensor | list[int],
         batch_num_videos: torch.Tensor | list[int] | None = None,
+        video_questions: Questions | None = None,
         **kwargs: Any,
     ) -> VisualFeatures:
         """Encodes, fuses and packs videos.
 
         pixel_values_videos: (frames, 3, S, S), normalised or uint8, the frames of all videos in order.
         video_num_frames: (videos,). batch_num_videos: (samples,), how many videos each sample holds; None: one each.
-        Both may be lists.
-        Raises LlavaError when the numbers do not agree.
+        Both may be lists. video_questions: as image_questions.
+        Raises LlavaError when the numbers do not agree, or questions are missing.
         """
-        return self._features(video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos))
+        given = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
+        return self._features(given, video_questions)
 
-    def get_visual_features(self, given: VisualInput) -> VisualFeatures:
+    def get_visual_features(self, given: VisualInput, questions: Questions | None = None) -> VisualFeatures:
         """Encodes, fuses and packs what has its layouts already: some of the images of a prompt, say."""
-        return self._features(given)
+        return self._features(given, questions)
 
-    def _features(self, given: VisualInput) -> VisualFeatures:
+    def _features(self, given: VisualInput, questions: Questions | None) -> VisualFeatures:
         layouts, samples = given.layouts, given.samples
         num_crops = [layout.num_crops for layout in layouts]
         of_crops = [sample for sample, number in zip(samples, num_crops) for _ in range(number)]
         sample_of_crop = torch.tensor(of_crops).to(given.crops.device, non_blocking=True)
-        visual, packables = self._encode(given.crops.to(self.dtype), sample_of_crop, max(samples) + 1, layouts)
+        states = self.vision_tower(given.crops.to(self.dtype), list(self.fusion.layers))
+        about = self._of_crops(questions, layouts)
+        visual, packables = self._project(states, sample_of_crop, max(samples) + 1, layouts, about)
 
         merge = self.config.tiling.merge
         newline = self.image_newline().to(visual.device)  # pieces of the model may be on several
@@ -112,19 +120,37 @@ class VisualFeaturesMixin:
         ]
         return VisualFeatures(pooler_output=features, deepstack_features=packed or None)
 
-    def _encode(
-        self, pixel_values: torch.Tensor, sample_of_crop: torch.Tensor, num_samples: int, layouts: Layouts
-    ) -> tuple[torch.Tensor, list[Packable | list[torch.Tensor]]]:
-        """The visual input (C, T, D), and what is packed beside it, see Fusion.to_pack."""
-        states = self.vision_tower(pixel_values, list(self.fusion.layers))
-        return self._project(states, sample_of_crop, num_samples, layouts)
+    def _of_crops(self, questions: Questions | None, layouts: Layouts) -> Questions | None:
+        """Of each crop the question about its image; None where the fusion is not guided."""
+        if not self.config.fusion.guided:
+            return None
+        if questions is None:
+            raise LlavaError(
+                f"the fusion ({self.config.fusion.describe()}) is guided by the question about each image: give "
+                "image_questions, video_questions, which llava.mllm.guidance.questions_for_features makes of the prompt"
+            )
+        if len(questions.means) != len(layouts):
+            raise LlavaError(f"found {len(questions.means)} questions but {len(layouts)} images and videos")
+        of_crops = torch.tensor([image for image, layout in enumerate(layouts) for _ in range(layout.num_crops)])
+        return questions.of(of_crops.to(questions.means.device, non_blocking=True))
 
     def _project(
-        self, states: list[torch.Tensor], sample_of_crop: torch.Tensor, num_samples: int, layouts: Layouts
+        self,
+        states: list[torch.Tensor],
+        sample_of_crop: torch.Tensor,
+        num_samples: int,
+        layouts: Layouts,
+        questions: Questions | None,
     ) -> tuple[torch.Tensor, list[Packable | list[torch.Tensor]]]:
-        """As _encode, from the tower's states (C, T, width) of the fusion's layers."""
+        """The visual input (C, T, D), and what is packed beside it, see Fusion.to_pack.
+
+        states: the tower's (C, T, width) of the fusion's layers. questions: of the crops, None where none guides it.
+        """
         by_layer = dict(zip(self.fusion.layers, states, strict=True))
-        visual = self._projected(self.fusion.visual_input(by_layer))
+        if questions is None:
+            visual = self._projected(self.fusion.visual_input(by_layer))
+        else:
+            visual = self._projected(self.fusion.guided_visual_input(by_layer, questions.to(states[0].device)))
         if not self.fusion.packed_keys:
             return visual, []
         newline = self.image_newline()
@@ -160,8 +186,8 @@ class VisualFeaturesMixin:
     def _vision_side(self) -> list[nn.Module]:
         return [self.vision_tower, self.multi_modal_projector, self.image_newline, self.fusion]
 
-    def _blank_features(self, device: torch.device) -> VisualFeatures:
-        """No visual tokens at all, computed from the first token of one blank crop.
+    def _blank_features(self, device: torch.device, questions: Questions | None) -> VisualFeatures:
+        """No visual tokens at all, computed from the first token of one blank crop. questions: the one about it.
 
         The rank of a micro-batch without images so runs and reduces the same parameters, in the same order, as the
         others. Nothing of the result is kept: every gradient is exactly zero.
@@ -173,7 +199,8 @@ class VisualFeaturesMixin:
         else:
             states = [torch.zeros(1, 1, vision.hidden_size, dtype=self.dtype, device=device) for _ in layers]
         layouts: Layouts = [ImageLayout(base_tokens=1)]
-        visual, packables = self._project(states, torch.zeros(1, dtype=torch.int64, device=device), 1, layouts)
+        sample_of_crop = torch.zeros(1, dtype=torch.int64, device=device)
+        visual, packables = self._project(states, sample_of_crop, 1, layouts, self._of_crops(questions, layouts))
         tokens = torch.cat([visual[0][:0], self.image_newline()[None][:0]])
         packed = [
             [item[0][:0] if isinstance(item, list) else torch.cat([item.crops[0][:0], item.newlines[:0]])]
@@ -181,7 +208,7 @@ class VisualFeaturesMixin:
         ]
         return VisualFeatures(pooler_output=[tokens], deepstack_features=packed or None)
 
-    def _encode_inputs(
+    def _visual_inputs(
         self,
         pixel_values: torch.Tensor | None,
         image_sizes: torch.Tensor | None,
@@ -189,18 +216,27 @@ class VisualFeaturesMixin:
         pixel_values_videos: torch.Tensor | None,
         video_num_frames: torch.Tensor | None,
         batch_num_videos: torch.Tensor | None,
-    ) -> dict[str, VisualFeatures]:
-        """Features by modality of raw images, videos or both; both pass the tower together, so that it runs once."""
-        images = videos = None
+    ) -> dict[str, VisualInput]:
+        """By modality what of raw images and videos there is."""
+        given = {}
         if pixel_values is not None:
-            images = image_input(self.config, pixel_values, image_sizes, batch_num_images)
+            given["image"] = image_input(self.config, pixel_values, image_sizes, batch_num_images)
         if pixel_values_videos is not None:
-            videos = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
-        if images is None:
-            return {"video": self._features(videos)} if videos is not None else {}
-        if videos is None:
-            return {"image": self._features(images)}
-        both, count = self._features(images + videos), len(images.layouts)
+            given["video"] = video_input(self.config, pixel_values_videos, video_num_frames, batch_num_videos)
+        return given
+
+    def _encode_inputs(
+        self, given: dict[str, VisualInput], questions: Questions | None, device: torch.device
+    ) -> dict[str, VisualFeatures]:
+        """Features by modality; both pass the tower together, so that it runs once. Of nothing those of a blank crop.
+
+        questions: about all images, then all videos, or the blank crop.
+        """
+        if not given:
+            return {"image": self._blank_features(device, questions)}
+        if len(given) == 1:
+            return {modality: self._features(of_one, questions) for modality, of_one in given.items()}
+        both, count = self._features(given["image"] + given["video"], questions), len(given["image"].layouts)
         packed = both.deepstack_features
         return {
             modality: VisualFeatures(

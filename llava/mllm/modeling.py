@@ -8,12 +8,14 @@ pixel_values (crops, 3, S, S)          of images, then frames of videos
                               │                │
 input_ids ── embeddings ──────│── at <image>, <video>
                        fusion.deltas ── before chosen layers ──> language_model ──> lm_head ──> loss
+
+Where a fusion is guided, the question about each image goes into its visual input: the mean of the text's embeddings,
+which are then made before the tower runs.
 """
 
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,10 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import ManagedQwen2Model
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.former_names import load_former_names
+from llava.mllm.guidance import batch_context, guiding_questions, questions_for_features
 from llava.mllm.head import LanguageHead
-from llava.mllm.places import check_lengths, placeholder_positions, recognised_ids
+from llava.mllm.places import check_lengths, recognised_ids
 from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.mllm.vision import MultiLayerSiglip
 from llava.request_errors import of_request
 
@@ -101,19 +103,13 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         self.language_model = ManagedQwen2Model(config.text_config)
         self.post_init()
 
-    def _visual_deltas(
-        self,
-        visuals: list[VisualFeatures],
-        positions: torch.Tensor,
-        questions: Callable[[list[int], str], Sequence[torch.Tensor]],
-    ) -> Mapping[int, Delta]:
+    def _visual_deltas(self, visuals: list[VisualFeatures], context: Context) -> Mapping[int, Delta]:
         """{layer of the language model: what is added before it}, see Fusion.deltas."""
         packed = {
             key: torch.cat([tokens for visual in visuals for tokens in visual.deepstack_features[index]])
             for index, key in enumerate(self.fusion.packed_keys)
         }
-        lengths = [len(tokens) for visual in visuals for tokens in visual.pooler_output]
-        return self.fusion.deltas(packed, Context(positions, lengths, partial(questions, lengths)))
+        return self.fusion.deltas(packed, context)
 
     @can_return_tuple
     def forward(
@@ -138,44 +134,50 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Arguments as in LlavaOVManagerForConditionalGeneration.forward; returns the last hidden state (B, L, D)."""
-        visuals = {modality: output for modality, output in (mm_encoder_outputs or {}).items() if output is not None}
-        if pixel_values is not None or pixel_values_videos is not None:
-            visuals = self._encode_inputs(
-                pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+        given = self._visual_inputs(
+            pixel_values, image_sizes, batch_num_images, pixel_values_videos, video_num_frames, batch_num_videos
+        )
+        encoded = {} if given else {kind: one for kind, one in (mm_encoder_outputs or {}).items() if one is not None}
+        text = next(one for one in (input_ids, inputs_embeds) if one is not None)
+        if sequence_lengths is not None:
+            check_lengths(sequence_lengths, *text.shape[:2])
+        lengths = {kind: [layout.num_tokens for layout in one.layouts] for kind, one in given.items()}
+        lengths |= {kind: [len(tokens) for tokens in one.pooler_output] for kind, one in encoded.items()}
+        if not lengths and self._runs_blank_crop(past_key_values):
+            lengths = {"image": [0]}
+        context: Context | None = None
+        if lengths:
+            embed, config = self.get_input_embeddings(), self.config
+            context = batch_context(
+                config,
+                input_ids if input_ids is not None else recognised_ids(text, embed, config),
+                lengths,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                sequence_lengths=sequence_lengths,
+                visual_positions=visual_positions,
+                question_positions=question_positions,
+                question_lengths=question_lengths,
             )
-        elif not visuals and self._runs_blank_crop(past_key_values):
-            device = next(given.device for given in (input_ids, inputs_embeds) if given is not None)
-            visuals = {"image": self._blank_features(device)}
+        if context is not None and not encoded:
+            questions = None
+            if self.config.fusion.guided:
+                if inputs_embeds is None:
+                    inputs_embeds = self.get_input_embeddings()(input_ids)
+                questions = guiding_questions(self.config, inputs_embeds, context)
+            encoded = self._encode_inputs(given, questions, text.device)
         # Behind the vision side: the backward pass, which goes the other way round, has the gradients of a large
         # embedding matrix tied to a head three times, so at a time when the tower's gradients are not there yet.
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if sequence_lengths is not None:
-            check_lengths(sequence_lengths, *inputs_embeds.shape[:2])
 
-        places = visual_positions
         deltas: Mapping[int, Delta] = {}
-        if visuals:
-            if input_ids is None:
-                input_ids = recognised_ids(inputs_embeds, self.get_input_embeddings(), self.config)
-            ids = input_ids
-            features = {modality: torch.cat(list(visual.pooler_output)) for modality, visual in visuals.items()}
-            tokens = torch.cat(list(features.values())).to(inputs_embeds)
-            if places is None:
-                counts = {modality: len(of_modality) for modality, of_modality in features.items()}
-                places = placeholder_positions(ids, counts, self.config)
-            elif len(places) != len(tokens):
-                raise LlavaError(f"found {len(places)} visual_positions but {len(tokens)} features")
-            at = places.to(inputs_embeds.device)
+        if context is not None:
+            tokens = torch.cat([tokens for one in encoded.values() for tokens in one.pooler_output]).to(inputs_embeds)
+            at = context.positions.to(inputs_embeds.device)
             inputs_embeds = inputs_embeds.flatten(0, 1).index_copy(0, at, tokens).view_as(inputs_embeds)
-
-            def questions(lengths: list[int], rule: str) -> Sequence[torch.Tensor]:
-                if question_positions is not None and question_lengths is not None:
-                    return question_positions.split(question_lengths)
-                sequences = sequences_of_batch(ids, attention_mask, position_ids, past_key_values, sequence_lengths)
-                return questions_of_batch(ids, sequences, places, lengths, rule, self.config)
-
-            deltas = self._visual_deltas(list(visuals.values()), places, questions)
+            deltas = self._visual_deltas(list(encoded.values()), context)
         return self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -183,7 +185,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             sequence_lengths=sequence_lengths,
-            visual_positions=places,
+            visual_positions=context.positions if context is not None else visual_positions,
             visual_deltas=deltas,
             **kwargs,
         )
@@ -239,6 +241,21 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     ) -> VisualFeatures:
         """See LlavaOVManagerModel.get_video_features."""
         return self.model.get_video_features(pixel_values_videos, video_num_frames, batch_num_videos, **kwargs)
+
+    def _maybe_prepare_encoder_kwargs_for_generation(
+        self,
+        inputs_tensor: torch.Tensor,
+        model_kwargs: dict[str, Any],
+        model_input_name: str | None,
+        generation_config: GenerationConfig,
+    ) -> dict[str, Any]:
+        """Called by generate, which then encodes images and videos; what guides their features is added here."""
+        if self.config.fusion.guided:
+            embed = self.get_input_embeddings()
+            model_kwargs |= questions_for_features(self.config, embed, inputs_tensor, model_kwargs)
+        return super()._maybe_prepare_encoder_kwargs_for_generation(  # type: ignore[misc]  # see below
+            inputs_tensor, model_kwargs, model_input_name, generation_config
+        )
 
     def _validate_generation_mode(
         self, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]

@@ -19,7 +19,7 @@ def check_lengths(sequence_lengths: list[int], rows: int, columns: int) -> None:
 
 
 def placeholder_positions(
-    input_ids: torch.Tensor, counts: dict[str, int], config: LlavaOVManagerConfig
+    input_ids: torch.Tensor, counts: dict[str, int], config: LlavaOVManagerConfig, said: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Flat positions (V,) of the placeholders in input_ids (B, L), of one modality after the other.
 
@@ -27,10 +27,15 @@ def placeholder_positions(
         input_ids: token ids, or what recognised_ids makes of embeddings.
         counts: features of each modality, `image`, `video` or both.
         config: of the model, for the ids.
+        said: the positions, where they are known.
 
     Raises:
         LlavaError: unless there is a placeholder for each feature.
     """
+    if said is not None:
+        if len(said) != sum(counts.values()):
+            raise LlavaError(f"found {len(said)} visual_positions but {sum(counts.values())} features")
+        return said
     found = []
     for modality, count in counts.items():
         found.append((input_ids == getattr(config, f"{modality}_token_id")).flatten().nonzero()[:, 0])

@@ -3,7 +3,7 @@
 The rules themselves: llava/fusion/question_spans.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from llava.errors import LlavaError
+from llava.fusion.base import Questions
 from llava.fusion.question_spans import TurnMarks, question_positions
 from llava.mllm.attention import packed_lengths
 from llava.mllm.configuration import LlavaOVManagerConfig
@@ -64,6 +65,18 @@ def questions_of_batch(
         for (_, _, number), question in zip(inside, places):
             questions[number] = torch.tensor(question, dtype=torch.int64, device=input_ids.device) + begin
     return questions or [positions]  # a blank crop has no question, and no tokens that could ask
+
+
+def mean_embeddings(inputs_embeds: torch.Tensor, questions: Sequence[torch.Tensor]) -> Questions:
+    """What guides the visual input: of each question the mean of inputs_embeds (B, L, D) at its flat positions (Q,).
+
+    Those of no question are used, too, for a gradient of zero: what is computed of them is the same on all ranks.
+    """
+    lengths = [len(question) for question in questions]
+    positions = torch.cat(list(questions)).to(inputs_embeds.device)
+    texts = inputs_embeds.flatten(0, 1).index_select(0, positions).split(lengths)
+    means = torch.stack([text.mean(0) if len(text) else text.sum(0) for text in texts])
+    return Questions(means, torch.tensor(lengths).to(means.device, non_blocking=True) > 0)
 
 
 def sequences_of_batch(

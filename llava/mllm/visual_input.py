@@ -43,7 +43,19 @@ def image_input(
         raise LlavaError("pixel_values need image_sizes")
     sizes = _listed(image_sizes)
     counts = _listed(batch_num_images) if batch_num_images is not None else [1] * len(sizes)
-    layouts = [
+    layouts = image_layouts(config, sizes, counts)
+    return _checked(normalized(pixel_values, config), layouts, counts, len(sizes), "image")
+
+
+def image_layouts(
+    config: LlavaOVManagerConfig,
+    image_sizes: torch.Tensor | list[list[int]],
+    batch_num_images: torch.Tensor | list[int] | None,
+) -> list[ImageLayout]:
+    """Of images; arguments as in LlavaOVManagerModel.get_image_features."""
+    sizes = _listed(image_sizes)
+    counts = _listed(batch_num_images) if batch_num_images is not None else [1] * len(sizes)
+    return [
         image_layout(
             width,
             height,
@@ -54,7 +66,6 @@ def image_input(
         )
         for (height, width), several_images in zip(sizes, (count > 1 for count in counts for _ in range(count)))
     ]
-    return _checked(normalized(pixel_values, config), layouts, counts, len(sizes), "image")
 
 
 def video_input(
@@ -66,10 +77,14 @@ def video_input(
     """Videos; arguments as in LlavaOVManagerModel.get_video_features, errors as in image_input."""
     if video_num_frames is None:
         raise LlavaError("pixel_values_videos need video_num_frames")
-    frames = _listed(video_num_frames)
-    counts = _listed(batch_num_videos) if batch_num_videos is not None else [1] * len(frames)
-    layouts = [video_layout(number, config.tiling, side=config.patches_per_side) for number in frames]
-    return _checked(normalized(pixel_values_videos, config), layouts, counts, len(frames), "video")
+    layouts = video_layouts(config, video_num_frames)
+    counts = _listed(batch_num_videos) if batch_num_videos is not None else [1] * len(layouts)
+    return _checked(normalized(pixel_values_videos, config), layouts, counts, len(layouts), "video")
+
+
+def video_layouts(config: LlavaOVManagerConfig, video_num_frames: torch.Tensor | list[int]) -> list[VideoLayout]:
+    """Of videos; arguments as in LlavaOVManagerModel.get_video_features."""
+    return [video_layout(number, config.tiling, side=config.patches_per_side) for number in _listed(video_num_frames)]
 
 
 def normalized(crops: torch.Tensor, config: LlavaOVManagerConfig) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-import llava.mllm.modeling
+import llava.mllm.guidance
 from llava.anyres import image_layout
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.manager import ManagerConfig
@@ -84,9 +84,9 @@ def run(config: LlavaOVManagerConfig) -> None:
         positions = torch.arange(tokens, device=INPUTS) + 3
         questions = [torch.arange(4, device=INPUTS)] * 2
         with (  # they read the numbers
-            mock.patch.object(llava.mllm.modeling, "placeholder_positions", return_value=positions),
-            mock.patch.object(llava.mllm.modeling, "questions_of_batch", return_value=questions),
-            mock.patch.object(llava.mllm.modeling, "sequences_of_batch", return_value=None),
+            mock.patch.object(llava.mllm.guidance, "placeholder_positions", return_value=positions),
+            mock.patch.object(llava.mllm.guidance, "questions_of_batch", return_value=questions),
+            mock.patch.object(llava.mllm.guidance, "sequences_of_batch", return_value=None),
         ):
             output = model(input_ids=input_ids, mm_encoder_outputs={"image": features}, use_cache=False)
     assert output.logits.shape == (1, tokens + 9, config.text_config.vocab_size)
