@@ -50,12 +50,14 @@ class ScoreRecorder:
         for index, (layer, manager) in enumerate(zip(managers.config.injection_layers, managers.managers)):
             adaptive = isinstance(manager, AdaptiveManager)
             weights_ND = (manager.gate if adaptive else manager.scores).detach().float()
+            layers = tuple(managers.config.vision_layers[row] for row in managers.config.rows(layer))
+            if managers.config.maps == "last":  # one map, which the sum of all weights passes
+                weights_ND, layers = weights_ND.sum(0, keepdim=True), managers.config.vision_layers[-1:]
             sizes, means = weights_ND.abs().mean(1), weights_ND.mean(1)
             if adaptive and index in self.scores:  # |score * gate| = |score| * |gate|, so the means factor
                 score_means, score_sizes = self.scores[index]
                 sizes, means = sizes * score_sizes, means * score_means
             known = not adaptive or index in self.scores
-            layers = managers.config.vision_layers[: len(weights_ND)]
             values = (sizes.tolist(), means.tolist()) if known else (None, None)
             found.append(ManagerWeights(layer, "adaptive" if adaptive else "static", layers, *values))
         return found

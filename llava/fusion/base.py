@@ -136,6 +136,16 @@ class Linear(SelfInitialised, nn.Linear):
         init_as_linear(self)
 
 
+class ZeroLinear(Linear):
+    """A linear layer that begins at zero, so that a model begins as the one without it."""
+
+    def initialise(self) -> None:
+        """Zero, the bias too."""
+        init.zeros_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+
 class Fusion(SelfInitialised, Generic[Config, Key]):
     """How a tower's layers reach the language model. A subclass answers what differs from doing nothing.
 

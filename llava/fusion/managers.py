@@ -10,7 +10,7 @@ Shapes: C crops, T tokens per crop, D width of the language model, N selected vi
 visual tokens. A map is one vision layer after the shared projector, (C, T, D).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,7 @@ class StaticManager(SelfInitialised):
         jitter_SND: torch.Tensor | None,
         sample_of_crop_C: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What becomes of the maps, which come one at a time and for all managers; see VisualManagers.forward.
+        """What becomes of its maps, which come one at a time and for all managers; see VisualManagers.forward.
 
         Returns the scores per crop (C or 1, N, D), the sums before the first map (C or 1, 1, D) and, per sample, what a
         newline position receives (S or 1, D).
@@ -93,7 +93,7 @@ class StaticManager(SelfInitialised):
             scores_SND = (self.scores * jitter_SND[:, :count]).to(newline_D)
             scores_CND = scores_SND[sample_of_crop_C]
         # sum_i W_i e_i is one vector per sample, cheaper than an addition to every map
-        embedding_CTD = (scores_CND * layer_embedding_ND[:count]).sum(1)[:, None]
+        embedding_CTD = (scores_CND * layer_embedding_ND).sum(1)[:, None]
         # Newlines carry the plain newline vector in every layer's map, without layer embedding.
         return scores_CND, embedding_CTD, scores_SND.sum(1) * newline_D
 
@@ -208,15 +208,21 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
 
     def to_pack(self, crops: Crops) -> dict[tuple[str, int], Packable]:
         """The static managers' sums and, where adaptive managers follow, the maps with their layer embedding."""
-        maps = (
-            crops.visual if layer == self.visual_layer else crops.project(crops.states[layer])
-            for layer in self.vision_layers
-        )
-        sums, adaptable = self(maps, crops.newline, crops.sample_of_crop, crops.num_samples)
+        sums, adaptable = self(self._maps(crops), crops.newline, crops.sample_of_crop, crops.num_samples)
         newlines = crops.newline.expand(crops.num_samples, -1)
         packables = [Packable(sum_CTD, ends_SD, self.config.scope, self.jittered) for sum_CTD, ends_SD in sums]
         packables += [Packable(map_CTD, newlines, self.config.scope) for map_CTD in adaptable]
         return dict(zip(self.packed_keys, packables, strict=True))
+
+    def _maps(self, crops: Crops) -> Iterator[torch.Tensor]:
+        """One after the other; each is made when it is asked for."""
+        layers = self.vision_layers
+        if self.config.maps == "last":
+            state = crops.visual if layers[-1] == self.visual_layer else crops.project(crops.states[layers[-1]])
+            yield from [state] * len(layers)
+            return
+        for layer in layers:
+            yield crops.visual if layer == self.visual_layer else crops.project(crops.states[layer])
 
     def forward(
         self,
@@ -235,25 +241,36 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
         scores: list[tuple[torch.Tensor, ...]] = []  # of each manager, by map
         sums: list[torch.Tensor] = []
         newlines: list[torch.Tensor] = []
+        rows = [self.config.rows(layer) for layer in self._static_layers]
         for manager in self.managers:
             if isinstance(manager, StaticManager):
                 shape = (num_samples, len(self.vision_layers), newline_D.shape[-1])
                 jitter_SND = self._score_jitter(shape, newline_D.device)
-                outputs = manager(self.layer_embedding, newline_D, jitter_SND, sample_of_crop_C)
+                embedding_ND = self._embedding(rows[len(sums)])
+                outputs = manager(embedding_ND, newline_D, jitter_SND, sample_of_crop_C)
                 scores.append(outputs[0].unsqueeze(2).unbind(1))
                 sums.append(outputs[1])
                 newlines.append(outputs[2])
         adaptable = []
         for index, map_CTD in enumerate(maps):
             map_CTD = map_CTD.to(newline_D.device)  # as accelerate moves what is given at once
-            adding = [number for number, of_maps in enumerate(scores) if index < len(of_maps)]
-            given = [scores[number][index] for number in adding], [sums[number] for number in adding]
+            adding = [number for number, of_maps in enumerate(rows) if index in of_maps]
+            given = (
+                [scores[number][rows[number].index(index)] for number in adding],
+                [sums[number] for number in adding],
+            )
             for number, total in zip(adding, _AddMap.apply(map_CTD, *given[0], *given[1])):
                 sums[number] = total
             if self.config.query is not None:
                 adaptable.append(map_CTD + self.layer_embedding[index])
         newlines = [newline_SD.expand(num_samples, -1) for newline_SD in newlines]
         return list(zip(sums, newlines)), adaptable
+
+    def _embedding(self, rows: tuple[int, ...]) -> torch.Tensor:
+        """Of these maps."""
+        if rows == tuple(range(len(rows))):
+            return self.layer_embedding[: len(rows)]
+        return torch.stack([self.layer_embedding[row] for row in rows])
 
     def deltas(self, packed: dict[tuple[str, int], torch.Tensor], context: Context) -> dict[int, Delta]:
         """The static managers' sums as they are; an adaptive manager's made of the hidden states."""

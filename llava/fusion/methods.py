@@ -5,8 +5,11 @@ from typing import Any
 
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
+from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
+from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.configs.sti import StiConfig
@@ -17,6 +20,9 @@ KINDS: list[type[FusionConfig]] = [
     DeepstackConfig,
     DeepstackQwen3Config,
     StiConfig,
+    LayerSelectConfig,
+    CrossAttentionConfig,
+    CliReconstructionConfig,
 ]
 METHODS = {kind.method: kind for kind in KINDS}
 

@@ -17,7 +17,10 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import llava.mllm.guidance
 from llava.anyres import image_layout
+from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
+from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.visual_input import VisualInput
@@ -42,6 +45,9 @@ FUSIONS = {
     "static": ManagerConfig(interval=2, scope="grid"),
     "adaptive": ManagerConfig(interval=2, query="cross"),
     "deepstack": DeepstackQwen3Config(vision_layers=(1, 2, 3), injection_layers=(0, 1, 2)),
+    "layer_select": LayerSelectConfig(),
+    "cross_attention": CrossAttentionConfig(),
+    "cli_reconstruction": CliReconstructionConfig(),
 }
 
 

@@ -1,16 +1,18 @@
-"""The paper's managers."""
+"""The paper's managers, and controls of them."""
 
+import random
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llava.bounds import Bounds
-from llava.errors import LlavaError
+from llava.errors import LlavaError, raise_faults
 from llava.fusion.config import FusionConfig
 from llava.fusion.layers import counted_from_start, layer_range, listed, named, with_visual_input
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
+PERMUTATION_SEED = 0  # of the control `permuted`
 RANGES = ("layer_set", "interval", "vision_start", "vision_end", "vision_interval", "injection_start", "injection_end")
 
 
@@ -39,6 +41,8 @@ class ManagerConfig(FusionConfig):
         vision_interval: Every so many states of the tower from `vision_start` to before `vision_end` are managed.
         injection_start: The first layer of the language model that has a manager before it; none is the first of all.
         injection_end: The layer behind the last that may have a manager before it; none is behind the last of all.
+        maps: What static managers sum: `all` maps; or, as a control, the `last` one in the place of all; or each map in
+            one manager only, shallow ones early (`in_order`) or wherever a fixed draw puts them (`permuted`).
     """
 
     method: str = field(init=False, default="manager")
@@ -56,6 +60,7 @@ class ManagerConfig(FusionConfig):
     vision_interval: Annotated[int, Bounds(1)] = 1
     injection_start: int | None = None
     injection_end: int | None = None
+    maps: Literal["all", "last", "in_order", "permuted"] = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,7 +68,12 @@ class ManagerConfig(FusionConfig):
             layers = getattr(self, name)
             if layers is not None and (not layers or len(set(layers)) != len(layers)):
                 raise LlavaError(f"manager {name} must name at least one layer and none twice, found {list(layers)}")
-        if self.vision_layers is not None and any(self.num_maps(layer) < 1 for layer in self.injection_layers or ()):
+        if self.vision_layers is None or self.injection_layers is None:
+            return
+        maps, managers = len(self.vision_layers), len(self.injection_layers)
+        if self._shares_maps and managers > maps:
+            raise LlavaError(f"manager maps {self.maps} needs a map for each manager: found {maps} for {managers}")
+        if any(self.num_maps(layer) < 1 for layer in self.injection_layers):
             raise LlavaError("first_omits_last_map needs at least 2 vision_layers, found 1")
 
     @staticmethod
@@ -85,10 +95,20 @@ class ManagerConfig(FusionConfig):
         if "question" in given and self.question_rule is None:
             query = self.query if self.query is not None else "none"
             faults.append(f"question {self.question} is for no manager: fusion.query is {query}")
+        return faults + self._faults_of_control()
+
+    def _faults_of_control(self) -> list[str]:
+        """Of the field `maps`."""
+        faults = []
+        if self.maps != "all" and self.query is not None:
+            faults.append(f"maps {self.maps} is for static managers: fusion.query is {self.query}")
+        if self._shares_maps and self.first_omits_last_map:
+            faults.append(f"maps {self.maps} leaves no map out: fusion.first_omits_last_map is true")
         return faults
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> "ManagerConfig":
         """Layers listed and counted from the start, in place of set, interval and ranges."""
+        raise_faults("fusion", [f"fusion.{fault}" for fault in self._faults_of_control()])
         # A tower of L layers has L + 1 states.
         released, num_states = self.layer_set == "released", num_vision_layers + 1
         vision, injection = self.vision_layers, self.injection_layers
@@ -102,19 +122,23 @@ class ManagerConfig(FusionConfig):
         jitter = self.jitter
         if jitter == "as_layer_set":
             jitter = "released" if released else "paper"
+        omits = self.first_omits_last_map
+        if omits is None:
+            omits = released and not self._shares_maps
         ranges: dict[str, Any] = {one.name: one.default for one in fields(self) if one.name in RANGES}
         return replace(
             self,
             vision_layers=counted_from_start("manager vision_layers", vision, num_states),
             injection_layers=counted_from_start("manager injection_layers", injection, num_text_layers),
-            first_omits_last_map=released if self.first_omits_last_map is None else self.first_omits_last_map,
+            first_omits_last_map=omits,
             jitter=jitter,
             **ranges,
         )
 
     def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
         """The visual input, then the managed layers that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
+        layers = named(self.vision_layers)
+        return with_visual_input(layers[-1:] if self.maps == "last" else layers, num_vision_layers)
 
     @property
     def question_rule(self) -> str | None:
@@ -122,19 +146,38 @@ class ManagerConfig(FusionConfig):
         return self.question if self.query not in (None, "self") else None
 
     def to_dict(self) -> dict[str, Any]:
-        """As FusionConfig.to_dict, without the ranges that the lists of layers came from."""
-        return {key: value for key, value in super().to_dict().items() if key not in RANGES}
+        """As FusionConfig.to_dict, without the ranges that the lists of layers came from; `maps` of controls alone."""
+        left_out = (*RANGES, "maps") if self.maps == "all" else RANGES
+        return {key: value for key, value in super().to_dict().items() if key not in left_out}
 
     def weights_follow(self) -> dict[str, Any]:
         """Layers and query, and the rule of the question where one is asked; scope and noise are free."""
-        names = ["vision_layers", "injection_layers", "first_omits_last_map", "query"]
+        names = ["vision_layers", "injection_layers", "first_omits_last_map", "query", "maps"]
         if self.question_rule is not None:
             names.append("question")
         return {name: getattr(self, name) for name in names}
 
     def num_maps(self, injection_layer: int) -> int:
         """How many maps the manager before `injection_layer` sums."""
-        return len(named(self.vision_layers)) - bool(self.first_omits_last_map and injection_layer == 0)
+        return len(self.rows(injection_layer))
+
+    def rows(self, injection_layer: int) -> tuple[int, ...]:
+        """Which maps the manager before `injection_layer` sums, as places in vision_layers, ascending."""
+        count = len(named(self.vision_layers))
+        if not self._shares_maps:
+            return tuple(range(count - bool(self.first_omits_last_map and injection_layer == 0)))
+        order = list(range(count))
+        if self.maps == "permuted":
+            drawn = random.Random(PERMUTATION_SEED)  # random() is the same in every version of Python
+            order = [place for _, place in sorted((drawn.random(), place) for place in order)]
+        managers = named(self.injection_layers)
+        number = managers.index(injection_layer)
+        return tuple(sorted(order[number * count // len(managers) : (number + 1) * count // len(managers)]))
+
+    @property
+    def _shares_maps(self) -> bool:
+        """Whether each map is in one manager only."""
+        return self.maps in ("in_order", "permuted")
 
     def describe(self) -> str:
         """How many, of which kind, their layers, and what adaptive ones ask with."""
@@ -142,7 +185,8 @@ class ManagerConfig(FusionConfig):
         managers = f"managers before language-model layers {layers}, of vision states {states}"
         number = len(named(self.injection_layers))
         if self.query is None:
-            return f"{number} static {managers}"
+            control = {"all": "", "last": ", the last in the place of all"}
+            return f"{number} static {managers}" + control.get(self.maps, f", each in one manager, {self.maps}")
         if self.query == "self":
             asking = "each token asks for itself"
         else:
