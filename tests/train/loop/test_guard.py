@@ -151,7 +151,7 @@ class Script:
             command = ["bash", "scripts/train/stage1.sh", "--arm", "manager", *arguments]
             self.process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
 
-    def wait_for(self, text: str, timeout: float = 300) -> None:
+    def wait_for(self, text: str, timeout: float = 240) -> None:
         end = time.monotonic() + timeout
         while text not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
