@@ -199,16 +199,9 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
         return {}
 
 
-def init_as_linear(linear: nn.Linear, drawn_width: int | None = None) -> None:
-    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range.
-
-    drawn_width: how many of the weight's first columns are drawn, as those of a layer that has no more; the others are
-    zero. None for all.
-    """
-    width = linear.in_features if drawn_width is None else drawn_width
-    bound = width**-0.5
+def init_as_linear(linear: nn.Linear) -> None:
+    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
+    bound = linear.in_features**-0.5
     init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
         init.uniform_(linear.bias, -bound, bound)
-    if width < linear.in_features:
-        init.copy_(linear.weight, nn.functional.pad(linear.weight[:, :width], (0, linear.in_features - width)))

@@ -9,6 +9,7 @@ from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.configs.dense_connector import ConcatConfig, DciConfig, SciConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
@@ -19,6 +20,9 @@ KINDS: list[type[FusionConfig]] = [
     ManagerConfig,
     DeepstackConfig,
     DeepstackQwen3Config,
+    ConcatConfig,
+    SciConfig,
+    DciConfig,
     StiConfig,
     LayerSelectConfig,
     CrossAttentionConfig,

@@ -7,26 +7,37 @@ from transformers import initialization as init
 from llava.fusion.base import SelfInitialised, init_as_linear
 
 
+class FirstLinear(nn.Linear):
+    """A linear layer whose weight of all but the first `drawn_width` channels begins at zero."""
+
+    def __init__(self, in_features: int, out_features: int, drawn_width: int):
+        super().__init__(in_features, out_features)
+        self.drawn_width = drawn_width
+
+    def narrow(self) -> None:
+        """Called when the weight has been drawn; leaves alone one that was loaded."""
+        others = self.in_features - self.drawn_width
+        init.copy_(self.weight, nn.functional.pad(self.weight[:, : self.drawn_width], (0, others)))
+
+
 class MultiModalProjector(SelfInitialised):
     """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through.
 
     Args:
         vision_width: Of what it is given.
         text_width: Of what it returns.
-        drawn_width: How many of the first channels it begins with, as a projector of no more; the others begin without
-            weight. None for all.
+        drawn_width: How many of the first channels it begins with; the others begin without weight. None for all.
     """
 
     def __init__(self, vision_width: int, text_width: int, drawn_width: int | None = None):
         super().__init__()
-        self.drawn_width = drawn_width
-        self.linear_1 = nn.Linear(vision_width, text_width)
+        self.linear_1 = FirstLinear(vision_width, text_width, drawn_width or vision_width)
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(text_width, text_width)
 
     def initialise(self) -> None:
         """As torch's nn.Linear."""
-        init_as_linear(self.linear_1, self.drawn_width)
+        init_as_linear(self.linear_1)
         init_as_linear(self.linear_2)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -203,6 +203,8 @@ def activation_bytes(
     if in_front & set(trained):
         # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
         inside = 1 if "projector" in checkpointed else maps
+        width_in = config.fusion.visual_width(config.sizes)
+        kept += patches * width_in if width_in != vision.hidden_size else 0  # states beside each other are a copy
         kept += (maps + 2 * inside) * patches * text.hidden_size
     if {"vision_tower", "fusion"} & set(trained):
         kept += work.samples * work.crops * fusion.kept
