@@ -38,6 +38,22 @@ VARIANTS = [
         "control c2: one manager, before layer 0: depth without injection",
         {"injection_layers": [0]},
     ),
+    Row(
+        "manager_last",
+        "manager",
+        "control c1: the last map in the place of all: injection without depth",
+        {"maps": "last"},
+    ),
+    Row(
+        "manager_in_order", "manager", "control c3: a share of the maps each, shallow ones early", {"maps": "in_order"}
+    ),
+    Row("manager_permuted", "manager", "control c3: the same shares, permuted by a fixed draw", {"maps": "permuted"}),
+    Row(
+        "layer_select_deep_to_early",
+        "layer_select",
+        "control c6: the deepest state before the earliest layer",
+        {"mapping": "deep_to_early"},
+    ),
 ]
 
 

@@ -100,7 +100,7 @@ class FusionCost:
     with states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of
     maps. kept: values that autograd keeps of the method's own products.
     Per visual token in the language model: from_hidden: operations of the method's products with its hidden states.
-    from_packed: with what is packed beside it.
+    from_packed: with what is packed beside it. kept_of_token: values that autograd keeps of both.
     pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
     depends on the method's weights. before_projector: whether the visual input depends on them.
     """
@@ -112,6 +112,7 @@ class FusionCost:
     kept: int = 0
     from_hidden: int = 0
     from_packed: int = 0
+    kept_of_token: int = 0
     pairs: int = 0
     first_layer: int = 0
     before_projector: bool = False

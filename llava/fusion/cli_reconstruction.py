@@ -70,9 +70,8 @@ class Gate(SelfInitialised):
             self._summaries(map_VH, query_H, lengths) for map_VH, query_H in zip(maps, self.queries, strict=True)
         ]
         asked_IKH = means_IH[:, None].expand(-1, len(maps), -1)
-        opened_IK = self.linear_2(self.act(self.linear_1(torch.cat([torch.stack(summaries, 1), asked_IKH], -1))))[
-            ..., 0
-        ]
+        given_IKG = torch.cat([torch.stack(summaries, 1), asked_IKH], -1)
+        opened_IK = self.linear_2(self.act(self.linear_1(given_IKG)))[..., 0]
         # The same function of the same shape, so that they cancel to the last bit.
         gates_IK = (opened_IK + SHUT).sigmoid() - (torch.zeros_like(opened_IK) + SHUT).sigmoid()
         gates_VK = torch.cat([gates.expand(length, -1) for gates, length in zip(gates_IK, lengths, strict=True)])

@@ -115,9 +115,10 @@ class CrossAttention(Fusion[CrossAttentionConfig, str]):
         states = len(config.tower_layers(sizes.vision_layers))
         return FusionCost(
             from_states=2 * sizes.crop_tokens * states * sizes.vision_width * width,
-            kept=sizes.crop_tokens * (width + blocks * (12 * width + 4 * sizes.text_mlp_width)),
+            kept=sizes.crop_tokens * width,
             from_hidden=blocks * 2 * width * (2 * width + 3 * sizes.text_mlp_width),
             from_packed=blocks * 2 * width * 2 * key_width,
+            kept_of_token=blocks * (12 * width + 4 * sizes.text_mlp_width),
             pairs=blocks * 4 * width,
             first_layer=named(config.injection_layers)[0],
         )

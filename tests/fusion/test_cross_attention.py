@@ -28,7 +28,8 @@ def test_layers_and_parameters_at_the_real_sizes():
     assert sum(parameter.numel() for parameter in fusion.features.parameters()) == 6 * 1152 * 896 + 896
     assert CrossAttention.cost(config, REAL) == FusionCost(
         from_states=729 * 2 * 6 * 1152 * 896,
-        kept=729 * (896 + 6 * (12 * 896 + 4 * 4864)),
+        kept=729 * 896,
+        kept_of_token=6 * (12 * 896 + 4 * 4864),
         from_hidden=6 * 2 * (2 * 896 * 896 + mlp),
         from_packed=6 * 2 * 2 * 896 * 128,
         pairs=6 * 4 * 896,

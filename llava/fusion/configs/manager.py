@@ -41,8 +41,8 @@ class ManagerConfig(FusionConfig):
         vision_interval: Every so many states of the tower from `vision_start` to before `vision_end` are managed.
         injection_start: The first layer of the language model that has a manager before it; none is the first of all.
         injection_end: The layer behind the last that may have a manager before it; none is behind the last of all.
-        maps: What static managers sum: `all` maps; or, as a control, the `last` one in the place of all; or each map in
-            one manager only, shallow ones early (`in_order`) or wherever a fixed draw puts them (`permuted`).
+        maps: What static managers sum: `all` maps; or, as a control, the `last` one in the place of all; or a share of
+            at least one map each, shallow ones early (`in_order`) or wherever a fixed draw puts them (`permuted`).
     """
 
     method: str = field(init=False, default="manager")
@@ -68,12 +68,7 @@ class ManagerConfig(FusionConfig):
             layers = getattr(self, name)
             if layers is not None and (not layers or len(set(layers)) != len(layers)):
                 raise LlavaError(f"manager {name} must name at least one layer and none twice, found {list(layers)}")
-        if self.vision_layers is None or self.injection_layers is None:
-            return
-        maps, managers = len(self.vision_layers), len(self.injection_layers)
-        if self._shares_maps and managers > maps:
-            raise LlavaError(f"manager maps {self.maps} needs a map for each manager: found {maps} for {managers}")
-        if any(self.num_maps(layer) < 1 for layer in self.injection_layers):
+        if self.vision_layers is not None and any(self.num_maps(layer) < 1 for layer in self.injection_layers or ()):
             raise LlavaError("first_omits_last_map needs at least 2 vision_layers, found 1")
 
     @staticmethod
@@ -172,11 +167,12 @@ class ManagerConfig(FusionConfig):
             order = [place for _, place in sorted((drawn.random(), place) for place in order)]
         managers = named(self.injection_layers)
         number = managers.index(injection_layer)
-        return tuple(sorted(order[number * count // len(managers) : (number + 1) * count // len(managers)]))
+        first, behind = (bound * count // len(managers) for bound in (number, number + 1))
+        return tuple(sorted(order[first : max(first + 1, behind)]))
 
     @property
     def _shares_maps(self) -> bool:
-        """Whether each map is in one manager only."""
+        """Whether a manager sums a share of the maps."""
         return self.maps in ("in_order", "permuted")
 
     def describe(self) -> str:
@@ -186,7 +182,7 @@ class ManagerConfig(FusionConfig):
         number = len(named(self.injection_layers))
         if self.query is None:
             control = {"all": "", "last": ", the last in the place of all"}
-            return f"{number} static {managers}" + control.get(self.maps, f", each in one manager, {self.maps}")
+            return f"{number} static {managers}" + control.get(self.maps, f", a share each, {self.maps}")
         if self.query == "self":
             asking = "each token asks for itself"
         else:

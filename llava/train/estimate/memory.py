@@ -208,6 +208,8 @@ def activation_bytes(
         kept += (maps + 2 * inside) * patches * text.hidden_size
     if {"vision_tower", "fusion"} & set(trained):
         kept += work.samples * work.crops * fusion.kept
+    # A map of tiles that is shrunk leaves fewer visual tokens than its crops have patches.
+    kept += np.minimum(tokens, patches) * fusion.kept_of_token
     # Of a chunk the logits in the precision, then in fp32 with their logarithms, then their gradient; and the gradient
     # of the head, which is there before the backward pass begins.
     supervised = work.samples * work.supervised

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from torch.autograd.graph import saved_tensors_hooks
 
+from llava.fusion.base import FusionCost
+from llava.fusion.none import NoFusion
 from llava.train.estimate.memory import (
     Strategy,
     Work,
@@ -217,6 +219,17 @@ def test_checkpointing_keeps_less():
     assert logits + layers < with_it < without / 4
     assert with_it < tower < without
     assert with_it - projector == 2 * 12 * 7290 * 896 * 2  # two of three tensors of 12 of 13 maps, 2 bytes a number
+
+
+@pytest.mark.parametrize(("crops", "visual_tokens"), [(9, 30), (1, 16)], ids=["shrunk", "whole"])
+def test_what_fusion_keeps_inside_the_language_model_is_of_visual_tokens(
+    make_config, monkeypatch, crops, visual_tokens
+):
+    config, found = make_config(fusion=None), []
+    for kept in (0, 1000):
+        monkeypatch.setattr(NoFusion, "cost", lambda config, sizes, kept=kept: FusionCost(kept_of_token=kept))
+        found.append(activation_bytes(config, Work(2, 30, crops, 5), ["language_model"], 4, ()))
+    assert found[1] - found[0] == 4 * 2 * visual_tokens * 1000
 
 
 def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
