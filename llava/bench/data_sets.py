@@ -1,12 +1,14 @@
 """The data sets of the bench. One more is a file like digit_pages.py, a line here and a recipe in scripts/bench."""
 
 from llava.arguments import unknown
-from llava.bench import digit_pages
+from llava.bench import digit_pages, text_pages
 from llava.bench.entry import DataSet, Parts
 from llava.errors import LlavaError
 
 DATA_SETS: dict[str, DataSet] = {
     "digit_pages": digit_pages.ENTRY,
+    "text_pages": text_pages.ENTRY,
+    "text_pages_small": text_pages.ENTRY_SMALL,
 }
 
 

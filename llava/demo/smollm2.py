@@ -3,7 +3,9 @@
 A Llama without biases is a Qwen2 whose biases of queries, keys and values are zero: logits are the same to the bit. Its
 chat template is ChatML, as Qwen2's, so that recipes train it with `qwen_1_5` (under our system message, not its own).
 Its vocabulary of 49,152 is full: two of its markers of Jupyter notebooks become `<image>` and `<video>`, so that no
-embedding is added. Padding is <|endoftext|>, as Qwen2's; the file pads with <|im_end|>, which ends a turn.
+embedding is added. Padding is <|endoftext|>, as Qwen2's; the file pads with <|im_end|>, which ends a turn. transformers
+reads any Qwen2 folder's tokenizer with Qwen2's splitting rule: all prose of the text pages gives the file's own tokens,
+a run of blanks and newlines may give others.
 """
 
 import json

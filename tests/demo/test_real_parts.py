@@ -13,11 +13,12 @@ from llava.data.processor import add_visual_tokens
 from llava.data.schema import Turn
 from llava.demo import dinov2, smollm2
 from llava.demo.fonts import FONTS, faces
+from llava.demo.prose import topics
 from llava.errors import LlavaError
 from llava.mllm.questions import turn_token_ids
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
-TEXT = "Rather than spelling it out in full details, here are 3 hints:\n\n  it isn't 1234."
+TEXT = "Rather than spelling it out in full details (see section Names), here are 3 hints:\nit isn't 1234."
 
 
 def installed(find):
@@ -47,6 +48,8 @@ def test_smollm2_is_transformers_own_llama_to_the_bit(smollm2_file, qwen2_folder
     saved = AutoTokenizer.from_pretrained(qwen2_folder)
     ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
     assert torch.equal(saved(TEXT, return_tensors="pt")["input_ids"], ids)
+    for sentence in (" ".join(words) for part in (False, True) for topic in topics(part) for words in topic):
+        assert saved(sentence)["input_ids"] == tokenizer(sentence)["input_ids"], sentence
     llama = LlamaForCausalLM.from_pretrained(smollm2_file.parent, gguf_file=smollm2_file.name).eval()
     qwen2 = Qwen2ForCausalLM.from_pretrained(qwen2_folder, dtype=torch.float32).eval()
     assert (qwen2.config.num_hidden_layers, qwen2.config.hidden_size, qwen2.config.vocab_size) == (30, 576, 49152)
