@@ -12,6 +12,7 @@ from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.dense_connector import ConcatConfig, DciConfig, SciConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.mmfuser import MmfuserConfig
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.configs.sti import StiConfig
 
@@ -23,6 +24,7 @@ KINDS: list[type[FusionConfig]] = [
     ConcatConfig,
     SciConfig,
     DciConfig,
+    MmfuserConfig,
     StiConfig,
     LayerSelectConfig,
     CrossAttentionConfig,
