@@ -5,6 +5,16 @@ from pathlib import Path
 from llava.bench.entry import LANGUAGE_MODEL, VISION_TOWER, DataSet, Parts
 from llava.bench.pages import SEED, questions, write_pages
 
+# A language model of 6 layers has as many places as one of 24.
+SECTIONS = {
+    "manager": {"interval": 1},
+    "manager_last": {"interval": 1},
+    "manager_in_order": {"interval": 1},
+    "manager_permuted": {"interval": 1},
+    "cross_attention": {"injection_layers": [0, 1, 2, 3, 4, 5]},
+    "cli_reconstruction": {"injection_layers": [0, 1, 2, 3, 4, 5]},
+}
+
 
 def make_data(folder: Path, samples: int, held_out: int, documents: int) -> None:
     """See write_pages; the test's digits are of other scans."""
@@ -35,7 +45,7 @@ ENTRY = DataSet(
             recipe="scripts/bench/digit_pages-tiny.yaml",
             steps=600,
             size=3_000_000,
-            sections={"manager": {"interval": 1}},  # a language model of 6 layers has as many managers as one of 24
+            sections=SECTIONS,
         )
     },
 )

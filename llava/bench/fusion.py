@@ -26,7 +26,7 @@ def bench_from(arguments: Namespace) -> Bench:
     """The bench that the command line describes. Raises LlavaError for rows, data sets and parts that there are not."""
     names = [field for field in Settings.__dataclass_fields__ if field != "rates"]
     settings = Settings(**{name: getattr(arguments, name) for name in names}, rates=tuple(sorted(arguments.rates)))
-    rows = tuple(rows_named(arguments.methods))
+    rows = tuple(rows_named(arguments.methods, arguments.without or ()))
     bench = Bench(arguments.out, settings, tuple(arguments.data), rows, arguments.seeds, arguments.jobs)
     check_started(bench)
     return bench
@@ -94,7 +94,6 @@ class _Running:
 
     def __init__(self, bench: Bench):
         self.bench = bench
-        self.jobs = all_jobs(bench)
         self.failed: list[str] = []
         self.left_out: dict[str, str] = {}
 
@@ -111,7 +110,8 @@ class _Running:
         if self.failed or self.left_out:  # nothing can be compared
             return self._end()
         print(told(bench), end="\n\n", flush=True)
-        self._do([job for row in others for job in bench.measurements(row)], 1)
+        self._do([job for row in others if not row.like for job in bench.measurements(row)], 1)
+        self._do([job for row in others if row.like for job in bench.measurements(row) if self._has_width(job)], 1)
         self._do([job for pair in self._pairs() for job in bench.grid(*pair)], bench.at_once)
         runs = [job for pair in self._pairs() for job in bench.runs(*pair) if self._has_rate(job)]
         self._do(sorted(runs, key=lambda job: job.seed), bench.at_once)
@@ -131,6 +131,19 @@ class _Running:
         pairs = [(data, row) for data in self.bench.data for row in self.bench.rows]
         return [(data, row) for data, row in pairs if f"{data} {row.name}" not in self.left_out]
 
+    def _is_left_out(self, job: Training) -> bool:
+        return f"{job.data} {job.row.name}" in self.left_out
+
+    def _has_width(self, job: Training) -> bool:
+        """Whether it is known how wide the projector of a row is that has another's number of parameters."""
+        try:
+            known, why = bool(self.bench.like_section(job.data, job.row)), f"{job.row.like} is left out"
+        except LlavaError as error:
+            known, why = False, str(error)
+        if not known:
+            self.left_out[f"{job.data} {job.row.name}"] = why
+        return known
+
     def _has_rate(self, job: Training) -> bool:
         """Whether a rate was chosen for the run; a row that diverged at every rate is left out."""
         if job.rate is None:
@@ -145,7 +158,6 @@ class _Running:
     def _do(self, jobs: Sequence[Job], at_once: int) -> None:
         """Does those of the jobs that are not done, and tells each that ends."""
         for ended in run_jobs(self.bench, jobs, at_once):
-            done = sum(self.bench.result(job) is not None for job in self.jobs)
             if ended.reason is None:
                 outcome = _outcome(self.bench.result(ended.job) or {})
             else:
@@ -154,19 +166,20 @@ class _Running:
                 self.left_out[f"{ended.job.data} {ended.job.row.name}"] = ended.reason or ""
             elif ended.reason is not None:
                 self.failed.append(f"{ended.job.name}: {ended.reason}")
-            left = seconds_left(self.bench, self.jobs)
+            jobs = [job for job in all_jobs(self.bench) if not (isinstance(job, Training) and self._is_left_out(job))]
+            done = sum(self.bench.result(job) is not None for job in jobs)
+            left = seconds_left(self.bench, jobs)
             remaining = "" if left is None else f"; about {duration(left)} left"
-            print(f"[{done}/{len(self.jobs)}] {ended.job.name}: {outcome}{remaining}", flush=True)
+            print(f"[{done}/{len(jobs)}] {ended.job.name}: {outcome}{remaining}", flush=True)
 
 
 def _outcome(result: dict) -> str:
     """What a job came to, in a few words."""
     if "right" in result:
         return f"{100 * sum(result['right']) / len(result['right']):.1f}% right, {duration(result['seconds'])}"
-    if result.get("diverged"):
-        return "diverged"
     if "held_out_loss" in result:
-        return f"held-out loss {result['held_out_loss']:.4f}, {duration(result['seconds'])}"
+        loss = result["held_out_loss"]
+        return "diverged" if loss is None else f"held-out loss {loss:.4f}, {duration(result['seconds'])}"
     if "step_seconds" in result:
         return f"{result['step_seconds']['clock']:.3f} seconds a step"
     return duration(result["seconds"])

@@ -9,14 +9,15 @@ OUT/results.json  table.md  score_and_cost.png
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from llava.bench.data_sets import parts_of
 from llava.bench.entry import HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
-from llava.bench.rows import Row
-from llava.errors import raise_faults
+from llava.bench.rows import REFERENCE, Row
+from llava.errors import LlavaError, raise_faults
+from llava.fusion.config import Sizes
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.load import Arm, load_recipe
 
@@ -121,7 +122,8 @@ class Bench:
         """What a job trains, as load_recipe takes it."""
         settings, data, parts = self.settings, self.data_folder(job.data), self.parts_folder(job.data)
         row, of_parts, steps = job.row, parts_of(job.data, settings.parts), self.steps(job)
-        section = {**of_parts.sections.get(row.method, {}), **row.section}
+        of_row = of_parts.sections.get(row.name, of_parts.sections.get(row.arm, {}))
+        section = {**of_row, **row.section, **self.like_section(job.data, row)}
         keys: dict[str, Any] = {
             "model.vision_tower": str(parts / VISION_TOWER),
             "model.language_model": str(parts / LANGUAGE_MODEL),
@@ -136,8 +138,24 @@ class Bench:
         }
         if job.kind != "measure":
             keys |= {"eval.data": str(data / HELD_OUT), "eval.steps": steps, "eval.answers": 0}
-        arm = Arm(row.method, grid=settings.tiling == "anyres")
+        arm = Arm(row.arm, grid=settings.tiling == "anyres")
         return {"path": of_parts.recipe, "arm": str(arm), "keys": keys}
+
+    def like_section(self, data: str, row: Row) -> dict[str, int]:
+        """The projector's width of a row that has another's number of parameters; {} of others, and until it is known.
+
+        Raises LlavaError where the other adds no parameter to those of the reference.
+        """
+        rows = {one.name: self.result(Training("measure", data, one)) for one in self.rows}
+        other, reference = rows.get(row.like or ""), rows.get(REFERENCE)
+        if not other or not reference:
+            return {}
+        added = other["parameters"]["total"] - reference["parameters"]["total"]
+        if added <= 0:
+            raise LlavaError(f"{row.like} adds no parameters")
+        from llava.fusion.configs.none import width_for
+
+        return {"projector_width": width_for(added, Sizes(**reference["sizes"]))}
 
     def write_task(self, job: Job) -> None:
         """Writes what the job's process is to do into its folder, which is emptied."""
@@ -189,11 +207,14 @@ class Bench:
         return min(finite, key=lambda rate: finite[rate])
 
     def resolved(self) -> dict[str, dict[str, Any]]:
-        """{data set and row: the dotted keys of its runs}, without folders and rates. LlavaError for what cannot be."""
+        """{data set and row: the dotted keys of its runs}, without folders, rates and what follows from measurements.
+
+        Raises LlavaError for what cannot be.
+        """
         resolved = {}
         for data in self.data:
             for row in self.rows:
-                recipe = load_recipe(**self.recipe_arguments(Training("run", data, row, seed=1)))
+                recipe = load_recipe(**self.recipe_arguments(Training("run", data, replace(row, like=None), seed=1)))
                 raise_faults(f"the row {row.name}", [f"{row.name}: fusion.{fault}" for fault in recipe.fusion.faults()])
                 keys = flatten(json.loads(json.dumps(recipe.to_dict())))
                 resolved[f"{data} {row.name}"] = {key: keys[key] for key in keys if key not in LEFT_OUT}

@@ -42,8 +42,9 @@ def _add_fusion_arguments(parser: ArgumentParser) -> None:
         "--out", type=Path, default=Path("playground/bench/fusion"), help="folder (default %(default)s)"
     )
     parser.add_argument(
-        "--methods", nargs="+", metavar="ROW", help="rows of the table (default: all; `none` is always)"
+        "--methods", nargs="+", metavar="ROW", help="rows of the table, such as '*_zero' (default: all)"
     )
+    parser.add_argument("--without", nargs="+", metavar="ROW", help="rows to leave out, such as 'none_like_*'")
     parser.add_argument("--data", nargs="+", default=["digit_pages"], help="data sets (default digit_pages)")
     parser.add_argument("--parts", default="tiny", help="tower and language model to start from (default tiny)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row and data set (default 3)")

@@ -20,7 +20,7 @@ FORMAT = "llava bench fusion 1"
 def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
     """What the jobs that are done came to.
 
-    {format, settings, seeds, machine, rows: {row: {method, section, about}}, left_out: {"data row": why},
+    {format, settings, seeds, machine, rows: {row: {arm, section, about}}, left_out: {"data row": why},
     data: {data: {questions: [{id, document, kind}], rows: {row: {fusion, described, parameters, flops, batch_size,
     device, step_seconds, peak_memory_gib, seconds_per_answer, rate, grid: [[rate, loss]], seeds: {seed: {right: [0 or
     1 of each question], answers, held_out_loss, seconds, order, git}}}}}}}
@@ -35,7 +35,7 @@ def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
         "settings": asdict(bench.settings),
         "seeds": bench.seeds,
         "machine": {"processor": _processor(), "python": platform.python_version()},
-        "rows": {row.name: {"method": row.method, "section": row.section, "about": row.about} for row in bench.rows},
+        "rows": {row.name: {"arm": row.arm, "section": row.section, "about": row.about} for row in bench.rows},
         "left_out": left_out,
         "data": data,
     }

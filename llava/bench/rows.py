@@ -1,86 +1,102 @@
 """The rows of the bench of fusion: every method that there is, variants of methods, and controls. Imports no torch.
 
-A row is data: a method, what its section `fusion` says, and a sentence. A method that is added to llava/fusion is a row
-without a line here, and one more where it has another start (control c5).
+A method that is added to llava/fusion is a row without a line here, as is an arm, a file of recipes/fusion. Where a
+method has another start than one that equals the baseline, both are rows (control c5). Where it adds parameters, there
+is a `none` of as many (control c4).
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from llava.arguments import unknown
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
+from llava.fusion.configs.none import NoneConfig
 from llava.fusion.methods import KINDS
+from llava.text_files import read_text
+from llava.train.recipe.dotted import read_yaml
 
+ARMS = Path("scripts/train/recipes/fusion")
 REFERENCE = "none"  # the row that all differences are to
+WIDENS = any(one.name == "projector_width" for one in fields(NoneConfig))
+LIKE = "none_like_"  # in front of the name of the row whose number of parameters it has
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the table.
 
-    name: of the row. method: of llava/fusion. about: a sentence. section: the keys of `fusion` that differ from the
-    method's defaults.
+    name: of the row. arm: what trains, a file of ARMS. about: a sentence. section: keys of `fusion` that the arm does
+    not have. like: the row whose number of parameters the projector is widened to; its width is known once that row is
+    measured.
     """
 
     name: str
-    method: str
+    arm: str
     about: str
     section: dict[str, Any] = field(default_factory=dict)
+    like: str | None = None
 
 
 VARIANTS = [
-    Row("manager_adaptive", "manager", "adaptive managers (AAUM), asking with the question too", {"query": "cross"}),
-    Row(
-        "manager_first_layer",
-        "manager",
-        "control c2: one manager, before layer 0: depth without injection",
-        {"injection_layers": [0]},
-    ),
-    Row(
-        "manager_last",
-        "manager",
-        "control c1: the last map in the place of all: injection without depth",
-        {"maps": "last"},
-    ),
-    Row(
-        "manager_in_order", "manager", "control c3: a share of the maps each, shallow ones early", {"maps": "in_order"}
-    ),
-    Row("manager_permuted", "manager", "control c3: the same shares, permuted by a fixed draw", {"maps": "permuted"}),
-    Row(
-        "layer_select_deep_to_early",
-        "layer_select",
-        "control c6: the deepest state before the earliest layer",
-        {"mapping": "deep_to_early"},
-    ),
+    Row("manager_adaptive", "manager", "Adaptive managers (AAUM), which ask with the question too", {"query": "cross"}),
 ]
 
 
 def all_rows() -> list[Row]:
-    """The reference, the methods in their order, each with its variants behind it."""
+    """The reference; the methods in their order, each with its controls and variants behind it."""
     rows = []
+    arms = {path.stem: read_yaml(str(path))["fusion"]["method"] for path in sorted(ARMS.glob("*.yaml"))}
     for kind in KINDS:
-        rows.append(Row(kind.method, kind.method, _first_sentence(kind)))
-        rows += [row for row in VARIANTS if row.method == kind.method]
+        name = kind.method
+        rows.append(Row(name, name, _about_method(kind)))
+        if name == REFERENCE:  # its other arms are of widths for models of one size
+            continue
+        rows += [Row(arm, arm, _about_arm(arm)) for arm, method in arms.items() if method == name != arm]
+        rows += [row for row in VARIANTS if row.arm == name]
         if any(one.name == "initialisation" for one in fields(kind)):
-            about = f"control c5: {kind.method} that begins as the baseline"
-            rows.append(Row(f"{kind.method}_zero", kind.method, about, {"initialisation": "zero"}))
+            about = f"Control c5: {name} that begins as the baseline"
+            rows.append(Row(f"{name}_zero", name, about, {"initialisation": "zero"}))
+        if not WIDENS:
+            continue
+        about = f"Control c4: none with a projector of as many parameters as {name}"
+        rows.append(Row(f"{LIKE}{name}", REFERENCE, about, like=name))
     return rows
 
 
-def rows_named(names: Sequence[str] | None) -> list[Row]:
+def rows_named(names: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Row]:
     """The rows of these names, in the table's order; all for None. The reference is always the first.
 
+    names, without: `*` stands for any letters. A row that another is like comes with it.
     Raises LlavaError for a name that no row has.
     """
     rows = {row.name: row for row in all_rows()}
-    for name in names or ():
-        if name not in rows:
-            raise LlavaError(f"--methods: {unknown('row', name, list(rows))}")
-    chosen = set(rows if names is None else (REFERENCE, *names))
+    chosen = set(rows) if names is None else {REFERENCE} | _matching("--methods", names, rows)
+    chosen -= _matching("--without", without, rows) - {REFERENCE}
+    chosen |= {rows[name].like or name for name in chosen}
     return [row for name, row in rows.items() if name in chosen]
 
 
-def _first_sentence(kind: type[FusionConfig]) -> str:
+def _matching(flag: str, patterns: Sequence[str], rows: dict[str, Row]) -> set[str]:
+    matching: set[str] = set()
+    for pattern in patterns:
+        names = {name for name in rows if fnmatchcase(name, pattern)}
+        if not names:
+            raise LlavaError(f"{flag}: {unknown('row', pattern, list(rows))}")
+        matching |= names
+    return matching
+
+
+def _about_method(kind: type[FusionConfig]) -> str:
+    """The first sentence of the docstring of what can be chosen of it."""
     return " ".join((kind.__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
+
+
+def _about_arm(arm: str) -> str:
+    """The comment that its file begins with."""
+    lines = re.match(r"(?:#.*\n)*", read_text(str(ARMS / f"{arm}.yaml")))
+    return " ".join(line.lstrip("# ") for line in (lines[0] if lines else "").splitlines()).rstrip(".")

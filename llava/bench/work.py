@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,9 @@ def _train(task: dict, entry: DataSet) -> dict[str, Any]:
     try:
         train(trainer)
     except NonFiniteError as error:
-        if task["kind"] == "run":
+        if task["kind"] != "grid":
             raise LlavaError(f"training diverged: {error}") from None
-        return {"held_out_loss": None, "diverged": str(error)}
+        return {"held_out_loss": None}
     if trainer.save_and_stop.stopped_by:
         raise LlavaError("stopped by a signal")
     seconds, rate = time.time() - began, stage.recipe.components.projector.lr
@@ -126,6 +127,7 @@ def measured(stage: Stage, clock: StepClock) -> dict[str, Any]:
     on_clock, of_processor = clock.medians()
     return {
         "fusion": config.fusion.to_dict(),
+        "sizes": asdict(config.sizes),
         "described": config.fusion.describe(),
         "parameters": {"total": _count(trainer.components), "new": _count(trainer.components, NEW_PARTS)},
         "flops": {"forward": forward, "training": training},

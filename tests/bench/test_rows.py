@@ -7,12 +7,15 @@ import pytest
 
 from llava.bench.estimate import all_jobs, disk_needed, seconds_left
 from llava.bench.jobs import LEFT_OUT, NEW_PARTS, Bench, Settings, Training
-from llava.bench.rows import REFERENCE, all_rows, rows_named
+from llava.bench.rows import ARMS, REFERENCE, WIDENS, all_rows, rows_named
 from llava.cli import main
+from llava.errors import LlavaError
 from llava.fusion.methods import METHODS
+from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import recipe_keys
 
+METHODS_OF_ARMS = {path.stem: read_yaml(str(path))["fusion"]["method"] for path in ARMS.glob("*.yaml")}
 SETTINGS = {
     "parts": "tiny",
     "tower": "trained",
@@ -35,15 +38,16 @@ def bench(out, rows=None, seeds: int = 3, **changes) -> Bench:
 def test_every_method_is_a_row_and_names_are_unique():
     rows = all_rows()
     assert rows[0].name == REFERENCE
-    assert [row.name for row in rows if row.name == row.method] == list(METHODS)
+    assert [row.name for row in rows if row.name in METHODS] == list(METHODS)
     assert len({row.name for row in rows}) == len(rows) > len(METHODS)
     assert all(row.about for row in rows)
 
 
 def test_rows_differ_from_their_methods_by_keys_that_there_are():
     for row in all_rows():
-        assert {f"fusion.{name}" for name in row.section} <= recipe_keys(row.method).keys(), row.name
-    sections = [(row.method, json.dumps(row.section, sort_keys=True)) for row in all_rows()]
+        method = METHODS_OF_ARMS[row.arm]
+        assert {f"fusion.{name}" for name in row.section} <= recipe_keys(method).keys(), row.name
+    sections = [(row.arm, json.dumps(row.section, sort_keys=True), row.like) for row in all_rows()]
     assert len(set(sections)) == len(sections)
 
 
@@ -54,7 +58,7 @@ def test_every_row_has_a_recipe(tmp_path, tower, tiling):
     assert list(resolved) == [f"digit_pages {row.name}" for row in all_rows()]
     for row in all_rows():
         keys = resolved[f"digit_pages {row.name}"]
-        assert keys["fusion.method"] == row.method
+        assert keys["fusion.method"] == METHODS_OF_ARMS[row.arm]
         assert {name: keys[f"fusion.{name}"] for name in row.section} == row.section
         assert keys["components.vision_tower.trained"] == (tower == "trained")
         assert keys["tiling.aspect_ratio"] == tiling
@@ -65,6 +69,40 @@ def test_every_row_has_a_recipe(tmp_path, tower, tiling):
         for keys in resolved.values()
     ]
     assert shared.count(shared[0]) == len(shared)
+
+
+def test_every_arm_of_a_method_is_a_row():
+    """Those of `none` but itself are of widths for models of one size."""
+    arms = [arm for arm, method in METHODS_OF_ARMS.items() if method != "none"]
+    assert set(arms) < {row.name for row in all_rows()}
+    assert len(arms) >= len(METHODS) - 1
+
+
+def test_names_may_be_patterns(tmp_path):
+    names = [row.name for row in rows_named(["deepstack*"], without=["*_qwen3"])]
+    assert names == ["none", "deepstack", "deepstack_zero"]
+    every = [row.name for row in all_rows()]
+    assert [row.name for row in rows_named(None, without=["manager_*"])] == [
+        name for name in every if not name.startswith("manager_")
+    ]
+
+
+@pytest.mark.skipif(not WIDENS, reason="none has no projector of another width yet")
+def test_a_row_that_is_like_another_has_its_number_of_parameters(tmp_path):
+    """1,930 more than none: 10 channels more between the projector's layers, each of 96 + 96 weights and a bias."""
+    of_folder = bench(tmp_path, ["none_like_manager"])
+    none, manager, like = of_folder.rows  # what a row is like comes with it
+    job = Training("run", "digit_pages", like, seed=1, rate=1e-3)
+    assert "fusion.projector_width" not in of_folder.recipe_arguments(job)["keys"]
+    sizes = {"vision_layers": 6, "vision_width": 96, "text_layers": 6, "text_width": 96, "crop_tokens": 16}
+    for row, total in ((none, 1_062_624), (manager, 1_064_554)):
+        measured = Training("measure", "digit_pages", row)
+        write_result(of_folder, measured, parameters={"total": total}, sizes=sizes)
+    assert of_folder.recipe_arguments(job)["keys"]["fusion.projector_width"] == 106
+    assert load_recipe(**of_folder.recipe_arguments(job)).fusion.projector_width == 106
+    write_result(of_folder, measured, parameters={"total": 1_062_624}, sizes=sizes)
+    with pytest.raises(LlavaError, match="manager adds no parameters"):
+        of_folder.recipe_arguments(job)
 
 
 def test_the_rate_is_that_of_all_new_parts_and_of_nothing_else(tmp_path):

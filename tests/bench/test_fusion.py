@@ -1,0 +1,142 @@
+"""The order of a bench's work and what becomes of rows that cannot be, with made-up results in place of trainings."""
+
+import json
+
+import pytest
+
+from llava.bench import fusion
+from llava.bench.processes import Ended
+from llava.bench.rows import WIDENS
+from llava.cli import main
+
+pytestmark = pytest.mark.skipif(not WIDENS, reason="none has no projector of another width yet")
+NONE = 1_062_624
+ADDED = {"manager": 1930, "deepstack": 0, "deepstack_zero": 580}
+ROWS = ["none", "manager", "deepstack", "deepstack_zero", "deepstack_qwen3", "none_like_manager"]
+ROWS += ["none_like_deepstack", "none_like_deepstack_qwen3"]
+
+
+def result(job) -> dict:
+    """What a job would come to. Every row is right at another share of 40 questions, seeds alike."""
+    if job.kind in ("data", "parts"):
+        return {"seconds": 1.0}
+    row, base = job.row.name, {"seconds": 10.0, "training_seconds": 8.0, "order": f"order {job.seed}", "rate": job.rate}
+    if job.kind == "measure":
+        return base | {
+            "fusion": {},
+            "described": row,
+            "sizes": {"vision_layers": 6, "vision_width": 96, "text_layers": 6, "text_width": 96, "crop_tokens": 16},
+            "parameters": {"total": NONE + ADDED.get(row, 0), "new": 18_720 + ADDED.get(row, 0)},
+            "flops": {"forward": 1e9, "training": 3e9},
+            "batch_size": 32,
+            "device": "cpu",
+            "step_seconds": {"clock": 0.5, "processor": 0.5},
+            "peak_memory_gib": 1.0,
+            "seconds_per_answer": 0.01,
+        }
+    if job.kind == "grid":
+        diverged = row == "deepstack_zero" or job.rate > 5e-3
+        return base | {"held_out_loss": None if diverged else 1 + abs(job.rate - 2e-3)}
+    questions = [[f"{page}-{kind}", str(page), kind] for page in range(20) for kind in ("place", "read")]
+    right = [int(number < 20 + len(row)) for number in range(40)]
+    return base | {
+        "questions": questions,
+        "answers": [""] * 40,
+        "right": right,
+        "held_out_loss": 1.0,
+        "git": "commit",
+        "versions": {},
+    }
+
+
+@pytest.fixture
+def pretend(monkeypatch):
+    """run_jobs that trains nothing; returns the names of the jobs that it did, and of those that shall fail."""
+    did, fails = [], []
+
+    def run_jobs(bench, jobs, at_once):
+        for job in [job for job in jobs if bench.result(job) is None]:
+            did.append((job.name, at_once))
+            if job.name == "measure-digit_pages-deepstack_qwen3":
+                yield Ended(job, "deepstack_qwen3 has no place here", refused=True)
+            elif job.name in fails:
+                yield Ended(job, "the disk is full")
+            else:
+                bench.folder(job).mkdir(parents=True)
+                (bench.folder(job) / "result.json").write_text(json.dumps(result(job)))
+                yield Ended(job)
+
+    monkeypatch.setattr(fusion, "run_jobs", run_jobs)
+    return did, fails
+
+
+def run(out, *more: str) -> int:
+    return main(["bench", "fusion", "--out", str(out), "--seeds", "2", "--methods", *ROWS, *more])
+
+
+def test_what_is_done_in_which_order(tmp_path, pretend, capsys):
+    did, _ = pretend
+    assert run(tmp_path) == 0
+    kinds = [(name.partition("-")[0], at_once) for name, at_once in did]
+    assert list(dict.fromkeys(kinds)) == [("data", 2), ("parts", 2), ("measure", 1), ("grid", 2), ("run", 2)]
+    runs = [name.removeprefix("run-digit_pages-") for name, _ in did if name.startswith("run-")]
+    rows = ["none", "manager", "none_like_manager", "deepstack"]
+    assert runs == [f"{row}-{seed}" for seed in (1, 2) for row in rows]
+    width = json.loads((tmp_path / "bench.json").read_text())["rows"]["digit_pages none_like_manager"]
+    assert width["fusion.projector_width"] is None  # it follows from what is measured
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["left_out"] == {
+        "digit_pages deepstack_qwen3": "deepstack_qwen3 has no place here",
+        "digit_pages none_like_deepstack": "deepstack adds no parameters",
+        "digit_pages none_like_deepstack_qwen3": "deepstack_qwen3 is left out",
+        "digit_pages deepstack_zero": "no rate of the grid came to an end that is finite",
+    }
+    assert results["data"]["digit_pages"]["rows"]["manager"]["rate"] == 2e-3
+    printed = capsys.readouterr().out
+    assert printed.count("jobs  ") == 1
+    assert (
+        printed.index("measure-digit_pages-none:")
+        < printed.index("time  about")
+        < printed.index("measure-digit_pages-manager")
+    )
+    assert "left out: digit_pages none_like_deepstack: deepstack adds no parameters" in printed
+    # Of 40 are right in both seeds: 27 in `manager`, 24 in `none`, 37 in `none_like_manager`.
+    assert "| manager | 67.5 " in (tmp_path / "table.md").read_text()
+    assert "| +7.5 |" in (tmp_path / "table.md").read_text()
+    assert "| +32.5* |" in (tmp_path / "table.md").read_text()
+
+
+def test_going_on_does_what_is_left(tmp_path, pretend):
+    did, _ = pretend
+    assert run(tmp_path) == 0
+    first = list(did)
+    did.clear()
+    assert run(tmp_path) == 0  # what was refused is tried again, with the code as it is now
+    assert [name for name, _ in did] == ["measure-digit_pages-deepstack_qwen3"]
+    did.clear()
+    assert run(tmp_path, "--seeds", "3") == 0
+    assert [name for name, _ in did][1:] == [
+        f"run-digit_pages-{row}-3" for row in ("none", "manager", "none_like_manager", "deepstack")
+    ]
+    assert len(set(first)) == len(first)
+
+
+def test_a_job_that_fails_is_told_and_the_others_go_on(tmp_path, pretend, capsys):
+    _, fails = pretend
+    fails.append("run-digit_pages-manager-2")
+    assert run(tmp_path) == 1
+    told = capsys.readouterr()
+    assert told.err == "failed: run-digit_pages-manager-2: the disk is full\n"
+    assert "without a score, since not all their seeds are done: digit_pages manager" in told.out
+    assert "| none_like_manager | 92.5 " in (tmp_path / "table.md").read_text()
+    fails.clear()
+    assert run(tmp_path) == 0
+
+
+def test_nothing_is_compared_without_the_reference(tmp_path, pretend, capsys):
+    did, fails = pretend
+    fails.append("measure-digit_pages-none")
+    assert run(tmp_path) == 1
+    assert [name for name, _ in did] == ["data-digit_pages", "parts-digit_pages", "measure-digit_pages-none"]
+    assert "failed: measure-digit_pages-none: the disk is full" in capsys.readouterr().err
+    assert not (tmp_path / "results.json").exists()
