@@ -42,8 +42,10 @@ def _rate(line: Line) -> str:
     rate, tried = line.measured["rate"], [rate for rate, _ in line.measured["grid"]]
     if rate is None:
         return ABSENT
+    if not tried:  # a single rate
+        return f"{rate:g}"
     end = "<" if rate == min(tried) else ">" if rate == max(tried) else ""
-    return f"{end if len(tried) > 1 else ''}{rate:g}"
+    return f"{end}{rate:g}"
 
 
 def step_seconds(measured: dict[str, Any]) -> float:
