@@ -9,7 +9,7 @@ questions, too.
 Shapes: C crops, T tokens per crop, D width of the language model, S samples, V visual tokens of a batch.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -93,6 +93,21 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product of matrices, of one crop. depends: what each of the two is made of, of the components that can train.
+
+    `vision_tower` and `fusion`, and `language_model` where the question's embeddings are a part.
+    """
+
+    operations: int
+    depends: tuple[frozenset[str], frozenset[str]]
+
+    def trained(self, components: Collection[str]) -> int:
+        """Operations forward and backward, where these train: one product more for each matrix that has a gradient."""
+        return self.operations * (1 + sum(bool(one & set(components)) for one in self.depends))
+
+
+@dataclass(frozen=True)
 class FusionCost:
     """What a method costs, beside the tower and the projection of the visual input.
 
@@ -103,6 +118,7 @@ class FusionCost:
     from_packed: with what is packed beside it. kept_of_token: values that autograd keeps of both.
     pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
     depends on the method's weights. before_projector: whether the visual input depends on them.
+    products: those of a crop of which the numbers above do not say what has a gradient.
     """
 
     maps: int = 0
@@ -116,6 +132,7 @@ class FusionCost:
     pairs: int = 0
     first_layer: int = 0
     before_projector: bool = False
+    products: tuple[Product, ...] = ()
 
 
 class SelfInitialised(nn.Module):

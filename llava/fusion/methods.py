@@ -10,11 +10,13 @@ from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.dense_connector import ConcatConfig, DciConfig, SciConfig
+from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.mmfuser import MmfuserConfig
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.configs.sti import StiConfig
+from llava.fusion.configs.tgif import TgifConfig
 
 KINDS: list[type[FusionConfig]] = [
     NoneConfig,
@@ -29,6 +31,8 @@ KINDS: list[type[FusionConfig]] = [
     LayerSelectConfig,
     CrossAttentionConfig,
     CliReconstructionConfig,
+    TgifConfig,
+    IgvaConfig,
 ]
 METHODS = {kind.method: kind for kind in KINDS}
 

@@ -73,7 +73,7 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     patches, layers = _tower(config)
     method = config.fusion.implementation().cost(config.fusion, config.sizes)
     first, second = _projector(config, 1 + method.maps)
-    behind_fusion = fusion and method.before_projector
+    behind_fusion = (fusion and method.before_projector) or (text and config.fusion.guided)
     text_layers = config.text_config.num_hidden_layers
     behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
     packed = fusion or tower or newline or (projector and method.maps > 0)  # has a gradient
@@ -84,7 +84,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
         + second * (1 + projector + (projector or tower or behind_fusion))
         + method.from_states * (1 + fusion + tower)
         + method.from_weights * (1 + fusion + (fusion or tower))
-        + method.sums * (1 + 2 * anything),
+        + method.sums * (1 + 2 * anything)
+        + sum(product.trained(trained) for product in method.products),
         token=_text_layer(config) * (text_layers * (1 + text) + behind),
         token_pair=_text_attention(config) * (text_layers + 2 * behind),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),

@@ -7,6 +7,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import KeptCache
 from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.managers import AdaptiveManager
 
 LONGEST = 4
@@ -22,6 +23,7 @@ MANAGERS = {
     "self": managers_of("self"),
     "cross": managers_of("cross"),
     "cross released": managers_of("cross", "released"),
+    "tgif": TgifConfig(),
 }
 
 

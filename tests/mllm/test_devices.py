@@ -17,11 +17,14 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 import llava.mllm.guidance
 from llava.anyres import image_layout
+from llava.fusion.base import Questions
 from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
+from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.tgif import TgifConfig
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.visual_input import VisualInput
 
@@ -48,6 +51,8 @@ FUSIONS = {
     "layer_select": LayerSelectConfig(),
     "cross_attention": CrossAttentionConfig(),
     "cli_reconstruction": CliReconstructionConfig(),
+    "guided": TgifConfig(initialisation="zero"),
+    "guided by attention": IgvaConfig(heads=2, head_width=4, blocks=1),
 }
 
 
@@ -85,7 +90,9 @@ def run(config: LlavaOVManagerConfig) -> None:
     with FakeTensorMode(), Indices(), torch.no_grad():
         spread(model)
         given = VisualInput(torch.empty(crops, 3, 56, 56, device=INPUTS), layouts, [0, 0])
-        features = model.model.get_visual_features(given)
+        means = torch.empty(2, config.text_config.hidden_size, device=INPUTS)
+        guidance = Questions(means, torch.ones(2, dtype=torch.bool, device=INPUTS))
+        features = model.model.get_visual_features(given, guidance if config.fusion.guided else None)
         input_ids = torch.zeros(1, tokens + 9, dtype=torch.int64, device=INPUTS)
         positions = torch.arange(tokens, device=INPUTS) + 3
         questions = [torch.arange(4, device=INPUTS)] * 2
