@@ -4,6 +4,7 @@ from transformers import LlavaOnevisionConfig
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.errors import LlavaError
+from llava.fusion.configs.none import NoneConfig
 from llava.mllm.configuration import LlavaOVManagerConfig
 
 ARCHITECTURE = "LlavaOnevisionForConditionalGeneration"
@@ -20,7 +21,7 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
         LlavaError: The format has no words for the model or its tiling; the message says what would be lost.
     """
     tiling = config.tiling
-    if config.fusion.method != "none":
+    if config.fusion != NoneConfig():
         raise LlavaError(
             f"the model has {config.fusion.describe()}; llava_onevision has no place for that and the model would be "
             "another without: export it with --format remote_code"

@@ -105,8 +105,9 @@ def _tower(config: LlavaOVManagerConfig) -> tuple[int, int]:
 
 def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
     """Of one crop: the first and the second matrix, over the visual input and whatever else passes them."""
-    tokens, width = maps * config.patches_per_side**2 + config.tiling.extra_tokens, config.text_config.hidden_size
-    return 2 * tokens * config.fusion.visual_width(config.sizes) * width, 2 * tokens * width**2
+    tokens, sizes = maps * config.patches_per_side**2 + config.tiling.extra_tokens, config.sizes
+    width = config.fusion.hidden_width(sizes)
+    return 2 * tokens * config.fusion.visual_width(sizes) * width, 2 * tokens * width * sizes.text_width
 
 
 def _text_layer(config: LlavaOVManagerConfig) -> int:

@@ -98,10 +98,12 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         super().__init__(config)
         text_width = config.text_config.hidden_size
         self.vision_tower = MultiLayerSiglip(config.vision_config)
-        visual_width, drawn_width = config.fusion.visual_width(config.sizes), config.fusion.drawn_width(config.sizes)
-        self.multi_modal_projector = MultiModalProjector(visual_width, text_width, drawn_width)
+        fusion, sizes = config.fusion, config.sizes
+        self.multi_modal_projector = MultiModalProjector(
+            fusion.visual_width(sizes), text_width, fusion.drawn_width(sizes), fusion.hidden_width(sizes)
+        )
         self.image_newline = ImageNewline(text_width)
-        self.fusion = config.fusion.implementation()(config.fusion, config.sizes)
+        self.fusion = fusion.implementation()(fusion, sizes)
         self.language_model = ManagedQwen2Model(config.text_config)
         self.post_init()
 

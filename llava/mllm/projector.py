@@ -27,13 +27,17 @@ class MultiModalProjector(SelfInitialised):
         vision_width: Of what it is given.
         text_width: Of what it returns.
         drawn_width: How many of the first channels it begins with; the others begin without weight. None for all.
+        hidden_width: Between the two layers; None for the width that it returns.
     """
 
-    def __init__(self, vision_width: int, text_width: int, drawn_width: int | None = None):
+    def __init__(
+        self, vision_width: int, text_width: int, drawn_width: int | None = None, hidden_width: int | None = None
+    ):
         super().__init__()
-        self.linear_1 = FirstLinear(vision_width, text_width, drawn_width or vision_width)
+        between = text_width if hidden_width is None else hidden_width
+        self.linear_1 = FirstLinear(vision_width, between, drawn_width or vision_width)
         self.act = nn.GELU()
-        self.linear_2 = nn.Linear(text_width, text_width)
+        self.linear_2 = nn.Linear(between, text_width)
 
     def initialise(self) -> None:
         """As torch's nn.Linear."""

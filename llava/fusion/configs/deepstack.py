@@ -70,8 +70,9 @@ class DeepstackConfig(FusionConfig):
         return "main"
 
     def weights_follow(self) -> dict[str, Any]:
-        """All where there are weights, else the initialisation."""
-        return super().weights_follow() if self.initialisation == "zero" else {"initialisation": self.initialisation}
+        """Whether there are gates, and which."""
+        of_gates = super().weights_follow() if self.initialisation == "zero" else {}
+        return {"initialisation": self.initialisation, **of_gates}
 
     def describe(self) -> str:
         """How many stacks, and their layers."""

@@ -202,10 +202,12 @@ def activation_bytes(
     in_front = {"vision_tower", "projector", *(["fusion"] if fusion.before_projector else [])}
     if in_front & set(trained):
         # Behind the first matrix, the activation, the second; checkpointed, all three of one map and the last of all.
-        inside = 1 if "projector" in checkpointed else maps
+        extra = work.samples * work.crops * config.tiling.extra_tokens
+        projected = maps * patches + extra
+        inside = patches + extra if "projector" in checkpointed else projected
         width_in = config.fusion.visual_width(config.sizes)
         kept += patches * width_in if width_in != vision.hidden_size else 0  # states beside each other are a copy
-        kept += (maps + 2 * inside) * patches * text.hidden_size
+        kept += projected * text.hidden_size + 2 * inside * config.fusion.hidden_width(config.sizes)
     if {"vision_tower", "fusion"} & set(trained):
         kept += work.samples * work.crops * fusion.kept
     # A map of tiles that is shrunk leaves fewer visual tokens than its crops have patches.

@@ -22,7 +22,7 @@ from llava.checkpoint.folder import GENERATION_CONFIG
 from llava.checkpoint.loading import load_model
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig
+from llava.fusion.config import FusionConfig, Sizes
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention, check_can_run
 from llava.mllm.parts import FUSION
@@ -44,7 +44,7 @@ def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> Lla
     if recipe.model.start_from is not None:
         start = LlavaOVManagerConfig.from_pretrained(recipe.model.start_from)
         fusion = recipe.fusion.resolved(start.vision_config.num_hidden_layers, start.text_config.num_hidden_layers)
-        check_fusion_fits(recipe, start.fusion, fusion)
+        check_fusion_fits(recipe, start.fusion, fusion, start.sizes)
         token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
         return _assembled(recipe, start.vision_config, start.text_config, fusion, token_ids)
     vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
@@ -78,11 +78,20 @@ def _assembled(recipe, vision, text, fusion, token_ids=None) -> LlavaOVManagerCo
     )
 
 
-def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig) -> None:
-    """Raises LlavaError unless the start has no fusion, or the recipe's with weights of the same kind."""
-    if start.method == "none":
-        return
+def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig, sizes: Sizes) -> None:
+    """Raises LlavaError unless the start has no fusion, or the recipe's with weights of the same kind.
+
+    Its projector must be of the recipe's widths, which follow from the fusion and from the `sizes` of both models.
+    """
     folder = recipe.model.start_from
+    if start.method == "none":
+        found, wanted = ((one.visual_width(sizes), one.hidden_width(sizes)) for one in (start, fusion))
+        if found != wanted:
+            raise LlavaError(
+                f"model.start_from {folder} has a projector of widths {found[0]} and {found[1]}, arm {recipe.arm} with "
+                f"fusion {fusion.method} needs {wanted[0]} and {wanted[1]}"
+            )
+        return
     if start.method != fusion.method:
         raise LlavaError(
             f"model.start_from {folder} has the fusion method {start.method}, arm {recipe.arm} has {fusion.method}"

@@ -29,6 +29,8 @@ def sections() -> dict[str, tuple[str, dict[str, Key]]]:
     listed = {}
     for name in names:
         of_section = {dotted: key for dotted, key in keys.items() if _section(dotted) == name}
+        if name == "fusion":
+            of_section = {"fusion.method": keys["fusion.method"]}
         listed[name] = (_first_sentences(hints[name] if name else Recipe), of_section)
         if name == "fusion":
             listed |= _methods()
