@@ -45,8 +45,9 @@ lint: install
 	$(BIN)/codespell
 	$(BIN)/mypy
 
+# ARMS=all SEEDS=3: every arm with three seeds, and one table of means with intervals; goes on where it was stopped.
 quickstart: install
-	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)"
+	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)" $(SEEDS)
 
 # Every method of fusion and every control with three seeds on the digit pages; goes on where it was stopped. Hours:
 # BENCH_ARGS=--dry_run tells how many, BENCH_ARGS="--methods manager --seeds 2" is less.
@@ -58,4 +59,4 @@ gpu-check: install
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
 
 clean:
-	rm -rf $(VENV) playground/quickstart
+	rm -rf $(VENV) playground/quickstart playground/quickstart_seeds

@@ -62,7 +62,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
         "demo": ("dinov2", "make", "pretrain", "smollm2", "text_pages", "text_tower"),
-        "bench": ("fusion", "table"),
+        "bench": ("fusion", "seeds", "table"),
     }
 
 
@@ -137,6 +137,7 @@ def test_wrong_arguments_of_every_command_are_told_before_torch(tmp_path):
         "missing: RUN": ["eval", "report"],
         "--methods: unknown row 'managr'; did you mean manager?": ["bench", "fusion", "--methods", "managr"],
         "absent.json: cannot be read (No such file or directory)": ["bench", "table", f"{absent}.json"],
+        "--seeds must be above 0; found 0": ["bench", "seeds", absent, "--seeds", "0"],
     }
     for message, (status, printed, told, heavy) in zip(lines, run(list(lines.values()))):
         assert message in told

@@ -1,5 +1,6 @@
-"""`llava bench`: methods of fusion side by side under equal conditions, and the table of a bench that was run."""
+"""`llava bench`: methods of fusion side by side under equal conditions, and tables of what was run."""
 
+import json
 from argparse import Namespace
 from pathlib import Path
 
@@ -24,9 +25,12 @@ def main(argv: list[str]) -> int:
     table.add_argument("results", type=Path, metavar="RESULTS", help="results.json of a bench")
     table.add_argument("--markdown", type=Path, help="write the table to this file")
     table.add_argument("--picture", type=Path, help="draw score against cost, .png or .svg; needs matplotlib")
+    _add_seeds_arguments(commands.add_parser("seeds", help="one table of arms evaluated with several seeds"))
     arguments = parser.parse_args(argv)
     if arguments.command == "table":
         return _table(arguments)
+    if arguments.command == "seeds":
+        return _seeds(arguments)
     _check_numbers(arguments)
     from llava.bench.fusion import bench_from, run_bench, told
 
@@ -66,6 +70,17 @@ def _add_fusion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--dry_run", action="store_true", help="tell rows, runs, time and disk, and end")
 
 
+def _add_seeds_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "arms", nargs="+", type=Path, metavar="ARM", help="folder with the runs seed1, seed2, .. of llava eval --out"
+    )
+    parser.add_argument("--task", default="digit_pages", help="digit_pages (default) or text_pages")
+    parser.add_argument("--seeds", type=int, metavar="N", help="read 1 to N (default: all that the arms have)")
+    parser.add_argument("--reference", metavar="ARM", help="differences are to it (default: baseline, else the first)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that it is computed from")
+
+
 def _check_numbers(arguments: Namespace) -> None:
     for name, value in vars(arguments).items():
         if name == "timed_steps" and value <= UNTIMED + 1:
@@ -76,6 +91,21 @@ def _check_numbers(arguments: Namespace) -> None:
                 raise LlavaError(f"--{name} must be above 0; found {one:g}")
             if values.count(one) > 1:
                 raise LlavaError(f"--{name} has {one} twice")
+
+
+def _seeds(arguments: Namespace) -> int:
+    _check_numbers(arguments)
+    from llava.bench.seeds import join_seeds  # imports numpy
+    from llava.bench.seeds_table import render_markdown, render_text
+    from llava.bench.show import write
+
+    joined = join_seeds(arguments.arms, arguments.task, arguments.reference, arguments.seeds)
+    print(render_text(joined), end="", flush=True)
+    if arguments.markdown is not None:
+        write(arguments.markdown, render_markdown(joined).encode())
+    if arguments.json is not None:
+        write(arguments.json, (json.dumps(joined, indent=1) + "\n").encode())
+    return 0
 
 
 def _table(arguments: Namespace) -> int:

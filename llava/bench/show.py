@@ -16,7 +16,7 @@ def show(results: dict[str, Any], markdown: Path | None) -> None:
     """Prints the table, and writes it where a file is named."""
     print(render_text(results, shutil.get_terminal_size((WIDTH, 24)).columns), end="", flush=True)
     if markdown is not None:
-        _write(markdown, render_markdown(results).encode())
+        write(markdown, render_markdown(results).encode())
 
 
 def draw_to(results: dict[str, Any], picture: Path) -> None:
@@ -29,10 +29,11 @@ def draw_to(results: dict[str, Any], picture: Path) -> None:
 
     content = io.BytesIO()
     draw(results).savefig(content, format=picture.suffix.removeprefix("."), dpi=150)
-    _write(picture, content.getvalue())
+    write(picture, content.getvalue())
 
 
-def _write(file: Path, content: bytes) -> None:
+def write(file: Path, content: bytes) -> None:
+    """Writes a file. Raises LlavaError where it cannot be."""
     try:
         file.write_bytes(content)
     except OSError as error:

@@ -115,8 +115,7 @@ def _load_task_run(folder: Path) -> TaskRun:
     row = benchmark(folder.name)
     try:
         results = json.loads((folder / RESULTS).read_text(encoding="utf-8-sig"))
-        lines = (folder / SAMPLES).read_text(encoding="utf-8-sig").split("\n")
-        rows = sorted((json.loads(line) for line in lines if line), key=lambda line: line["doc_id"])
+        rows = read_rows(folder)
         run = LATER_KEYS | results["run"]
         _check_keys("run", run, KEYS)
         if run["judge"] is not None:
@@ -140,6 +139,12 @@ def _load_task_run(folder: Path) -> TaskRun:
     else:
         scores = {} if failed_reviews else _benchmark_scores(folder, row, run, scored)
     return TaskRun(folder.name, run, scores, documents, failed_reviews, headline)
+
+
+def read_rows(folder: Path) -> list[dict]:
+    """The rows of a task's folder, one a document, in the order of doc_id; of a folder that load_run could read."""
+    lines = (folder / SAMPLES).read_text(encoding="utf-8-sig").split("\n")
+    return sorted((json.loads(line) for line in lines if line), key=lambda line: line["doc_id"])
 
 
 def _check_keys(name: str, block: dict, keys: Sequence[str]) -> None:

@@ -1,0 +1,136 @@
+"""Runs of `llava eval` with several seeds joined: which questions each answered right, by arm and seed.
+
+ARM/seed1, ARM/seed2, ..: the run folders of an arm, which is called by its folder's name.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.arguments import unknown
+from llava.errors import LlavaError
+from llava.eval.report.provenance import warnings
+from llava.eval.store import TaskRun, load_run, read_rows
+
+FORMAT, METRIC, REFERENCE = "llava bench seeds 1", "exact_match", "baseline"
+KEPT = ("model", "weights", "image_noise", "device", "dtype", "date", "versions")  # of a run's block
+Runs = dict[str, dict[int, TaskRun]]  # arm -> seed
+
+
+def join_seeds(arms: Sequence[Path], task: str, reference: str | None, seeds: int | None) -> dict[str, Any]:
+    """Everything that the table of several arms and seeds is computed from.
+
+    {format, task, metric, reference, seeds: [seed], questions: [{id, document, kind}], arms: {arm: {seed: {run, model,
+    weights, image_noise, device, dtype, date, versions, right: [score of each question]}}}, warnings: [line]}
+
+    Args:
+        arms: their folders, in the order of the table.
+        task: digit_pages, or another whose documents have `question_id` and `kind`.
+        reference: the arm that differences are to; None is `baseline`, or the first where that is not among them.
+        seeds: 1 to this number are read; None reads all that the arms have.
+
+    Raises:
+        LlavaError: a folder is damaged or has not what the others have: a seed, the task, the same questions.
+    """
+    folders = _seed_folders(arms, seeds)
+    chosen = reference or (REFERENCE if REFERENCE in folders else next(iter(folders)))
+    if chosen not in folders:
+        raise LlavaError(f"--reference: {unknown('arm', chosen, list(folders))}")
+    runs = {arm: {seed: _task_run(folder, task) for seed, folder in of_arm.items()} for arm, of_arm in folders.items()}
+    _check_documents(folders, runs)
+    _check_weights(folders, runs)
+    numbers = list(folders[chosen])
+    joined = {
+        arm: {
+            str(seed): {"run": str(folders[arm][seed])}
+            | {key: run.run[key] for key in KEPT}
+            | {"right": run.scores[METRIC]}
+            for seed, run in of_arm.items()
+        }
+        for arm, of_arm in runs.items()
+    }
+    blocks = {f"{arm}/seed{seed}": {task: run.run} for arm, of_arm in runs.items() for seed, run in of_arm.items()}
+    return {
+        "format": FORMAT,
+        "task": task,
+        "metric": METRIC,
+        "reference": chosen,
+        "seeds": numbers,
+        "questions": _questions(folders[chosen][numbers[0]] / task),
+        "arms": joined,
+        "warnings": warnings(blocks),
+    }
+
+
+def _seed_folders(arms: Sequence[Path], seeds: int | None) -> dict[str, dict[int, Path]]:
+    """{arm: {seed: folder}}, of every arm the same seeds."""
+    folders: dict[str, dict[int, Path]] = {}
+    for arm in arms:
+        if not arm.is_dir():
+            raise LlavaError(f"{arm}: no such folder")
+        name = arm.resolve().name
+        if name in folders:
+            raise LlavaError(f"{arm}: another arm is already called {name!r}; rename one of the folders")
+        found = {int(match[1]): path for path in arm.iterdir() if (match := re.fullmatch(r"seed(\d+)", path.name))}
+        if not found:
+            raise LlavaError(f"{arm}: holds no runs of seeds (seed1, seed2, ..), as llava eval --out {arm}/seed1 does")
+        folders[name] = dict(sorted(found.items()))
+    wanted = range(1, seeds + 1) if seeds else sorted({seed for of_arm in folders.values() for seed in of_arm})
+    for arm, (name, found) in zip(arms, folders.items(), strict=True):
+        for seed in wanted:
+            if seed not in found:
+                others = [other for other in folders if seed in folders[other]]
+                raise LlavaError(f"{arm}: no seed{seed}{f', which {others[0]} has' if others else ''}")
+        folders[name] = {seed: found[seed] for seed in wanted}
+    return folders
+
+
+def _task_run(folder: Path, task: str) -> TaskRun:
+    runs = {run.task: run for run in load_run(folder)}
+    if task not in runs:
+        raise LlavaError(f"{folder}: no results of {task}, only of {', '.join(runs)}")
+    scores = runs[task].scores.get(METRIC, [])
+    if len(scores) != runs[task].run["documents"]:
+        raise LlavaError(
+            f"{folder}: {task} has {METRIC} of {len(scores)} of {runs[task].run['documents']} questions; all are needed"
+        )
+    return runs[task]
+
+
+def _pairs(folders: dict[str, dict[int, Path]], runs: Runs) -> Iterable[tuple[Path, TaskRun]]:
+    return ((folders[arm][seed], run) for arm, of_arm in runs.items() for seed, run in of_arm.items())
+
+
+def _check_documents(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
+    (first, reference), *others = _pairs(folders, runs)
+    asked = reference.run["documents"]
+    for folder, run in others:
+        if run.run["documents"] != asked:
+            raise LlavaError(f"{folder}: {run.run['documents']} questions, {first} has {asked}")
+        if run.documents[METRIC] != reference.documents[METRIC]:
+            raise LlavaError(f"{folder}: other questions than {first}, though as many ({asked})")
+
+
+def _check_weights(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
+    """Two seeds of an arm with the same weights are one model twice."""
+    for arm, of_arm in runs.items():
+        seen: dict[str, int] = {}
+        for seed, run in of_arm.items():
+            other = seen.setdefault(run.run["weights"], seed)
+            if other != seed:
+                raise LlavaError(
+                    f"{folders[arm][seed]}: the same weights ({run.run['weights']}) as {folders[arm][other]}"
+                )
+
+
+def _questions(folder: Path) -> list[dict[str, str]]:
+    """Of a task's results. What stands before the kind in a question's id is its document."""
+    questions = []
+    for row in read_rows(folder):
+        asked = row.get("doc") or {}
+        if not {"question_id", "kind"} <= asked.keys():
+            raise LlavaError(f"{folder}: doc_id {row['doc_id']} has no question_id and kind, as digit_pages has")
+        document = asked["question_id"].removesuffix(f"-{asked['kind']}")
+        questions.append({"id": asked["question_id"], "document": document, "kind": asked["kind"]})
+    return questions
