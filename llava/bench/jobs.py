@@ -18,6 +18,7 @@ from llava.bench.entry import HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
 from llava.bench.rows import REFERENCE, Row
 from llava.errors import LlavaError, raise_faults
 from llava.fusion.config import Sizes
+from llava.fusion.configs.none import width_for
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.load import Arm, load_recipe
 
@@ -153,8 +154,6 @@ class Bench:
         added = other["parameters"]["total"] - reference["parameters"]["total"]
         if added <= 0:
             raise LlavaError(f"{row.like} adds no parameters")
-        from llava.fusion.configs.none import width_for
-
         return {"projector_width": width_for(added, Sizes(**reference["sizes"]))}
 
     def write_task(self, job: Job) -> None:

@@ -15,14 +15,12 @@ from typing import Any
 from llava.arguments import unknown
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
-from llava.fusion.configs.none import NoneConfig
 from llava.fusion.methods import KINDS
 from llava.text_files import read_text
 from llava.train.recipe.dotted import read_yaml
 
 ARMS = Path("scripts/train/recipes/fusion")
 REFERENCE = "none"  # the row that all differences are to
-WIDENS = any(one.name == "projector_width" for one in fields(NoneConfig))
 LIKE = "none_like_"  # in front of the name of the row whose number of parameters it has
 
 
@@ -61,8 +59,6 @@ def all_rows() -> list[Row]:
         if any(one.name == "initialisation" for one in fields(kind)):
             about = f"Control c5: {name} that begins as the baseline"
             rows.append(Row(f"{name}_zero", name, about, {"initialisation": "zero"}))
-        if not WIDENS:
-            continue
         about = f"Control c4: none with a projector of as many parameters as {name}"
         rows.append(Row(f"{LIKE}{name}", REFERENCE, about, like=name))
     return rows

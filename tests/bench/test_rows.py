@@ -7,7 +7,7 @@ import pytest
 
 from llava.bench.estimate import all_jobs, disk_needed, seconds_left
 from llava.bench.jobs import LEFT_OUT, NEW_PARTS, Bench, Settings, Training
-from llava.bench.rows import ARMS, REFERENCE, WIDENS, all_rows, rows_named
+from llava.bench.rows import ARMS, REFERENCE, all_rows, rows_named
 from llava.cli import main
 from llava.errors import LlavaError
 from llava.fusion.methods import METHODS
@@ -87,7 +87,6 @@ def test_names_may_be_patterns(tmp_path):
     ]
 
 
-@pytest.mark.skipif(not WIDENS, reason="none has no projector of another width yet")
 def test_a_row_that_is_like_another_has_its_number_of_parameters(tmp_path):
     """1,930 more than none: 10 channels more between the projector's layers, each of 96 + 96 weights and a bias."""
     of_folder = bench(tmp_path, ["none_like_manager"])
