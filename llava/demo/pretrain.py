@@ -1,19 +1,23 @@
 """The step that plays the part of SigLIP's and Qwen2's checkpoints, which cannot be had without a download.
 
-The tower learns to label the patches of tiles (which digit or nothing, and which patch) and is saved like the real one,
-with one layer more than is used: the state before the last layer is what is supervised. The language model learns the
-questions on pages and notes written as text, laid out as the visual tokens will be: crop 0, then the map's rows, each
-with a newline.
+The tower learns to label the patches of tiles (which character or nothing, and which patch) and is saved like the real
+one, with one layer more than is used: the state before the last layer is what is supervised. The language model learns
+the questions on pages and notes written as text, laid out as the visual tokens will be: crop 0, then the map's rows,
+each with a newline.
 """
 
+import multiprocessing
+import os
+import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
@@ -29,15 +33,17 @@ from llava.data.conversation import encode_conversation
 from llava.data.images import normalize
 from llava.data.schema import Turn
 from llava.demo.digit_pages import (
+    CHARACTERS,
+    DIGITS,
     NOTE,
     PAGE,
     PATCH,
     TILE,
     Sheet,
+    ask,
     ask_arithmetic,
     cells_of,
-    center,
-    draw_digits,
+    draw_characters,
     draw_numbers,
     page_turns,
     places_of,
@@ -47,13 +53,31 @@ from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 from llava.files import follow_umask
 
 SIDE = TILE // PATCH
-NOTHING = 10  # the label of a patch without digit
-LISTED_PLACES = 40  # in a text without questions; looking places up is learned from many at once
+SPACE, NEWLINE = "\u0120", "\u010a"  # as byte-level BPE writes them
+NOTHING = len(CHARACTERS)  # the label of an empty patch
+CHAT = ("place",) * 2 + ("read",) * 4 + ("count",) * 2 + ("compare",) * 2  # the questions of a conversation
+DRILL_SHARE = 1 / 3  # of the language model's steps
+CAPTION_SHARE = 0.1
 TOWER_LAYERS = 7  # the last is dropped when LLaVA is built, as with the real tower
 
 
+def pretrain(
+    tower: Path, language_model: Path, tower_steps: int, language_model_steps: int, seed: int = 0
+) -> tuple[float, float]:
+    """Trains both at once into the two folders, each in a process with half of the cores.
+
+    Returns what pretrain_tower and pretrain_language_model do.
+    """
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, spawn, torch.set_num_threads, (threads,)) as processes:
+        reads = processes.submit(pretrain_tower, tower, tower_steps, seed=seed)
+        answers = processes.submit(pretrain_language_model, language_model, language_model_steps, seed=seed)
+        return reads.result(), answers.result()
+
+
 def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2e-3, seed: int = 0) -> float:
-    """Trains and saves the tower; returns the share of held-out digits whose patch it labels right."""
+    """Trains and saves the tower; returns the share of held-out characters whose patch it labels right."""
     torch.manual_seed(seed)
     config = SiglipVisionConfig(
         hidden_size=96,
@@ -65,7 +89,7 @@ def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2
         vision_use_head=False,
     )
     tower = SiglipVisionModel(config)
-    # Two heads on every patch: which digit it shows, and where it is.
+    # Two heads on every patch: which character it shows, and where it is.
     head = nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, NOTHING + 1))
     place_head = nn.Linear(config.hidden_size, SIDE * SIDE)
 
@@ -91,19 +115,22 @@ def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2
 
 
 def tiles(seed: list[int], count: int, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tiles with digits in some patches: pixels (count, 3, TILE, TILE), labels (count, patches)."""
+    """Tiles with characters in some patches: pixels (count, 3, TILE, TILE), labels (count, patches)."""
     rng = np.random.default_rng(seed)
     images, labels = [], np.full((count, SIDE * SIDE), NOTHING)
     for index in range(count):
-        patches = rng.choice(SIDE * SIDE, int(rng.integers(1, 7)), replace=False)
-        labels[index, patches] = rng.integers(0, 10, len(patches))
-        digits = [(int(labels[index, p]), *center(int(p) % SIDE, int(p) // SIDE)) for p in patches]
-        images.append(draw_digits(rng, TILE, digits, test))
+        patches = rng.choice(SIDE * SIDE, int(rng.integers(1, 9)), replace=False)
+        drawn = np.where(
+            rng.random(len(patches)) < 0.7, rng.integers(0, 10, len(patches)), rng.integers(10, NOTHING, len(patches))
+        )
+        labels[index, patches] = drawn
+        cells = [(int(p) // SIDE, int(p) % SIDE, CHARACTERS[which]) for p, which in zip(patches, drawn)]
+        images.append(draw_characters(rng, TILE, cells, test))
     pixels = np.stack(images)[:, None].repeat(3, axis=1)
     return torch.from_numpy(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), torch.from_numpy(labels)
 
 
-def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: float = 2e-3, seed: int = 0) -> float:
+def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: float = 1.5e-3, seed: int = 0) -> float:
     """Trains and saves the language model and its tokenizer; returns its share of right answers on new text pages."""
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
@@ -124,20 +151,22 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
         )
     )
 
-    def predictions(seed: list[int], size: int, chat_share: float) -> tuple[torch.Tensor, torch.Tensor]:
-        batch = text_batch(tokenizer, seed, size, chat_share)
+    def predictions(seed: list[int], size: int, write: Callable) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = text_batch(tokenizer, seed, size, write)
         labels = batch["labels"][:, 1:]
         supervised = labels != IGNORE_INDEX
         states = model.model(batch["input_ids"]).last_hidden_state[:, :-1]
         return model.lm_head(states[supervised]), labels[supervised]
 
     def loss(step: int) -> torch.Tensor:
-        # Looking places up is learned from lists, where there are many; answering questions then comes quickly.
-        return cross_entropy(*predictions([seed, step], batch_size, chat_share=0.1 if step < steps * 0.4 else 0.75))
+        drills = step < steps * DRILL_SHARE
+        return cross_entropy(
+            *predictions([seed, step], 3 * batch_size if drills else batch_size, _drills if drills else _chat)
+        )
 
     _train("language model", list(model.parameters()), loss, steps, lr)
     with torch.no_grad():
-        logits, labels = predictions([seed, 2**31 - 1], 200, chat_share=1.0)
+        logits, labels = predictions([seed, 2**31 - 1], 200, _chat)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     follow_umask(folder)
@@ -145,39 +174,49 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
 
 
 def text_batch(
-    tokenizer: PreTrainedTokenizerBase, seed: list[int], size: int, chat_share: float
+    tokenizer: PreTrainedTokenizerBase, seed: list[int], size: int, write: Callable[..., tuple[list[int], list[int]]]
 ) -> dict[str, torch.Tensor]:
-    """A batch of conversations about pages and arithmetic, and of lists of places; see Collator."""
+    """A batch of what `write` makes, _drills or _chat, and a tenth of captions; see Collator."""
     rng = np.random.default_rng(seed)
-    encoded = [_chat(tokenizer, rng) if rng.random() < chat_share else _list(tokenizer, rng) for _ in range(size)]
+    encoded = [(_caption if rng.random() < CAPTION_SHARE else write)(tokenizer, rng) for _ in range(size)]
     items = [{"input_ids": ids, "labels": labels, "num_images": 0, "num_videos": 0} for ids, labels in encoded]
     return Collator(tokenizer.pad_token_id)(items)
 
 
+def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """A page or a note and everything that can be asked of it, in random order and a word or two each.
+
+    Such rows learn to look places up in a quarter of the time that conversations take, which ask little in many tokens.
+    """
+    numbers = draw_numbers(rng)
+    rows = [([f"{SPACE}row", SPACE, str(row)], [*number, NEWLINE]) for row, number in enumerate(numbers, 1)]
+    places = [([f"{SPACE}{place}"], [digit]) for place, digit in places_of(numbers)]
+    count, larger = (ask(rng, numbers, kind).answer for kind in ("count", "compare"))
+    asked = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
+    ids = tokenizer.convert_tokens_to_ids(_as_tokens(numbers, NOTE if rng.random() < 0.5 else PAGE))
+    labels = [IGNORE_INDEX] * len(ids)
+    for index in rng.permutation(len(asked)):
+        question, answer = map(tokenizer.convert_tokens_to_ids, asked[index])
+        ids, labels = ids + question + answer, labels + [IGNORE_INDEX] * len(question) + answer
+    return ids, labels
+
+
+def _caption(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """A note and its caption, as in stage 1."""
+    numbers = draw_numbers(rng)
+    turns = (Turn("human", "<image>"), Turn("gpt", read_page(numbers)))
+    return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "plain", "answers", images=1), numbers, NOTE)
+
+
 def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+    """A conversation about a page, or a sum."""
     if rng.random() < 0.05:
         question = ask_arithmetic(rng)
         turns = (Turn("human", question.text), Turn("gpt", question.answer))
         return encode_conversation(tokenizer, turns, "qwen_1_5", "answers")
     numbers = draw_numbers(rng)
-    turns = page_turns(rng, numbers, places=6)
+    turns = page_turns(rng, numbers, CHAT)
     return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "qwen_1_5", "answers", images=1), numbers, PAGE)
-
-
-def _list(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """The caption of a page or a note, and then many of its places in random order, of which the digits are learned."""
-    numbers = draw_numbers(rng)
-    places = places_of(numbers)
-    chosen = [places[index] for index in rng.integers(len(places), size=LISTED_PLACES)]
-    listed = " ".join(place + digit for place, digit in chosen)
-    turns = (Turn("human", "<image>"), Turn("gpt", f"{read_page(numbers)}\n{listed}"))
-    ids, labels = encode_conversation(tokenizer, turns, "plain", "answers", images=1)
-    digits = set(tokenizer.convert_tokens_to_ids(list("0123456789")))
-    caption = 2 * len(places) + 1  # place and digit of each, and the newline
-    labels = [
-        label if position <= caption or label in digits else IGNORE_INDEX for position, label in enumerate(labels)
-    ]
-    return _with_page(tokenizer, ids, labels, numbers, NOTE if rng.random() < 0.5 else PAGE)
 
 
 def _with_page(tokenizer, ids: list[int], labels: list[int], numbers: tuple[str, ...], sheet: Sheet):
@@ -188,28 +227,33 @@ def _with_page(tokenizer, ids: list[int], labels: list[int], numbers: tuple[str,
 
 
 def _as_tokens(numbers: tuple[str, ...], sheet: Sheet) -> list[str]:
-    """One token per visual token: a digit, or a dot for an empty patch. Crop 0 of a page shows nothing readable."""
+    """One token per visual token: a digit, a letter as it stands in questions, behind a space, or a dot for nothing.
+
+    Crop 0 of a page shows nothing readable.
+    """
     side = sheet.size // PATCH
     rows = [["."] * side for _ in range(side)]
-    for row, column, digit in cells_of(numbers, sheet):
-        rows[row][column] = digit
+    for row, column, character in cells_of(numbers, sheet):
+        rows[row][column] = character if character in DIGITS else f"{SPACE}{character}"
     if sheet is NOTE:
         return [token for row in rows for token in row]
-    return ["."] * SIDE * SIDE + [token for row in rows for token in (*row, "\u010a")]
+    return ["."] * SIDE * SIDE + [token for row in rows for token in (*row, NEWLINE)]
 
 
 def _train(what: str, parameters: list, loss: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:
-    """AdamW, clipped gradients, a bar with the remaining time; the rate rises for a tenth, falls for three."""
+    """AdamW, clipped gradients, a line every tenth; the rate rises for a tenth, falls for three."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / (0.1 * steps), 0.05 + (steps - step) / (0.3 * steps))
     )
-    bar = tqdm(range(steps), desc=what, mininterval=5)
-    for step in bar:
-        value = loss(step)
+    start = time.monotonic()
+    for step in range(1, steps + 1):
+        value = loss(step - 1)
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
+        if step % max(1, steps // 10) == 0:
+            seconds = time.monotonic() - start
+            print(f"{what}: step {step}/{steps}, loss {value.item():.3f}, {seconds:.0f} s", file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.demo.wheels import INSTALL, packaged_file
+from llava.demo.wheels import INSTALL_REAL, packaged_file
 from llava.errors import LlavaError
 from llava.files import follow_umask
 
@@ -52,7 +52,7 @@ def gguf_file() -> Path:
     """The file in the wheel. Raises LlavaError where it is not installed, or where gguf, which reads it, is not."""
     file = packaged_file(PACKAGE, FILE)
     if find_spec("gguf") is None:
-        raise LlavaError(f"the package gguf, which reads {file}, is not installed; {INSTALL}")
+        raise LlavaError(f"the package gguf, which reads {file}, is not installed; {INSTALL_REAL} installs it")
     return file
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 
-INSTALL = "make demo-real installs it"
+INSTALL_REAL = "make demo-real"
 
 
-def packaged_file(package: str, path: str) -> Path:
-    """The file `path` of an installed top-level package; raises LlavaError, which says what installs it."""
+def packaged_file(package: str, path: str, install: str = INSTALL_REAL) -> Path:
+    """The file `path` of an installed top-level package; raises LlavaError, which names the command to install it."""
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise LlavaError(f"the package {package}, which holds {path}, is not installed; {INSTALL}")
+        raise LlavaError(f"the package {package}, which holds {path}, is not installed; {install} installs it")
     file = Path(spec.submodule_search_locations[0], path)
     if not file.is_file():
         raise LlavaError(f"{file}: no such file; the package {package} is there without it")

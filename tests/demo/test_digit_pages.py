@@ -10,7 +10,7 @@ from llava.data.inspect import inspect_samples
 from llava.data.mixture import load_mixture
 from llava.data.schema import Turn
 from llava.demo import digit_pages, pretrain
-from llava.demo.digit_pages import KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page
+from llava.demo.digit_pages import DIGITS, KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page
 from llava.demo.pages import rng_for
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 
@@ -62,19 +62,28 @@ def test_the_test_set_loads_and_its_answers_are_right(data, tmp_path):
 
 def test_training_never_sees_the_test_digits():
     train, test = (digit_pages.stamps(part) for part in (False, True))
-    assert len(train.ink) == 1400 * digit_pages.VARIANTS
-    assert len(test.ink) == 397 * digit_pages.VARIANTS
-    assert not {ink.tobytes() for ink in train.ink} & {ink.tobytes() for ink in test.ink}
+    for digit in DIGITS:
+        assert len(train[digit]) == 450 * digit_pages.VARIANTS
+        assert len(test[digit]) == 50 * digit_pages.VARIANTS
+        assert not {ink.tobytes() for ink in train[digit]} & {ink.tobytes() for ink in test[digit]}
+    assert set(train) == set(test) == {*DIGITS, *"abcdef"}
 
 
 @pytest.mark.parametrize("sheet", [PAGE, NOTE], ids=["page", "note"])
-def test_every_digit_lies_in_its_patch(sheet):
+def test_every_character_lies_in_its_patch(sheet):
+    """All six letters, and a digit to the right of as many as the numbers are long."""
     numbers = ("407", "15")
     pixels = np.asarray(draw_page(rng_for(0, "test", 3), numbers, sheet, test=True)).astype(int)
     paper = pixels.max()
     side = sheet.size // 14
     inked = {(y, x) for y in range(side) for x in range(side) if (paper - patch(pixels, y, x)).max() > 40}
-    assert inked == {(row, column) for row, column, _ in cells_of(numbers, sheet)}
+    letters = set(sheet.letters.values())
+    digits = {(row, column + 1) for row, column in (sheet.letters[place] for place in "abcde")}
+    assert inked == letters | digits
+    assert {(row, column): character for row, column, character in cells_of(numbers, sheet)} == {
+        **{sheet.letters[place]: place for place in "abcdef"},
+        **dict(zip(((row, column + 1) for row, column in map(sheet.letters.get, "abcde")), "40715")),
+    }
 
 
 def patch(pixels: np.ndarray, row: int, column: int) -> np.ndarray:
@@ -101,7 +110,19 @@ def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
     layout = make_processor().image_processor.layout((112, 112), several_images=False)
     tokens = pretrain._as_tokens(("407", "15"), PAGE)
     assert len(tokens) == layout.num_tokens
-    assert [token for token in tokens if token.isdigit()] == list("40715")
+    assert [token for token in tokens if token not in ".\u010a"] == [
+        "Ġa",
+        "4",
+        "Ġb",
+        "0",
+        "Ġc",
+        "7",
+        "Ġd",
+        "1",
+        "Ġe",
+        "5",
+        "Ġf",
+    ]
     newlines = [index for index, token in enumerate(tokens) if token == "\u010a"]
     assert newlines == [16 + 9 * row + 8 for row in range(8)]
     assert len(pretrain._as_tokens(("407", "15"), NOTE)) == 16
@@ -114,12 +135,14 @@ def test_tiles_are_labelled_where_they_are_inked():
         for index, label in enumerate(of_tile):
             contrast = np.ptp(patch(tile, index // 4, index % 4))
             assert (contrast > 0.3) == (label != pretrain.NOTHING)
+    assert set(labels.unique().tolist()) == set(range(17))
 
 
 def test_the_tokenizer_has_single_digits_and_the_special_tokens():
     tokenizer = train_tokenizer()
     assert len(tokenizer) <= VOCABULARY
-    assert all(len(tokenizer(digit)["input_ids"]) == 1 for digit in "0123456789")
+    for character in [*DIGITS, *(f" {letter}" for letter in "abcdef"), "\n", "."]:
+        assert len(tokenizer(character)["input_ids"]) == 1, character
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
     ids = encode_prompt(tokenizer, (Turn("human", "<image>\nWhich digit is at place c?"),), images=1)
@@ -133,6 +156,6 @@ def test_pretraining_writes_two_checkpoints(tmp_path, capsys):
     assert tower.config.num_hidden_layers == pretrain.TOWER_LAYERS
     assert Qwen2ForCausalLM.from_pretrained(tmp_path / "models" / "qwen2").config.vocab_size == VOCABULARY
     assert len(AutoTokenizer.from_pretrained(tmp_path / "models" / "qwen2")) <= VOCABULARY
-    assert "of held-out digits" in capsys.readouterr().err
+    assert "of held-out characters" in capsys.readouterr().err
     assert main(command) == 2
     assert "is not empty" in capsys.readouterr().err
