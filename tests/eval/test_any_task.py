@@ -154,7 +154,10 @@ def test_what_lmms_eval_has_is_found_by_task_group_and_tag(capsys):
     ("word", "reason"),
     [
         ("popee", "unknown task 'popee'; did you mean pope?"),
-        ("zzzzqqqq", "unknown task 'zzzzqqqq'; choose of vqav2_val, .*digit_pages, or of lmms-eval's, which"),
+        (
+            "zzzzqqqq",
+            "unknown task 'zzzzqqqq'; choose of vqav2_val, .*text_pages, or of lmms-eval's, which",
+        ),
         ("docvqa_test", "docvqa_test: without a score: a file for the server of a challenge"),
         ("mmlu", "mmlu_abstract_algebra, .* and 52 more: of output type multiple_choice, but this model"),
         ("physical_conflict", "physical_conflict: a task that is written as a class"),

@@ -38,7 +38,7 @@ def test_there_are_20():
     )
     assert Counter(known.category for known in BENCHMARKS) == dict(zip(CATEGORIES, (6, 5, 4, 5), strict=True))
     assert sum(known.judged for known in BENCHMARKS) == 7
-    assert task_names() == [*(known.task for known in BENCHMARKS), "digit_pages"]
+    assert task_names() == [*(known.task for known in BENCHMARKS), "digit_pages", "text_pages"]
     assert benchmark("digit_pages") is None
 
 
