@@ -217,12 +217,9 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
         return {}
 
 
-def init_as_linear(linear: nn.Linear, inputs: int | None = None) -> None:
-    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range.
-
-    inputs: of how many channels the layer is drawn; None for all that it has.
-    """
-    bound = (linear.in_features if inputs is None else inputs) ** -0.5
+def init_as_linear(linear: nn.Linear) -> None:
+    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
+    bound = linear.in_features**-0.5
     init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
         init.uniform_(linear.bias, -bound, bound)
