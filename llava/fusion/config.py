@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 from llava.errors import LlavaError
+from llava.fusion.layers import counted_from_start, named, with_visual_input
 
 if TYPE_CHECKING:
     from llava.anyres import InSequence  # imports numpy
@@ -110,8 +111,11 @@ class FusionConfig:
 
     @property
     def question_rule(self) -> str | None:
-        """How the question about an image is found (see question_spans.py), None where no question matters."""
-        return None
+        """How the question about an image is found (see question_spans.py), None where no question matters.
+
+        The visual input is guided by the text of the turn that holds the image, of which the answer is no part.
+        """
+        return "turn" if self.guided else None
 
     @property
     def whole_images(self) -> bool:
@@ -135,6 +139,26 @@ class FusionConfig:
         """The method and its fields as JSON values, of a resolved configuration; those that are None are left out."""
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {key: value for key, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class StatesConfig(FusionConfig):
+    """Of a method that names states of the tower.
+
+    Args:
+        vision_layers: The states (0 = the embeddings' output), ascending.
+    """
+
+    vision_layers: tuple[int, ...] | None = None
+
+    def states(self, num_vision_layers: int, default: tuple[int, ...]) -> tuple[int, ...]:
+        """Those that are named, else the default, counted from the start. Raises as counted_from_start."""
+        layers = default if self.vision_layers is None else self.vision_layers
+        return counted_from_start(f"{self.method} vision_layers", layers, num_vision_layers + 1)
+
+    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
+        """The visual input, then the states that are not the same."""
+        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
 
 def _choices(expected: Any) -> tuple:

@@ -35,16 +35,30 @@ def listed(layers: tuple[int, ...] | None) -> str:
     return ", ".join(map(str, named(layers)))
 
 
+def in_proportion(layers: tuple[int, ...], of: int, count: int) -> tuple[int, ...]:
+    """States of a tower of `of` layers as those of one of `count` layers."""
+    return tuple(round(layer * count / of) for layer in layers)
+
+
+def one_for_each(states: int, layers: int) -> list[str]:
+    """The fault of a method that adds each state before a layer of its own, read behind `fusion.`; [] for none."""
+    if states == layers:
+        return []
+    return [f"vision_layers are {states}, fusion.injection_layers {layers}: one for each"]
+
+
 def with_visual_input(layers: tuple[int, ...], num_vision_layers: int) -> tuple[int, ...]:
     """The tower's last state, which is the visual input, then those of `layers` that are others."""
     return (num_vision_layers, *(layer for layer in layers if layer != num_vision_layers))
 
 
 def counted_from_start(name: str, layers: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Layers counted from the start. They must exist and ascend, or LlavaError says which do not.
+    """Layers counted from the start. They must be some, exist and ascend, or LlavaError says what does not hold.
 
     Managers need the order: the first is the static one, which may leave out the last map. name: for messages.
     """
+    if not layers:
+        raise LlavaError(f"{name} must name at least one layer")
     outside = [layer for layer in layers if not -count <= layer < count]
     if outside:
         raise LlavaError(f"{name} {outside} do not exist: the model has {count}, from 0 to {count - 1}")

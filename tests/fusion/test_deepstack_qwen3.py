@@ -44,6 +44,7 @@ def test_layers_and_parameters_at_the_real_sizes():
         ({}, (2, 6), r"deepstack_qwen3 vision_layers \[1, 1, 2\] must name none twice"),
         ({}, (26, 3), r"deepstack_qwen3 injection_layers \[3\] do not exist: the model has 3, from 0 to 2"),
         ({"vision_layers": (1, 27, 28)}, (26, 24), r"deepstack_qwen3 vision_layers \[27, 28\] do not exist"),
+        ({"vision_layers": (), "injection_layers": ()}, (26, 24), "vision_layers must name at least one layer"),
     ],
 )
 def test_layers_that_do_not_exist_are_named(fields, sizes, message):

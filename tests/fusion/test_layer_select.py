@@ -65,6 +65,7 @@ def test_every_image_of_a_batch_receives_its_own(make_model, make_processor, mak
     ("fields", "message"),
     [
         ({"vision_layers": (1, 27)}, r"layer_select vision_layers \[27\] do not exist"),
+        ({"vision_layers": ()}, "layer_select vision_layers must name at least one layer"),
         ({"injection_layers": (1, 2)}, r"fusion.vision_layers are 3, fusion.injection_layers 2: one for each"),
         ({"vision_layers": (1, 2, 3)}, r"layer_select injection_layers \[0, 0, 1\] must name none twice"),
     ],

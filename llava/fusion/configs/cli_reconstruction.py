@@ -4,16 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from llava.bounds import Bounds
-from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import StatesConfig
+from llava.fusion.layers import counted_from_start, listed
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class CliReconstructionConfig(FusionConfig):
+class CliReconstructionConfig(StatesConfig):
     """Cross-Layer Injection (arXiv 2601.10710): states projected with a correction each, gated by what is read.
 
     A reconstruction: which layers, and the gate, are guessed; see llava/fusion/cli_reconstruction.py. The model begins
@@ -27,7 +26,6 @@ class CliReconstructionConfig(FusionConfig):
     """
 
     method: str = field(init=False, default="cli_reconstruction")
-    vision_layers: tuple[int, ...] | None = None
     injection_layers: tuple[int, ...] | None = None
     rank: Annotated[int, Bounds(1)] = 64
 
@@ -40,21 +38,14 @@ class CliReconstructionConfig(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """Every second state, counted from the last."""
-        vision, injection = self.vision_layers, self.injection_layers
-        if vision is None:
-            vision = tuple(range(num_vision_layers, 0, -2))[::-1]
+        injection = self.injection_layers
         if injection is None:
             injection = tuple(range(0, num_text_layers, 4))
-        vision = counted_from_start(f"{self.method} vision_layers", vision, num_vision_layers + 1)
-        injection = counted_from_start(f"{self.method} injection_layers", injection, num_text_layers)
-        for kind, layers in (("vision", vision), ("injection", injection)):
-            if not layers:
-                raise LlavaError(f"{self.method} {kind}_layers must name at least one layer")
-        return replace(self, vision_layers=vision, injection_layers=injection)
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the states that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
+        return replace(
+            self,
+            vision_layers=self.states(num_vision_layers, tuple(range(num_vision_layers, 0, -2))[::-1]),
+            injection_layers=counted_from_start(f"{self.method} injection_layers", injection, num_text_layers),
+        )
 
     @property
     def whole_images(self) -> bool:

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import StatesConfig
+from llava.fusion.layers import counted_from_start, in_proportion, listed
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class CrossAttentionConfig(FusionConfig):
+class CrossAttentionConfig(StatesConfig):
     """Gated cross-attention of Flamingo (arXiv 2204.14198) to several states, as Llama-3.2-Vision has it.
 
     Visual tokens alone attend, each to all of its own image. The gates begin shut: the model begins as `none`.
@@ -24,7 +24,6 @@ class CrossAttentionConfig(FusionConfig):
     """
 
     method: str = field(init=False, default="cross_attention")
-    vision_layers: tuple[int, ...] | None = None
     injection_layers: tuple[int, ...] | None = None
 
     @staticmethod
@@ -36,23 +35,16 @@ class CrossAttentionConfig(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion, those of a small tower that coincide once."""
+        default = set(in_proportion((3, 7, 15, 23, 30), 32, num_vision_layers)) - {num_vision_layers}
         vision, injection = self.vision_layers, self.injection_layers
-        if vision is None:
-            found = {round(state * num_vision_layers / 32) for state in (3, 7, 15, 23, 30)}
-            vision = tuple(sorted(found - {num_vision_layers}))
-        vision = counted_from_start(f"{self.method} vision_layers", vision, num_vision_layers + 1)
+        if vision != ():  # then the visual input alone is attended to
+            vision = self.states(num_vision_layers, tuple(sorted(default)))
         if num_vision_layers in vision:
             raise LlavaError(f"{self.method} vision_layers name {num_vision_layers}, the visual input, which is there")
         if injection is None:
             injection = tuple(range(0, num_text_layers, 4))
         injection = counted_from_start(f"{self.method} injection_layers", injection, num_text_layers)
-        if not injection:
-            raise LlavaError(f"{self.method} injection_layers must name at least one layer")
         return replace(self, vision_layers=vision, injection_layers=injection)
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the others, as the keys' states lie side by side."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     @property
     def whole_images(self) -> bool:

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from llava.errors import raise_faults
-from llava.fusion.config import FusionConfig
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import StatesConfig
+from llava.fusion.layers import counted_from_start, in_proportion, listed, one_for_each
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class DeepstackQwen3Config(FusionConfig):
+class DeepstackQwen3Config(StatesConfig):
     """DeepStack as Qwen3-VL has it (arXiv 2511.21631): three states of the tower, each added through an MLP of its own.
 
     Args:
@@ -23,7 +23,6 @@ class DeepstackQwen3Config(FusionConfig):
     """
 
     method: str = field(init=False, default="deepstack_qwen3")
-    vision_layers: tuple[int, ...] | None = None
     injection_layers: tuple[int, ...] | None = None
 
     @staticmethod
@@ -36,27 +35,17 @@ class DeepstackQwen3Config(FusionConfig):
     def faults(self) -> list[str]:
         """As many states as layers."""
         states, layers = (3 if one is None else len(one) for one in (self.vision_layers, self.injection_layers))
-        if states == layers:
-            return []
-        return [f"vision_layers are {states}, fusion.injection_layers {layers}: one for each"]
+        return one_for_each(states, layers)
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion: behind block b, counted from 0, is state b + 1."""
         raise_faults("fusion", [f"fusion.{fault}" for fault in self.faults()])
-        vision, injection = self.vision_layers, self.injection_layers
-        if vision is None:
-            vision = tuple(round((block + 1) * num_vision_layers / 27) for block in (8, 16, 24))
-        if injection is None:
-            injection = (1, 2, 3)
+        injection = (1, 2, 3) if self.injection_layers is None else self.injection_layers
         return replace(
             self,
-            vision_layers=counted_from_start(f"{self.method} vision_layers", vision, num_vision_layers + 1),
+            vision_layers=self.states(num_vision_layers, in_proportion((9, 17, 25), 27, num_vision_layers)),
             injection_layers=counted_from_start(f"{self.method} injection_layers", injection, num_text_layers),
         )
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the states that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     def describe(self) -> str:
         """The states and their layers."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig, Initialisation, Sizes
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.layers import counted_from_start, in_proportion, listed, named, with_visual_input
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
@@ -75,7 +75,7 @@ class ConcatConfig(ChannelsConfig):
         """States in proportion, counted from the start."""
         layers = self.vision_layers
         if layers is None:
-            layers = tuple(round(layer * num_vision_layers / self.default_of) for layer in self.default_layers)
+            layers = in_proportion(self.default_layers, self.default_of, num_vision_layers)
         if not layers:
             raise LlavaError(f"{self.method} vision_layers must name at least one state")
         layers = counted_from_start(f"{self.method} vision_layers", layers, num_vision_layers + 1)

@@ -82,11 +82,6 @@ class IgvaConfig(FusionConfig):
         return sizes.vision_width if self.initialisation == "zero" else self.visual_width(sizes)
 
     @property
-    def question_rule(self) -> str:
-        """The text of the turn that holds the image, of which the answer is no part."""
-        return "turn"
-
-    @property
     def guided(self) -> bool:
         """By the question, which also tells where there is none."""
         return True

@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from llava.errors import raise_faults
-from llava.fusion.config import FusionConfig, Initialisation
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import Initialisation, StatesConfig
+from llava.fusion.layers import counted_from_start, in_proportion, listed, named, one_for_each
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class LayerSelectConfig(FusionConfig):
+class LayerSelectConfig(StatesConfig):
     """Internal direct fusion, I_D of arXiv 2503.06063: states of the tower, each through a projector of its own.
 
     Args:
@@ -27,7 +27,6 @@ class LayerSelectConfig(FusionConfig):
     """
 
     method: str = field(init=False, default="layer_select")
-    vision_layers: tuple[int, ...] | None = None
     injection_layers: tuple[int, ...] | None = None
     mapping: Literal["shallow_to_early", "deep_to_early"] = "shallow_to_early"
     initialisation: Initialisation = "own"
@@ -43,18 +42,14 @@ class LayerSelectConfig(FusionConfig):
         """As many layers as states."""
         if self.injection_layers is None:
             return []
-        states, layers = 3 if self.vision_layers is None else len(self.vision_layers), len(self.injection_layers)
-        if states == layers:
-            return []
-        return [f"vision_layers are {states}, fusion.injection_layers {layers}: one for each"]
+        states = 3 if self.vision_layers is None else len(self.vision_layers)
+        return one_for_each(states, len(self.injection_layers))
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion, and the layers that follow from them."""
         raise_faults("fusion", [f"fusion.{fault}" for fault in self.faults()])
-        vision, injection = self.vision_layers, self.injection_layers
-        if vision is None:
-            vision = tuple(round(state * num_vision_layers / 24) for state in (3, 18, 23))
-        vision = counted_from_start(f"{self.method} vision_layers", vision, num_vision_layers + 1)
+        vision = self.states(num_vision_layers, in_proportion((3, 18, 23), 24, num_vision_layers))
+        injection = self.injection_layers
         if injection is None:
             injection = tuple(max(0, state * num_text_layers // num_vision_layers - 1) for state in vision)
         return replace(
@@ -68,10 +63,6 @@ class LayerSelectConfig(FusionConfig):
         """The layer of the language model that each state is added before, of a resolved configuration."""
         layers = named(self.injection_layers)
         return layers if self.mapping == "shallow_to_early" else layers[::-1]
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the states that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     def describe(self) -> str:
         """The states and their layers."""

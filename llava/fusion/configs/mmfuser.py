@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 from llava.bounds import Bounds
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import StatesConfig
+from llava.fusion.layers import in_proportion, listed
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class MmfuserConfig(FusionConfig):
+class MmfuserConfig(StatesConfig):
     """MMFuser (arXiv 2410.11829): the visual input asks lower states, by deformable attention, and adds the answer.
 
     It begins as the baseline by itself, so that there is no other initialisation.
@@ -26,7 +26,6 @@ class MmfuserConfig(FusionConfig):
     """
 
     method: str = field(init=False, default="mmfuser")
-    vision_layers: tuple[int, ...] | None = None
     heads: Annotated[int, Bounds(1)] = 16
     points: Annotated[int, Bounds(1)] = 4
 
@@ -43,20 +42,14 @@ class MmfuserConfig(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion, counted from the start."""
-        layers = self.vision_layers
-        if layers is None:
-            layers = tuple(round(layer * num_vision_layers / 24) for layer in (3, 8, 13, 18))
+        default = in_proportion((3, 8, 13, 18), 24, num_vision_layers)
+        layers = default if self.vision_layers is None else self.vision_layers
         if not layers or self.heads < 1 or self.points < 1:
             raise LlavaError(
                 f"mmfuser needs at least one state, head and point; found vision_layers {list(layers)}, heads "
                 f"{self.heads} and points {self.points}"
             )
-        layers = counted_from_start("mmfuser vision_layers", layers, num_vision_layers + 1)
-        return replace(self, vision_layers=layers)
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the states that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
+        return replace(self, vision_layers=self.states(num_vision_layers, default))
 
     def describe(self) -> str:
         """The states, heads and points."""

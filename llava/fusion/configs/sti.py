@@ -4,15 +4,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from llava.bounds import Bounds
-from llava.fusion.config import FusionConfig
-from llava.fusion.layers import counted_from_start, listed, named, with_visual_input
+from llava.fusion.config import StatesConfig
+from llava.fusion.layers import in_proportion, listed
 
 if TYPE_CHECKING:
     from llava.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
-class StiConfig(FusionConfig):
+class StiConfig(StatesConfig):
     """Sparse token integration of DenseConnector (arXiv 2405.13800): pooled tokens of lower states behind a crop's own.
 
     Args:
@@ -22,7 +22,6 @@ class StiConfig(FusionConfig):
     """
 
     method: str = field(init=False, default="sti")
-    vision_layers: tuple[int, ...] | None = None
     pool: Annotated[int, Bounds(1)] = 8
 
     @staticmethod
@@ -34,15 +33,8 @@ class StiConfig(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """States in proportion."""
-        layers = self.vision_layers
-        if layers is None:
-            layers = tuple(round(layer * num_vision_layers / 26) for layer in (8, 16))
-        layers = counted_from_start(f"{self.method} vision_layers", layers, num_vision_layers + 1)
+        layers = self.states(num_vision_layers, in_proportion((8, 16), 26, num_vision_layers))
         return replace(self, vision_layers=layers)
-
-    def tower_layers(self, num_vision_layers: int) -> tuple[int, ...]:
-        """The visual input, then the states that are not the same."""
-        return with_visual_input(named(self.vision_layers), num_vision_layers)
 
     def extra_tokens(self, crop_tokens: int) -> int:
         """Whole pools of each state; the tokens behind the last of them are left out."""

@@ -34,11 +34,6 @@ class TgifConfig(FusionConfig):
         return with_visual_input(tuple(range(1, num_vision_layers + 1)), num_vision_layers)
 
     @property
-    def question_rule(self) -> str:
-        """The text of the turn that holds the image, of which the answer is no part."""
-        return "turn"
-
-    @property
     def guided(self) -> bool:
         """By the question."""
         return True
