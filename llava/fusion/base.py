@@ -217,6 +217,14 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
         return {}
 
 
+def like_weight(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The features in the precision of a weight that they meet, for float32 ones in a model that is loaded in float16.
+
+    As they are under autocast, which chooses the precision itself.
+    """
+    return features if torch.is_autocast_enabled(features.device.type) else features.to(weight.dtype)
+
+
 def init_as_linear(linear: nn.Linear) -> None:
     """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
     bound = linear.in_features**-0.5

@@ -23,7 +23,18 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Linear, Packable, SelfInitialised, ZeroLinear
+from llava.fusion.base import (
+    Context,
+    Crops,
+    Delta,
+    Fusion,
+    FusionCost,
+    Linear,
+    Packable,
+    SelfInitialised,
+    ZeroLinear,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
 from llava.fusion.layers import named
@@ -41,8 +52,7 @@ class Correction(nn.Module):
 
     def forward(self, state_CTD: torch.Tensor) -> torch.Tensor:
         """(C, T, D) to (C, T, H)."""
-        if not torch.is_autocast_enabled(state_CTD.device.type):
-            state_CTD = state_CTD.to(self.down.weight.dtype)  # float32 in a model that is loaded in float16
+        state_CTD = like_weight(state_CTD, self.down.weight)
         return self.up(self.down(state_CTD))
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import initialization as init
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Linear, Packable, SelfInitialised
+from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Linear, Packable, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.layers import named
@@ -36,10 +36,7 @@ class Features(nn.Module):
 
     def forward(self, states: list[torch.Tensor]) -> torch.Tensor:
         """Each (C, T, D), to (C, T, H)."""
-        joined = torch.cat(states, dim=-1)
-        if not torch.is_autocast_enabled(joined.device.type):
-            joined = joined.to(self.linear.weight.dtype)  # float32 in a model that is loaded in float16
-        return self.linear(joined)
+        return self.linear(like_weight(torch.cat(states, dim=-1), self.linear.weight))
 
 
 class CrossAttentionBlock(SelfInitialised):
@@ -73,8 +70,7 @@ class CrossAttentionBlock(SelfInitialised):
 
         visual_VH: their hidden states. features_VH: F, packed. lengths: tokens of each image.
         """
-        if not torch.is_autocast_enabled(visual_VH.device.type):
-            visual_VH, features_VH = (given.to(self.q_proj.weight.dtype) for given in (visual_VH, features_VH))
+        visual_VH, features_VH = (like_weight(given, self.q_proj.weight) for given in (visual_VH, features_VH))
         queries = self.q_norm(self.q_proj(self.attention_norm(visual_VH)).unflatten(1, (self.heads, -1)))
         keys = self.k_norm(self.k_proj(features_VH).unflatten(1, (self.key_value_heads, -1)))
         values = self.v_proj(features_VH).unflatten(1, (self.key_value_heads, -1))

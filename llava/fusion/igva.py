@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import Fusion, FusionCost, Linear, Product, Questions, SelfInitialised
+from llava.fusion.base import Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.layers import named
@@ -79,8 +79,7 @@ class Aggregator(nn.Module):
 
     def forward(self, question_CH: torch.Tensor, pooled_CKD: torch.Tensor) -> torch.Tensor:
         """(C, H) and (C, K, D) to (C, K)."""
-        if not torch.is_autocast_enabled(question_CH.device.type):  # float32 in a model that is loaded in float16
-            question_CH, pooled_CKD = (given.to(self.weigh.weight.dtype) for given in (question_CH, pooled_CKD))
+        question_CH, pooled_CKD = (like_weight(given, self.weigh.weight) for given in (question_CH, pooled_CKD))
         asking_CE, groups_CKE = self.question_proj(question_CH), self.group_proj(pooled_CKD)
         for block in self.blocks:
             asking_CE = block(asking_CE, groups_CKE)

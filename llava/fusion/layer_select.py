@@ -12,7 +12,7 @@ Shapes: C crops, T tokens per crop, D width of the tower's states, H of the lang
 import torch
 from torch import nn
 
-from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, ZeroLinear
+from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, ZeroLinear, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.layers import named
@@ -29,8 +29,7 @@ class StateProjector(nn.Module):
 
     def forward(self, state_CTD: torch.Tensor) -> torch.Tensor:
         """(C, T, D) to (C, T, H)."""
-        if not torch.is_autocast_enabled(state_CTD.device.type):
-            state_CTD = state_CTD.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
+        state_CTD = like_weight(state_CTD, self.linear_1.weight)
         return self.linear_2(self.act(self.linear_1(state_CTD)))
 
 

@@ -21,7 +21,7 @@ from torch.nn.functional import grid_sample
 from transformers import initialization as init
 
 from llava.errors import LlavaError
-from llava.fusion.base import Fusion, FusionCost, Linear, SelfInitialised
+from llava.fusion.base import Fusion, FusionCost, Linear, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.mmfuser import MmfuserConfig
 from llava.fusion.layers import named
@@ -148,10 +148,8 @@ class Mmfuser(Fusion[MmfuserConfig, str]):
 
     def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:
         """(C, T, D)."""
-        visual_CTD, maps_CND = states[self.visual_layer], torch.cat([states[one] for one in self.vision_layers], 1)
-        if not torch.is_autocast_enabled(visual_CTD.device.type):
-            dtype = self.gate_1.weight.dtype  # float32 in a model that is loaded in float16
-            visual_CTD, maps_CND = visual_CTD.to(dtype), maps_CND.to(dtype)
+        maps_CND = like_weight(torch.cat([states[one] for one in self.vision_layers], 1), self.gate_1.weight)
+        visual_CTD = like_weight(states[self.visual_layer], self.gate_1.weight)
         answer_CTD = self.cross_attention(self.query_norm(visual_CTD), self.state_norm(maps_CND))
         normed_CTD = self.norm(answer_CTD)
         answer_CTD = answer_CTD + self.gate_2(self.self_attention(normed_CTD, normed_CTD))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import Fusion, FusionCost, Linear, Product, Questions, SelfInitialised
+from llava.fusion.base import Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.weighted_sum import weighted_sum
@@ -35,8 +35,7 @@ class Router(nn.Module):
 
     def forward(self, question_CH: torch.Tensor) -> torch.Tensor:
         """(C, H) to (C, L)."""
-        if not torch.is_autocast_enabled(question_CH.device.type):
-            question_CH = question_CH.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
+        question_CH = like_weight(question_CH, self.linear_1.weight)
         return self.linear_2(self.act(self.linear_1(question_CH))).softmax(-1)
 
 
@@ -54,9 +53,7 @@ class SumNorm(SelfInitialised, nn.LayerNorm):
 
     def forward(self, total_CTD: torch.Tensor) -> torch.Tensor:
         """(C, T, D)."""
-        if not torch.is_autocast_enabled(total_CTD.device.type):
-            total_CTD = total_CTD.to(self.weight.dtype)
-        return super().forward(total_CTD)
+        return super().forward(like_weight(total_CTD, self.weight))
 
 
 class Tgif(Fusion[TgifConfig, str]):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import SelfInitialised, init_as_linear
+from llava.fusion.base import SelfInitialised, like_weight
 
 
 class FirstLinear(nn.Linear):
@@ -20,8 +20,10 @@ class FirstLinear(nn.Linear):
         init.copy_(self.weight, nn.functional.pad(self.weight[:, : self.drawn_width], (0, others)))
 
 
-class MultiModalProjector(SelfInitialised):
+class MultiModalProjector(nn.Module):
     """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through.
+
+    It begins as transformers draws linear layers: N(0, initializer_range), without bias.
 
     Args:
         vision_width: Of what it is given.
@@ -39,16 +41,9 @@ class MultiModalProjector(SelfInitialised):
         self.act = nn.GELU()
         self.linear_2 = nn.Linear(between, text_width)
 
-    def initialise(self) -> None:
-        """As torch's nn.Linear."""
-        init_as_linear(self.linear_1)
-        init_as_linear(self.linear_2)
-
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., vision_width) to (..., text_width)."""
-        if not torch.is_autocast_enabled(features.device.type):
-            features = features.to(self.linear_1.weight.dtype)  # float32 in a model that is loaded in float16
-        return self.linear_2(self.act(self.linear_1(features)))
+        return self.linear_2(self.act(self.linear_1(like_weight(features, self.linear_1.weight))))
 
 
 class ImageNewline(SelfInitialised):
