@@ -1,4 +1,4 @@
-"""Rows of texts as lines whose columns stand below each other."""
+"""Rows of texts as a table: as lines whose columns stand below each other, or in Markdown."""
 
 from collections.abc import Sequence
 
@@ -19,3 +19,9 @@ def text_table(rows: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
         return "  ".join(cell.rjust(width) if is_right else cell.ljust(width) for cell, width, is_right in cells)
 
     return "\n".join(line(row).rstrip() for row in rows)
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as a table of Markdown; the first is the head. A bar in a text is escaped."""
+    head, *lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
+    return "\n".join([head, f"|{' --- |' * len(rows[0])}", *lines])

@@ -15,6 +15,11 @@ from llava.errors import LlavaError
 from llava.files import whole_file
 
 FORMAT = "llava bench fusion 1"
+RUN_KEYS = ("right", "answers", "held_out_loss", "rate", "seconds", "training_seconds", "order", "git", "versions")
+MEASURED_KEYS = (
+    "fusion", "described", "parameters", "flops", "batch_size", "device", "step_seconds", "peak_memory_gib",
+    "seconds_per_answer",
+)  # fmt: skip
 
 
 def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
@@ -64,13 +69,6 @@ def _of_data(bench: Bench, name: str) -> dict[str, Any]:
         rows[row.name] = {key: measured[key] for key in MEASURED_KEYS}
         rows[row.name] |= {"rate": bench.chosen_rate(name, row), "grid": losses, "seeds": seeds}
     return {"questions": questions, "rows": rows}
-
-
-RUN_KEYS = ("right", "answers", "held_out_loss", "rate", "seconds", "training_seconds", "order", "git", "versions")
-MEASURED_KEYS = (
-    "fusion", "described", "parameters", "flops", "batch_size", "device", "step_seconds", "peak_memory_gib",
-    "seconds_per_answer",
-)  # fmt: skip
 
 
 def _check_order(name: str, rows: dict[str, Any]) -> None:

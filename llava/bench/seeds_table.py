@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from llava.bench.cells import ABSENT, interval, marked
 from llava.bench.statistics import RowScore, score_rows
-from llava.eval.report.intervals import Difference
-from llava.text_table import text_table
+from llava.text_table import markdown_table, text_table
 
 ALL = "all"  # in place of a kind: every question
-ABSENT = "-"
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ def render_text(joined: dict[str, Any]) -> str:
 
 def render_markdown(joined: dict[str, Any]) -> str:
     """One table, then what its columns mean."""
-    head, *lines = _rows(joined)
-    table = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *lines))
-    return "\n\n".join([table, "\n".join(f"- {note}" for note in _notes(joined))]) + "\n"
+    return "\n\n".join([markdown_table(_rows(joined)), "\n".join(f"- {note}" for note in _notes(joined))]) + "\n"
 
 
 def _rows(joined: dict[str, Any]) -> list[list[str]]:
@@ -81,12 +78,7 @@ def _cells(line: Line) -> list[str]:
     cells = [line.kind, line.arm, str(line.questions), str(score.score), by_seed, f"{line.spread:.1f}"]
     if score.difference is None:
         return [*cells, ABSENT, ABSENT, ABSENT]
-    difference, _, bootstrap = str(score.difference).partition(" ")
-    return [*cells, f"{difference}{'*' if score.differs else ''}", bootstrap, _interval(score.difference_t)]
-
-
-def _interval(difference: Difference | None) -> str:
-    return ABSENT if difference is None else str(difference).partition(" ")[2]
+    return [*cells, marked(score), interval(score.difference), interval(score.difference_t)]
 
 
 def _notes(joined: dict[str, Any]) -> list[str]:

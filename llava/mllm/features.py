@@ -72,8 +72,7 @@ class VisualFeaturesMixin:
         pixel_values: (crops, 3, S, S), normalised, or uint8 which are normalised here; the crops of all images in
         order. image_sizes: (images, 2), pixels as (height, width). batch_num_images: (samples,), how many images each
         sample holds; None: one each. Both may be lists: a tensor on a GPU is waited for. image_questions: about each
-        image, for a fusion that is guided by them, see
-        llava.mllm.guidance.questions_for_features.
+        image, for a fusion that is guided by them, see llava.mllm.guidance.questions_for_features.
         Raises LlavaError when the number of crops is not what the sizes call for, or questions are missing.
         """
         return self._features(image_input(self.config, pixel_values, image_sizes, batch_num_images), image_questions)

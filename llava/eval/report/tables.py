@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from llava.eval.report.comparison import Report, Row, metric_label
 from llava.eval.report.intervals import Difference, Score
 from llava.eval.suites import PAPER_BENCHMARKS
+from llava.text_table import markdown_table
 
 WIDTH = 110  # of the terminal's tables: columns that do not fit beside the others stand below
 HEAD_WIDTH = 19  # longer headings take several lines, where they have spaces
@@ -43,8 +44,7 @@ def render_markdown(report: Report) -> str:
     parts += ["\n".join(f"> **Warning:** {line}" for line in report.warnings)] if report.warnings else []
     for table in _tables(report):
         lines = [line for line in table.lines if line is not None]
-        rule = f"|{' --- |' * len(table.head)}"
-        parts.append("\n".join([_markdown_line(table.head), rule, *map(_markdown_line, lines)]))
+        parts.append(markdown_table([table.head, *lines]))
     parts.append("\n".join(f"- {line}" for line in report.notes))
     return "\n\n".join(parts) + "\n"
 
@@ -201,7 +201,3 @@ def _aligned(table: _Table, columns: list[int]) -> str:
 
 def _wrapped(line: str, width: int) -> str:
     return textwrap.fill(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def _markdown_line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
