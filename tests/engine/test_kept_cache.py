@@ -101,6 +101,20 @@ def test_every_way_to_go_on_gives_what_a_fresh_start_gives(engine, make_image):
     assert answer(engine, kept, dialogue("system: Be brief.", first))[1] > 15, "another system message"
 
 
+def test_each_image_is_guided_by_the_question_of_its_turn(make_model, make_processor, make_image):
+    """What is kept of two turns with an image each is what one forward pass of the whole prompt computes."""
+    engine, kept = Engine(make_model(fusion=TgifConfig()), make_processor()), KeptCache()
+    torch.nn.init.normal_(engine.model.model.fusion.router.linear_2.weight)  # so that questions matter
+    images = [make_image(100, 70, 1), make_image(120, 70, 2)]
+    given = dialogue("<image>\nWhat is in the picture?", "A red car.", "<image>\nWhich bus?", images=images)
+    list(engine.stream(given, max_new_tokens=1, kept=kept))
+    with torch.no_grad():
+        inputs = engine.processor.encode_prompts([(given.turns, given.images)])
+        past = engine.model(**inputs, use_cache=True).past_key_values
+    expected = torch.stack([torch.stack([layer.keys, layer.values]) for layer in past.layers])
+    torch.testing.assert_close(keys_and_values(kept), expected, atol=2e-5, rtol=1e-4)
+
+
 def test_an_answer_cut_short_goes_on_from_what_was_computed(make_model, make_processor, make_image, monkeypatch):
     engine = Engine(make_model(), make_processor())
     monkeypatch.setattr(engine.model.generation_config, "eos_token_id", None)
