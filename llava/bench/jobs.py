@@ -147,8 +147,9 @@ class Bench:
 
         Raises LlavaError where the other adds no parameter to those of the reference.
         """
-        rows = {one.name: self.result(Training("measure", data, one)) for one in self.rows}
-        other, reference = rows.get(row.like or ""), rows.get(REFERENCE)
+        rows = {one.name: one for one in self.rows if one.name in (row.like, REFERENCE)}
+        measured = {name: self.result(Training("measure", data, one)) for name, one in rows.items() if row.like}
+        other, reference = measured.get(row.like or ""), measured.get(REFERENCE)
         if not other or not reference:
             return {}
         added = other["parameters"]["total"] - reference["parameters"]["total"]

@@ -112,6 +112,15 @@ def slow_of(case, model, processor, sample, answer=()) -> tuple[torch.Tensor, di
     return slow_logits(case.twin(model), [*ids, *answer], shown_in(inputs, sample)), inputs
 
 
+def assert_equal_the_slow_model(case, model, processor, samples) -> None:
+    """Each row of a left-padded batch of the samples."""
+    with torch.no_grad():
+        together = model(**processor.encode_prompts(samples)).logits
+        for row, sample in enumerate(samples):
+            expected, _ = slow_of(case, model, processor, sample)
+            torch.testing.assert_close(together[row, -len(expected) :], expected, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("tiling", TILINGS)
 @each_case
 def test_a_left_padded_batch_equals_the_slow_model(case, tiling, make_awake, samples):
@@ -120,11 +129,7 @@ def test_a_left_padded_batch_equals_the_slow_model(case, tiling, make_awake, sam
             make_awake(case, TILINGS[tiling])
         return
     model, processor = make_awake(case, TILINGS[tiling])
-    with torch.no_grad():
-        together = model(**processor.encode_prompts(samples)).logits
-        for row, sample in enumerate(samples):
-            expected, _ = slow_of(case, model, processor, sample)
-            torch.testing.assert_close(together[row, -len(expected) :], expected, atol=2e-5, rtol=1e-4)
+    assert_equal_the_slow_model(case, model, processor, samples)
 
 
 @each_case
@@ -134,11 +139,7 @@ def test_videos_equal_the_slow_model(case, make_awake, clips):
         with pytest.raises(LlavaError, match=case.refused["video"]):
             processor.encode_prompts(clips)
         return
-    with torch.no_grad():
-        together = model(**processor.encode_prompts(clips)).logits
-        for row, sample in enumerate(clips):
-            expected, _ = slow_of(case, model, processor, sample)
-            torch.testing.assert_close(together[row, -len(expected) :], expected, atol=2e-5, rtol=1e-4)
+    assert_equal_the_slow_model(case, model, processor, clips)
 
 
 @each_case
