@@ -19,6 +19,7 @@ import llava
 from llava.arguments import ArgumentParser
 from llava.cli import COMMANDS, main
 from llava.fusion.methods import METHODS
+from llava.paper import INFERENCE_MS, OVERALL, TABLE_IV, TRAINING_MS
 from llava.train.main import main as train
 from llava.train.main import recipe_keys
 from llava.train.recipe.load import load_recipe
@@ -143,6 +144,10 @@ def test_the_sizes_that_the_pages_state_are_what_a_dry_run_says(monkeypatch, cap
         assert text in " ".join(TEXTS["README.md"].split())
     assert f"| {steps} | 3.9 billion | 12.5 billion | 5.4 | {zero2:.1f} |" in TEXTS["docs/train.md"]
     hours = [round(ms * int(samples.replace(",", "")) / 3.6e6 * 16) for ms in (11.84, 12.22, 51.95, 54.17)]
+    columns = (OVERALL, TRAINING_MS, INFERENCE_MS)
+    for arm, row in TABLE_IV.rows.items():
+        cells = " | ".join(f"{row[name]:.2f}" for name in columns)
+        assert re.search(rf"^\| `{arm}` \| \S+ \| \S+ \| {cells} \|", TEXTS["README.md"], re.MULTILINE), arm
     table = re.findall(r"^\| `\w+` .*\| ([\d,]+) \| [^|]+ \|$", TEXTS["README.md"], re.MULTILINE)
     assert [f"{value:,}" for value in hours] == table
 

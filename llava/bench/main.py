@@ -4,9 +4,10 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from llava.arguments import ArgumentParser
+from llava.arguments import ArgumentParser, unknown
 from llava.bench.entry import UNTIMED
 from llava.errors import LlavaError
+from llava.paper import TABLES
 
 DESCRIPTION = """\
 Trains every row (a method of fusion, a variant, a control) with every seed on every data set: the same samples in the
@@ -26,7 +27,10 @@ def main(argv: list[str]) -> int:
     table.add_argument("--markdown", type=Path, help="write the table to this file")
     table.add_argument("--picture", type=Path, help="draw score against cost, .png or .svg; needs matplotlib")
     _add_seeds_arguments(commands.add_parser("seeds", help="one table of arms evaluated with several seeds"))
+    _add_paper_arguments(commands.add_parser("paper", help="the numbers that the paper states, table by table"))
     arguments = parser.parse_args(argv)
+    if arguments.command == "paper":
+        return _paper(arguments)
     if arguments.command == "table":
         return _table(arguments)
     if arguments.command == "seeds":
@@ -81,6 +85,14 @@ def _add_seeds_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that it is computed from")
 
 
+def _add_paper_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write them as Markdown")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write {table: {rows: {run: {benchmark: value}}}}"
+    )
+
+
 def _check_numbers(arguments: Namespace) -> None:
     for name, value in vars(arguments).items():
         if name == "timed_steps" and value <= UNTIMED + 1:
@@ -105,6 +117,22 @@ def _seeds(arguments: Namespace) -> int:
         write(arguments.markdown, render_markdown(joined).encode())
     if arguments.json is not None:
         write(arguments.json, (json.dumps(joined, indent=1) + "\n").encode())
+    return 0
+
+
+def _paper(arguments: Namespace) -> int:
+    from llava.bench.paper import as_json, render_markdown, render_text
+    from llava.bench.show import write
+
+    for name in arguments.tables:
+        if name not in TABLES:
+            raise LlavaError(unknown("table", name, list(TABLES)))
+    names = arguments.tables or list(TABLES)
+    print(render_text(names))
+    if arguments.markdown is not None:
+        write(arguments.markdown, (render_markdown(names) + "\n").encode())
+    if arguments.json is not None:
+        write(arguments.json, (json.dumps(as_json(names), indent=1) + "\n").encode())
     return 0
 
 

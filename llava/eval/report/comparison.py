@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from llava.errors import LlavaError
-from llava.eval import paper
 from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, Benchmark
 from llava.eval.headline import headline_metric
 from llava.eval.report import intervals, provenance
@@ -20,6 +19,7 @@ from llava.eval.report.intervals import Difference, Score
 from llava.eval.report.results import Result, Results, group_results, lower_is_better, other_results, results_of
 from llava.eval.store import TaskRun, load_run, unscored_tasks
 from llava.eval.suites import PAPER_BENCHMARKS
+from llava.paper import OVERALL_BY_ARM
 
 OVERALL, MISSING = "Overall", "missing"
 GROUPS = {
@@ -106,8 +106,8 @@ def build_report(
     if reference not in tasks:
         raise LlavaError(f"no run is called {reference!r}, the runs are {', '.join(tasks)}")
     for arm in arms or ():
-        if arm not in paper.OVERALL:
-            raise LlavaError(f"the paper has no arm {arm!r}, it has {', '.join(paper.OVERALL)}")
+        if arm not in OVERALL_BY_ARM:
+            raise LlavaError(f"the paper has no arm {arm!r}, it has {', '.join(OVERALL_BY_ARM)}")
     present = [row for row in BENCHMARKS if any(row.task in run for run in tasks.values())]
     results = {row.task: results_of(row.task, headline_metric(row), tasks) for row in present}
     faults = {name: _faults(folder, tasks[name]) for name, folder in zip(tasks, folders, strict=True)}
@@ -213,7 +213,7 @@ def _average_row(runs: _Runs, name: str, reference: str, allow_missing: bool) ->
         scores=scores,
         remarks={run: "not averaged" for run in some if run not in scores},
         differences=differences,
-        paper=paper.OVERALL if name == OVERALL else {},
+        paper=OVERALL_BY_ARM if name == OVERALL else {},
     )
 
 
@@ -280,7 +280,7 @@ def _arms(chosen: Sequence[str] | None, blocks: dict[str, dict[str, dict]], aver
 def _recorded_arms(blocks: dict[str, dict[str, dict]]) -> list[str]:
     """The paper's arms among those that the runs' checkpoints were trained as, blind models left out."""
     arms = {run["arm"]: None for tasks in blocks.values() for run in tasks.values() if not run["image_noise"]}
-    return [arm for arm in arms if arm in paper.OVERALL]
+    return [arm for arm in arms if arm in OVERALL_BY_ARM]
 
 
 def metric_label(report: Report, task: str, metric: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
-from llava.eval import paper
+from llava.paper import OVERALL_BY_ARM
 
 if TYPE_CHECKING:
     from llava.eval.report.comparison import Report
@@ -74,7 +74,7 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--paper",
         metavar="ARMS",
-        help=f"the paper's figures to show: {','.join(paper.OVERALL)} or none (default: the arms of the runs' models)",
+        help=f"the paper's figures to show: {','.join(OVERALL_BY_ARM)} or none (default: of the models' arms)",
     )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every score as a line of CSV")
