@@ -12,6 +12,7 @@ import pyarrow
 from datasets import Dataset, Image, List
 
 from llava.errors import LlavaError
+from llava.eval.kinds import OCR_KINDS
 
 BATCH = 1000  # documents looked at together
 SHOWN = 60  # characters of a value in a message
@@ -73,11 +74,6 @@ IMAGES = Rule("images", lambda value, _: bool(value) and all(value))
 OPTION = Rule("the number of one of the options", lambda value, doc: _is_index(value, doc["options"]))
 CHOICE = Rule("the number of one of the choices", lambda value, doc: _is_index(value, doc["choices"]))
 CHOICES = Rule("texts", lambda value, doc: _are_texts(value) or (not value and doc["question_type"] != "multi_choice"))
-OCR_KINDS = (
-    "Regular Text Recognition", "Irregular Text Recognition", "Artistic Text Recognition", "Handwriting Recognition",
-    "Digit String Recognition", "Non-Semantic Text Recognition", "Scene Text-centric VQA", "Doc-oriented VQA",
-    "Key Information Extraction", "Handwritten Mathematical Expression Recognition",
-)  # fmt: skip
 
 ASKED = {"question": TEXT, "image": IMAGE}
 LIVE = {"question": TEXT, "images": IMAGES}, {"answer": TEXT, "criteria": ANY_TEXT}

@@ -124,7 +124,7 @@ def _load_task_run(folder: Path) -> TaskRun:
         metrics = [headline.metric] if headline else run["metrics"] if row is None else [headline_metric(row)]
         scored = {metric: [line for line in rows if metric in line["scores"]] for metric in metrics}
         means = results.get("results", {}).get(folder.name, {})
-        documents = {metric: _documents_hash(lines) for metric, lines in scored.items()}
+        documents = {metric: documents_hash(lines) for metric, lines in scored.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LlavaError(f"{folder}: damaged results ({type(error).__name__}: {error})") from error
     if len(rows) != run["documents"]:
@@ -152,7 +152,7 @@ def _check_keys(name: str, block: dict, keys: Sequence[str]) -> None:
         raise KeyError(f"{name}: {', '.join(missing)}")
 
 
-def _documents_hash(rows: list[dict]) -> str:
+def documents_hash(rows: list[dict]) -> str:
     """Of the documents' numbers, fields and targets."""
     digest = hashlib.sha256()
     for row in rows:

@@ -5,7 +5,7 @@ tasks that every run has, so that its columns stay comparable, and the report's 
 stand in a table of their own and enter no average but that of a group of lmms-eval's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +101,8 @@ def build_report(
     default those that the runs' checkpoints were trained as. allow_missing: average what every run has.
     Raises LlavaError when two folders share a name, one is damaged, or the reference or an arm is unknown.
     """
-    tasks = _load_runs(folders)
-    reference = reference or next(iter(tasks))
-    if reference not in tasks:
-        raise LlavaError(f"no run is called {reference!r}, the runs are {', '.join(tasks)}")
+    tasks = load_runs(folders)
+    reference = reference_among(tasks, reference)
     for arm in arms or ():
         if arm not in OVERALL_BY_ARM:
             raise LlavaError(f"the paper has no arm {arm!r}, it has {', '.join(OVERALL_BY_ARM)}")
@@ -126,14 +124,15 @@ def build_report(
         benchmarks=[_benchmark_row(runs, row, reference) for row in present],
         averages=[row for row in averages if row.scores or row.remarks],
         rows={key: {name: cells[name].score for name in tasks if name in cells} for key, cells in others.items()},
-        row_differences={key: _differences(cells, reference) for key, cells in others.items()},
+        row_differences={key: differences_to(cells, reference) for key, cells in others.items()},
         lower_is_better=lower_is_better(tasks),
         warnings=[*_refusals(runs, allow_missing), *_unpaired(runs, others, reference), *provenance.warnings(blocks)],
         notes=provenance.notes(blocks, with_paper=bool(shown)),
     )
 
 
-def _load_runs(folders: Sequence[Path]) -> dict[str, dict[str, TaskRun]]:
+def load_runs(folders: Sequence[Path]) -> dict[str, dict[str, TaskRun]]:
+    """Run -> task -> what it left; a run is called by its folder. LlavaError when two folders share a name."""
     runs: dict[str, dict[str, TaskRun]] = {}
     for folder in folders:
         name = folder.resolve().name
@@ -141,6 +140,14 @@ def _load_runs(folders: Sequence[Path]) -> dict[str, dict[str, TaskRun]]:
             raise LlavaError(f"{folder}: another run is already called {name!r}; rename one of the folders")
         runs[name] = {run.task: run for run in load_run(folder)}
     return runs
+
+
+def reference_among(runs: Iterable[str], reference: str | None) -> str:
+    """The run that differences are to, the first by default. LlavaError when there is no such run."""
+    names = list(runs)
+    if reference is not None and reference not in names:
+        raise LlavaError(f"no run is called {reference!r}, the runs are {', '.join(names)}")
+    return reference or names[0]
 
 
 def _faults(folder: Path, of_run: dict[str, TaskRun]) -> dict[str, str]:
@@ -162,7 +169,7 @@ def _faults(folder: Path, of_run: dict[str, TaskRun]) -> dict[str, str]:
     return faults
 
 
-def _differences(results: dict[str, Result], reference: str) -> dict[str, Difference]:
+def differences_to(results: dict[str, Result], reference: str) -> dict[str, Difference]:
     """Of the runs that scored the reference's documents: run -> its score minus the reference's."""
     base = results.get(reference)
     return {
@@ -181,7 +188,7 @@ def _benchmark_row(runs: _Runs, row: Benchmark, reference: str) -> Row:
         tasks=[row.task],
         scores={name: result.score for name, result in results.items()},
         remarks={name: runs.faults[name].get(row.task, MISSING) for name in runs.faults if name not in results},
-        differences=_differences(results, reference),
+        differences=differences_to(results, reference),
         paper={},
     )
 

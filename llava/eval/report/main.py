@@ -2,16 +2,19 @@
 
 import io
 import shutil
+from argparse import Namespace
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
 from llava.paper import OVERALL_BY_ARM
 
 if TYPE_CHECKING:
-    from llava.eval.report.comparison import Report
+    from matplotlib.figure import Figure
 
 STYLES = ("bar", "radar")
 PICTURE_SUFFIXES = (".png", ".svg")
@@ -22,27 +25,68 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.picture is not None and args.picture.suffix not in PICTURE_SUFFIXES:
         raise LlavaError(f"--picture {args.picture}: a picture is a file named {' or '.join(PICTURE_SUFFIXES)}")
-    from llava.eval.report.comparison import build_report  # imports numpy
-    from llava.eval.report.tables import WIDTH, render_csv, render_json, render_markdown, render_text
-
     reference = None if args.reference is None else args.reference.resolve().name
-    report = build_report(args.runs, reference, _arms(args.paper), args.allow_missing)
-    print(render_text(report, shutil.get_terminal_size((WIDTH, 24)).columns), end="", flush=True)
-    for file, render in ((args.markdown, render_markdown), (args.csv, render_csv), (args.json, render_json)):
+    pages = _by_kind(args, reference) if args.by else _by_benchmark(args, reference)
+    print(pages.text(shutil.get_terminal_size((pages.width, 24)).columns), end="", flush=True)
+    for file, render in ((args.markdown, pages.markdown), (args.csv, pages.csv), (args.json, pages.json)):
         if file is not None:
-            _write(file, render(report).encode())
+            _write(file, render().encode())
     if args.picture is not None:
-        _write(args.picture, _picture(report, args.style, args.picture.suffix))
+        _write(args.picture, _picture(pages.draw, args.style, args.picture.suffix))
     return 0
 
 
-def _picture(report: "Report", style: str, suffix: str) -> bytes:
+class _Pages(NamedTuple):
+    """A report in all its forms. width: of the terminal where that is not known. text: of a width. draw: in a style."""
+
+    width: int
+    text: Callable[[int], str]
+    markdown: Callable[[], str]
+    csv: Callable[[], str]
+    json: Callable[[], str]
+    draw: Callable[[str], "Figure"]
+
+
+def _by_benchmark(args: Namespace, reference: str | None) -> _Pages:
+    from llava.eval.report import tables  # imports numpy
+    from llava.eval.report.comparison import build_report
+
+    if args.tasks or args.data:
+        raise LlavaError("--tasks and --data are for a report by kind of question; name a field with --by")
+    report = build_report(args.runs, reference, _arms(args.paper), args.allow_missing)
+
+    def draw(style: str) -> "Figure":
+        from llava.eval.report.picture import draw  # imports matplotlib, which nothing else here needs
+
+        return draw(report, style)
+
+    forms = (tables.render_text, tables.render_markdown, tables.render_csv, tables.render_json)
+    return _Pages(tables.WIDTH, *(partial(form, report) for form in forms), draw)
+
+
+def _by_kind(args: Namespace, reference: str | None) -> _Pages:
+    from llava.eval.report import kind_tables  # imports numpy
+    from llava.eval.report.kinds import build_kind_report
+
+    if args.paper or args.allow_missing:
+        raise LlavaError("--paper and --allow_missing are about averages, which a report --by a field does not have")
+    tasks = args.tasks and args.tasks.split(",")
+    report = build_kind_report(args.runs, args.by, reference, tasks, args.data)
+
+    def draw(style: str) -> "Figure":
+        from llava.eval.report.kind_picture import draw_kinds  # imports matplotlib
+
+        return draw_kinds(report, style)
+
+    forms = (kind_tables.render_text, kind_tables.render_markdown, kind_tables.render_csv, kind_tables.render_json)
+    return _Pages(kind_tables.WIDTH, *(partial(form, report) for form in forms), draw)
+
+
+def _picture(draw: Callable[[str], "Figure"], style: str, suffix: str) -> bytes:
     if find_spec("matplotlib") is None:
         raise LlavaError("--picture needs matplotlib: pip install matplotlib")
-    from llava.eval.report.picture import draw  # imports matplotlib, which nothing else here needs
-
     content = io.BytesIO()
-    draw(report, style).savefig(content, format=suffix.removeprefix("."), dpi=150)
+    draw(style).savefig(content, format=suffix.removeprefix("."), dpi=150)
     return content.getvalue()
 
 
@@ -76,9 +120,19 @@ def _parser() -> ArgumentParser:
         metavar="ARMS",
         help=f"the paper's figures to show: {','.join(OVERALL_BY_ARM)} or none (default: of the models' arms)",
     )
+    parser.add_argument(
+        "--by",
+        metavar="FIELD",
+        help="in place of the benchmarks: scores by what this field of their documents says (question_types, "
+        "metadata.task, ...); kind: each benchmark's own kinds of question",
+    )
+    parser.add_argument("--tasks", metavar="T,T,...", help="with --by: only these tasks")
+    parser.add_argument(
+        "--data", type=Path, metavar="ROOT", help="with --by: where documents are, whose field the runs did not store"
+    )
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables as Markdown")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write every score as a line of CSV")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything as JSON")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the benchmarks, as .png or .svg")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="also draw the scores, as .png or .svg")
     parser.add_argument("--style", choices=STYLES, default="bar", help="of the picture (default: bar)")
     return parser

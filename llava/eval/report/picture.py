@@ -2,6 +2,8 @@
 
 import math
 import textwrap
+from collections.abc import Iterable
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,10 +32,15 @@ def draw(report: Report, style: str) -> Figure:
     runs = [run for run in report.runs if any(run in row.scores for row in (*report.benchmarks, *tasks))]
     if not runs:
         raise LlavaError("none of the runs has a score, there is nothing to draw")
-    if len(runs) > len(COLOURS):
-        raise LlavaError(f"{len(runs)} runs cannot be told apart in a picture, {len(COLOURS)} can")
+    check_runs(runs)
     title = report.title or ", ".join(dict.fromkeys(row.tasks[0] for row in tasks))
     return _bars(report, tasks, runs, title) if style == "bar" else _radar(report, tasks, runs, title)
+
+
+def check_runs(runs: list[str]) -> None:
+    """Raises LlavaError when there are more runs than can be told apart."""
+    if len(runs) > len(COLOURS):
+        raise LlavaError(f"{len(runs)} runs cannot be told apart in a picture, {len(COLOURS)} can")
 
 
 def _task_rows(report: Report) -> list[Row]:
@@ -67,18 +74,36 @@ def _bars(report: Report, tasks: list[Row], runs: list[str], title: str) -> Figu
     figure = Figure(figsize=(13, height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     for axes, rows in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        _bar_panel(axes, rows, runs, values=len(rows) * len(runs) <= 20 or rows is averages)
+        draw_bars(axes, rows, runs, values=len(rows) * len(runs) <= 20 or rows is averages)
         if rows is not averages and len(rows) > 5:
-            axes.tick_params(axis="x", labelrotation=35)
-            for label in axes.get_xticklabels():
-                label.set(ha="right", rotation_mode="anchor")
+            slant_labels(axes)
         if rows is scaled and len(panels) > 1:
             axes.set_xlabel(", ".join(dict.fromkeys(row.tasks[0] for row in scaled)))
-    handles, _ = axes.get_legend_handles_labels()
+    draw_legend(figure, axes, runs)
+    return figure
+
+
+def slant_labels(axes: Axes) -> None:
+    """Turns the names below the bars, where there are many."""
+    axes.tick_params(axis="x", labelrotation=35)
+    for label in axes.get_xticklabels():
+        label.set(ha="right", rotation_mode="anchor")
+
+
+def draw_legend(figure: Figure, axes: Axes | None, runs: list[str]) -> None:
+    """The names of the runs, below. axes: of bars; None where the runs are lines."""
+    handles = _lines(range(len(runs))) if axes is None else axes.get_legend_handles_labels()[0]
     labels = _short(runs, 120)
     columns = max(1, min(len(runs), 4, 150 // (8 + max(map(len, labels)))))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    return figure
+
+
+def _lines(places: Iterable[int]) -> list[Line2D]:
+    return [Line2D([], [], **_line_look(place)) for place in places]
+
+
+def _line_look(place: int) -> dict[str, Any]:
+    return {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4.5, "linewidth": 1.6}
 
 
 def _short(names: list[str], width: int) -> list[str]:
@@ -94,7 +119,7 @@ def _short(names: list[str], width: int) -> list[str]:
     ]
 
 
-def _bar_panel(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> None:
+def draw_bars(axes: Axes, rows: list[Row], runs: list[str], values: bool) -> None:
     """A group of bars per row, one bar per run, in the order of the legend."""
     width, percent = 0.8 / len(runs), all(map(_in_percent, rows))
     scores = [score for row in rows for score in row.scores.values()]
@@ -144,8 +169,7 @@ def _radar(report: Report, tasks: list[Row], runs: list[str], title: str) -> Fig
     if len(rows) < 3:
         what = "benchmarks" if not tasks else "scores"
         raise LlavaError(f"a radar needs 3 {what} that every run has, these runs have {len(rows)}; draw bars")
-    values = [row.scores[run].value for row in rows for run in runs]
-    low, high = max(0, 10 * math.floor(min(values) / 10) - 10), 10 * math.floor(max(values) / 10) + 10
+    low, high = radar_range(rows, runs)
     scale = f"scores from {low} in the centre to {high} at the rim"
     if len(rows) < len(given):
         scale = f"the {len(rows)} {'scores' if tasks else 'benchmarks'} that every run has; {scale}"
@@ -154,20 +178,31 @@ def _radar(report: Report, tasks: list[Row], runs: list[str], title: str) -> Fig
     figure.get_layout_engine().set(h_pad=ROOM, w_pad=2 * ROOM)
     figure.suptitle(title, fontsize=11)
     axes = figure.add_subplot(projection="polar")
-    angles = [2 * math.pi * index / len(rows) for index in range(len(rows))]
-    for index, run in enumerate(runs):
-        values = [row.scores[run].value for row in rows]
-        colour, marker = COLOURS[index], MARKERS[index]
-        axes.plot(
-            [*angles, angles[0]], [*values, values[0]], color=colour, marker=marker, markersize=4.5, linewidth=1.6
-        )
-    _radar_axes(axes, [row.label for row in rows], angles, low, high)
+    angles = draw_spokes(axes, rows, runs, range(len(runs)), low, high)
     _radar_legend(figure, report, runs)
     _radar_categories(figure, axes, rows, angles)
     return figure
 
 
-def _radar_axes(axes: Axes, names: list[str], angles: list[float], low: int, high: int) -> None:
+def radar_range(rows: list[Row], runs: list[str]) -> tuple[int, int]:
+    """What the centre and the rim of a radar of these scores stand for."""
+    values = [row.scores[run].value for row in rows for run in runs]
+    return max(0, 10 * math.floor(min(values) / 10) - 10), 10 * math.floor(max(values) / 10) + 10
+
+
+def draw_spokes(
+    axes: Axes, rows: list[Row], runs: list[str], places: Iterable[int], low: int, high: int, size: int = 10
+) -> list[float]:
+    """A spoke for each row and a line for each run, which looks as the legend has it at its place; the angles."""
+    angles = [2 * math.pi * index / len(rows) for index in range(len(rows))]
+    for place, run in zip(places, runs, strict=True):
+        values = [row.scores[run].value for row in rows]
+        axes.plot([*angles, angles[0]], [*values, values[0]], **_line_look(place))
+    _radar_axes(axes, [row.label for row in rows], angles, low, high, size)
+    return angles
+
+
+def _radar_axes(axes: Axes, names: list[str], angles: list[float], low: int, high: int, size: int) -> None:
     """Clockwise from the top, one scale for all spokes, their names outside the circle."""
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
@@ -178,10 +213,11 @@ def _radar_axes(axes: Axes, names: list[str], angles: list[float], low: int, hig
     axes.grid(color="#cccccc", linewidth=0.7)
     axes.spines["polar"].set_color("#999999")
     axes.set_xticks(angles, names)
-    axes.tick_params(axis="x", pad=4, labelsize=10)
+    axes.tick_params(axis="x", pad=4, labelsize=size)
     for label, angle in zip(axes.get_xticklabels(), angles, strict=True):
-        side = math.sin(angle)
+        side, up = math.sin(angle), math.cos(angle)
         label.set_horizontalalignment("center" if abs(side) < 0.1 else "left" if side > 0 else "right")
+        label.set_verticalalignment("center" if abs(up) < 0.9 else "bottom" if up > 0 else "top")
 
 
 def _radar_categories(figure: Figure, axes: Axes, rows: list[Row], angles: list[float]) -> None:
@@ -229,7 +265,7 @@ def _radar_legend(figure: Figure, report: Report, runs: list[str]) -> None:
     width = max(map(len, names))
     handles, labels = [Line2D([], [], linestyle="none")] if head else [], ["".ljust(width) + head] if head else []
     for index, run in enumerate(runs):
-        handles.append(Line2D([], [], color=COLOURS[index], marker=MARKERS[index], markersize=4.5, linewidth=1.6))
+        handles += _lines([index])
         cells = [f"{row.scores[run].value:.1f}" if run in row.scores else "-" for row in averages]
         padded = (f"  {cell.rjust(len(row.label))}" for cell, row in zip(cells, averages, strict=True))
         labels.append(names[index].ljust(width) + "".join(padded))

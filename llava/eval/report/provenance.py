@@ -60,11 +60,14 @@ def _places(values: dict[Place, str]) -> dict[str, str]:
     }
 
 
-def notes(runs: Runs, with_paper: bool) -> list[str]:
-    """How to read the numbers, the paper's among them, then the models and settings of each run, judges, versions."""
+def notes(runs: Runs, with_paper: bool, averages: bool = True) -> list[str]:
+    """How to read the numbers, then the models and settings of each run, judges, versions.
+
+    with_paper: whether the paper's are among the numbers. averages: whether averages over benchmarks are.
+    """
     intervals = f"Wilson for 0/1 scores, bootstrap ({RESAMPLES} resamples, seed {SEED}) for others"
     lines = [f"Scores on [0, 100] with 95% intervals over n documents: {intervals}."]
-    if any(row.task in tasks for tasks in runs.values() for row in BENCHMARKS):
+    if averages and any(row.task in tasks for tasks in runs.values() for row in BENCHMARKS):
         lines += _benchmark_notes(with_paper)
     headlines = [(task, block["headline"]) for tasks in runs.values() for task, block in tasks.items()]
     units = dict.fromkeys(f"{task} {line['metric']}" for task, line in headlines if line and not line["bounded"])

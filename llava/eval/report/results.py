@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava.eval.benchmarks import BENCHMARKS
+from llava.eval.headline import Headline
 from llava.eval.report import intervals
 from llava.eval.report.intervals import Score
 from llava.eval.store import TaskRun
@@ -57,17 +58,27 @@ def other_results(tasks: Tasks) -> Results:
 
 def _task_results(task: str, metric: str, tasks: Tasks) -> dict[str, Result]:
     """On [0, 100] where all that any run's documents scored lies in [0, 1]; else in the unit of lmms-eval's values."""
-    of_task = {name: of_run[task] for name, of_run in tasks.items() if task in of_run}
-    headlines = {name: run.headline for name, run in of_task.items() if run.headline and run.headline.metric == metric}
-    percent = all(headline.bounded for headline in headlines.values())
-    factors = [headline.factor for headline in headlines.values() if headline.factor is not None]
-    results = results_of(task, metric, tasks, 100.0 if percent else max(factors, default=1.0), percent)
-    for name, headline in headlines.items():
+    results = results_of(task, metric, tasks, *unit_of(task, metric, tasks))
+    for name, headline in _headlines(task, metric, tasks).items():
         if name not in results:
-            run = of_task[name]
+            run = tasks[name][task]
             score = Score(headline.value, None, None, run.run["documents"], "none", percent=False)
             results[name] = Result(score, None, run.documents[metric])
     return results
+
+
+def unit_of(task: str, metric: str, tasks: Tasks) -> tuple[float, bool]:
+    """(scale, percent) of a task's scores, as results_of takes them."""
+    headlines = _headlines(task, metric, tasks).values()
+    percent = all(headline.bounded for headline in headlines)
+    factors = [headline.factor for headline in headlines if headline.factor is not None]
+    return 100.0 if percent else max(factors, default=1.0), percent
+
+
+def _headlines(task: str, metric: str, tasks: Tasks) -> dict[str, Headline]:
+    """Run -> the task's headline, of the runs of which this metric is that."""
+    headlines = {name: of_run[task].headline for name, of_run in tasks.items() if task in of_run}
+    return {name: headline for name, headline in headlines.items() if headline and headline.metric == metric}
 
 
 def group_results(tasks: Tasks, benchmarks: Mapping[str, dict[str, Result]], others: Results) -> Results:
