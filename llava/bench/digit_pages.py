@@ -44,6 +44,8 @@ ENTRY = DataSet(
             recipe="scripts/bench/digit_pages-tiny.yaml",
             steps=1200,
             size=3_000_000,
+            vision_layers=6,
+            text_layers=6,
             sections=SECTIONS,
         )
     },

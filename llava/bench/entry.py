@@ -41,14 +41,17 @@ class Parts:
     """A tower and a language model that are pretrained once and shared by all runs.
 
     make: writes the folders VISION_TOWER and LANGUAGE_MODEL, given their folder and the number of steps. recipe: what
-    training on them takes, with a section `grid`. steps: of pretraining. size: bytes of both, about. sections: {row
-    or arm: keys of `fusion`} of those whose defaults are not for models of these sizes.
+    training on them takes, with a section `grid`. steps: of pretraining. size: bytes of both, about. vision_layers,
+    text_layers: of the tower, as far as it is used, and of the language model. sections: {row or arm: keys of `fusion`}
+    of those whose defaults are not for models of these sizes.
     """
 
     make: Callable[[Path, int], None]
     recipe: str
     steps: int
     size: int
+    vision_layers: int
+    text_layers: int
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

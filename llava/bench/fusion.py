@@ -6,6 +6,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 from llava.bench.estimate import all_jobs, disk_needed, seconds_left
 from llava.bench.jobs import Bench, Job, Settings, Training
@@ -13,6 +14,7 @@ from llava.bench.processes import run_jobs
 from llava.bench.results import collect, write_results
 from llava.bench.rows import Row, rows_named
 from llava.bench.show import draw_to, show
+from llava.bench.sweep import read_sweep
 from llava.errors import LlavaError
 from llava.eval.workers import StopError, sole_writer, stoppable
 from llava.files import free_bytes, whole_file
@@ -20,14 +22,28 @@ from llava.sizes import duration, in_bytes
 from llava.train.recipe.dotted import shown
 
 STARTED = "bench.json"  # what a bench was started with
+OUT = Path("playground/bench")  # in it each bench has its folder, where nobody names another
+TILING = "anyres"  # where neither the command line nor a sweep names one
 
 
 def bench_from(arguments: Namespace) -> Bench:
     """The bench that the command line describes. Raises LlavaError for rows, data sets and parts that there are not."""
-    names = [field for field in Settings.__dataclass_fields__ if field != "rates"]
-    settings = Settings(**{name: getattr(arguments, name) for name in names}, rates=tuple(sorted(arguments.rates)))
-    rows = tuple(rows_named(arguments.methods, arguments.without or ()))
-    bench = Bench(arguments.out, settings, tuple(arguments.data), rows, arguments.seeds, arguments.jobs)
+    data, sweep = tuple(arguments.data), None
+    if arguments.sweep is None:
+        rows = tuple(rows_named(arguments.methods, arguments.without or ()))
+    elif arguments.methods or arguments.without:
+        raise LlavaError(f"{arguments.sweep} says which rows there are; leave --methods and --without")
+    else:
+        sweep = read_sweep(arguments.sweep, data, arguments.parts)
+        rows = sweep.rows
+    names = [field for field in Settings.__dataclass_fields__ if field not in ("rates", "tiling")]
+    settings = Settings(
+        **{name: getattr(arguments, name) for name in names},
+        tiling=arguments.tiling or (sweep.tiling if sweep else TILING),
+        rates=tuple(sorted(arguments.rates)),
+    )
+    out = arguments.out or OUT / (sweep.name if sweep else "fusion")
+    bench = Bench(out, settings, data, rows, arguments.seeds, arguments.jobs, sweep)
     check_started(bench)
     return bench
 
@@ -67,7 +83,9 @@ def told(bench: Bench) -> str:
     time_left = "not known before the first measurement" if seconds is None else f"about {duration(seconds)} from here"
     return "\n".join(
         [
+            *([f"{bench.sweep.title}: {bench.sweep.axis}", ""] if bench.sweep else []),
             *(f"{row.name:<{width}}  {row.about}" for row in bench.rows),
+            *(bench.sweep.remarks if bench.sweep else ()),
             "",
             f"jobs  {len(jobs)}, {done} done: {len(bench.makings())} make {', '.join(bench.data)} and parts, "
             f"{count['measure']} measure, {count['grid']} try rates for {settings.grid_steps} steps, "
@@ -118,7 +136,7 @@ class _Running:
         results = collect(bench, self.left_out)
         write_results(bench.out / "results.json", results)
         print()
-        picture = bench.out / "score_and_cost.png"
+        picture = bench.out / ("sweep.png" if bench.sweep else "score_and_cost.png")
         if find_spec("matplotlib") is None:
             print(f"no picture is drawn: matplotlib is not installed (llava bench table {bench.out}/results.json)")
         elif any(of_data["questions"] for of_data in results["data"].values()):

@@ -4,7 +4,7 @@ OUT/bench.json           what the bench was started with
 OUT/data/DATA            a data set
 OUT/parts/DATA           its tower and language model
 OUT/jobs/NAME            of one job: task.json, log.txt, and result.json once it is done
-OUT/results.json  table.md  score_and_cost.png
+OUT/results.json  table.md  score_and_cost.png (of a sweep sweep.png)
 """
 
 import json
@@ -16,6 +16,7 @@ from typing import Any, Literal
 from llava.bench.data_sets import parts_of
 from llava.bench.entry import HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
 from llava.bench.rows import REFERENCE, Row
+from llava.bench.sweep import Sweep
 from llava.errors import LlavaError, raise_faults
 from llava.fusion.config import Sizes
 from llava.fusion.configs.none import width_for
@@ -88,7 +89,10 @@ Job = Making | Training
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench in its folder. seeds: how many runs each row has of each data set. at_once: jobs side by side."""
+    """A bench in its folder. seeds: how many runs each row has of each data set. at_once: jobs side by side.
+
+    sweep: that the rows are of, None where they are methods.
+    """
 
     out: Path
     settings: Settings
@@ -96,6 +100,7 @@ class Bench:
     rows: tuple[Row, ...]
     seeds: int
     at_once: int
+    sweep: Sweep | None = None
 
     def folder(self, job: Job) -> Path:
         """Of a job."""

@@ -47,8 +47,9 @@ def main(argv: list[str]) -> int:
 
 def _add_fusion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--out", type=Path, default=Path("playground/bench/fusion"), help="folder (default %(default)s)"
+        "sweep", nargs="?", type=Path, metavar="SWEEP.yaml", help="a sweep's values in place of methods"
     )
+    parser.add_argument("--out", type=Path, help="folder (default playground/bench/fusion, or the sweep's name there)")
     parser.add_argument(
         "--methods", nargs="+", metavar="ROW", help="rows of the table, such as '*_zero' (default: all)"
     )
@@ -57,7 +58,7 @@ def _add_fusion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--parts", default="tiny", help="tower and language model to start from (default tiny)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row and data set (default 3)")
     parser.add_argument("--tower", choices=("frozen", "trained"), default="trained", help="(default trained)")
-    parser.add_argument("--tiling", choices=("square", "anyres"), default="anyres", help="(default anyres)")
+    parser.add_argument("--tiling", choices=("square", "anyres"), help="(default anyres, or the sweep's)")
     parser.add_argument("--steps", type=int, default=300, help="of a run (default 300)")
     parser.add_argument("--grid_steps", type=int, default=100, help="of a run that tries a rate (default 100)")
     parser.add_argument(

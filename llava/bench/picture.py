@@ -1,4 +1,4 @@
-"""Score against cost, a point for each row. Needs matplotlib."""
+"""Score against cost, a point for each row; of a sweep, score against the swept value. Needs matplotlib."""
 
 from typing import Any
 
@@ -54,5 +54,51 @@ def _panel(axes: Axes, name: str, lines: list[Line]) -> None:
     axes.set_xlabel("training, GFLOP a sample")
     axes.set_ylabel("exact match")
     axes.grid(color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_sweep(results: dict[str, Any]) -> Figure:
+    """A panel for each data set: the swept values in their order, and the score; the reference is a dotted line.
+
+    A point is the mean over the seeds, a small dot each seed; the bar is the bootstrap's interval of the difference to
+    the reference, from the reference's score on. Raises LlavaError where no value has a score yet.
+    """
+    sweep = results["sweep"]
+    lines = [line for line in table_lines(results) if line.score is not None]
+    names = list(dict.fromkeys(line.data for line in lines))
+    if not names:
+        raise LlavaError("no value has a score yet, there is nothing to draw")
+    figure = Figure(figsize=(max(6.0, 1.1 * len(sweep["values"])), 4.2 * len(names)), layout="constrained")
+    figure.suptitle(sweep["title"], fontsize=11)
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        _sweep_panel(axes, [line for line in lines if line.data == name], sweep["values"])
+        axes.set_title(f"{name}; bars: 95% interval of the difference to {REFERENCE}; dots: seeds", fontsize=9)
+        axes.set_xlabel(sweep["axis"])
+        axes.set_ylabel("exact match")
+    return figure
+
+
+def _sweep_panel(axes: Axes, lines: list[Line], values: list[str]) -> None:
+    places = {name: place for place, name in enumerate(values)}
+    drawn = []
+    for line in lines:
+        if line.score is None:
+            continue
+        value, difference = line.score.score.value, line.score.difference
+        if line.row == REFERENCE or difference is None:
+            axes.axhline(value, color=GREY, linewidth=1, linestyle=":")
+            axes.annotate(REFERENCE, (1.0, value), (3, -3), ("axes fraction", "data"), "offset points", color=GREY)
+            continue
+        place, seeds = places[line.row], line.score.by_seed
+        bar = [[max(0.0, difference.value - difference.low)], [max(0.0, difference.high - difference.value)]]
+        colour = RED if line.score.differs else BLUE
+        axes.errorbar(place, value, bar, fmt="o", color=colour, markersize=6, linewidth=1.2, capsize=3)
+        axes.plot([place + 0.12] * len(seeds), seeds, ".", color=colour, markersize=4, alpha=0.5)
+        drawn.append((place, value))
+    if drawn:
+        axes.plot(*zip(*sorted(drawn), strict=True), color=BLUE, linewidth=0.8, zorder=1)
+    axes.set_xticks(list(places.values()), list(places))
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

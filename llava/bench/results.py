@@ -28,7 +28,8 @@ def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
     {format, settings, seeds, machine, rows: {row: {arm, section, about}}, left_out: {"data row": why},
     data: {data: {questions: [{id, document, kind}], rows: {row: {fusion, described, parameters, flops, batch_size,
     device, step_seconds, peak_memory_gib, seconds_per_answer, rate, grid: [[rate, loss]], seeds: {seed: {right: [0 or
-    1 of each question], answers, held_out_loss, seconds, order, git}}}}}}}
+    1 of each question], answers, held_out_loss, seconds, order, git}}}}}}, sweep: {title, axis, values: [row],
+    remarks}, of a sweep alone}
 
     Raises LlavaError where two rows did not train on the same samples in the same steps.
     """
@@ -43,6 +44,7 @@ def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
         "rows": {row.name: {"arm": row.arm, "section": row.section, "about": row.about} for row in bench.rows},
         "left_out": left_out,
         "data": data,
+        **({"sweep": bench.sweep.to_dict()} if bench.sweep is not None else {}),
     }
 
 

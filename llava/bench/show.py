@@ -25,10 +25,11 @@ def draw_to(results: dict[str, Any], picture: Path) -> None:
         raise LlavaError(f"{picture}: a picture is a file named .png or .svg")
     if find_spec("matplotlib") is None:
         raise LlavaError(f"{picture}: a picture needs matplotlib: pip install matplotlib")
-    from llava.bench.picture import draw  # imports matplotlib, which nothing else here needs
+    from llava.bench.picture import draw, draw_sweep  # imports matplotlib, which nothing else here needs
 
     content = io.BytesIO()
-    draw(results).savefig(content, format=picture.suffix.removeprefix("."), dpi=150)
+    figure = draw_sweep(results) if "sweep" in results else draw(results)
+    figure.savefig(content, format=picture.suffix.removeprefix("."), dpi=150)
     write(picture, content.getvalue())
 
 

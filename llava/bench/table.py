@@ -98,6 +98,11 @@ def render_markdown(results: dict[str, Any]) -> str:
     return "\n\n".join([table, "\n".join(f"- {note}" for note in [*NOTES, *_remarks(results, lines)])]) + "\n"
 
 
+def _described(lines: Sequence[Line], name: str) -> str:
+    """What a row's model says of its fusion; nothing where it was not measured."""
+    return next((line.measured["described"] for line in lines if line.row == name), "")
+
+
 def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
     """What a reader must know of these results."""
     settings = results["settings"]
@@ -106,6 +111,10 @@ def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
         f"parts {settings['parts']}; rates {', '.join(f'{rate:g}' for rate in settings['rates'])} of "
         f"{settings['grid_steps']} steps on held-out samples"
     ]
+    if "sweep" in results:
+        remarks[:0] = [results["sweep"]["title"], *results["sweep"]["remarks"]]
+        values = results["sweep"]["values"]
+        remarks += [f"{name}: {of_value}" for name in values if (of_value := _described(lines, name))]
     unfinished = [f"{line.data} {line.row}" for line in lines if line.score is None]
     if unfinished:
         remarks.append(f"without a score, since not all their seeds are done: {', '.join(unfinished)}")

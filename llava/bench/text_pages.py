@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SMALL = "small"
 SIZES = {SMALL: (96, 5, 3), "full": (384, 13, 6)}  # width, layers and heads of the tower that learns to read
+TEXT_LAYERS = 30  # of SmolLM2-135M
 
 
 def layout(size: str) -> "Layout":
@@ -76,12 +77,16 @@ ENTRY = _entry(
             recipe="scripts/bench/text_pages-smollm2.yaml",
             steps=6000,
             size=630_000_000,
+            vision_layers=SIZES["full"][1] - 1,  # one is built that is not used
+            text_layers=TEXT_LAYERS,
         ),
         "smollm2_dinov2": Parts(
             make=make_parts_with_dinov2,
             recipe="scripts/bench/text_pages-smollm2_dinov2.yaml",
             steps=1,
             size=630_000_000,
+            vision_layers=12,
+            text_layers=TEXT_LAYERS,
         ),
     },
 )
@@ -94,6 +99,8 @@ ENTRY_SMALL = _entry(
             recipe="scripts/bench/text_pages_small-smollm2.yaml",
             steps=600,
             size=550_000_000,
+            vision_layers=SIZES[SMALL][1] - 1,
+            text_layers=TEXT_LAYERS,
         ),
     },
 )

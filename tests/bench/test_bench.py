@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llava.bench.data_sets import parts_of
 from llava.bench.jobs import Bench, Settings
 from llava.bench.results import collect, read_results, table_lines
 from llava.bench.rows import rows_named
@@ -108,6 +109,9 @@ def test_the_tables_arithmetic_by_hand(bench):
     assert markdown == render_markdown(results)
     assert f"| manager | {lines['manager'].score.score} |" in markdown
     assert (out / "score_and_cost.png").stat().st_size > 10_000
+    sizes = json.loads((out / "jobs/measure-digit_pages-none/result.json").read_text())["sizes"]
+    of_parts = parts_of("digit_pages", "tiny")  # what a sweep's layers are computed from
+    assert (sizes["vision_layers"], sizes["text_layers"]) == (of_parts.vision_layers, of_parts.text_layers)
 
 
 def test_rows_of_a_seed_trained_on_the_same_samples_in_the_same_steps(bench):
