@@ -14,7 +14,7 @@ from tests.paths import ROOT
 FLOORS = [
     {"ground"},  # the files beside the rooms: errors, constants, anyres, files, ...
     {"fusion", "data"},
-    {"mllm"},
+    {"mllm", "two_tower"},
     {"checkpoint"},
     {"engine"},
     {"train"},

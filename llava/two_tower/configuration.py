@@ -1,0 +1,125 @@
+"""The one configuration of a two-tower model (ManagerTower, BridgeTower, METER), saved as config.json."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from llava.errors import LlavaError
+from llava.two_tower.tasks import TASKS
+
+CHOICES = {
+    "bridge": ("manager", "bridge_tower", "meter"),
+    "manager_kind": ("sam", "sam_split", "saum", "aaum", "concat_attention", "cross_attention"),
+    "query": ("own", "fused"),
+    "weight": ("scalar", "vector"),
+    "task": tuple(TASKS),
+}
+# Towers that are known to begin with a token that stands for the whole, by transformers' model_type.
+TEXT_TOWERS = ("roberta", "bert", "xlm-roberta", "camembert")
+IMAGE_TOWERS = ("clip_vision_model", "vit", "dinov2", "dinov2_with_registers")
+
+
+class TwoTowerConfig(PreTrainedConfig):
+    r"""Two towers, what bridges them, and a task's heads. The defaults are ManagerTower's at base size.
+
+    Args:
+        text_config (`RobertaConfig`, another BERT-like one or `dict`): the text tower.
+        vision_config (`CLIPVisionConfig`, another ViT-like one or `dict`): the image tower, whose first token is a
+            class token.
+        bridge (`str`): how the towers' layers reach the cross-modal layers: `manager`, `bridge_tower` (layer by layer)
+            or `meter` (the last layer alone).
+        manager_kind (`str`): `sam`, `sam_split`, `saum`, `aaum`, `concat_attention` or `cross_attention` (Table I).
+        query (`str`): by what adaptive managers choose weights: `own` modality's previous states, or `fused` with the
+            other's.
+        weight (`str`): a manager's learned weights are a `scalar` or a `vector` of hidden_size per state.
+        text_layers, image_layers (`int`): N_text and N_image, how many of each tower's last layers managers get.
+        cross_modal_layers (`int`): L_C.
+        hidden_size, num_attention_heads, intermediate_size (`int`): of the cross-modal layers.
+        hidden_dropout_prob, attention_probs_dropout_prob (`float`): of the cross-modal layers.
+        layer_norm_eps (`float`): of the cross-modal layers and of the MLM head; the reference took 1e-12.
+        initializer_range (`float`): standard deviation of new linear layers and embeddings.
+        noise (`bool`): Gaussian noise on managers' scores in training (equation 7).
+        mask_padding (`bool`): the fused query does not attend to padding; False is as the reference.
+        gated_fusion (`bool`): METER's gated sum of all layers of a tower, which must be hidden_size wide.
+        task (`str`): `pretrain`, `vqav2`, `snli_ve`, `nlvr2` or `retrieval`; a row of llava/two_tower/tasks.py.
+        num_answers (`int`): of VQA.
+        head_width (`int`): h, by which classification heads are wider than 2D.
+        head_dropout (`float`): before NLVR2's head.
+        itc_width (`int`): of the space in which images and texts are compared.
+        itc_temperature (`float`): the first value of what divides their similarity.
+
+    Raises `LlavaError` for a value that a field does not take, both sides named.
+    """
+
+    model_type = "manager_tower"
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta"),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),
+    }
+
+    text_config: Any = None
+    vision_config: Any = None
+    bridge: str = "manager"
+    manager_kind: str = "aaum"
+    query: str = "fused"
+    weight: str = "vector"
+    text_layers: int = 6
+    image_layers: int = 6
+    cross_modal_layers: int = 6
+    hidden_size: int = 768
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    noise: bool = True
+    mask_padding: bool = True
+    gated_fusion: bool = False
+    task: str = "pretrain"
+    num_answers: int = 3129
+    head_width: int = 1
+    head_dropout: float = 0.0
+    itc_width: int = 256
+    itc_temperature: float = 0.07
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for field, choices in CHOICES.items():
+            if (value := vars(self)[field]) not in choices:
+                raise LlavaError(f"{field} must be one of {', '.join(choices)}, found {value!r}")
+        for field, types in (("text_config", TEXT_TOWERS), ("vision_config", IMAGE_TOWERS)):
+            if (model_type := vars(self)[field].model_type) not in types:
+                raise LlavaError(f"{field}: a tower is one of {', '.join(types)}, found {model_type!r}")
+        for field, tower in (("text_layers", self.text_config), ("image_layers", self.vision_config)):
+            self._check_layers(field, tower)
+        if self.hidden_size % self.num_attention_heads:
+            raise LlavaError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
+        if self.gated_fusion:
+            self._check_gates()
+
+    def _check_layers(self, field: str, tower: PreTrainedConfig) -> None:
+        needed = {"manager": vars(self)[field], "bridge_tower": self.cross_modal_layers, "meter": 1}[self.bridge]
+        name = {"manager": field, "bridge_tower": "cross_modal_layers", "meter": field}[self.bridge]
+        if not 1 <= needed <= tower.num_hidden_layers:
+            raise LlavaError(
+                f"{name} is {needed}, but a {self.bridge} takes 1 to {tower.num_hidden_layers} layers of a "
+                f"{tower.model_type} tower that has {tower.num_hidden_layers}"
+            )
+
+    def _check_gates(self) -> None:
+        if self.bridge != "meter":
+            raise LlavaError(f"gated_fusion is METER's, but bridge is {self.bridge}")
+        for tower in (self.text_config, self.vision_config):
+            if tower.hidden_size != self.hidden_size:
+                raise LlavaError(
+                    f"gated_fusion adds states of hidden_size {self.hidden_size}, but the {tower.model_type} tower is "
+                    f"{tower.hidden_size} wide"
+                )
+
+    @property
+    def num_types(self) -> int:
+        """Modality types: of the text and of each image of an example."""
+        return 1 + TASKS[self.task].num_images
