@@ -15,7 +15,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,eval-requirements,demo,heic,video,quantization,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,two-tower,eval-requirements,demo,heic,video,quantization,serve,dev]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps lmms-eval
 	touch $@
 

@@ -94,26 +94,36 @@ def mixture_entries(path: str | Path) -> list[MixtureEntry]:
     path = Path(path)
     if path.suffix.lower() in SUFFIXES:
         return [MixtureEntry(_possible(path, "data file"), "all")]
+    content = mixture_content(path)
+    datasets = content.get("datasets") if isinstance(content, dict) else None
+    if not isinstance(datasets, list) or not datasets:
+        raise DataError(f"mixture {path} has no entries; it needs 'datasets: [{{json_path, sampling_strategy}}]'")
+    folder = mixture_root(content, path)
+    return [
+        entry
+        for number, fields in enumerate(datasets, start=1)
+        for entry in _parse_entry(fields, folder, f"mixture {path} entry {number}")
+    ]
+
+
+def mixture_content(path: Path) -> Any:
+    """What the YAML file holds. Raises DataError for a file that cannot be read as such."""
     try:
-        content = parse_yaml(read_text(path))
+        return parse_yaml(read_text(path))
     except OSError as error:
         raise DataError(f"mixture {path} cannot be read: {error.strerror}") from None
     except UnicodeError:
         raise DataError(f"mixture {path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         raise DataError(f"mixture {path} is not YAML: {error}") from None
-    datasets = content.get("datasets") if isinstance(content, dict) else None
-    if not isinstance(datasets, list) or not datasets:
-        raise DataError(f"mixture {path} has no entries; it needs 'datasets: [{{json_path, sampling_strategy}}]'")
+
+
+def mixture_root(content: dict, path: Path) -> Path:
+    """The folder from which the paths of a mixture with this content count. Raises DataError for what is no path."""
     root = content.get("root", "")
     if not isinstance(root, str):
         raise DataError(f"mixture {path}: root must be a folder, found {brief(root)}")
-    folder = _possible(path.parent / os.path.expanduser(root), f"mixture {path}: root")
-    return [
-        entry
-        for number, fields in enumerate(datasets, start=1)
-        for entry in _parse_entry(fields, folder, f"mixture {path} entry {number}")
-    ]
+    return _possible(path.parent / os.path.expanduser(root), f"mixture {path}: root")
 
 
 def _parse_entry(fields: Any, folder: Path, where: str) -> list[MixtureEntry]:
@@ -124,22 +134,22 @@ def _parse_entry(fields: Any, folder: Path, where: str) -> list[MixtureEntry]:
             f"found {brief(fields)}"
         )
     strategy = str(fields.get("sampling_strategy", "all"))
-    _parse_strategy(strategy, where)
-    expected = _parse_expected(fields.get("expected_rows"), where)
+    check_strategy(strategy, where)
+    expected = parse_expected(fields.get("expected_rows"), where)
     hub = _parse_hub(fields.get("hub"), where)
-    files = _files_of(fields["json_path"], folder, where)
+    files = files_of(fields["json_path"], folder, "json_path", where)
     if expected is not None and len(files) > 1:
         raise DataError(f"{where}: expected_rows is for one file, but json_path names {len(files)}")
     return [MixtureEntry(file, strategy, expected, hub) for file in files]
 
 
-def _files_of(pattern: str, folder: Path, where: str) -> list[Path]:
-    """The files that a json_path names. Other patterns than braces would take what happens to lie there."""
+def files_of(pattern: str, folder: Path, key: str, where: str) -> list[Path]:
+    """The files that an entry names by `key`. Other patterns than braces would take what happens to lie there."""
     files = [os.path.expanduser(file) for file in expand_braces(pattern)]
     for file in files:
         if re.search(r"[*?{}]", file) and not os.path.exists(folder / file):
             raise DataError(
-                f"{where}: json_path {pattern!r} is a pattern, of which {{a,b}} alone is expanded, and not within "
+                f"{where}: {key} {pattern!r} is a pattern, of which {{a,b}} alone is expanded, and not within "
                 "braces; name the files"
             )
     return [_possible(folder / file, where) for file in files]
@@ -173,7 +183,8 @@ def repeated_files(entries: Sequence[MixtureEntry]) -> list[str]:
     ]
 
 
-def _parse_expected(value: Any, where: str) -> ExpectedRows | None:
+def parse_expected(value: Any, where: str) -> ExpectedRows | None:
+    """What expected_rows says; None where it says nothing. Raises DataError for anything but a number or "about N"."""
     if value is None:
         return None
     matched = _EXPECTED.fullmatch(str(value))
@@ -223,6 +234,11 @@ def expand_braces(pattern: str) -> list[str]:
     pieces = re.split(r"\{([^{}]*)\}", pattern)
     choices = [piece.split(",") if index % 2 else [piece] for index, piece in enumerate(pieces)]
     return ["".join(part.strip() for part in parts) for parts in product(*choices)]
+
+
+def check_strategy(strategy: str, where: str) -> None:
+    """Raises DataError for a sampling_strategy that is none."""
+    _parse_strategy(strategy, where)
 
 
 def _parse_strategy(strategy: str, where: str) -> tuple[str, Fraction, bool]:
