@@ -225,9 +225,12 @@ def like_weight(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return features if torch.is_autocast_enabled(features.device.type) else features.to(weight.dtype)
 
 
-def init_as_linear(linear: nn.Linear) -> None:
-    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range."""
-    bound = linear.in_features**-0.5
+def init_as_linear(linear: nn.Linear, inputs: int | None = None) -> None:
+    """Draws weight and bias, if any, as torch's nn.Linear does, whatever the model's initializer_range.
+
+    inputs: of how many channels the layer is drawn; None for all that it has.
+    """
+    bound = (linear.in_features if inputs is None else inputs) ** -0.5
     init.uniform_(linear.weight, -bound, bound)
     if linear.bias is not None:
         init.uniform_(linear.bias, -bound, bound)

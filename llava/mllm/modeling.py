@@ -37,7 +37,7 @@ from llava.mllm.former_names import load_former_names
 from llava.mllm.guidance import batch_context, guiding_questions, questions_for_features
 from llava.mllm.head import LanguageHead
 from llava.mllm.places import check_lengths, recognised_ids
-from llava.mllm.projector import FirstLinear, ImageNewline, MultiModalProjector
+from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.vision import MultiLayerSiglip
 from llava.request_errors import of_request
 
@@ -73,8 +73,6 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
             module.initialise()
         else:
             super()._init_weights(module)
-        if isinstance(module, FirstLinear):
-            module.narrow()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:

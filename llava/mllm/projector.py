@@ -4,18 +4,19 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import SelfInitialised, like_weight
+from llava.fusion.base import Linear, SelfInitialised, init_as_linear, like_weight
 
 
-class FirstLinear(nn.Linear):
-    """A linear layer whose weight of all but the first `drawn_width` channels begins at zero."""
+class FirstLinear(Linear):
+    """A linear layer that begins as one of its first `drawn_width` channels alone: the others have no weight yet."""
 
     def __init__(self, in_features: int, out_features: int, drawn_width: int):
         super().__init__(in_features, out_features)
         self.drawn_width = drawn_width
 
-    def narrow(self) -> None:
-        """Called when the weight has been drawn; leaves alone one that was loaded."""
+    def initialise(self) -> None:
+        """As torch's nn.Linear of `drawn_width` channels."""
+        init_as_linear(self, self.drawn_width)
         others = self.in_features - self.drawn_width
         init.copy_(self.weight, nn.functional.pad(self.weight[:, : self.drawn_width], (0, others)))
 
@@ -23,7 +24,7 @@ class FirstLinear(nn.Linear):
 class MultiModalProjector(nn.Module):
     """Linear, GELU, Linear (`mlp2x_gelu`); the visual input and every map that a method gives it pass through.
 
-    It begins as transformers draws linear layers: N(0, initializer_range), without bias.
+    The layers begin as torch's nn.Linear does (as LLaVA's projector), whatever the model's initializer_range.
 
     Args:
         vision_width: Of what it is given.
@@ -39,7 +40,7 @@ class MultiModalProjector(nn.Module):
         between = text_width if hidden_width is None else hidden_width
         self.linear_1 = FirstLinear(vision_width, between, drawn_width or vision_width)
         self.act = nn.GELU()
-        self.linear_2 = nn.Linear(between, text_width)
+        self.linear_2 = Linear(between, text_width)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., vision_width) to (..., text_width)."""

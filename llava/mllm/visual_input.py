@@ -104,7 +104,8 @@ def normalized(crops: torch.Tensor, config: LlavaOVManagerConfig) -> torch.Tenso
     # A GPU divides by a number by multiplying with its inverse, which rounds otherwise; by a tensor it divides.
     statistics = torch.tensor([[255.0] * 3, config.image_mean, config.image_std])
     full, mean, std = statistics.to(crops.device, non_blocking=True)[..., None, None]
-    return crops.float().div_(full).sub_(mean).div_(std)
+    # Laid out as floating crops are: of a transposed tensor a linear layer may round otherwise.
+    return crops.to(torch.float32, memory_format=torch.contiguous_format).div_(full).sub_(mean).div_(std)
 
 
 def _listed(numbers: torch.Tensor | list[Any]) -> list[Any]:

@@ -121,6 +121,16 @@ def test_paper_jitter_multiplies_the_output_while_training_only(make_model, make
     assert (first - second).abs().mean() > 0.005
 
 
+def test_the_projector_begins_as_linear_layers_of_torch(make_model):
+    """Not as transformers draws: N(0, initializer_range), no bias."""
+    projector = make_model().model.multi_modal_projector
+    for linear in (projector.linear_1, projector.linear_2):
+        bound = linear.in_features**-0.5
+        for drawn in (linear.weight, linear.bias):
+            assert 0.9 * bound < drawn.abs().max() <= bound
+        assert linear.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
 def test_only_the_needed_vision_layers_run(make_model, make_processor, make_image):
     model = make_model(fusion=ManagerConfig(vision_layers=(1,), injection_layers=(0,)))
     inputs = inputs_of(make_processor(), (QUESTION, [make_image()]))
