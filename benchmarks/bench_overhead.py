@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
-from llava.train.loop.step_log import count_batch
+from llava.train.mllm.counts import count_batch
 
 CONFIDENCE = 0.95
 

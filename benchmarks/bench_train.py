@@ -25,7 +25,7 @@ from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, model_parser, naive
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
-from llava.train.loop.step_log import count_batch
+from llava.train.mllm.counts import count_batch
 
 INPUTS = ("384x384", "640x480", "1000x1000", "384x384+640x480")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2, "float16": 1e-2}  # of one loss computed in two ways, relative

@@ -11,7 +11,8 @@ from llava.constants import FLASH_ATTENTION
 from llava.mllm.attention import lacks_for_flash
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
-from llava.train.loop.step_log import count_batch, peak_bf16_tflops
+from llava.train.loop.step_log import peak_bf16_tflops
+from llava.train.mllm.counts import count_batch
 
 SIZES = {"640x480": (640, 480), "1000x1000": (1000, 1000), "384x384": (384, 384)}
 TINY_SIZES = {"640x480": (100, 70), "1000x1000": (160, 160), "384x384": (56, 56)}

@@ -18,6 +18,7 @@ Value = TypeVar("Value")
 logger = logging.getLogger(__name__)
 PASSING = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR)  # reasons for a read to fail that may pass
 PAUSES = (1, 5, 15)  # seconds before a read is tried again
+ENDS = 2**20  # bytes at either end of a file, by which a large one is told from others
 
 LONGEST_PARTIAL = 255 - len("..partial")  # bytes of a name that can stand in a partial file's name
 
@@ -142,6 +143,17 @@ def file_hash(path: str | Path) -> str:
     """The SHA-256 of the whole file, as sha256sum prints it. OSError when it cannot be read."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def ends_hash(path: str | Path) -> str:
+    """The SHA-256 of the file's size, its first and its last MiB. OSError when it cannot be read."""
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        digest = hashlib.sha256(str(size).encode() + file.read(ENDS))
+        file.seek(max(size - ENDS, 0))
+        digest.update(file.read(ENDS))
+    return digest.hexdigest()
 
 
 def existing_folder(path: str | Path) -> Path:

@@ -3,18 +3,18 @@
 import platform
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 
 from llava.errors import DataError, LlavaError
+from llava.train.family import StageRecipe
 from llava.train.folders.interim import checkpoints_folder, complete_checkpoints
 from llava.train.loop.bad_samples import BadSampleError
 from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.trainer import LlavaTrainer
 from llava.train.ranks.process_group import end_all, rank
-from llava.train.recipe.schema import Recipe
 from llava.train.recipe.way_on import past_bad_samples, past_non_finite, past_out_of_memory
 
 
@@ -29,7 +29,7 @@ def exit_stopped(trainer: LlavaTrainer) -> None:
 
 
 @contextmanager
-def ends_told(recipe: Recipe, processes: int, trainer: LlavaTrainer) -> Iterator[None]:
+def ends_told(recipe: StageRecipe, processes: int, trainer: LlavaTrainer) -> Iterator[None]:
     """What ends the training inside is told with the keys by which the run goes on.
 
     Raises:
@@ -40,18 +40,25 @@ def ends_told(recipe: Recipe, processes: int, trainer: LlavaTrainer) -> Iterator
     except NonFiniteError as error:
         _end_line()
         file = trainer.guard.folder / f"step-{error.step}-skip.yaml"
-        way_on = past_non_finite(error.ids, recipe, file) if rank() == 0 else ""
+        way_on = past_non_finite(_skippable(error.ids, recipe), recipe, file) if rank() == 0 else ""
         end_all(LlavaError(f"{error}{way_on}"))
     except BadSampleError as error:
         _end_line()
-        end_all(DataError(past_bad_samples(error.faults, error.ids, recipe, trainer.saver.last)))
+        end_all(DataError(past_bad_samples(error.faults, _skippable(error.ids, recipe), recipe, trainer.saver.last)))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
         _end_line()
         ids = [origin.id for origin in trainer.guard.running if not origin.skipped]
         last = next(iter(complete_checkpoints(checkpoints_folder(recipe.run.output_dir))), None)
-        raise LlavaError(past_out_of_memory(_lack(error, trainer), ids, recipe, processes, last)) from None
+        raise LlavaError(
+            past_out_of_memory(_lack(error, trainer), _skippable(ids, recipe), recipe, processes, last)
+        ) from None
+
+
+def _skippable(ids: Sequence[str], recipe: StageRecipe) -> Sequence[str]:
+    """The ids of samples without which the run could go on."""
+    return ids if recipe.keeps_order else []
 
 
 def _end_line() -> None:

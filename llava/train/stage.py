@@ -11,19 +11,14 @@ from math import ceil
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, TrainingArguments, set_seed
+from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
-from llava.data.collator import Collator
-from llava.data.mixture import Mixture, load_mixture
-from llava.data.processor import LlavaOVManagerProcessor
-from llava.mllm.cost import training_cost
-from llava.mllm.questions import question_finder
 from llava.train.ends import ends_told, exit_stopped
-from llava.train.estimate.heaviest import Heaviest, heaviest
-from llava.train.estimate.memory import recipe_activations
+from llava.train.estimate.heaviest import Heaviest
 from llava.train.estimate.plan import Plan, describe
+from llava.train.family import Data, Family, StageData, StageRecipe, family_of
 from llava.train.folders.interim import (
     check_seen,
     checkpoints_folder,
@@ -31,16 +26,13 @@ from llava.train.folders.interim import (
     last_checkpoint,
     start_anew,
 )
-from llava.train.folders.manifest import end_manifest, sampled_rows, start_manifest, write_start
-from llava.train.folders.resume_point import resume_point
+from llava.train.folders.manifest import end_manifest, start_manifest, write_start
+from llava.train.folders.resume_point import ResumePoint, resume_point
 from llava.train.folders.stage_folder import check_disk, start_working_folder, working_folder, write_checkpoint
-from llava.train.loop.components import freeze, split_components
+from llava.train.loop.components import freeze
+from llava.train.loop.precision import lower_precision, trains_in_bf16
 from llava.train.loop.stop import die_with_launcher
-from llava.train.loop.trainer import LlavaTrainer, train_sampler
-from llava.train.mllm.build import build, lower_precision, trains_in_bf16
-from llava.train.mllm.data import held_out, sizes_once, supervised_dataset
-from llava.train.mllm.lora import split_weights
-from llava.train.mllm.recompute_compile import prepare_layers
+from llava.train.loop.trainer import LlavaTrainer
 from llava.train.ranks.hardware import repeat_bits
 from llava.train.ranks.preflight import preflight
 from llava.train.ranks.process_group import (
@@ -53,21 +45,22 @@ from llava.train.ranks.process_group import (
 from llava.train.ranks.shared_weights import share_weights
 from llava.train.ranks.waiting import meet
 from llava.train.recipe.dotted import read_json
-from llava.train.recipe.schema import Recipe, RunRecipe
+from llava.train.recipe.schema import RunRecipe
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage that is ready to train, on this process."""
 
-    recipe: Recipe
+    recipe: StageRecipe
+    family: Family
     plan: Plan
-    mixture: Mixture
-    processor: LlavaOVManagerProcessor
+    mixture: Data
+    processor: ProcessorMixin
     trainer: LlavaTrainer
 
 
-def run_stage(recipe: Recipe) -> None:
+def run_stage(recipe: StageRecipe) -> None:
     """Trains the stage and leaves its checkpoint in `run.output_dir`. Every process of the run calls it.
 
     Raises:
@@ -90,11 +83,11 @@ def _write_start(stage: Stage, reports: list[dict]) -> dict:
     """The first rank's part: what is known before the first step, which it writes."""
     recipe = stage.recipe
     manifest = start_manifest(recipe, stage.plan, stage.trainer.components, stage.mixture, reports)
-    write_start(working_folder(recipe.run.output_dir), manifest, sampled_rows(stage.mixture))
+    write_start(working_folder(recipe.run.output_dir), manifest, stage.family.sampled_rows(stage.mixture))
     return manifest
 
 
-def prepare(recipe: Recipe, started: float | None = None) -> Stage:
+def prepare(recipe: StageRecipe, started: float | None = None) -> Stage:
     """Loads model and data, joins the ranks and builds the Trainer; rank 0 prints what will happen.
 
     Args:
@@ -107,23 +100,24 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     set_seed(recipe.run.seed)
     if recipe.run.deterministic:
         repeat_bits()
-    shared = recipe.lora.base == "full"  # each rank quantises by itself
-    load_weights = partial(build, recipe, with_weights=rank() == 0 or not shared)
+    family = family_of(recipe)
+    shared = family.shares_weights(recipe)
+    load_weights = partial(family.build, recipe, with_weights=rank() == 0 or not shared)
     model, processor = first_on_each_host(load_weights, recipe.run.startup_timeout)
-    components = split_components(model, recipe)
+    components = family.components(model, recipe)
     freeze(components)
     lower_precision(model, recipe)
-    prepare_layers(model, recipe)
-    load = partial(load_mixture, recipe.data.mixture, recipe.run.seed)
-    mixture = first_on_each_host(load, recipe.run.startup_timeout)
-    plan = Plan.of(recipe, model.config, len(mixture.samples))
+    family.prepare_layers(model, recipe)
+    mixture = first_on_each_host(partial(family.load_data, recipe), recipe.run.startup_timeout)
+    plan = Plan.of(recipe, len(mixture.samples), family.tokens_of_sample(recipe, model.config))
     check_disk(recipe.run.output_dir, components)
     checkpoint = last_checkpoint(recipe.run)
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         clear_leftovers(recipe.run.output_dir)
     if rank() == 0:
         make_room(recipe.run, checkpoint)
-        described = describe(recipe, plan, components, model.config, model.config._attn_implementation)
+        about = family.about(recipe, plan, model.config)
+        described = describe(recipe, plan, components, model.config._attn_implementation, *about)
         print(described, mixture, sep="\n\n", flush=True)
 
     meet(recipe.run.startup_timeout)
@@ -131,46 +125,35 @@ def prepare(recipe: Recipe, started: float | None = None) -> Stage:
     arguments = training_arguments(recipe, plan)
     if shared:
         share_weights(model, arguments.device, zero_3_configuration(arguments, model))
-    positions = model.config.text_config.max_position_embeddings
-    dataset = supervised_dataset(recipe, mixture.samples, processor, positions, trained_on=True)
-    sizes = sizes_once(recipe, dataset)
-    cost = training_cost(model.config, [component.name for component in components if component.trained])
-    costs, text_costs = (one.costs(cost) for one in (sizes, dataset.text_sizes()))
-    evaluated = held_out(recipe, processor, cost, positions)
-    decide = partial(resume_point, checkpoint, recipe, arguments.world_size, dataset.samples, costs, text_costs)
+    data = family.stage_data(recipe, mixture, model, processor, components)
+    decide = partial(resume_point, checkpoint, recipe, arguments.world_size, data)
     resume = on_first_rank(decide, recipe.run.startup_timeout)
     first_on_each_host(partial(check_seen, resume.checkpoint), recipe.run.startup_timeout)
-    costs = costs if resume.costs is None else resume.costs
-    activations = recipe_activations(recipe, components, model.config)
-
-    def find_heaviest() -> Heaviest:
-        """It goes through the order of the whole epoch."""
-        sampler = train_sampler(arguments, costs, dataset.is_multimodal)
-        return heaviest(sampler, sizes, recipe.data.packing, activations)
-
-    largest = on_first_rank(find_heaviest, recipe.run.startup_timeout)
+    largest = on_first_rank(partial(find_heaviest, data, resume, arguments), recipe.run.startup_timeout)
     tries = recipe.run.rehearsal == "always" or (recipe.run.rehearsal == "auto" and torch.cuda.is_available())
     if rank() == 0:
         print(largest, "tried before the first step" if tries else "not tried", sep=", ", flush=True)
     trainer = LlavaTrainer(
         model,
         arguments,
-        dataset,
-        Collator(processor.tokenizer.pad_token_id, recipe.data.packing, question_finder(model.config)),
+        data,
         components=components,
         lr_groups=recipe.lr_groups,
-        cost=cost,
-        costs=costs,
         run=recipe.run,
         processor=processor,
-        held_out=evaluated,
         evaluates_at_start=recipe.eval.at_start,
         resume=resume,
         heaviest=largest if tries else None,
         started=started,
     )
-    set_seed(recipe.run.seed + rank())  # the managers' jitter is each rank's own
-    return Stage(recipe, plan, mixture, processor, trainer)
+    set_seed(recipe.run.seed + rank())  # noise and dropout are each rank's own
+    return Stage(recipe, family, plan, mixture, processor, trainer)
+
+
+def find_heaviest(data: StageData, resume: ResumePoint, arguments: TrainingArguments) -> Heaviest:
+    """The micro-batch to try, or to tell of; it goes through the order of the whole epoch."""
+    costs = data.costs if resume.costs is None else resume.costs
+    return data.heaviest(data.sampler(data.dataset, arguments, costs))
 
 
 def train(trainer: LlavaTrainer) -> TrainOutput:
@@ -196,7 +179,7 @@ def save(stage: Stage, manifest: dict) -> None:
     weights = trainer.gather_weights()
     totals = trainer.joined_totals()
     if rank() == 0:
-        weights, adapter = split_weights(trainer.model, weights)
+        weights, adapter = stage.family.split_weights(trainer.model, weights)
         check_disk(recipe.run.output_dir, trainer.components)
         manifest = end_manifest(
             manifest,
@@ -241,7 +224,7 @@ def quiet() -> None:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
+def training_arguments(recipe: StageRecipe, plan: Plan) -> TrainingArguments:
     """The recipe in transformers' words; creating it joins the process group."""
     optim, run = recipe.optim, recipe.run
     on_gpu = torch.cuda.is_available()
@@ -261,6 +244,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         lr_scheduler_type=optim.schedule,
         warmup_steps=optim.warmup,
         max_grad_norm=optim.max_grad_norm,
+        adam_beta2=optim.beta2,
         bf16=trains_in_bf16(recipe),
         deepspeed=read_json(run.deepspeed) if run.deepspeed else None,
         use_cpu=not on_gpu,
@@ -278,11 +262,18 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         log_level_replica="error",  # of packed samples it would tell in every micro-batch how it counts their tokens
         disable_tqdm=False,
         save_strategy="no",
-        eval_strategy="no" if recipe.eval.data is None else "steps",
+        eval_strategy=evaluation_rhythm(recipe),
         eval_steps=recipe.eval.steps,
         per_device_eval_batch_size=recipe.eval.batch_size or optim.batch_size,
         seed=run.seed,
     )
+
+
+def evaluation_rhythm(recipe: StageRecipe) -> str:
+    """When what is held out is evaluated, in transformers' words."""
+    if not recipe.evaluates:
+        return "no"
+    return "epoch" if recipe.eval.steps is None else "steps"
 
 
 def zero_3_configuration(arguments: TrainingArguments, model: PreTrainedModel) -> dict | None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import TrainerCallback
 
-import llava.train.loop.trainer
+import llava.train.mllm.data
 from llava.data.collator import Collator
 from llava.data.sampler import LengthGroupedSampler
 from llava.train.ranks.process_group import leave_process_group, rank
@@ -27,7 +27,7 @@ def record_mixed(recipe: str, arm: str, keys: dict, out: Path) -> None:
     gradients = GradientRecorder(trainer)
     trainer.add_callback(gradients)
     micro_batches = MicroBatchRecorder(trainer)
-    with mock.patch.object(llava.train.loop.trainer, "LengthGroupedSampler", StoredOrder):
+    with mock.patch.object(llava.train.mllm.data, "LengthGroupedSampler", StoredOrder):
         train(trainer)
     engine = type(trainer.model_wrapped).__name__
     facts = {

@@ -18,8 +18,9 @@ from llava.data.mixture import load_mixture
 from llava.errors import DataError, LlavaError
 from llava.train import stage
 from llava.train.folders.interim import checkpoints_folder, complete_checkpoints
-from llava.train.folders.resume_point import _check_sizes, _costs_before
+from llava.train.folders.resume_point import _costs_before
 from llava.train.loop.trainer import LlavaTrainer
+from llava.train.mllm.data import check_sizes
 from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.way_on import past_non_finite
@@ -153,13 +154,13 @@ def test_costs_of_lost_and_mended_files_are_the_runs_and_others_are_refused(tiny
     np.save(tmp_path / "costs.npy", before)
     assert _costs_before(tmp_path, before) is None
     assert np.array_equal(_costs_before(tmp_path, now), before)
-    _check_sizes(tmp_path, recipe, samples, before, now, text)
+    check_sizes(tmp_path, recipe, samples, before, now, text)
     now[5] = 20
     message = (
         r"1 samples show images .* of other sizes, first sample 'sample-5' .*skip_ids '\[\"sample-4\",\"sample-5\"\]'"
     )
     with pytest.raises(LlavaError, match=message):
-        _check_sizes(tmp_path, recipe, samples, before, now, text)
+        check_sizes(tmp_path, recipe, samples, before, now, text)
 
 
 def test_a_sample_that_is_not_finite(run, monkeypatch, capsys):

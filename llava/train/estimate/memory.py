@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llava.anyres import ImageLayout
+from llava.anyres import ImageLayout, image_layout
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.head import CHUNK
 from llava.sizes import UNITS, duration, in_bytes, unit_of
@@ -73,6 +73,17 @@ class Work:
         data = recipe.data
         tokens = min(image.num_tokens + data.expected_text_tokens, data.max_length)
         return cls(recipe.optim.batch_size, tokens, image.num_crops, data.expected_text_tokens)
+
+
+def expected_image(recipe: Recipe, config: LlavaOVManagerConfig) -> ImageLayout:
+    """How the recipe's typical image is cut."""
+    return image_layout(
+        *recipe.data.expected_image,
+        config.tiling,
+        tile=config.vision_config.image_size,
+        side=config.patches_per_side,
+        several_images=False,
+    )
 
 
 Activations = Callable[[Work], float | np.ndarray]  # their bytes

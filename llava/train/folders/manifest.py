@@ -14,17 +14,17 @@ from llava.data.mixture import Mixture
 from llava.data.record_store import Part
 from llava.errors import LlavaError
 from llava.train.estimate.plan import Plan
+from llava.train.family import Data, StageRecipe, family_of
 from llava.train.folders.stage_folder import MANIFEST
 from llava.train.loop.components import Component, component_rows
 from llava.train.ranks.fingerprint import combined_hash, git_state, versions
 from llava.train.ranks.preflight import common_fields, hardware_table, unbroken_runs
-from llava.train.recipe.schema import Recipe
 
 SAMPLED = "sampled.json"
 
 
 def start_manifest(
-    recipe: Recipe, plan: Plan, components: list[Component], mixture: Mixture, reports: Sequence[dict]
+    recipe: StageRecipe, plan: Plan, components: list[Component], mixture: Data, reports: Sequence[dict]
 ) -> dict:
     """What is known before the first step.
 
@@ -48,7 +48,7 @@ def start_manifest(
         "code": combined_hash(common_fields(reports, "code")),
         "data": common_fields(reports, "data"),
         "start": common_fields(reports, "start"),
-        "sampled_ids": ids_hash(mixture.samples.parts),
+        "sampled_ids": family_of(recipe).ids_hash(mixture),
         "order_seed": recipe.run.seed,
         "hardware": hardware_table(reports),
     }
@@ -60,7 +60,7 @@ def end_manifest(
     *,
     steps: int,
     tokens_seen: int,
-    mixture: Mixture,
+    mixture: Data,
     optimizer_groups: list[dict],
     attention: str,
 ) -> dict:

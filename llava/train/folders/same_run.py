@@ -9,10 +9,11 @@ import json
 from pathlib import Path
 
 from llava.errors import LlavaError
+from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.interim import PREFIX, checkpoints_folder, last_checkpoint, read_mark
 from llava.train.recipe.dotted import flatten, read_json, shown
-from llava.train.recipe.schema import Recipe
 
+# Keys of a recipe of the MLLM that may change.
 FREE_KEYS = (
     "model.sizes",
     "model.attention",
@@ -70,7 +71,7 @@ UNCUT = {
 ANEW = "start anew: --run.resume false sets its checkpoints aside, --run.resume delete deletes them"
 
 
-def check_resume(recipe: Recipe, processes: int) -> None:
+def check_resume(recipe: StageRecipe, processes: int) -> None:
     """Compares a recipe, and the number of processes, with those of the unfinished run that it would go on from.
 
     Raises:
@@ -100,7 +101,7 @@ def check_resume(recipe: Recipe, processes: int) -> None:
     _check_cut(checkpoint, mark, recipe)
 
 
-def _check_nothing_to_lose(recipe: Recipe) -> None:
+def _check_nothing_to_lose(recipe: StageRecipe) -> None:
     """Raises LlavaError where checkpoints stand of which none is whole: a start that goes on must not pass them by."""
     folder = checkpoints_folder(recipe.run.output_dir)
     broken = sorted(path.name for path in folder.glob(f"{PREFIX}*"))
@@ -111,13 +112,13 @@ def _check_nothing_to_lose(recipe: Recipe) -> None:
         )
 
 
-def _comparable(recipe: Recipe) -> dict:
+def _comparable(recipe: StageRecipe) -> dict:
     """Every key that must not change, with its value as JSON gives it back."""
-    keys = flatten(json.loads(json.dumps(recipe.to_dict())))
-    return {key: value for key, value in keys.items() if key not in FREE_KEYS}
+    keys, free = flatten(json.loads(json.dumps(recipe.to_dict()))), rules_of(recipe).free_keys(recipe)
+    return {key: value for key, value in keys.items() if key not in free}
 
 
-def resume_facts(recipe: Recipe, processes: int, data: str) -> dict:
+def resume_facts(recipe: StageRecipe, processes: int, data: str) -> dict:
     """What a checkpoint notes of its run, for check_resume, is_cut_anew and check_data_unchanged."""
     path = recipe.run.deepspeed
     config = None if path is None else read_json(path)
@@ -132,7 +133,7 @@ def _cut(config: dict | None) -> dict | None:
     return {key: value for key, value in config["zero_optimization"].items() if key not in UNCUT}
 
 
-def _cuts(mark: dict, recipe: Recipe) -> tuple[str | None, dict | None, dict | None]:
+def _cuts(mark: dict, recipe: StageRecipe) -> tuple[str | None, dict | None, dict | None]:
     """The run's DeepSpeed file, how it cut states, and how the recipe's does."""
     path = recipe.run.deepspeed
     now = None if path is None else _cut(read_json(path))
@@ -142,7 +143,7 @@ def _cuts(mark: dict, recipe: Recipe) -> tuple[str | None, dict | None, dict | N
     return before, now if before == path else before and _cut(read_json(before)), now
 
 
-def _check_cut(checkpoint: Path, mark: dict, recipe: Recipe) -> None:
+def _check_cut(checkpoint: Path, mark: dict, recipe: StageRecipe) -> None:
     path, before, now = _cuts(mark, recipe)
     if before == now or (before and now and recipe.run.reshape):
         return
@@ -157,7 +158,7 @@ def _check_cut(checkpoint: Path, mark: dict, recipe: Recipe) -> None:
     )
 
 
-def is_cut_anew(mark: dict, recipe: Recipe, processes: int) -> bool:
+def is_cut_anew(mark: dict, recipe: StageRecipe, processes: int) -> bool:
     """Whether DeepSpeed's states of a checkpoint must be joined before this start can take them."""
     _, before, now = _cuts(mark, recipe)
     return now is not None and (mark["processes"] != processes or before != now)

@@ -12,53 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import (
-    LANGUAGE_MODEL_TYPES,
-    NEEDED_PROCESSOR_FILES,
-    NEEDED_TOKENIZER_FILES,
-    OTHER_BYTES,
-    STAGE_WORKING,
-    TOWER_TYPES,
-    check_folder,
-    read_json,
-)
-from llava.constants import MODEL_TYPE
-from llava.errors import LlavaError, raise_faults
+from llava.checkpoint.folder import OTHER_BYTES, STAGE_WORKING, read_json
+from llava.errors import LlavaError
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
-from llava.train.recipe.schema import Recipe
+from llava.train.family import StageRecipe
 
 if TYPE_CHECKING:  # it imports torch
     from transformers import PreTrainedModel, ProcessorMixin, TrainerState
 
 MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples
-
-
-def check_start_folders(recipe: Recipe) -> None:
-    """Looks into the folders that the recipe starts from.
-
-    Raises:
-        LlavaError: unless they are complete and of the right architecture.
-    """
-    raise_faults("the model to start from", start_folder_faults(recipe))
-
-
-def start_folder_faults(recipe: Recipe) -> list[str]:
-    """What is wrong with the folders that the recipe starts from, the first fault of each."""
-    faults = []
-    for name, types, files in (
-        ("start_from", (MODEL_TYPE,), NEEDED_PROCESSOR_FILES),
-        ("vision_tower", TOWER_TYPES, ()),
-        ("language_model", LANGUAGE_MODEL_TYPES, NEEDED_TOKENIZER_FILES),
-    ):
-        folder = getattr(recipe.model, name)
-        if folder is not None:
-            try:
-                check_folder(folder, f"model.{name}", types, files, weights=True)
-            except LlavaError as error:
-                faults.append(str(error))
-    return faults
 
 
 def trained_arm(folder: Path) -> str | None:
@@ -68,7 +32,7 @@ def trained_arm(folder: Path) -> str | None:
     return read_json(folder / MANIFEST).get("recipe", {}).get("arm")
 
 
-def check_output_folder(recipe: Recipe) -> None:
+def check_output_folder(recipe: StageRecipe) -> None:
     """Looks into `run.output_dir`.
 
     Raises:

@@ -5,22 +5,32 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from llava.mllm.parts import POST_LAYERNORM, PREFIXES
 from llava.text_table import text_table
-from llava.train.recipe.schema import ComponentRecipe, Recipe
 
 ADAPTERS = "_lora"  # behind the name of a component whose adapters train in its stead
 
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a model with its rates. parameters: {name: parameter}, all of them, frozen or not."""
+    """One part of a model with its rates.
+
+    Attributes:
+        name: of the part.
+        parameters: {name: parameter}, all of them, frozen or not.
+        trained: whether it learns.
+        lr: at its peak.
+        weight_decay: of what decays.
+        unused: names of parameters that the model does not use, which never train.
+        undecayed: names of parameters without decay; None is all but matrices.
+    """
 
     name: str
     parameters: dict[str, nn.Parameter]
     trained: bool
     lr: float
     weight_decay: float
+    unused: frozenset[str] = frozenset()
+    undecayed: frozenset[str] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -31,6 +41,12 @@ class Component:
     def num_bytes(self) -> int:
         """Of them in a checkpoint."""
         return sum(map(saved_bytes, self.parameters.values()))
+
+    def decays(self, name: str) -> bool:
+        """Whether `weight_decay` is for this parameter."""
+        if self.undecayed is None:
+            return len(full_shape(self.parameters[name])) > 1
+        return name not in self.undecayed
 
     @property
     def num_trainable(self) -> int:
@@ -51,39 +67,11 @@ def saved_bytes(parameter: nn.Parameter) -> int:
     return full_shape(parameter).numel() * dtype.itemsize
 
 
-def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
-    """The model's components, every parameter in exactly one; those that the model lacks are left out.
-
-    The adapters of a component with LoRA are a component of their own, `language_model_lora`, and train in its stead.
-    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
-    """
-    members = {name + kind: {} for name in PREFIXES for kind in ("", ADAPTERS)}
-    for name, parameter in model.named_parameters():
-        owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
-        if len(owners) != 1:
-            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
-        members[owners[0] + ADAPTERS * (".lora_" in name)][name] = parameter
-    return [_component(recipe, name, parameters) for name, parameters in members.items() if parameters]
-
-
-def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -> Component:
-    asked: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
-    own = asked if recipe.lr_groups == "components" else ComponentRecipe(asked.trained)
-    through_adapters = getattr(asked, "lora", False) and not name.endswith(ADAPTERS)
-    return Component(
-        name,
-        parameters,
-        asked.trained and not through_adapters,
-        own.lr if own.lr is not None else recipe.optim.lr,
-        own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
-    )
-
-
 def freeze(components: list[Component]) -> None:
     """Lets the components train that shall, except weights that the model does not use."""
     for component in components:
         for name, parameter in component.parameters.items():
-            parameter.requires_grad_(component.trained and not name.startswith(POST_LAYERNORM))
+            parameter.requires_grad_(component.trained and name not in component.unused)
 
 
 def component_rows(components: list[Component]) -> list[dict]:

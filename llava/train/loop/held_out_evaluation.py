@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +16,9 @@ from llava.errors import DataError
 from llava.train.loop.answer_log import AnswerLog
 from llava.train.loop.held_out import HeldOut
 from llava.train.ranks.process_group import gathered, rank
+
+if TYPE_CHECKING:
+    from llava.train.loop.trainer import LlavaTrainer
 
 
 class HeldOutEvaluation:
@@ -56,6 +61,16 @@ class HeldOutEvaluation:
         eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         with kept_random_state(self.accelerator.device), eager:
             yield
+
+    def metrics(self, trainer: "LlavaTrainer", batches: Iterable[dict]) -> dict[str, float]:
+        """The mean loss of all supervised tokens of all ranks; none where samples cannot be read."""
+        loss = self.mean_loss(trainer.state.global_step, batches, partial(_loss_sums, trainer))
+        return {} if loss is None else {"loss": loss}
+
+    def after(self, trainer: "LlavaTrainer") -> None:
+        """The answers."""
+        together = trainer.model.model.without_images == "all"
+        self.answer(trainer.state.global_step, trainer.model, trainer._prepare_inputs, together)
 
     def mean_loss(self, step: int, batches: Iterable[dict], sums_of: Callable[[dict], torch.Tensor]) -> float | None:
         """The mean over all supervised tokens of all ranks; None, which is told, where samples cannot be read.
@@ -110,6 +125,17 @@ class HeldOutEvaluation:
         by_index = dict(reversed(gathered(answers)))  # the first rank's, where all have answered
         if rank() == 0:
             self.answer_log.write(step, [by_index[index] for index in range(len(prompts))])
+
+
+def _loss_sums(trainer: "LlavaTrainer", batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """float64 (2,): the sum of the losses of a batch's supervised tokens, and how many they are."""
+    batch = trainer._prepare_inputs(batch)
+    supervised = len(batch["supervised_positions"])
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        # compute_loss multiplies by the number of ranks
+        loss = trainer.compute_loss(trainer.model_wrapped, batch, num_items_in_batch=trainer.args.world_size)
+    trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    return torch.stack([loss.double(), loss.new_full((), supervised, dtype=torch.float64)])
 
 
 def _tell(step: int, message: str) -> None:

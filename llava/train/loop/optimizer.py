@@ -19,16 +19,17 @@ from llava.train.loop.components import Component, full_shape
 def parameter_groups(components: list[Component]) -> list[dict]:
     """Groups for torch.optim.AdamW, each {"params", "lr", "weight_decay", "component"}.
 
-    Only matrices decay; biases, norms and the newline vector form a second group of their component without decay.
+    Only matrices decay, unless a component says otherwise; biases, norms and the newline vector form a second group of
+    their component without decay.
     """
     groups = []
     for component in components:
-        trained = [parameter for parameter in component.parameters.values() if parameter.requires_grad]
-        matrices = [parameter for parameter in trained if len(full_shape(parameter)) > 1]
-        vectors = [parameter for parameter in trained if len(full_shape(parameter)) <= 1]
+        trained = {name: parameter for name, parameter in component.parameters.items() if parameter.requires_grad}
+        decayed = [parameter for name, parameter in trained.items() if component.decays(name)]
+        others = [parameter for name, parameter in trained.items() if not component.decays(name)]
         if component.weight_decay == 0:
-            matrices, vectors = trained, []
-        for parameters, weight_decay in ((matrices, component.weight_decay), (vectors, 0.0)):
+            decayed, others = list(trained.values()), []
+        for parameters, weight_decay in ((decayed, component.weight_decay), (others, 0.0)):
             if parameters:
                 groups.append(
                     {
@@ -48,16 +49,19 @@ def single_group(components: list[Component]) -> list[dict]:
     return [{"params": trained, "lr": first.lr, "weight_decay": first.weight_decay, "component": "all"}]
 
 
-def create_adamw(components: list[Component], lr_groups: str, on_gpu: bool = False) -> torch.optim.AdamW:
+def create_adamw(
+    components: list[Component], lr_groups: str, *, on_gpu: bool = False, beta2: float = 0.999
+) -> torch.optim.AdamW:
     """AdamW over what trains.
 
     Args:
         components: of the model.
         lr_groups: `components` or `single`, see Recipe.
         on_gpu: one kernel for many tensors then, which also holds no copies of them; elsewhere what torch takes.
+        beta2: how much of the mean of squared gradients a step keeps.
     """
     groups = single_group(components) if lr_groups == "single" else parameter_groups(components)
-    optimizer = torch.optim.AdamW(groups, fused=on_gpu or None)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, beta2), fused=on_gpu or None)
     optimizer.register_step_pre_hook(_fill_gradients)
     return optimizer
 
@@ -128,7 +132,7 @@ def check_groups(components: list[Component], lr_groups: str, optimizer: torch.o
             real.setdefault(parameter, []).append((lr, weight_decay))
     for component in components:
         for name, parameter in component.parameters.items():
-            rates, expected = real.pop(parameter, []), _expected(component, parameter, lr_groups)
+            rates, expected = real.pop(parameter, []), _expected(component, name, lr_groups)
             if rates != expected:
                 faults.append(f"{name} {_words(rates)}; the table's row {component.name} says it {_words(expected)}")
     if real:
@@ -139,10 +143,10 @@ def check_groups(components: list[Component], lr_groups: str, optimizer: torch.o
     return rows
 
 
-def _expected(component: Component, parameter: nn.Parameter, lr_groups: str) -> list[tuple[float, float]]:
-    if not parameter.requires_grad:
+def _expected(component: Component, name: str, lr_groups: str) -> list[tuple[float, float]]:
+    if not component.parameters[name].requires_grad:
         return []
-    decays = lr_groups == "single" or len(full_shape(parameter)) > 1
+    decays = lr_groups == "single" or component.decays(name)
     return [(component.lr, component.weight_decay if decays else 0.0)]
 
 

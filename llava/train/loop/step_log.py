@@ -6,14 +6,13 @@ All numbers are those of all ranks together, since the step logged before; the r
 import resource
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from transformers import TrainingArguments
-
-from llava.mllm.cost import Cost
 
 # Dense bfloat16 TFLOP/s from the makers' data sheets, by words of torch.cuda.get_device_name.
 PEAK_BF16_TFLOPS = {
@@ -63,36 +62,26 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def count_batch(batch: dict) -> torch.Tensor:
-    """int64 on the CPU: tokens, squared tokens by sequence, positions, supervised tokens, crops.
-
-    batch: a Collator's, wherever its tensors are: what they hold is not read, which would wait for the GPU.
-    """
-    lengths = batch["sequence_lengths"]
-    crops = sum(len(batch[key]) for key in ("pixel_values", "pixel_values_videos") if key in batch)
-    positions, supervised = batch["input_ids"].numel(), len(batch["supervised_positions"])
-    return torch.tensor([sum(lengths), sum(length**2 for length in lengths), positions, supervised, crops])
-
-
-def count_visual(batch: dict) -> torch.Tensor:
-    """int64 on the CPU: visual tokens, and the squared ones of images and videos that share them evenly."""
-    tokens = len(batch["visual_positions"])
-    shown = sum(len(batch.get(key, ())) for key in ("image_sizes", "video_num_frames"))
-    return torch.tensor([tokens, tokens**2 // max(shown, 1)])
-
-
 class StepLog:
     """Counts one rank's micro-batches and, when a step is logged, adds up the ranks'.
 
     Args:
         accelerator: what connects the ranks.
-        cost: of training; see llava.mllm.cost.training_cost.
+        cost: of training; operations of crops, tokens, supervised tokens, squared tokens, visual tokens, squared ones.
+        count: of a micro-batch, see StageData.
         peak_tflops: of each device, as the training's precision has it; None leaves out `mfu`.
     """
 
-    def __init__(self, accelerator: Accelerator, cost: Cost, peak_tflops: float | None):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        cost: Callable[..., Any],
+        count: Callable[[dict], torch.Tensor],
+        peak_tflops: float | None,
+    ):
         self.accelerator = accelerator
         self.cost = cost
+        self.count = count
         self.peak_tflops = peak_tflops
         self._started = None
         self._reset()
@@ -113,7 +102,7 @@ class StepLog:
             except StopIteration:
                 return
             self._waited += time.perf_counter() - started
-            self._counts += torch.cat([count_batch(batch), count_visual(batch)])
+            self._counts += self.count(batch)
             yield batch
 
     @contextmanager

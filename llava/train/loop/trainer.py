@@ -2,12 +2,12 @@
 
 One step, from top to bottom (T: transformers' Trainer, which holds the loop; the names on the right are files here):
 
-    get_batch_samples    T: the step's micro-batches and their supervised tokens, over all ranks
+    get_batch_samples    T: the step's micro-batches and what their losses are divided by, over all ranks
                          a sample that cannot be used saves and ends the run on all ranks       bad_samples.py
                          each batch, and the time until it was there, is counted                step_log.py
                          origins of the samples leave the batches, are counted and noted        totals.py, guard.py
     training_step        of each micro-batch
-      compute_loss       T: forward, the loss at supervised positions alone, without logits
+      compute_loss       T: forward, the loss (of the MLLM at supervised positions alone, without logits)
                          T: backward; DeepSpeed steps here, in the step's last micro-batch
                          the loss is noted and counted                                          guard.py, totals.py
     _get_grad_norm       T: the norm, clipped
@@ -17,6 +17,7 @@ One step, from top to bottom (T: transformers' Trainer, which holds the loop; th
     on_step_end          save? stop?                                                            callbacks.py
     log                  T: where a step is logged; rates, speed, work, memory                  step_log.py
     evaluate             where one is due: the loss of held-out samples, and answers            held_out_evaluation.py
+                         or a task's metric (the two towers)
     _save_checkpoint     where one is due: whole or not at all                                  saver.py
 """
 
@@ -25,29 +26,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from llava.data.collator import Collator, take_origins
-from llava.data.dataset import Origin, SupervisedDataset
-from llava.data.sampler import LengthGroupedSampler
-from llava.mllm.cost import Cost
+from llava.data.collator import take_origins
+from llava.data.dataset import Origin
 from llava.train.estimate.heaviest import Heaviest
+from llava.train.family import Evaluation, StageData
 from llava.train.folders.reshape import set_states
 from llava.train.folders.resume_point import ResumePoint
-from llava.train.folders.stage_folder import ANSWERS
-from llava.train.loop.answer_log import AnswerLog
 from llava.train.loop.bad_samples import agreed_error
 from llava.train.loop.callbacks import CompactProgress, PatientTensorBoard, SaveAndStop
 from llava.train.loop.components import Component
 from llava.train.loop.guard import Guard
-from llava.train.loop.held_out import HeldOut
-from llava.train.loop.held_out_evaluation import HeldOutEvaluation
 from llava.train.loop.optimizer import OptimizerCheck, create_adamw
 from llava.train.loop.rehearsal import rehearse
 from llava.train.loop.saver import InterimSaver
@@ -61,20 +55,21 @@ from llava.train.recipe.schema import RunRecipe
 # upgraded. tests/train/loop/test_overridden.py holds it against the class.
 OVERRIDDEN = {
     "get_batch_samples": "ends at bad samples, counts the others, notes them for the guard; no 0 / 0 of skipped ones",
+    "_get_num_items_in_batch": "a family may have losses that are divided by other numbers than that of labels",
     "training_step": "the guard and the totals get each micro-batch's loss",
-    "compute_loss": "computes the loss at supervised positions alone, and no logits",
+    "compute_loss": "gives the model what its family says, such as to compute no logits",
     "_get_grad_norm": "is called once per step, before the optimizer's own: the guard's place",
     "_track_num_input_tokens": "the ranks tell each other once a step, see _get_grad_norm, not in every micro-batch",
     "log": "adds the rate of each group, samples, speed, work and memory",
     "create_optimizer": "one group per component and decay",
-    "_get_train_sampler": "batches of equal cost on all ranks, of one modality",
+    "_get_train_sampler": "the family's order, such as batches of equal cost on all ranks, of one modality",
     "_get_eval_sampler": "the same for held-out samples",
     "_get_dataloader": "a loader's workers heed the signals of their parent alone",
     "_run_epoch": "accelerate's loader that skips what was seen hands not all samplers the epoch; keeps random states",
     "_init_training_state": "a checkpoint's state has logging and evaluation steps of the run that wrote it, not ours",
     "_prepare_for_training": "states of another number of processes; what a micro-batch without images must run",
     "evaluate": "takes no time of the steps and no random number; answers too",
-    "evaluation_loop": "the mean over all tokens of all ranks; the Trainer's own is a mean of batches' means",
+    "evaluation_loop": "the family's numbers over all ranks; the Trainer's own is a mean of batches' means",
     "_get_output_dir": "interim checkpoints stand beside the stage's output",
     "_save_checkpoint": "is whole or not there, and one that cannot be written does not end the training",
     "save_model": "gathers the weights where that costs little or is asked for, and writes what a stage can start from",
@@ -89,15 +84,11 @@ class LlavaTrainer(Trainer):
     Args:
         model: what trains.
         args: the Trainer's.
-        train_dataset: the samples.
-        data_collator: of training and evaluation.
-        components: what trains at which rate; see split_components.
+        data: what the model's family has made of the stage's data.
+        components: what trains at which rate.
         lr_groups: `components` or `single`.
-        cost: of training this model with these components.
-        costs: of each sample, for grouping.
         run: where and when checkpoints are written, and how many are kept.
         processor: saved with the weights, so that a stage can start from a checkpoint.
-        held_out: what is evaluated while the stage trains; None for nothing.
         evaluates_at_start: before the first step, where the stage does not go on from a checkpoint.
         resume: what the run goes on from.
         heaviest: the micro-batch to try before the first step; None for none.
@@ -108,61 +99,60 @@ class LlavaTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        train_dataset: SupervisedDataset,
-        data_collator: Collator,
+        data: StageData,
         *,
         components: list[Component],
         lr_groups: str,
-        cost: Cost,
-        costs: np.ndarray,
         run: RunRecipe,
         processor: ProcessorMixin,
-        held_out: HeldOut | None,
         evaluates_at_start: bool,
         resume: ResumePoint,
         heaviest: Heaviest | None,
         started: float,
     ):
         args.eval_on_start = evaluates_at_start and resume.checkpoint is None
-        eval_dataset = held_out and held_out.dataset
-        super().__init__(model, args, data_collator, train_dataset, eval_dataset)
+        super().__init__(model, args, data.collator, data.dataset, data.held_out)
         vars(self.model.config).pop("use_cache", None)  # set by the Trainer; a checkpoint should not carry it
+        self.data = data
         self.components = components
         self.lr_groups = lr_groups
-        self.costs = costs
+        self.costs = data.costs if resume.costs is None else resume.costs
         self.resume = resume
         self.heaviest = heaviest
-        self.train_sampler: LengthGroupedSampler | None = None  # made with the data loader
+        self.train_sampler: Sampler | None = None  # made with the data loader
         self.guard = Guard(Path(f"{run.output_dir}.nonfinite"), args.device)
         self.totals = Totals(args.device, started, resume.totals)
-        self.step_log = StepLog(self.accelerator, cost, trained_peak_tflops(args))
-        self.saver = InterimSaver(run, resume, model, processor, costs, self.zero_stage, args.world_size)
+        self.step_log = StepLog(self.accelerator, data.cost, data.count, trained_peak_tflops(args))
+        self.saver = InterimSaver(run, resume, model, processor, self.costs, self.zero_stage, args.world_size)
         self.stop_request = StopRequest()
         self.save_and_stop = SaveAndStop(run, self.stop_request)
         self.optimizer_check = OptimizerCheck(components, lr_groups)
-        tensorboard = PatientTensorBoard() if self.pop_callback(TensorBoardCallback) is not None else None
+        self.tensorboard = PatientTensorBoard() if self.pop_callback(TensorBoardCallback) is not None else None
         self.remove_callback(ProgressCallback)
-        for callback in (self.save_and_stop, CompactProgress(), tensorboard, self.optimizer_check):
+        for callback in (self.save_and_stop, CompactProgress(), self.tensorboard, self.optimizer_check):
             if callback is not None:
                 self.add_callback(callback)
-        self.evaluation: HeldOutEvaluation | None = None
-        if held_out is not None:
-            answer_log = AnswerLog(Path(args.output_dir) / ANSWERS, held_out, "wandb" in args.report_to, tensorboard)
-            batch_size = args.per_device_eval_batch_size
-            self.evaluation = HeldOutEvaluation(held_out, answer_log, self.accelerator, batch_size, run.compile)
+        self.evaluation: Evaluation | None = None if data.evaluation is None else data.evaluation(self)
 
     # The step
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple:
-        """The micro-batches of one step and the number of supervised tokens in them, over all ranks."""
+        """The micro-batches of one step and what their losses are divided by, such as all ranks' supervised tokens."""
         counted = self.step_log.counted(epoch_iterator)
-        batches, supervised = super().get_batch_samples(counted, num_batches, device)
+        batches, items = super().get_batch_samples(counted, num_batches, device)
         origins = [take_origins(batch) for batch in batches]
         self._end_if_bad(origins)
         self.totals.count(origin for of_batch in origins for origin in of_batch)
         self.guard.begin(batches, origins)
         # Skipped samples have no supervised token; a step of nothing else must give a loss of 0, not 0 / 0.
-        return batches, supervised if supervised is None else supervised.clamp(min=1)
+        return batches, items.clamp(min=1) if isinstance(items, torch.Tensor) else items
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | dict | None:
+        if self.data.items is None:
+            return super()._get_num_items_in_batch(batch_samples, device)
+        items = self.data.items(batch_samples)
+        totals = self.accelerator.reduce(torch.tensor(list(items.values()), device=device))
+        return dict(zip(items, totals.clamp(min=1)))
 
     def _end_if_bad(self, origins: list[list[Origin]]) -> None:
         """Raises BadSampleError on every rank where one has a sample that cannot be used, once the run is saved."""
@@ -188,11 +178,10 @@ class LlavaTrainer(Trainer):
         model: torch.nn.Module,
         inputs: dict[str, torch.Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        num_items_in_batch: torch.Tensor | dict | int | None = None,
     ) -> torch.Tensor | tuple:
-        """The loss over supervised positions alone."""
-        inputs = inputs | {"skip_logits": True, "use_cache": False}
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        """The model's loss, of a batch as its family gives it to the model."""
+        loss = super().compute_loss(model, self.data.inputs(inputs), return_outputs, num_items_in_batch)
         if not return_outputs and torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # of skipped samples alone: nothing that trains had a part, and backward does nothing
         return loss
@@ -201,7 +190,7 @@ class LlavaTrainer(Trainer):
         """Called before the optimizer's step (DeepSpeed has stepped, unless the norm was not finite)."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         step = self.state.global_step + 1
-        tokens = sum(sum(batch["sequence_lengths"]) for batch in self.guard.batches)
+        tokens = sum(map(self.data.tokens, self.guard.batches))
         tokens, *requests = zip(*self.guard.agree(step, grad_norm, tokens, *self.save_and_stop.requests()))
         self.state.num_input_tokens_seen += int(sum(tokens))
         self.save_and_stop.agree(*map(max, requests))
@@ -225,14 +214,15 @@ class LlavaTrainer(Trainer):
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for each component."""
         if self.optimizer is None:
-            self.optimizer = create_adamw(self.components, self.lr_groups, on_gpu=self.args.device.type == "cuda")
+            on_gpu, beta2 = self.args.device.type == "cuda", self.args.adam_beta2
+            self.optimizer = create_adamw(self.components, self.lr_groups, on_gpu=on_gpu, beta2=beta2)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset=None) -> LengthGroupedSampler:
-        self.train_sampler = train_sampler(self.args, self.costs, self.train_dataset.is_multimodal)
+    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+        self.train_sampler = self.data.sampler(self.train_dataset, self.args, self.costs)
         return self.train_sampler
 
-    def _get_eval_sampler(self, eval_dataset) -> LengthGroupedSampler:
+    def _get_eval_sampler(self, eval_dataset) -> Sampler:
         return self.evaluation.sampler(self.args.seed)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
@@ -255,7 +245,7 @@ class LlavaTrainer(Trainer):
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # DeepSpeed's part is done; this is the schedule
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):
                 group["lr"] = rate
-        self.model.model.without_images = without_images(self.model_wrapped)
+        self.data.when_wrapped(self.model, self.model_wrapped)
         if self.heaviest is not None:
             self._rehearse(self.heaviest)
         return prepared
@@ -263,11 +253,14 @@ class LlavaTrainer(Trainer):
     def _rehearse(self, heaviest: Heaviest) -> None:
         batch = self.data_collator([self.train_dataset[index] for index in heaviest.indices])
         take_origins(batch)
+        items = max(heaviest.supervised, 1)
+        if self.data.items is not None:
+            items = self._get_num_items_in_batch([batch], self.args.device)
         batch = self._prepare_inputs(batch)
 
         def loss() -> torch.Tensor:
             with self.compute_loss_context_manager():
-                return self.compute_loss(self.model_wrapped, batch, num_items_in_batch=max(heaviest.supervised, 1))
+                return self.compute_loss(self.model_wrapped, batch, num_items_in_batch=items)
 
         rehearse(self.model_wrapped, self.optimizer, loss, self.accelerator, str(heaviest).split(maxsplit=1)[1])
 
@@ -279,32 +272,21 @@ class LlavaTrainer(Trainer):
     # Held-out samples
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The Trainer's metrics: `eval_loss`, time and speed. Then the answers; see HeldOutEvaluation."""
+        """The Trainer's metrics: `eval_loss`, time and speed. Then what else is due, such as answers."""
         with self.step_log.left_out(), self.evaluation.unnoticed():
             metrics = super().evaluate(*args, **kwargs)
-            together = self.model.model.without_images == "all"
-            self.evaluation.answer(self.state.global_step, self.model, self._prepare_inputs, together)
+            self.evaluation.after(self)
         return metrics
 
     def evaluation_loop(
         self, dataloader: DataLoader, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
     ) -> EvalLoopOutput:
-        """The mean loss of all supervised tokens of all ranks."""
+        """The family's numbers over all ranks."""
         self.model_wrapped.eval()
         self.callback_handler.eval_dataloader = dataloader
-        loss = self.evaluation.mean_loss(self.state.global_step, dataloader, self._loss_sums)
-        metrics = {} if loss is None else {f"{metric_key_prefix}_loss": loss}
+        found = self.evaluation.metrics(self, dataloader)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
-
-    def _loss_sums(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """float64 (2,): the sum of the losses of a batch's supervised tokens, and how many they are."""
-        batch = self._prepare_inputs(batch)
-        supervised = len(batch["supervised_positions"])
-        with torch.no_grad(), self.compute_loss_context_manager():
-            # compute_loss multiplies by the number of ranks
-            loss = self.compute_loss(self.model_wrapped, batch, num_items_in_batch=self.args.world_size)
-        self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        return torch.stack([loss.double(), loss.new_full((), supervised, dtype=torch.float64)])
 
     # Checkpoints
 
@@ -357,34 +339,6 @@ class LlavaTrainer(Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         self.saver.attempt(super()._save_rng_state, output_dir)
-
-
-def train_sampler(args: TrainingArguments, costs: np.ndarray, is_multimodal: list[bool]) -> LengthGroupedSampler:
-    """The order of training. costs, is_multimodal: of each sample."""
-    return LengthGroupedSampler(
-        costs,
-        is_multimodal,
-        batch_size=args.per_device_train_batch_size,
-        world_size=args.world_size,
-        accumulation=args.gradient_accumulation_steps,
-        seed=args.seed,
-    )
-
-
-def without_images(wrapped: torch.nn.Module) -> str:
-    """What a rank's micro-batch without any image must run of the vision side; see VisualFeaturesMixin.
-
-    One process can be wrapped as many are. DDP, as it is set up here, waits for a gradient of everything that trains.
-    ZeRO-2 adds up buckets that are filled as gradients come; offloaded, with any number of ranks, it uses a gradient of
-    the step before again where a step brings none. So does ZeRO-3, which also gathers parameters, frozen ones too, on
-    all ranks at once.
-
-    Args:
-        wrapped: the model as it trains.
-    """
-    if hasattr(wrapped, "zero_optimization_stage"):
-        return "all" if wrapped.zero_optimization_stage() == 3 else "trained"
-    return "trained" if isinstance(wrapped, DistributedDataParallel) else "nothing"
 
 
 def _init_worker(init: Callable[[int], None] | None, worker: int) -> None:

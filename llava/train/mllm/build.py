@@ -8,7 +8,6 @@ ranks are connected, see llava/train/ranks/shared_weights.py.
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -27,6 +26,7 @@ from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGenerat
 from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention, check_can_run
 from llava.mllm.parts import FUSION
 from llava.mllm.questions import turn_token_ids
+from llava.train.loop.precision import trains_in_bf16
 from llava.train.mllm.lora import attach_adapters
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.schema import Recipe
@@ -103,13 +103,6 @@ def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig,
                 f"model.start_from {folder} has fusion {start.method} of {field} {found}, the recipe asks for "
                 f"{wanted.get(field)}"
             )
-
-
-def trains_in_bf16(recipe: Recipe) -> bool:
-    """Whether the forward pass runs in bfloat16: as the recipe says, or on every GPU that has it."""
-    if recipe.run.precision != "auto":
-        return recipe.run.precision == "bf16"
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def attention_implementation(recipe: Recipe) -> str:
@@ -196,15 +189,3 @@ def _new_model(config: LlavaOVManagerConfig, recipe: Recipe, device: torch.devic
         return AutoModelForImageTextToText.from_config(
             config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)
         )
-
-
-def lower_precision(model: nn.Module, recipe: Recipe) -> None:
-    """Rounds to bfloat16, where training runs in it, what needs no more: frozen weights, and all under DeepSpeed.
-
-    DeepSpeed would do so itself, but only once every rank holds the weights in float32.
-    """
-    if not trains_in_bf16(recipe):
-        return
-    for parameter in model.parameters():
-        if parameter.dtype == torch.float32 and (recipe.run.deepspeed is not None or not parameter.requires_grad):
-            parameter.data = parameter.data.to(torch.bfloat16)

@@ -4,19 +4,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from transformers import TrainingArguments
 
 from llava.data.dataset import SampleSizes, SupervisedDataset
 from llava.data.inspect import Fault, Inspection, SampleLines, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.record_store import RecordStore
+from llava.data.sampler import LengthGroupedSampler
 from llava.data.schema import Sample
+from llava.errors import LlavaError
 from llava.mllm.cost import Cost
+from llava.train.folders.same_run import ANEW
 from llava.train.loop.held_out import HeldOut, last_exchange
+from llava.train.mllm.rules import check_skip_ids
 from llava.train.ranks.process_group import first_on_each_host, on_first_rank
-from llava.train.recipe.checks import check_skip_ids
 from llava.train.recipe.schema import Recipe
-from llava.train.recipe.way_on import past_unusable
+from llava.train.recipe.way_on import past_unusable, skip_option
 
 
 def supervised_dataset(
@@ -70,6 +78,18 @@ def held_out(recipe: Recipe, processor: LlavaOVManagerProcessor, cost: Cost, pos
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
     prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor, positions)
     return HeldOut(dataset, sizes.costs(cost), prompts, recipe.eval.max_new_tokens)
+
+
+def train_sampler(dataset: SupervisedDataset, args: TrainingArguments, costs: np.ndarray) -> LengthGroupedSampler:
+    """The order of training. costs: of each sample."""
+    return LengthGroupedSampler(
+        costs,
+        dataset.is_multimodal,
+        batch_size=args.per_device_train_batch_size,
+        world_size=args.world_size,
+        accumulation=args.gradient_accumulation_steps,
+        seed=args.seed,
+    )
 
 
 def sizes_once(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
@@ -137,3 +157,25 @@ def _told(
             inspection.raise_faults("\nNone is left to train on")
         inspection.raise_faults(way_on(inspection.faulty))
     return replace(inspection, notes={})
+
+
+def check_sizes(
+    checkpoint: Path,
+    recipe: Recipe,
+    samples: RecordStore,
+    before: np.ndarray,
+    costs: np.ndarray,
+    text_costs: np.ndarray,
+) -> None:
+    """Raises LlavaError unless a file that cannot be read, now or then, is why costs of the same records differ.
+
+    Samples that are left out may show what they like.
+    """
+    skipped = frozenset(recipe.data.skip_ids or ())
+    resized = np.flatnonzero((before != costs) & (before != text_costs) & (costs != text_costs)).tolist()
+    changed = [samples[number] for number in resized if samples[number].id not in skipped]
+    if changed:
+        raise LlavaError(
+            f"{checkpoint}: the data has changed since: {len(changed)} samples show images or videos of other sizes, "
+            f"first {changed[0]}. Restore them, leave them out ({skip_option([changed[0].id], recipe)}), or {ANEW}"
+        )

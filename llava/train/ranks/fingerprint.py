@@ -12,10 +12,9 @@ import torch
 
 import llava
 from llava.checkpoint.folder import identity_files
-from llava.data.mixture import mixture_entries
-from llava.files import file_hash
+from llava.files import ends_hash, file_hash
+from llava.train.family import StageRecipe, rules_of
 from llava.train.recipe.dotted import flatten
-from llava.train.recipe.schema import Recipe
 
 PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "llava-ov-manager")
 CODE = Path(llava.__file__).parent
@@ -41,21 +40,19 @@ def code_hashes() -> dict[str, str]:
     return {str(Path(name).relative_to(CODE.parent)): value for name, value in file_hashes(files).items()}
 
 
-def data_hashes(recipe: Recipe) -> dict[str, str]:
-    """{path: SHA-256} of the mixtures and their data files, read whole. Pictures are not among them: too many."""
-    mixtures = [path for path in (recipe.data.mixture, recipe.eval.data) if path is not None]
-    files = [file for path in mixtures for file in (Path(path), *(entry.file for entry in mixture_entries(path)))]
-    return file_hashes(dict.fromkeys(files))
+def data_hashes(recipe: StageRecipe) -> dict[str, str]:
+    """{path: SHA-256} of the data files that decide what is learned; of large ones of their sizes and ends."""
+    rules = rules_of(recipe)
+    ends = {str(path): ends_hash(path) for path in rules.large_files(recipe)}
+    return file_hashes(dict.fromkeys(rules.data_files(recipe))) | ends
 
 
-def start_hashes(recipe: Recipe) -> dict[str, str]:
+def start_hashes(recipe: StageRecipe) -> dict[str, str]:
     """{path: SHA-256} of all by which the models that the stage starts from are known, see identity_files."""
-    model = recipe.model
-    folders = [Path(folder) for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
-    return file_hashes(file for folder in folders for file in identity_files(folder))
+    return file_hashes(file for folder in rules_of(recipe).start_folders(recipe) for file in identity_files(folder))
 
 
-def recipe_values(recipe: Recipe) -> dict[str, str]:
+def recipe_values(recipe: StageRecipe) -> dict[str, str]:
     """{dotted key: value as text} of the resolved recipe, and the hash of its DeepSpeed file."""
     values = {key: "none" if value is None else str(value) for key, value in flatten(recipe.to_dict()).items()}
     if recipe.run.deepspeed is not None:

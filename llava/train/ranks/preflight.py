@@ -19,6 +19,7 @@ from torch import distributed
 from llava.errors import LlavaError
 from llava.sizes import UNITS, in_bytes
 from llava.text_table import text_table
+from llava.train.family import StageRecipe
 from llava.train.ranks.fingerprint import (
     code_hashes,
     combined_hash,
@@ -31,7 +32,6 @@ from llava.train.ranks.hardware import choose_network, hardware
 from llava.train.ranks.shared_disk import shared_disk_fault
 from llava.train.ranks.waiting import part, run_store
 from llava.train.ranks.watch import end_watch, start_watch
-from llava.train.recipe.schema import Recipe
 
 SHOWN_HASH = 12  # characters
 HASH_LENGTH = 64
@@ -39,7 +39,7 @@ LONGEST = 1800  # seconds until a rank that does not report is given up, where r
 PARTING = timedelta(seconds=20)  # for the others to read what rank 0 found
 
 
-def preflight(recipe: Recipe) -> list[dict]:
+def preflight(recipe: StageRecipe) -> list[dict]:
     """Compares the ranks of this run; rank 0 prints what they see. Every process calls it, before it loads anything.
 
     Returns:
@@ -82,7 +82,7 @@ def _end(fault: str) -> NoReturn:
     raise LlavaError(fault)
 
 
-def report(recipe: Recipe) -> dict:
+def report(recipe: StageRecipe) -> dict:
     """What this process sees: {rank, fault, host, device, ..., compared: {field: value}}.
 
     fault: why it cannot run here, or None.
@@ -96,7 +96,7 @@ def report(recipe: Recipe) -> dict:
     return facts
 
 
-def compared(recipe: Recipe, on_gpu: bool) -> dict[str, str]:
+def compared(recipe: StageRecipe, on_gpu: bool) -> dict[str, str]:
     """{field: value} of all that must be the same on every rank."""
     groups = {
         "recipe": recipe_values(recipe),

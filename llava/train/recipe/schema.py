@@ -6,7 +6,7 @@ so that a wrong key costs a fraction of a second.
 
 from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from llava.bounds import Bounds
 from llava.constants import Merge
@@ -217,6 +217,7 @@ class OptimRecipe:
         warmup: Share of the steps in which the learning rates rise.
         schedule: How the learning rates fall after the warm-up.
         max_grad_norm: Gradients of a larger norm are scaled down to it; 0 clips nothing.
+        beta2: How much of the mean of squared gradients a step of AdamW keeps.
     """
 
     lr: Rate
@@ -228,6 +229,7 @@ class OptimRecipe:
     warmup: Annotated[float, Bounds(0, 1)] = 0.03
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
     max_grad_norm: Annotated[float, Bounds(0, hint=" (0 clips nothing)")] = 1.0
+    beta2: Annotated[float, Bounds(0, 1, below=True)] = 0.999
 
 
 @dataclass(frozen=True)
@@ -333,6 +335,13 @@ class Recipe:
     eval: EvalRecipe = EvalRecipe()
     lr_groups: Literal["components", "single"] = "components"
 
+    keeps_order: ClassVar[bool] = True
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether something is evaluated while it trains."""
+        return self.eval.data is not None
+
     @property
     def held_out_folder(self) -> str:
         """Folder of the held-out samples' images and videos."""
@@ -347,6 +356,11 @@ def recipe_keys(method: str) -> dict[str, Key]:
     """Every dotted key of a recipe whose fusion is `method`, in the order of the fields."""
     keys = dotted_keys(Recipe, chosen={"fusion": METHODS[method]})
     return keys | {"fusion.method": replace(keys["fusion.method"], type=Literal[tuple(METHODS)], default=MISSING)}
+
+
+def keys_of(recipe: Recipe) -> dict[str, Key]:
+    """Every dotted key that this recipe has."""
+    return recipe_keys(recipe.fusion.method)
 
 
 def all_recipe_keys() -> dict[str, Key]:

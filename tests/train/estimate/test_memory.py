@@ -20,10 +20,11 @@ from llava.train.estimate.memory import (
     strategies,
     time_line,
 )
-from llava.train.loop.components import freeze, split_components
+from llava.train.loop.components import freeze
 from llava.train.main import main
 from llava.train.mllm import recompute_compile
 from llava.train.mllm.build import build_on_meta, config_from_sizes
+from llava.train.mllm.components import split_components
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import LAYERED
 from llava.train.stage import prepare

@@ -20,7 +20,7 @@ from llava.train.folders.stage_folder import (
     working_folder,
     write_checkpoint,
 )
-from llava.train.loop.components import split_components
+from llava.train.mllm.components import split_components
 
 
 def check(folder):

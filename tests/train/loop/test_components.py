@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from llava.data.collator import Collator
 from llava.data.mixture import load_mixture
 from llava.mllm.parts import PREFIXES
-from llava.train.loop.components import component_rows, component_table, freeze, split_components
+from llava.train.loop.components import component_rows, component_table, freeze
 from llava.train.loop.optimizer import check_groups, create_adamw
+from llava.train.mllm.components import split_components
 from llava.train.mllm.data import supervised_dataset
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import ComponentsRecipe

@@ -14,12 +14,11 @@ from llava.mllm.cost import Cost
 from llava.train.loop.step_log import (
     PEAK_BF16_TFLOPS,
     StepLog,
-    count_batch,
-    count_visual,
     peak_bf16_tflops,
     peak_memory_gib,
     trained_peak_tflops,
 )
+from llava.train.mllm.counts import count, count_batch, count_visual
 from llava.train.stage import prepare, train
 
 COST = Cost(crop=1000, token=100, token_pair=10, supervised=1)
@@ -58,7 +57,7 @@ def test_visual_tokens_are_counted_as_of_equal_images():
     assert count_visual(batch).tolist() == [7, 49]
     assert count_visual(batch | {"video_num_frames": [3, 1]}).tolist() == [7, 16]  # 3 x (7 / 3)^2
     assert count_visual(make_batch([3], supervised=1)).tolist() == [0, 0]
-    log = StepLog(Accelerator(cpu=True), replace(COST, visual_token=10**5, visual_pair=10**6), peak_tflops=2.0)
+    log = StepLog(Accelerator(cpu=True), replace(COST, visual_token=10**5, visual_pair=10**6), count, peak_tflops=2.0)
     list(log.counted([batch, batch]))
     found = log.read()
     operations = 2 * (100 * 9 + 10 * 81 + 2 + 10**5 * 7 + 10**6 * 49)
@@ -66,7 +65,7 @@ def test_visual_tokens_are_counted_as_of_equal_images():
 
 
 def test_read_adds_up_what_was_counted_since_the_last_time():
-    log = StepLog(Accelerator(cpu=True), COST, peak_tflops=2.0)
+    log = StepLog(Accelerator(cpu=True), COST, count, peak_tflops=2.0)
     batches = [make_batch([3, 5], supervised=2, crops=4), make_batch([6], supervised=1)]
     assert list(log.counted(batches)) == batches
     found = log.read()
@@ -80,7 +79,7 @@ def test_read_adds_up_what_was_counted_since_the_last_time():
 
 
 def test_an_evaluation_takes_no_time_of_the_steps():
-    log = StepLog(Accelerator(cpu=True), COST, peak_tflops=None)
+    log = StepLog(Accelerator(cpu=True), COST, count, peak_tflops=None)
     with log.left_out():  # before the first step
         pass
     started = time.perf_counter()
@@ -97,7 +96,7 @@ def test_the_share_of_waiting():
             time.sleep(0.2)
             yield make_batch([length], supervised=1)
 
-    log = StepLog(Accelerator(cpu=True), COST, peak_tflops=None)
+    log = StepLog(Accelerator(cpu=True), COST, count, peak_tflops=None)
     for _ in log.counted(slow()):
         time.sleep(0.1)
     found = log.read()

@@ -10,9 +10,10 @@ from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.mllm.questions import questions_of_batch, sequences_of_batch
 from llava.train.estimate.plan import dry_run
-from llava.train.loop.components import component_rows, freeze, split_components
+from llava.train.loop.components import component_rows, freeze
 from llava.train.loop.optimizer import create_adamw
 from llava.train.mllm.build import build, config_from_sizes
+from llava.train.mllm.components import split_components
 from tests.conftest import QUERIES
 
 TOP = list(range(14, 27))

@@ -299,7 +299,7 @@ def test_what_cannot_be_is_found_before_training(lora_recipe, fault):
 
 @pytest.mark.parametrize(("package", "extra"), [("peft", "train"), ("bitsandbytes", "quantization")])
 def test_an_absent_package_is_named(lora_recipe, monkeypatch, package, extra):
-    monkeypatch.setattr("llava.train.recipe.checks.find_spec", lambda name: None if name == package else name)
+    monkeypatch.setattr("llava.train.mllm.rules.find_spec", lambda name: None if name == package else name)
     with pytest.raises(LlavaError, match=rf"needs the package {package}: pip install -e '\.\[{extra}\]'"):
         check_recipe(lora_recipe(**KINDS["qlora"]), 1, dry_run=True)
 

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,8 +17,11 @@ from transformers import set_seed
 import llava.train.stage
 from llava.train.estimate.plan import Plan
 from llava.train.folders.interim import read_mark
-from llava.train.loop.components import Component, freeze, full_shape, split_components
-from llava.train.mllm.build import build, lower_precision
+from llava.train.loop.components import Component, freeze, full_shape
+from llava.train.loop.precision import lower_precision
+from llava.train.mllm.build import build
+from llava.train.mllm.components import split_components
+from llava.train.mllm.family import MLLM
 from llava.train.ranks.process_group import leave_process_group, rank, start_process_group
 from llava.train.ranks.shared_weights import share_weights
 from llava.train.recipe.load import load_recipe
@@ -112,4 +116,5 @@ def train_steps(recipe: str, arm: str, keys: dict, by_all: bool, out: Path) -> N
     leave_process_group()
 
 
-BY_ALL = {"build": lambda recipe, with_weights: build(recipe), "share_weights": lambda *_: None}
+LOADED_BY_ALL = replace(MLLM, build=lambda recipe, with_weights: build(recipe))
+BY_ALL = {"family_of": lambda recipe: LOADED_BY_ALL, "share_weights": lambda *_: None}

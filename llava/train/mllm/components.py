@@ -1,0 +1,36 @@
+"""The MLLM's parts that train separately, by the names of their parameters, at the rates of the recipe."""
+
+from torch import nn
+
+from llava.mllm.parts import POST_LAYERNORM, PREFIXES
+from llava.train.loop.components import ADAPTERS, Component
+from llava.train.recipe.schema import ComponentRecipe, Recipe
+
+
+def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
+    """The model's components, every parameter in exactly one; those that the model lacks are left out.
+
+    The adapters of a component with LoRA are a component of their own, `language_model_lora`, and train in its stead.
+    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
+    """
+    members = {name + kind: {} for name in PREFIXES for kind in ("", ADAPTERS)}
+    for name, parameter in model.named_parameters():
+        owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
+        if len(owners) != 1:
+            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
+        members[owners[0] + ADAPTERS * (".lora_" in name)][name] = parameter
+    return [_component(recipe, name, parameters) for name, parameters in members.items() if parameters]
+
+
+def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -> Component:
+    asked: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
+    own = asked if recipe.lr_groups == "components" else ComponentRecipe(asked.trained)
+    through_adapters = getattr(asked, "lora", False) and not name.endswith(ADAPTERS)
+    return Component(
+        name,
+        parameters,
+        asked.trained and not through_adapters,
+        own.lr if own.lr is not None else recipe.optim.lr,
+        own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
+        unused=frozenset(parameter for parameter in parameters if parameter.startswith(POST_LAYERNORM)),
+    )
