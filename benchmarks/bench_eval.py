@@ -20,21 +20,18 @@ from statistics import median
 
 import numpy as np
 import torch
-from bench_sides import Bench, Side, model_parser
+from bench_sides import model_parser
 from PIL import Image
 from transformers import BatchFeature
 
-from llava.data.image_processor import LlavaOVManagerImageProcessor
-from llava.data.processor import LlavaOVManagerProcessor
+from llava.bench.arms import ArmModel, Side
 from llava.data.schema import Dialogue, Turn
 from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page
 from llava.demo.pages import rng_for
-from llava.demo.tokenizer import train_tokenizer
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.questions import prompt_cost
-from llava.mllm.questions import turn_token_ids
 
 ARM = "grid_manager"
 INPUTS = ("384x384", "640x480", "1000x1000")
@@ -83,24 +80,15 @@ def noise_images(number: int, inputs: list[str]) -> list[Dialogue]:
 
 def random_engine(options: argparse.Namespace, tiny: bool) -> Engine:
     """Random weights with the demo's tokenizer; its answers never end by themselves."""
-    bench = Bench(
+    model = ArmModel(
         options.device,
         options.dtype,
         vision_layers=options.vision_layers or options.layers,
         text_layers=options.text_layers or options.layers,
         tiny=tiny,
     )
-    bench.use(Side(ARM, ARM))
-    config, tokenizer = bench.model.config, train_tokenizer()
-    vision = config.vision_config
-    pictures = LlavaOVManagerImageProcessor(vision.image_size, vision.patch_size, config.tiling)
-    processor = LlavaOVManagerProcessor(pictures, tokenizer)
-    config.image_token_id, config.video_token_id = processor.image_token_id, processor.video_token_id
-    for name, token_id in turn_token_ids(tokenizer).items():
-        setattr(config, name, token_id)
-    engine = Engine(bench.model, processor)
-    engine.model.generation_config.eos_token_id = None
-    return engine
+    model.use(Side(ARM, ARM))
+    return model.engine(ARM)
 
 
 def answer_all(

@@ -6,19 +6,17 @@ within a pair changes each time. Printed are the medians of the ratios with the 
 the least that can be expected where arithmetic decides.
 """
 
-import math
 import time
 from statistics import median
 
 import torch
-from bench_sides import Bench, Side, arm_sides
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from llava.bench.arms import ArmModel, Side
+from llava.bench.meter import median_interval
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.mllm.counts import count_batch
-
-CONFIDENCE = 0.95
 
 
 class Launches(TorchDispatchMode):
@@ -33,19 +31,10 @@ class Launches(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def median_interval(values: list[float]) -> tuple[float, float]:
-    """The order statistics between which the median lies with CONFIDENCE, whatever the distribution."""
-    ordered, count = sorted(values), len(values)
-    left_out, tail = 0, 0.5**count
-    while tail + math.comb(count, left_out + 1) * 0.5**count <= (1 - CONFIDENCE) / 2:
-        left_out += 1
-        tail += math.comb(count, left_out) * 0.5**count
-    return ordered[left_out], ordered[count - 1 - left_out]
-
-
-def overhead(bench: Bench, sizes: list[tuple[int, int]], pairs: int) -> dict:
+def overhead(bench: ArmModel, sizes: list[tuple[int, int]], pairs: int) -> dict:
     """{"wall", "cpu": ratios of each pair; "seconds": medians by arm; "launches", "tflop": by arm}."""
-    sides, batches, found = arm_sides(["baseline", "manager"]), {}, {"wall": [], "cpu": [], "launches": {}, "tflop": {}}
+    sides, batches = [Side(arm, arm) for arm in ("baseline", "manager")], {}
+    found = {"wall": [], "cpu": [], "launches": {}, "tflop": {}}
     for side in sides:
         bench.use(side)
         batch = batches[side.name] = bench.batch(sizes)
@@ -67,7 +56,7 @@ def overhead(bench: Bench, sizes: list[tuple[int, int]], pairs: int) -> dict:
     return found
 
 
-def _step(bench: Bench, side: Side, batch: dict) -> tuple[float, float]:
+def _step(bench: ArmModel, side: Side, batch: dict) -> tuple[float, float]:
     """Seconds of a forward and backward pass: of the clock, and of the processor."""
     bench.model.zero_grad()
     on_gpu = bench.model.device.type == "cuda"

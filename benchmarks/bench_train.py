@@ -1,15 +1,15 @@
-"""Time and memory of a training step (forward and backward) at the real sizes, arm beside arm, and what ours saves.
+"""Time and memory of a training step (forward and backward) at the real sizes, and what ours saves.
 
     python benchmarks/bench_train.py                                           # the whole model, on a GPU
     python benchmarks/bench_train.py --device cpu --dtype float32 --layers 4   # a small machine
     python benchmarks/bench_train.py --overhead --device cpu --dtype bfloat16 --vision_layers 26 --text_layers 12
 
-SigLIP so400m and Qwen2-0.5B with random weights, one sample, layers checkpointed as the recipes do. The naive ways are
-those of the last arm; each first shows that it computes the same loss. Samples joined by + are one batch, padded, and
-also packed (data.packing). Then all take turns, so that what else the machine does hits all of them. Printed are
-medians; memory is the most that a step holds beside weights and inputs. --overhead takes turns of manager and baseline
-alone and prints what managers add; see bench_overhead.py. Without --vision_layers and --text_layers that is the whole
-model, which takes about twice as long.
+SigLIP so400m and Qwen2-0.5B with random weights, one sample, layers checkpointed as the recipes do. One arm and the
+naive ways to compute it; each first shows that it computes the same loss (the four arms beside each other: `llava bench
+budget`). Samples joined by + are one batch, padded, and also packed (data.packing). Then all take turns, so that what
+else the machine does hits all of them. Printed are medians; memory is the most that a step holds beside weights and
+inputs. --overhead takes turns of manager and baseline alone and prints what managers add; see bench_overhead.py.
+Without --vision_layers and --text_layers that is the whole model, which takes about twice as long.
 """
 
 import argparse
@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 
 import torch
-from bench_meter import measure_step
 from bench_overhead import overhead, overhead_table
-from bench_sides import ARMS, NAIVE, Bench, Side, arm_sides, model_parser, naive_sides, packed_side
+from bench_sides import NAIVE, model_parser, naive_sides, packed_side
 
+from llava.bench.arms import ARMS, ArmModel, Side
+from llava.bench.meter import measure_step
 from llava.errors import LlavaError
 from llava.mllm.cost import training_cost
 from llava.mllm.parts import PREFIXES
@@ -46,7 +47,7 @@ class Result:
     memory_mib: float | None = None
 
 
-def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[Result]:
+def bench_input(bench: ArmModel, name: str, sides: list[Side], runs: int) -> list[Result]:
     """All sides on one input, in turns. Raises LlavaError when two sides of one arm compute different losses."""
     sizes = _pixels(name)
     results = [_described(bench, name, sizes, side) for side in sides]
@@ -63,7 +64,7 @@ def bench_input(bench: Bench, name: str, sides: list[Side], runs: int) -> list[R
     return results
 
 
-def _described(bench: Bench, name: str, sizes: list[tuple[int, int]], side: Side) -> Result:
+def _described(bench: ArmModel, name: str, sizes: list[tuple[int, int]], side: Side) -> Result:
     """What the side works on, and its loss; also the side's warm-up."""
     bench.use(side)
     batch = bench.batch(sizes, side.packing)
@@ -85,15 +86,14 @@ def check_losses(results: list[Result], tolerance: float) -> None:
 
 
 def table(results: list[Result]) -> str:
-    """The arms as multiples of the first, then the naive ways as multiples of the arm that they are ways of."""
-    arms = [result for result in results if result.side == result.arm]
-    naive = [result for result in results if result.side != result.arm]
+    """The arm, then the naive ways as multiples of it."""
+    ours, *naive = results
     return "\n".join(
         [
             _row(results[0].input, "crops", "tokens", "TFLOP", "seconds", "ratio", "memory MiB", "ratio"),
-            *(_result_row(result, arms[0]) for result in arms),
-            *([f"instead, in {arms[-1].side}:"] if naive else []),
-            *(_result_row(result, arms[-1]) for result in naive),
+            _result_row(ours, ours),
+            *(["instead:"] if naive else []),
+            *(_result_row(result, ours) for result in naive),
         ]
     )
 
@@ -113,7 +113,7 @@ def _row(name: str, *cells: str) -> str:
 def parse_arguments() -> argparse.Namespace:
     parser = model_parser(__doc__)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--arm", choices=ARMS, default=ARMS[-1])
     parser.add_argument("--naive", nargs="*", choices=NAIVE, default=NAIVE, help="naive ways to compare with")
     parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT[+...]")
     parser.add_argument("--tiny", action="store_true", help="tiny widths, to try this script out")
@@ -130,7 +130,7 @@ def _pixels(name: str) -> list[tuple[int, int]]:
 
 def main() -> None:
     options = parse_arguments()
-    bench = Bench(
+    bench = ArmModel(
         options.device,
         options.dtype,
         vision_layers=options.vision_layers or options.layers,
@@ -150,8 +150,8 @@ def main() -> None:
         return
     results = []
     for name in options.inputs:
-        sides = arm_sides(options.arms) + naive_sides(options.arms[-1], options.naive)
-        sides += [packed_side(options.arms[-1])] if "+" in name else []
+        sides = [Side(options.arm, options.arm), *naive_sides(options.arm, options.naive)]
+        sides += [packed_side(options.arm)] if "+" in name else []
         found = bench_input(bench, name, sides, options.runs)
         print("", table(found), sep="\n", flush=True)
         results += found

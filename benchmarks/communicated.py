@@ -20,9 +20,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from bench_sides import Bench, arm_sides, our_loss
 from torch.nn.parallel import DistributedDataParallel
 
+from llava.bench.arms import ArmModel, Side, our_loss
 from llava.train.rank import end_with
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
@@ -93,8 +93,8 @@ def run_rank(strategy: str, accumulation: int) -> None:
     dist.init_process_group("gloo")
     sent = Counter()
     count_collectives(sent)
-    bench = Bench("cpu", "float32", vision_layers=4, text_layers=4, tiny=True)
-    bench.use(arm_sides(["manager"])[0])
+    bench = ArmModel("cpu", "float32", vision_layers=4, text_layers=4, tiny=True)
+    bench.use(Side("manager", "manager"))
     batch = bench.batch([(56, 56)])
     numbers = sum(parameter.numel() for parameter in bench.model.parameters() if parameter.requires_grad)
     _, micro_batch = wrap(strategy, bench.model, accumulation, sent)

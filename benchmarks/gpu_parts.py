@@ -15,12 +15,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from bench_eval import noise_images, random_engine
-from bench_sides import ARMS, Side, our_loss
 from gpu_meter import memory_of, seconds_of, start_memory, synchronize
 from gpu_place import MICRO_BATCH, Place, side_row, speed
 from gpu_training import training
 from torch import distributed
 
+from llava.bench.arms import ARMS, Side, our_loss
 from llava.constants import FLASH_ATTENTION
 from llava.data.schema import Dialogue
 from llava.engine.engine import Engine

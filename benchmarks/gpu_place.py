@@ -4,9 +4,9 @@ import importlib
 from collections.abc import Callable
 
 import torch
-from bench_sides import Bench, Side
 from gpu_meter import memory_of, seconds_of, start_memory, waits_of, work_of
 
+from llava.bench.arms import ArmModel, Side
 from llava.constants import FLASH_ATTENTION
 from llava.mllm.attention import lacks_for_flash
 from llava.mllm.cost import training_cost
@@ -36,9 +36,9 @@ class Place:
         self.long, self.many = (TINY_LONG, TINY_MANY) if tiny else (LONG, MANY)
         self.peak = peak_bf16_tflops(torch.cuda.get_device_name(self.device)) if in_bf16 else None
 
-    def bench(self, dtype: str | None = None) -> Bench:
+    def bench(self, dtype: str | None = None) -> ArmModel:
         """A model of random weights."""
-        return Bench(self.device.type, dtype or self.dtype, None, None, self.tiny)
+        return ArmModel(self.device.type, dtype or self.dtype, None, None, self.tiny)
 
     def sizes(self, *names: str) -> list[tuple[int, int]]:
         """Of images, in pixels, whatever their names say where all is tiny."""
@@ -63,7 +63,7 @@ class Place:
         return lacks
 
 
-def side_row(place: Place, bench: Bench, side: Side, names: list[str]) -> dict:
+def side_row(place: Place, bench: ArmModel, side: Side, names: list[str]) -> dict:
     """What a micro-step of the side takes; a side for which the memory is too small says so."""
     row = {"side": side.name, "images": "+".join(names)}
     try:
@@ -78,7 +78,7 @@ def side_row(place: Place, bench: Bench, side: Side, names: list[str]) -> dict:
             torch.cuda.empty_cache()
 
 
-def step_row(place: Place, bench: Bench, loss: Callable[[], torch.Tensor], batch: dict) -> dict:
+def step_row(place: Place, bench: ArmModel, loss: Callable[[], torch.Tensor], batch: dict) -> dict:
     """Speed, work, memory and waits of a loss and its backward pass."""
     start_memory(place.device)
     seconds = seconds_of(lambda: loss().backward(), place.device, place.patience)
@@ -93,7 +93,7 @@ def step_row(place: Place, bench: Bench, loss: Callable[[], torch.Tensor], batch
         return row | {"loss": loss().item()}
 
 
-def speed(place: Place, bench: Bench, batch: dict, seconds: float) -> dict:
+def speed(place: Place, bench: ArmModel, batch: dict, seconds: float) -> dict:
     """Of a step that took `seconds`: what it worked on, and rates."""
     tokens, token_pairs, _, supervised, crops = count_batch(batch).tolist()
     tflop = training_cost(bench.model.config, PREFIXES)(crops, tokens, supervised, token_pairs) / 1e12

@@ -62,7 +62,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
         "demo": ("dinov2", "make", "pretrain", "smollm2", "text_pages", "text_tower"),
-        "bench": ("fusion", "paper", "seeds", "table"),
+        "bench": ("budget", "fusion", "paper", "seeds", "table"),
     }
 
 

@@ -1,11 +1,13 @@
 """`llava bench`: methods of fusion side by side under equal conditions, and tables of what was run."""
 
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 
-from llava.arguments import ArgumentParser, unknown
+from llava.arguments import ArgumentParser, shown, unknown
 from llava.bench.entry import UNTIMED
+from llava.engine.checks import DTYPE_NAMES
 from llava.errors import LlavaError
 from llava.paper import TABLES
 
@@ -27,14 +29,15 @@ def main(argv: list[str]) -> int:
     table.add_argument("--markdown", type=Path, help="write the table to this file")
     table.add_argument("--picture", type=Path, help="draw score against cost, .png or .svg; needs matplotlib")
     _add_seeds_arguments(commands.add_parser("seeds", help="one table of arms evaluated with several seeds"))
+    budget = commands.add_parser("budget", help="Table IV: time, memory and operations of the four arms in turns")
+    _add_budget_arguments(budget)
     _add_paper_arguments(commands.add_parser("paper", help="the numbers that the paper states, table by table"))
     arguments = parser.parse_args(argv)
-    if arguments.command == "paper":
-        return _paper(arguments)
-    if arguments.command == "table":
-        return _table(arguments)
-    if arguments.command == "seeds":
-        return _seeds(arguments)
+    of_command = {"paper": _paper, "budget": _budget, "table": _table, "seeds": _seeds, "fusion": _fusion}
+    return of_command[arguments.command](arguments)
+
+
+def _fusion(arguments: Namespace) -> int:
     _check_numbers(arguments)
     from llava.bench.fusion import bench_from, run_bench, told
 
@@ -86,6 +89,21 @@ def _add_seeds_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all that it is computed from")
 
 
+def _add_budget_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("playground/bench/budget"), help="folder for budget.json and budget.md"
+    )
+    parser.add_argument("--device", default="auto", help="cuda or cpu (default: the GPU if there is one)")
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help="(default bfloat16 on a GPU, float32 on a CPU)")
+    parser.add_argument("--rounds", type=int, default=10, help="in each of which every arm has a turn (default 10)")
+    parser.add_argument("--image", default="640x480", metavar="WIDTHxHEIGHT", help="of every sample (default 640x480)")
+    parser.add_argument("--batch_size", type=int, default=2, help="of a step, and answers at once (default 2)")
+    parser.add_argument("--new_tokens", type=int, default=4, help="of each answer (default 4)")
+    parser.add_argument("--vision_layers", type=int, help="a cut of the tower (default: all 26)")
+    parser.add_argument("--text_layers", type=int, help="a cut of the language model (default: all 24)")
+    parser.add_argument("--tiny", action="store_true", help="tiny widths, to try it out")
+
+
 def _add_paper_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)} (default: all)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write them as Markdown")
@@ -118,6 +136,36 @@ def _seeds(arguments: Namespace) -> int:
         write(arguments.markdown, render_markdown(joined).encode())
     if arguments.json is not None:
         write(arguments.json, (json.dumps(joined, indent=1) + "\n").encode())
+    return 0
+
+
+def _budget(arguments: Namespace) -> int:
+    _check_numbers(arguments)
+    size = re.fullmatch(r"(\d+)x(\d+)", arguments.image)
+    if size is None or not all(map(int, size.groups())):
+        raise LlavaError(f"--image must be WIDTHxHEIGHT in pixels, such as 640x480; found {shown(arguments.image)}")
+    from llava.bench.arms import whole_layers  # imports torch
+    from llava.bench.budget import BudgetSettings, run_budget
+    from llava.bench.budget_table import render_markdown, render_text
+    from llava.bench.show import write
+    from llava.engine.placement import best_dtype, choose_device
+
+    for name, most in zip(("vision_layers", "text_layers"), whole_layers(arguments.tiny), strict=True):
+        layers = getattr(arguments, name)
+        if layers is not None and layers > most:
+            raise LlavaError(f"--{name} must be at most {most}; found {layers}")
+    device = choose_device(arguments.device)
+    names = ("batch_size", "new_tokens", "rounds", "vision_layers", "text_layers", "tiny")
+    settings = BudgetSettings(
+        device=str(device),
+        dtype=arguments.dtype or str(best_dtype(device)).removeprefix("torch."),
+        image=(int(size[1]), int(size[2])),
+        **{name: getattr(arguments, name) for name in names},
+    )
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = run_budget(settings, arguments.out / "budget.json", lambda line: print(line, flush=True))
+    print(f"\n{render_text(results)}", end="", flush=True)
+    write(arguments.out / "budget.md", render_markdown(results).encode())
     return 0
 
 

@@ -9,10 +9,12 @@ import sys
 import pytest
 import torch
 
+from llava.bench.arms import ArmModel, Side, our_loss
+from llava.bench.meter import median_interval
 from llava.errors import LlavaError
 from tests.paths import ROOT
 
-ARMS = ["baseline", "manager", "grid", "grid_manager"]
+ARM = "grid_manager"
 NAIVE = [
     "logits at every position",
     "eager attention",
@@ -37,18 +39,18 @@ def test_the_command(forked_python, tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out.json").read_text())["results"]
     assert [(result["input"], result["side"]) for result in results] == [
-        *(("100x70", side) for side in ARMS + NAIVE),
-        *(("56x56+384x384", side) for side in [*ARMS, *NAIVE, "samples packed"]),
+        *(("100x70", side) for side in [ARM, *NAIVE]),
+        *(("56x56+384x384", side) for side in [ARM, *NAIVE, "samples packed"]),
     ]
     assert all(result["seconds"] > 0 for result in results)
-    assert [result["crops"] for result in results[:10]] == [1, 1] + 8 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
-    for side in ARMS + NAIVE:
+    assert [result["crops"] for result in results[:7]] == 7 * [5]  # 100x70 fills 2x2 tiles of 56 pixels
+    for side in [ARM, *NAIVE]:
         assert done.stdout.count(f"\n{side} ") == 2
     assert done.stdout.count("\nsamples packed ") == 1
 
 
 def test_what_managers_add(module):
-    bench = module("bench_sides").Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
+    bench = ArmModel("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
     found = module("bench_overhead").overhead(bench, [(56, 56)], pairs=3)
     assert (len(found["wall"]), len(found["cpu"])) == (3, 3)
     assert found["launches"]["manager"] > found["launches"]["baseline"] > 1000
@@ -60,18 +62,18 @@ def test_what_managers_add(module):
 
 
 @pytest.mark.parametrize(("count", "expected"), [(2, (1, 2)), (6, (1, 6)), (20, (6, 15)), (25, (8, 18))])
-def test_the_interval_of_a_median(module, count, expected):
+def test_the_interval_of_a_median(count, expected):
     """Tabulated ranks of the sign test at 95%."""
-    assert module("bench_overhead").median_interval(list(range(count, 0, -1))) == expected
+    assert median_interval(list(range(count, 0, -1))) == expected
 
 
 @pytest.mark.parametrize("number", range(len(NAIVE) + 1))
 def test_the_other_ways_have_our_loss_and_gradients(module, number):
     sides = module("bench_sides")
-    bench = sides.Bench("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
+    bench = ArmModel("cpu", "float32", vision_layers=4, text_layers=5, tiny=True)
     assert len(bench.manager_config.vision_layers) > 1
     assert len(bench.manager_config.injection_layers) > 1
-    (ours,), naive = sides.arm_sides(["grid_manager"]), sides.naive_sides("grid_manager", sides.NAIVE)
+    (ours,), naive = [Side(ARM, ARM)], sides.naive_sides("grid_manager", sides.NAIVE)
     assert [side.name for side in naive] == NAIVE
     found = []
     for side in (ours, [*naive, sides.packed_side("grid_manager")][number]):
@@ -89,21 +91,20 @@ def test_the_other_ways_have_our_loss_and_gradients(module, number):
 
 
 def test_a_side_that_computes_something_else_is_refused(module):
-    bench_train, sides = module("bench_train"), module("bench_sides")
-    bench = sides.Bench("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
+    bench_train = module("bench_train")
+    bench = ArmModel("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
 
     def wrong(model, batch):
-        return sides.our_loss(model, batch) * 1.01
+        return our_loss(model, batch) * 1.01
 
     with pytest.raises(LlavaError, match=r"100x70: 'wrong' has a loss of .*, but grid has "):
-        bench_train.bench_input(bench, "100x70", [sides.Side("grid", "grid"), sides.Side("wrong", "grid", wrong)], 1)
+        bench_train.bench_input(bench, "100x70", [Side("grid", "grid"), Side("wrong", "grid", wrong)], 1)
 
 
-def test_the_arms_are_those_of_the_recipes(module):
-    sides = module("bench_sides")
-    bench = sides.Bench("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
+def test_the_arms_are_those_of_the_recipes():
+    bench = ArmModel("cpu", "float32", vision_layers=2, text_layers=2, tiny=True)
     crops, managed = [], []
-    for side in sides.arm_sides(ARMS):
+    for side in [Side(arm, arm) for arm in ("baseline", "manager", "grid", "grid_manager")]:
         bench.use(side)
         crops.append(len(bench.batch([(100, 70)])["pixel_values"]))
         managed.append(any(True for _ in bench.model.model.fusion.parameters()))
@@ -117,7 +118,7 @@ def test_the_meter_sees_what_a_step_holds_at_most(size):
     """In a process of its own: the resident set of one that runs other tests moves by itself."""
     script = f"""
 import torch
-from bench_meter import measure_step
+from llava.bench.meter import measure_step
 
 def loss(model, batch):
     for _ in range(2):  # one after the other

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from llava.bench.arms import Side
 from llava.mllm import attention as mllm_attention
 from llava.train.main import main as train
 from tests.paths import ROOT
@@ -232,13 +233,12 @@ def test_nothing_is_left_to_choose_in_the_shipped_files(script, stage):
 
 def test_a_side_without_enough_memory_says_so(script, place):
     module = script("gpu_place")
-    sides = script("bench_sides")
 
     def too_much(model, batch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     bench = place.bench()
-    row = module.side_row(place, bench, sides.Side("large", "grid", loss=too_much), ["640x480"])
+    row = module.side_row(place, bench, Side("large", "grid", loss=too_much), ["640x480"])
     assert row == {"side": "large", "images": "640x480", "fault": "out of memory"}
     shown = script("gpu_check").told("arms", {"seconds": 1, "rows": [row], "fault": None})
     assert shown.splitlines()[1:] == ["large, 640x480: out of memory"]
@@ -252,8 +252,7 @@ def test_what_only_a_gpu_tells_of_a_step(script, place, monkeypatch):
     for name, value in measured.items():
         monkeypatch.setattr(module, name, lambda *_, value=value: value)
     bench, place.peak = place.bench(), 0.01  # TFLOP/s
-    sides = script("bench_sides")
-    row = module.side_row(place, bench, sides.Side("grid_manager", "grid_manager"), ["640x480", "640x480"])
+    row = module.side_row(place, bench, Side("grid_manager", "grid_manager"), ["640x480", "640x480"])
     assert row["gpu_waits"] == pytest.approx(0.2)
     assert row["mfu"] == pytest.approx(row["tflop"] / 0.5 / 0.01)
     json.dumps(row)

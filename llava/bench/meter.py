@@ -1,34 +1,57 @@
-"""Seconds and peak memory of one training step."""
+"""Seconds and peak memory of what a device is given to do, and the interval of a median."""
 
 import ctypes
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 MIB = 2**20
+CONFIDENCE = 0.95
 
 
-def measure_step(model: torch.nn.Module, loss: Callable, batch: dict) -> tuple[float, float | None]:
-    """Seconds of loss(model, batch) and its backward pass, and the MiB it held at most beside what was there before.
+def measure(action: Callable[[], Any], device: torch.device) -> tuple[float, float | None]:
+    """Seconds of `action`, and the MiB it held at most beside what was there before.
 
     On a CPU they are seconds of processor time, all threads together, so that other processes' work does not count.
-    Gradients are part of the memory. On a GPU it is what the allocator handed out; on a CPU the growth of the resident
-    set, which Linux alone can tell: elsewhere None.
+    Memory is on a GPU what the allocator handed out; on a CPU the growth of the resident set, which Linux alone can
+    tell: elsewhere None.
     """
-    device = next(model.parameters()).device
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     before = _start_memory(device)
     started = clock()
-    loss(model, batch).backward()
+    action()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = clock() - started
     peak = _peak_memory(device)
+    return seconds, None if before is None or peak is None else (peak - before) / MIB
+
+
+def measure_step(
+    model: torch.nn.Module, loss: Callable[[Any, dict], torch.Tensor], batch: dict
+) -> tuple[float, float | None]:
+    """measure() of loss(model, batch) and its backward pass. Gradients are part of the memory, and gone afterwards."""
+    measured = measure(lambda: loss(model, batch).backward(), next(model.parameters()).device)
     model.zero_grad()
-    return seconds, None if before is None else (peak - before) / MIB
+    return measured
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The order statistics between which the median lies with CONFIDENCE, whatever the distribution.
+
+    Of fewer than six values that is their range, which says less.
+    """
+    ordered, count = sorted(values), len(values)
+    left_out, tail = 0, 0.5**count
+    while tail + math.comb(count, left_out + 1) * 0.5**count <= (1 - CONFIDENCE) / 2:
+        left_out += 1
+        tail += math.comb(count, left_out) * 0.5**count
+    return ordered[left_out], ordered[count - 1 - left_out]
 
 
 def _start_memory(device: torch.device) -> int | None:
