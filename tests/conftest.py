@@ -38,7 +38,6 @@ from tests import leftovers
 from tests.clips import write_clip
 from tests.forked_python import ForkedPython
 from tests.order import slow_files_first
-from tests.paths import GOLDEN_DIR
 
 TILE, PATCH = 56, 14
 QUERIES, SCOPES = ("self", "last", "average", "cross"), ("all", "main", "grid")  # of managers
@@ -47,7 +46,7 @@ GRID = TilingConfig.from_llava("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--golden-dir", type=Path, default=GOLDEN_DIR, help="folder in the layout of tests/golden/data")
+    parser.addoption("--golden-dir", type=Path, help="folder in the layout of tests/golden/data or .../two_tower")
     parser.addoption(
         "--transformers-tests",
         default=os.environ.get("TRANSFORMERS_TESTS"),

@@ -1,12 +1,13 @@
 """The runner itself: what it does with folders that are not as they should be."""
 
+import json
 import shutil
 import subprocess
 from functools import partial
 
 import pytest
 
-from tests.paths import GOLDEN_DIR, ROOT
+from tests.paths import GOLDEN_DIR, ROOT, TWO_TOWER_GOLDEN_DIR
 
 
 @pytest.fixture
@@ -26,8 +27,8 @@ def run_cases(forked_python):
     return partial(_run_cases, forked_python.command)
 
 
-def _run_cases(python, folder) -> tuple[int, str]:
-    command = [python, "-m", "pytest", "-q", "tests/golden/test_cases.py", "--golden-dir", str(folder)]
+def _run_cases(python, folder, files=("tests/golden/test_cases.py",)) -> tuple[int, str]:
+    command = [python, "-m", "pytest", "-q", *files, "--golden-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout
 
@@ -61,3 +62,14 @@ def test_an_empty_folder_fails(run_cases, tmp_path):
     status, output = run_cases(tmp_path)
     assert status == 1
     assert "no cases in" in output
+
+
+def test_a_part_of_two_tower_data_is_run_and_counted(run_cases, tmp_path):
+    described = json.loads((TWO_TOWER_GOLDEN_DIR / "managers.json").read_text())
+    described["cases"] = {name: described["cases"][name] for name in ("link_tower", "saum_scalar_layer2")}
+    (tmp_path / "managers.json").write_text(json.dumps(described))
+    (tmp_path / "managers.safetensors").symlink_to(TWO_TOWER_GOLDEN_DIR / "managers.safetensors")
+    status, output = run_cases(tmp_path, files=("tests/golden/test_cases.py", "tests/golden/test_two_tower.py"))
+    assert status == 0, output
+    assert "family managers:  2 cases ran" in output
+    assert "2 of 2 cases ran" in output
