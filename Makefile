@@ -9,7 +9,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install demo-real test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
+.PHONY: install browser demo-real test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo-real: install
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo-real]'
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-demo-real.txt
+
+# A browser for tests/eval/cases/test_browser.py, of Debian's packages, as root; without one these tests are skipped.
+browser:
+	command -v chromium || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)

@@ -11,7 +11,7 @@ from llava.cli import COMMANDS, main
 from llava.errors import LlavaError
 
 # Commands that are not argparse's subcommands, of a parser of their own.
-SPECIAL = {"eval": ("judge", "report")}
+SPECIAL = {"eval": ("cases", "judge", "report")}
 
 # One process a command: many a line of it, and after each what is imported then.
 SCRIPT = """
@@ -135,6 +135,8 @@ def test_wrong_arguments_of_every_command_are_told_before_torch(tmp_path):
         f"{absent}: no such model folder": ["eval", "--model", absent, "--out", absent],
         f"{absent}: no such run folder": ["eval", "judge", absent],
         "missing: RUN": ["eval", "report"],
+        "missing: RUN, --out": ["eval", "cases"],
+        f"{absent}2: no such run folder": ["eval", "cases", f"{absent}2", f"{absent}3", "--out", absent],
         "--methods: unknown row 'managr'; did you mean manager?": ["bench", "fusion", "--methods", "managr"],
         "absent.json: cannot be read (No such file or directory)": ["bench", "table", f"{absent}.json"],
         "--seeds must be above 0; found 0": ["bench", "seeds", absent, "--seeds", "0"],

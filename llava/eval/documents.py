@@ -199,12 +199,12 @@ def _decoding(documents: Dataset) -> Dataset:
 
 def without_images(documents: Dataset) -> Dataset:
     """`documents` without the columns that hold images or lists of images."""
-    return documents.remove_columns(_image_columns(documents))
+    return documents.remove_columns(image_columns(documents))
 
 
 def with_readable_images(documents: Dataset) -> Dataset:
     """`documents`, where an image that cannot be read is None, so that all others can be gone through."""
-    columns = _image_columns(documents)
+    columns = image_columns(documents)
     for column in columns:
         listed = isinstance(documents.features[column], List)
         documents = documents.cast_column(column, List(Image(decode=False)) if listed else Image(decode=False))
@@ -226,7 +226,9 @@ def _readable(value):
         return None
 
 
-def _image_columns(documents: Dataset) -> list[str]:
+def image_columns(documents: Dataset) -> list[str]:
+    """The columns that hold images or lists of images."""
+
     def holds_images(feature) -> bool:
         return isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
 

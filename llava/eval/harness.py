@@ -25,6 +25,7 @@ from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.plugin import MODEL_ID
 from llava.eval.store import ANSWERS, save_task_run
 from llava.eval.task import build_task, task_config, task_names
+from llava.eval.tiling import stored_tiling
 from llava.files import whole_file
 from llava.train.folders.stage_folder import trained_arm
 from llava.train.loop.stop import die_with_launcher
@@ -145,7 +146,9 @@ def _facts_of_run(job: Job, started: datetime, source: dict, results: dict) -> d
 
 
 def _facts_of_model(job: Job, model: "LlavaOVManager") -> dict:
-    return {**model.facts(), "weights": model.weights, "arm": trained_arm(Path(job.model))}
+    folder = Path(job.model)
+    facts = {"weights": model.weights, "arm": trained_arm(folder), "tiling": stored_tiling(folder)}
+    return {**model.facts(), **facts}
 
 
 def _facts_of_score(

@@ -16,6 +16,7 @@ from llava.checkpoint.folder import check_folder, weights_id
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.eval.benchmarks import PROTOCOLS
+from llava.eval.cases import main as cases
 from llava.eval.catalogue import TaskChoice, choose_tasks
 from llava.eval.harness import OFFLINE, Job, is_judged
 from llava.eval.judge.main import judge_jobs
@@ -33,7 +34,7 @@ the others go on. The exit status is 0 when every task has complete results, 1 w
 """
 EPILOG = """\
 `llava eval judge RUN` scores stored answers later or elsewhere.
-`llava eval report RUN ...` prints finished runs side by side.
+`llava eval report RUN ...` prints finished runs side by side, `llava eval cases RUN ...` shows where they differ.
 docs/evaluate.md says how local data lie below --data ROOT (in short: ROOT/TASK/ holds parquet files and a README.md
 that names them, as on the hub), and how tasks outside the paper are scored.
 """
@@ -48,7 +49,11 @@ def main(argv: list[str]) -> int:
         with stoppable():
             return _main(argv)
     except StopError as stop:
-        kept = "" if argv[:1] == ["report"] else "; what was answered and judged is stored, the same command goes on"
+        kept = (
+            ""
+            if argv[:1] in (["report"], ["cases"])
+            else "; what was answered and judged is stored, the same command goes on"
+        )
         print(f"\n{signal.Signals(stop.number).name}: stopped{kept}", file=sys.stderr)
         return 128 + stop.number
 
@@ -56,10 +61,12 @@ def main(argv: list[str]) -> int:
 def _main(argv: list[str]) -> int:
     if argv[:1] == ["report"]:
         return report.main(argv[1:])
+    if argv[:1] == ["cases"]:
+        return cases.main(argv[1:])
     if argv[:1] == ["judge"]:
         return _run(judge_jobs(argv[1:]), processes=1)
     if argv and not argv[0].startswith("-"):
-        raise LlavaError(unknown("command", argv[0], ["judge", "report"]))
+        raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
     args = _parser().parse_args(argv)
     return _run(_jobs(args), args.processes)
 

@@ -29,7 +29,7 @@ from llava.files import whole_folder
 
 RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
 # What the first runs did not record.
-LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": [], "headline": None, "groups": []}
+LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": [], "headline": None, "groups": [], "tiling": None}
 KEYS = ("documents", "limit", "model", "weights", "image_noise", "device", "dtype", "date", "task_version", "versions")
 JUDGE_KEYS = ("name", "prompts", "failed_reviews")
 

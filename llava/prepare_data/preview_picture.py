@@ -1,12 +1,12 @@
 """A sample's preview as one picture: its crops with their numbers, what unpadding removes, and the prompt."""
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.ImageFont import FreeTypeFont
 
+from llava.picture_text import Word, in_ascii, set_text
 from llava.prepare_data.preview import NEWLINE_MARK, Preview, PreviewedImage, PreviewedVideo, Span, marked
 
 WIDTH, MARGIN, GAP = 1200, 24, 6
@@ -26,17 +26,6 @@ LEGEND = (
     f"green: supervised, newlines there written {NEWLINE_MARK}; red: padding that is removed; on a crop: its number "
     "and patches kept (pooled in a video). Characters outside ASCII, which Pillow's own font lacks, are escaped."
 )
-
-
-@dataclass(frozen=True)
-class Word:
-    """A piece of text at its place; style: one of _COLORS."""
-
-    text: str
-    style: str
-    x: int
-    y: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -157,30 +146,6 @@ def _edge(patch: int, tile: int, side: int, size: int) -> int:
     return size if inside == side else inside * (size // side)
 
 
-def _set_text(pieces: list[tuple[str, str]], font, y: int) -> tuple[list[Word], int]:
-    """Wraps (text, style) pieces to the picture's width; returns the words and the y of the line after the last one."""
-    words, x = [], MARGIN
-    for text, style in pieces:
-        for atom in _atoms(text, font):
-            if atom == "\n":
-                x, y = MARGIN, y + LINE
-                continue
-            width = round(font.getlength(atom))
-            if x > MARGIN and x + width > MARGIN + CONTENT:
-                x, y = MARGIN, y + LINE
-            words.append(Word(atom, style, x, y, width))
-            x += width
-    return words, y + (LINE if x > MARGIN else 0)
-
-
-def _atoms(text: str, font) -> Iterator[str]:
-    """Newlines, runs of spaces, and words, all in ASCII; words too long for a line in pieces."""
-    text = text.replace("\t", "    ").encode("ascii", "backslashreplace").decode()
-    for atom in re.findall(r"\n|[^\S\n]+|\S+", text):
-        begin = 0
-        for end in range(1, len(atom) + 1):
-            if font.getlength(atom[begin : end + 1]) > CONTENT:
-                yield atom[begin:end]
-                begin = end
-        if begin < len(atom):
-            yield atom[begin:]
+def _set_text(pieces: list[tuple[str, str]], font: FreeTypeFont, y: int) -> tuple[list[Word], int]:
+    ascii_pieces = [(in_ascii(text), style) for text, style in pieces]
+    return set_text(ascii_pieces, font, MARGIN, y, CONTENT, LINE)
