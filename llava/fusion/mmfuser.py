@@ -153,4 +153,4 @@ class Mmfuser(Fusion[MmfuserConfig, str]):
         answer_CTD = self.cross_attention(self.query_norm(visual_CTD), self.state_norm(maps_CND))
         normed_CTD = self.norm(answer_CTD)
         answer_CTD = answer_CTD + self.gate_2(self.self_attention(normed_CTD, normed_CTD))
-        return visual_CTD + self.gate_1(answer_CTD)
+        return visual_CTD + self.gate_1(answer_CTD).to(visual_CTD.device)  # as accelerate has them on several

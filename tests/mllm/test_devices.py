@@ -25,8 +25,10 @@ from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.tgif import TgifConfig
+from llava.fusion.methods import METHODS
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.visual_input import VisualInput
+from tests.fusion.test_methods import CASES, tiling_of
 
 # Each part on another device than those that it works with.
 DEVICES = {
@@ -54,6 +56,8 @@ FUSIONS = {
     "guided": TgifConfig(initialisation="zero"),
     "guided by attention": IgvaConfig(heads=2, head_width=4, blocks=1),
 }
+SEEN = {fusion.method for fusion in FUSIONS.values()}
+OTHERS = {name: case for name, case in CASES.items() if case.config.method not in SEEN}
 
 
 class Indices(TorchFunctionMode):
@@ -122,6 +126,8 @@ def test_nothing_is_computed_of_two_devices(make_config):
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     configs = {name: make_config(fusion=fusion) for name, fusion in FUSIONS.items()}
+    configs |= {f"twin {name}": make_config(tiling_of(case), case.config) for name, case in OTHERS.items()}
+    assert {config.fusion.method for config in configs.values()} == METHODS.keys()
     process = context.Process(target=run_all, args=(configs, sender))
     process.start()
     sender.close()
