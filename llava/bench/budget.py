@@ -38,7 +38,7 @@ from llava.engine.engine import Engine
 from llava.files import whole_file
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.cost import forward_cost, training_cost
-from llava.mllm.parts import FUSION, POST_LAYERNORM, PREFIXES
+from llava.mllm.parts import FUSION, PREFIXES
 from llava.train.ranks.fingerprint import git_state, versions
 from llava.train.ranks.hardware import cpu_name
 
@@ -177,11 +177,11 @@ def _without_memory() -> torch.nn.Module:
 
 
 def _parameters(model: torch.nn.Module, arm: str) -> int:
-    """Of an arm of a model with managers; what is tied counts once, and SigLIP's last norm, which is not used, not."""
+    """Of an arm of a model with managers; what is tied counts once."""
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if not name.startswith(POST_LAYERNORM) and (has_managers(arm) or not name.startswith(FUSION))
+        if has_managers(arm) or not name.startswith(FUSION)
     )
 
 

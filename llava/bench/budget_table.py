@@ -16,7 +16,6 @@ NOTES = (
     "FLOPs: ratio to the baseline of what is computed; whole: at the real sizes, the floor where arithmetic decides",
     "MiB: the most that is held beside the weights, median over the rounds, in training with the gradients",
     "paper: milliseconds a sample on two servers of 8 A100 (training) and on one A100 (inference, VQAv2), and ratios",
-    "parameters: without SigLIP's last norm, which nothing passes",
 )
 
 

@@ -87,6 +87,48 @@ def test_dry_run_of_every_arm(stage, arm, capsys):
     assert (per_sample > 2500) == ("grid" in arm and stage != "stage1")
 
 
+# Millions of parameters beside the baseline's, those of methods as docs/fusion.md has them.
+ADDED = {
+    "cli_reconstruction": 4.18,
+    "concat": 1.03,
+    "cross_attention": 95.66,
+    "dci": 2.06,
+    "deepstack": 0,
+    "deepstack_qwen3": 7.09,
+    "igva": 28.34,
+    "layer_select": 5.51,
+    "layer_select_deep_to_early": 5.51,
+    "manager": 0.08,
+    "manager_first_layer": 0.02,
+    "manager_in_order": 0.02,
+    "manager_last": 0.08,
+    "manager_permuted": 0.02,
+    "mmfuser": 6.43,
+    "sci": 2.06,
+    "sti": 0,
+    "tgif": 0.47,
+    "wide_projector": 2.07,
+}
+
+
+def test_the_arms_of_fusion_are_known():
+    recipes = {path.stem for path in (SCRIPTS / "recipes/fusion").glob("*.yaml")}
+    assert recipes == {*ADDED, "none"}  # `none` is called baseline and grid
+
+
+@pytest.mark.parametrize("arm", ADDED)
+def test_dry_run_of_every_arm_of_fusion(arm, capsys):
+    stage = ["--recipe", f"{SCRIPTS}/recipes/mllm/stage2.yaml", "--dry_run", "--arm"]
+    assert main([*stage, arm if arm == "sti" else f"grid_{arm}"]) == 0
+    printed = capsys.readouterr().out
+    total = int(re.search(r"^total +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
+    assert round((total - 893_618_208) / 1e6, 2) == ADDED[arm]
+    assert re.search(r"^fusion +(\w+)", printed, re.MULTILINE)[1] != "none" or arm == "wide_projector"
+    if arm == "sti":
+        with pytest.raises(LlavaError, match=r"^fusion.method sti takes one crop an image, tiling.aspect_ratio anyres"):
+            main([*stage, "grid_sti"])
+
+
 def test_dry_run_counts_the_data_when_it_is_there(tiny_keys, capsys):
     arguments = words(tiny_keys("1", **{"optim.epochs": 3}))
     assert main(["--recipe", f"{SCRIPTS}/recipes/mllm/stage1.yaml", "--arm", "manager", "--dry_run", *arguments]) == 0
