@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "train": ("llava.train.main", "train one stage from a recipe"),
+    "analyze": ("llava.analysis.main", "what happens inside models: the paper's analyses as figures"),
     "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
     "bench": ("llava.bench.main", "methods of fusion side by side under equal conditions"),
     "chat": ("llava.chat.cli", "talk with a model about images"),

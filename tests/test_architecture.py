@@ -19,7 +19,7 @@ FLOORS = [
     {"engine"},
     {"train"},
     {"eval", "convert", "chat", "prepare_data", "demo"},
-    {"bench"},
+    {"bench", "analysis"},
     {"cli"},
 ]
 

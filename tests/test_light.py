@@ -57,6 +57,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
     found = {command: tuple(sorted(subcommands(command, monkeypatch))) for command in COMMANDS}
     assert found == {
         "train": (),
+        "analyze": (),
         "eval": (),
         "chat": (),
         "data": ("check", "download", "prepare", "preview"),
@@ -137,6 +138,8 @@ def test_wrong_arguments_of_every_command_are_told_before_torch(tmp_path):
         "unknown task 'ai2'; did you mean ai2d?": ["eval", "--model", other, "--out", absent, "--tasks", "ai2"],
         f"{absent}: no such model folder": ["eval", "--model", absent, "--out", absent],
         f"{absent}: no such run folder": ["eval", "judge", absent],
+        "--figures: unknown figure '4'": ["analyze", absent, "--data", absent, "--out", absent, "--figures", "4"],
+        "missing: MODEL, --data, --out": ["analyze"],
         "missing: RUN": ["eval", "report"],
         "missing: RUN, --out": ["eval", "cases"],
         f"{absent}2: no such run folder": ["eval", "cases", f"{absent}2", f"{absent}3", "--out", absent],

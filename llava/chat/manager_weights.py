@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from llava.chat.weights_chart import ManagerWeights
+from llava.fusion.aggregation import aggregations
 from llava.fusion.managers import AdaptiveManager, VisualManagers
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
@@ -47,17 +48,13 @@ class ScoreRecorder:
         if not isinstance(managers, VisualManagers):
             return []
         found = []
-        for index, (layer, manager) in enumerate(zip(managers.config.injection_layers, managers.managers)):
-            adaptive = isinstance(manager, AdaptiveManager)
-            weights_ND = (manager.gate if adaptive else manager.scores).detach().float()
-            layers = tuple(managers.config.vision_layers[row] for row in managers.config.rows(layer))
-            if managers.config.maps == "last":  # one map, which the sum of all weights passes
-                weights_ND, layers = weights_ND.sum(0, keepdim=True), managers.config.vision_layers[-1:]
-            sizes, means = weights_ND.abs().mean(1), weights_ND.mean(1)
-            if adaptive and index in self.scores:  # |score * gate| = |score| * |gate|, so the means factor
+        for index, one in enumerate(aggregations(managers)):
+            sizes, means = one.weights.abs().mean(1), one.weights.mean(1)
+            if one.adaptive and index in self.scores:  # |score * gate| = |score| * |gate|, so the means factor
                 score_means, score_sizes = self.scores[index]
                 sizes, means = sizes * score_sizes, means * score_means
-            known = not adaptive or index in self.scores
+            known = not one.adaptive or index in self.scores
             values = (sizes.tolist(), means.tolist()) if known else (None, None)
-            found.append(ManagerWeights(layer, "adaptive" if adaptive else "static", layers, *values))
+            kind = "adaptive" if one.adaptive else "static"
+            found.append(ManagerWeights(one.layer, kind, one.vision_layers, *values))
         return found

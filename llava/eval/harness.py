@@ -84,7 +84,7 @@ def run(job: Job) -> Path | None:
     """
     from llava.eval.judge.reviews import with_reviews
 
-    _log_to_stderr()
+    log_to_stderr()
     started = datetime.now(UTC)
     reviewer = _reviewer(job)
     config = task_config(job.task, job.protocol, job.file)
@@ -115,7 +115,7 @@ def run(job: Job) -> Path | None:
     return folder
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
     """lmms-eval logs to stdout."""
     from loguru import logger
 

@@ -1,0 +1,1 @@
+"""What happens inside a model: the paper's analyses, in one pass over chosen data."""
