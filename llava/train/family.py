@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from llava.train.estimate.plan import Plan
     from llava.train.loop.components import Component
     from llava.train.loop.trainer import LlavaTrainer
+    from llava.train.recipe.dotted import Key
     from llava.train.recipe.schema import OptimRecipe, RunRecipe
 
 
@@ -59,6 +60,7 @@ class Rules:
         start_folders: of a recipe, those of the models that it starts from.
         large_files: of a recipe, files of which only the size and both ends are compared.
         free_keys: of a recipe, the dotted keys that may change while a run is unfinished.
+        keys: of a recipe, every dotted key that it has.
     """
 
     faults: Callable[[Any], list[str]]
@@ -69,6 +71,7 @@ class Rules:
     start_folders: Callable[[Any], list[Path]]
     large_files: Callable[[Any], Iterable[Path]]
     free_keys: Callable[[Any], Collection[str]]
+    keys: "Callable[[Any], dict[str, Key]]"
 
 
 class Data(Protocol):
@@ -161,6 +164,7 @@ class Family:
         ids_hash: of Data, a hash of which samples they are.
         sampled_rows: of Data, which rows of each file are trained on.
         stage_data: of a recipe, Data, model, processor, components and the Trainer's arguments.
+        steps_of_epoch: of so many samples and the size of a step.
         tokens_of_sample: of a recipe and a configuration, about.
         attention: of a recipe, the implementation.
         about: of a recipe, a plan and a configuration: lines behind `steps`, and notes.
@@ -178,6 +182,7 @@ class Family:
     ids_hash: Callable[[Any], str]
     sampled_rows: Callable[[Any], list[dict]]
     stage_data: Callable[..., StageData]
+    steps_of_epoch: Callable[[int, int], int]
     tokens_of_sample: Callable[[Any, Any], int]
     attention: Callable[[Any], str]
     about: "Callable[[Any, Plan, Any], tuple[list[str], list[str]]]"
@@ -188,12 +193,23 @@ class Family:
 def rules_of(recipe: StageRecipe) -> Rules:
     """The rules of the family that a recipe trains."""
     from llava.train.mllm.rules import MLLM_RULES
+    from llava.train.two_tower.rules import TWO_TOWER_RULES
 
-    return MLLM_RULES
+    return TWO_TOWER_RULES if _is_two_tower(recipe) else MLLM_RULES
 
 
 def family_of(recipe: StageRecipe) -> Family:
     """The family that a recipe trains."""
+    if _is_two_tower(recipe):
+        from llava.train.two_tower.family import TWO_TOWER
+
+        return TWO_TOWER
     from llava.train.mllm.family import MLLM
 
     return MLLM
+
+
+def _is_two_tower(recipe: StageRecipe) -> bool:
+    from llava.train.two_tower.recipe import TwoTowerRecipe
+
+    return isinstance(recipe, TwoTowerRecipe)

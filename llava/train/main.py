@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
+from llava.train.family import StageRecipe
 from llava.train.recipe.dotted import flatten, shown, suggestion
-from llava.train.recipe.load import CHECKPOINTS, load_recipe
-from llava.train.recipe.schema import Recipe, all_recipe_keys
+from llava.train.recipe.load import CHECKPOINTS, known_keys, load_recipe
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def read(argv: list[str]) -> tuple[Namespace, Recipe]:
+def read(argv: list[str]) -> tuple[Namespace, StageRecipe]:
     """The fixed options and the recipe, which is checked unless it is only printed."""
     options, keys = parse(argv)
     recipe = load_recipe(options.recipe, options.arm, options.override, keys, options.checkpoints)
@@ -64,7 +64,7 @@ class PrintKeys(Action):
         parser.exit()
 
 
-def value_of(recipe: Recipe, key: str) -> str:
+def value_of(recipe: StageRecipe, key: str) -> str:
     """The recipe's value of a dotted key, as it is printed. Raises LlavaError for an unknown key."""
     values = flatten(recipe.to_dict())
     if key not in values:
@@ -81,7 +81,9 @@ def parse(argv: list[str]) -> tuple[Namespace, dict[str, str]]:
     )
     parser.add_argument("--recipe", required=True, help="recipe YAML, e.g. scripts/train/recipes/mllm/stage1.yaml")
     parser.add_argument(
-        "--arm", default="baseline", help="baseline, grid, a method of recipes/fusion such as manager, or grid_METHOD"
+        "--arm",
+        help="baseline (the default), grid, a method of recipes/fusion such as manager, or grid_METHOD; of the two "
+        "towers a file of recipes/two_tower/arms (default manager)",
     )
     parser.add_argument("--override", action="append", default=[], metavar="YAML", help="file of keys to change")
     parser.add_argument(
@@ -114,7 +116,7 @@ def recipe_keys(words: list[str], options: Sequence[str] = ()) -> dict[str, str]
     options: names of the fixed options, one of which a word may have meant.
     """
     keys, words = {}, list(words)
-    sectionless = {name.rpartition(".")[2] for name in all_recipe_keys()}
+    sectionless = {name.rpartition(".")[2] for name in known_keys()}
     while words:
         word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")

@@ -6,6 +6,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from llava.errors import LlavaError
+from llava.two_tower.parts import IMAGE_TOWERS, MODEL_TYPE, TEXT_TOWERS
 from llava.two_tower.tasks import TASKS
 
 CHOICES = {
@@ -15,9 +16,6 @@ CHOICES = {
     "weight": ("scalar", "vector"),
     "task": tuple(TASKS),
 }
-# Towers that are known to begin with a token that stands for the whole, by transformers' model_type.
-TEXT_TOWERS = ("roberta", "bert", "xlm-roberta", "camembert")
-IMAGE_TOWERS = ("clip_vision_model", "vit", "dinov2", "dinov2_with_registers")
 
 
 class TwoTowerConfig(PreTrainedConfig):
@@ -52,7 +50,7 @@ class TwoTowerConfig(PreTrainedConfig):
     Raises `LlavaError` for a value that a field does not take, both sides named.
     """
 
-    model_type = "manager_tower"
+    model_type = MODEL_TYPE
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="roberta"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_vision_model"),

@@ -4,6 +4,10 @@ The parts are the reference's three groups of learning rates: `cross_modal` and 
 learn faster; towers, embeddings and the temperature of ITC learn at the base rate.
 """
 
+MODEL_TYPE = "manager_tower"
+# Towers that are known to begin with a token that stands for the whole, by transformers' model_type.
+TEXT_TOWERS = ("roberta", "bert", "xlm-roberta", "camembert")
+IMAGE_TOWERS = ("clip_vision_model", "vit", "dinov2", "dinov2_with_registers")
 TEXT_TOWER, IMAGE_TOWER = "model.text_tower.", "model.image_tower."
 # Parameter names start with these.
 PREFIXES = {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh and stage2.sh.
+# Runs one training stage on this machine's share of the processes. Called by stage1.sh, stage1_5.sh, stage2.sh and
+# two_tower.sh with the stage's file below recipes/.
 #
 #   --arm baseline|grid|METHOD|grid_METHOD (METHOD: a file of recipes/fusion, such as manager)
 #   --size 7b   with Qwen2-7B-Instruct in place of the 0.5B model: recipes/mllm/STAGE_7b.yaml
@@ -30,7 +31,7 @@ while [ $# -gt 0 ]; do
     *) arguments+=("$1") && shift ;;
     esac
 done
-arguments[1]=$(dirname "$0")/recipes/mllm/$stage.yaml
+arguments[1]=$(dirname "$0")/recipes/$stage.yaml
 set -- "${arguments[@]}"
 if [ -n "${HOSTFILE:-}" ] && [ ! -r "$HOSTFILE" ]; then
     echo "error: the hostfile $HOSTFILE cannot be read" >&2

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
 # Stage 1.5, see launch.sh:  bash scripts/train/stage1_5.sh --arm grid_manager [--key value ...]
-exec bash "$(dirname "$0")/launch.sh" stage1_5 "$@"
+exec bash "$(dirname "$0")/launch.sh" mllm/stage1_5 "$@"

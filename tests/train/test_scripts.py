@@ -41,7 +41,7 @@ def run(script: str, *arguments: str, **environment: str) -> subprocess.Complete
 
 
 def test_no_script_is_left_out():
-    assert {path.stem for path in SCRIPTS.glob("*.s*")} == {*STAGES, "launch", "slurm"}
+    assert {path.stem for path in SCRIPTS.glob("*.s*")} == {*STAGES, "two_tower", "launch", "slurm"}
     assert {path.stem for path in (SCRIPTS / "mixtures").glob("*.yaml")} == set(STAGES)
     assert {path.stem for path in (SCRIPTS / "recipes").glob("*.yaml")} == {"model_0_5b", "model_7b"}
     recipes = {path.stem for path in (SCRIPTS / "recipes/mllm").glob("*.yaml")}

@@ -25,7 +25,8 @@ class Plan:
     def of(cls, recipe: StageRecipe, samples: int, tokens_of_sample: int) -> "Plan":
         """The plan for `samples` samples of about so many tokens."""
         optim = recipe.optim
-        steps = optim.max_steps or math.ceil(math.ceil(samples / optim.global_batch_size) * optim.epochs)
+        of_epoch = family_of(recipe).steps_of_epoch(samples, optim.global_batch_size)
+        steps = optim.max_steps or math.ceil(of_epoch * optim.epochs)
         processes = world_size()
         return cls(
             samples=samples,

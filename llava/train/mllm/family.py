@@ -1,5 +1,6 @@
 """The MLLM as a family: what it gives a stage."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -188,6 +189,7 @@ MLLM = Family(
     ids_hash=lambda mixture: ids_hash(mixture.samples.parts),
     sampled_rows=sampled_rows,
     stage_data=stage_data,
+    steps_of_epoch=lambda samples, size: math.ceil(samples / size),
     tokens_of_sample=tokens_of_sample,
     attention=attention_implementation,
     about=about,

@@ -41,6 +41,7 @@ from llava.train.recipe.schema import (
     RunRecipe,
     TilingRecipe,
     named_components,
+    recipe_keys,
 )
 from llava.train.recipe.way_on import past_unusable
 
@@ -237,4 +238,5 @@ MLLM_RULES = Rules(
     start_folders=start_folders,
     large_files=lambda recipe: (),
     free_keys=lambda recipe: FREE_KEYS,
+    keys=lambda recipe: recipe_keys(recipe.fusion.method),
 )

@@ -13,7 +13,7 @@ from llava.errors import LlavaError, raise_faults
 from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.same_run import check_resume
 from llava.train.recipe.dotted import flatten, read_json
-from llava.train.recipe.schema import OptimRecipe, RunRecipe, keys_of
+from llava.train.recipe.schema import OptimRecipe, RunRecipe
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"
@@ -43,7 +43,7 @@ def check_data(recipe: StageRecipe) -> None:
 def out_of_bounds(recipe: StageRecipe) -> list[str]:
     """A line for each number that is not within the bounds of its field."""
     values = flatten(recipe.to_dict())
-    bounded = {key: field.bounds for key, field in keys_of(recipe).items() if field.bounds is not None}
+    bounded = {key: field.bounds for key, field in rules_of(recipe).keys(recipe).items() if field.bounds is not None}
     judged = {key: bounds.fault(values[key]) for key, bounds in bounded.items() if values[key] is not None}
     return [f"{key} {fault}" for key, fault in judged.items() if fault is not None]
 

@@ -10,19 +10,22 @@ from llava.fusion.methods import METHODS
 from llava.train.recipe.dotted import Key, shown, type_name
 from llava.train.recipe.load import NO_METHOD
 from llava.train.recipe.schema import Recipe, recipe_keys
+from llava.train.two_tower.recipe import TwoTowerRecipe, two_tower_keys
 
 PAGE = """# Every key of a recipe
 
 As `llava train --keys` prints them; this page is what `llava train --keys markdown` writes. A key is given in a
 recipe's file, in an `--override` file, or on the command line as `--key value`; a key without default is given by the
 stages' own files ([scripts/train/recipes](../scripts/train/recipes)). More on recipes: [train.md](train.md#recipes).
+A stage of the two towers has the sections at the end of this page, and of the others `optim` and `run` alone.
 """
 
 
 def sections() -> dict[str, tuple[str, dict[str, Key]]]:
     """{section: (its sentence, {dotted key: key})}; the keys of no section are those of "".
 
-    The section `fusion` has a part for each method that has keys, after `fusion.method`.
+    The section `fusion` has a part for each method that has keys, after `fusion.method`. Behind all stand the sections
+    that a recipe of the two towers has of its own.
     """
     keys, hints = recipe_keys(NO_METHOD), get_type_hints(Recipe)
     names = ["", *(one.name for one in fields(Recipe) if is_dataclass(hints[one.name]))]
@@ -34,6 +37,17 @@ def sections() -> dict[str, tuple[str, dict[str, Key]]]:
         listed[name] = (_first_sentences(hints[name] if name else Recipe), of_section)
         if name == "fusion":
             listed |= _methods()
+    return listed | _two_towers()
+
+
+def _two_towers() -> dict[str, tuple[str, dict[str, Key]]]:
+    """The parts of `sections` that list the keys which a recipe of the two towers has of its own."""
+    keys, hints, shared = two_tower_keys(), get_type_hints(TwoTowerRecipe), get_type_hints(Recipe).values()
+    listed = {}
+    for name in [one.name for one in fields(TwoTowerRecipe) if is_dataclass(hints[one.name])]:
+        if hints[name] not in shared:
+            of_section = {dotted: key for dotted, key in keys.items() if _section(dotted) == name}
+            listed[f"{name}, two towers"] = (_first_sentences(hints[name]), of_section)
     return listed
 
 

@@ -358,11 +358,6 @@ def recipe_keys(method: str) -> dict[str, Key]:
     return keys | {"fusion.method": replace(keys["fusion.method"], type=Literal[tuple(METHODS)], default=MISSING)}
 
 
-def keys_of(recipe: Recipe) -> dict[str, Key]:
-    """Every dotted key that this recipe has."""
-    return recipe_keys(recipe.fusion.method)
-
-
 def all_recipe_keys() -> dict[str, Key]:
     """The dotted keys of recipes of every method."""
     return {key: field for method in METHODS for key, field in recipe_keys(method).items()}

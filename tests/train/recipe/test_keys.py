@@ -8,9 +8,10 @@ import pytest
 from llava.cli import main
 from llava.train.recipe.keys import as_markdown, as_text, sections
 from llava.train.recipe.schema import all_recipe_keys
+from llava.train.two_tower.recipe import two_tower_keys
 from tests.paths import ROOT
 
-KEYS = all_recipe_keys()
+KEYS = two_tower_keys() | all_recipe_keys()
 
 
 def test_no_key_is_without_a_sentence():

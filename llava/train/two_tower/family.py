@@ -1,0 +1,175 @@
+"""The two towers as a family: what they give a stage."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from llava.errors import raise_faults
+from llava.mllm.cost import Cost
+from llava.train.estimate.plan import Plan
+from llava.train.family import Family, Outlook, StageData
+from llava.train.loop.components import Component
+from llava.train.two_tower.build import (
+    attention_implementation,
+    build,
+    build_on_meta,
+    config_from_sizes,
+    model_config,
+)
+from llava.train.two_tower.components import split_components
+from llava.train.two_tower.data import (
+    PairCollator,
+    PairData,
+    count,
+    digest,
+    ids_hash,
+    inputs,
+    items_of,
+    load_data,
+    sampled_rows,
+    tokens_of,
+    train_dataset,
+    train_sampler,
+)
+from llava.train.two_tower.evaluation import evaluation, held_out
+from llava.train.two_tower.memory import describe_memory, first_batch
+from llava.train.two_tower.recipe import TwoTowerRecipe
+from llava.train.two_tower.rules import missing_files, start_faults
+from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.cost import PASSES, image_tokens, training_cost
+from llava.two_tower.modeling import TwoTowerForTask
+from llava.two_tower.tasks import TASKS
+
+
+def prepare_layers(model: TwoTowerForTask, recipe: TwoTowerRecipe) -> None:
+    """Computes layers again, or compiles the cross-modal ones, as `run` says."""
+    if recipe.run.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if recipe.run.compile:
+        for layer in model.model.cross_modal.layers:
+            layer.compile(dynamic=True)
+
+
+def split_weights(model: nn.Module, weights: dict) -> tuple[dict, None]:
+    """All weights; there are no adapters."""
+    return weights, None
+
+
+def stage_data(
+    recipe: TwoTowerRecipe,
+    data: PairData,
+    model: TwoTowerForTask,
+    processor: object,
+    components: list[Component],
+) -> StageData:
+    """What the Trainer is given."""
+    dataset = train_dataset(recipe, data.samples, processor)
+    evaluated = held_out(recipe, processor)
+    return StageData(
+        dataset=dataset,
+        collator=PairCollator(recipe.task.name),
+        costs=np.ones(len(dataset), dtype=np.float32),
+        cost=operations(recipe, model.config, components),
+        sampler=train_sampler,
+        digest=partial(digest, data.samples),
+        check_costs=lambda checkpoint, before: None,  # they are all alike; the digest tells other data
+        heaviest=partial(first_batch, recipe, model.config),
+        count=count,
+        tokens=tokens_of,
+        items=items_of,
+        inputs=inputs,
+        held_out=None if evaluated is None else evaluated.dataset,
+        evaluation=None if evaluated is None else partial(evaluation, recipe, evaluated),
+        when_wrapped=lambda model, wrapped: None,  # every micro-batch runs all parts
+    )
+
+
+def operations(recipe: TwoTowerRecipe, config: TwoTowerConfig, components: list[Component]) -> Cost:
+    """Of training, by images: all pairs cost the same, and show equally many."""
+    trained = {component.name: component.trained for component in components}
+    cost = training_cost(config, recipe.data.text_length, trained)
+    return Cost(crop=cost // PASSES[config.task].images, token=0, token_pair=0, supervised=0)
+
+
+def tokens_of_sample(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> int:
+    """Of text, padding among them."""
+    return recipe.data.text_length
+
+
+def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[list[str], list[str]]:
+    """Lines about tokens, work and bridge, and what a user may not expect."""
+    optim, passes = recipe.optim, PASSES[config.task]
+    trained = {"text_tower": True, "image_tower": True, "cross_modal": True, "heads": True}
+    work = training_cost(config, recipe.data.text_length, trained)
+    lines = [
+        f"tokens      at most {plan.tokens:,} ({recipe.data.text_length} of a text, padding among them), and "
+        f"{image_tokens(config):,} of each image",
+        f"work        {work / 1e9:,.1f} GFLOP a pair forward and backward: {passes.texts} texts, {passes.images} "
+        f"images, {passes.fusions} fusions; {work * optim.global_batch_size * plan.steps / 1e18:,.2f} EFLOP in all",
+        f"bridge      {describe_bridge(config)}",
+    ]
+    notes = []
+    if TASKS[config.task].metric == "r_mean" and plan.accumulation > 1:
+        together = optim.batch_size * plan.processes
+        notes.append(
+            f"a pair is compared with the {together - 1} others of its micro-batch over all processes, not with the "
+            f"{optim.global_batch_size - 1} of its step"
+        )
+    return lines, notes
+
+
+def describe_bridge(config: TwoTowerConfig) -> str:
+    """The bridge in words."""
+    layers = f"{config.cross_modal_layers} cross-modal layers of width {config.hidden_size}"
+    if config.bridge == "meter":
+        return f"METER{', gated' if config.gated_fusion else ''}, {layers}"
+    if config.bridge == "bridge_tower":
+        return f"BridgeTower, {layers}"
+    adaptive = config.manager_kind not in ("sam", "sam_split", "saum")
+    how = f", {config.query} query" if adaptive else ""
+    experts = f"{config.text_layers} experts of text and {config.image_layers} of images"
+    return f"ManagerTower, {config.manager_kind}{how}, weights {config.weight}, {experts}, {layers}"
+
+
+def outlook(recipe: TwoTowerRecipe) -> Outlook:
+    """What a dry run goes by: sizes stand in for folders that are not there, expected samples for missing data."""
+    model = recipe.model
+    folders = [folder for folder in (model.start_from, model.text_tower, model.vision_tower) if folder]
+    absent = [folder for folder in folders if not Path(folder).is_dir()]
+    if not absent:
+        raise_faults("the model to start from", start_faults(recipe))
+    answers = recipe.task.num_answers if TASKS[recipe.task.name].num_labels is None else None
+    config = config_from_sizes(recipe, answers) if absent else model_config(recipe, answers)
+    missing = missing_files(recipe)
+    samples = recipe.data.expected_samples if missing else len(load_data(recipe).samples)
+    notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
+    if missing:
+        notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
+    return Outlook(config, samples, notes)
+
+
+def needs(recipe: TwoTowerRecipe, components: list[Component], config: TwoTowerConfig, plan: Plan) -> list[str]:
+    """The estimated memory."""
+    return [describe_memory(recipe, components, config, plan.processes), ""]
+
+
+TWO_TOWER = Family(
+    build=build,
+    shares_weights=lambda recipe: True,
+    build_on_meta=build_on_meta,
+    components=split_components,
+    prepare_layers=prepare_layers,
+    split_weights=split_weights,
+    load_data=load_data,
+    ids_hash=ids_hash,
+    sampled_rows=sampled_rows,
+    stage_data=stage_data,
+    steps_of_epoch=lambda samples, size: samples // size,  # what does not fill a step is left out
+    tokens_of_sample=tokens_of_sample,
+    attention=attention_implementation,
+    about=about,
+    outlook=outlook,
+    needs=needs,
+)

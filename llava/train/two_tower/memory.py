@@ -1,0 +1,75 @@
+"""How much memory a stage of the two towers will need, estimated from sizes: states as for the MLLM, and activations.
+
+Activations follow the tensors that autograd keeps of a BERT-like layer: inputs of matrices, norms, attention. Roughly.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llava.data.pairs.dataset import PairSampler, Place
+from llava.sizes import in_bytes
+from llava.train.estimate.memory import FP32, estimate, memory_table, precision_width, strategies
+from llava.train.loop.components import Component
+from llava.train.two_tower.recipe import TwoTowerRecipe
+from llava.two_tower.bridges import num_kept
+from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.cost import PASSES, image_tokens, inner_width
+from llava.two_tower.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class FirstBatch:
+    """A micro-batch of an epoch, all of which take the same memory. activations: their bytes, roughly."""
+
+    indices: list[Place]
+    activations: float
+    supervised: int = 0  # each objective has its own number
+
+    def __str__(self) -> str:
+        return f"heaviest    micro-batch, as all are: {len(self.indices)} pairs, about {in_bytes(self.activations)}"
+
+
+def first_batch(recipe: TwoTowerRecipe, config: TwoTowerConfig, sampler: PairSampler) -> FirstBatch:
+    """The first micro-batch of an epoch."""
+    places = [place for place, _ in zip(sampler, range(sampler.batch_size))]
+    return FirstBatch(places, activation_bytes(recipe, config))
+
+
+def activation_bytes(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> float:
+    """What autograd keeps of one micro-batch, where everything trains."""
+    passes, text, vision = PASSES[config.task], config.text_config, config.vision_config
+    length, patches, width = recipe.data.text_length, image_tokens(config), config.hidden_size
+    again = bool(recipe.run.gradient_checkpointing)
+    block = 14 * width + 2 * config.intermediate_size  # of a token: self- and cross-attention, MLP, three norms
+    kept = passes.texts * length * _of_layers(text, again) + passes.images * patches * _of_layers(vision, again)
+    fused = (2 * width + block / config.cross_modal_layers) if again else block
+    experts = num_kept(config, "text") * length + num_kept(config, "image") * patches
+    bridges = 0 if config.bridge != "manager" else 3 * experts * width  # norms of experts, scores, weights
+    layers = config.cross_modal_layers * ((length + patches) * fused + (0 if again else bridges))
+    kept += passes.fusions * (layers + experts * width)
+    logits = 0.15 * length * text.vocab_size * 3 * FP32 if "mlm" in TASKS[config.task].heads else 0
+    return recipe.optim.batch_size * (kept * precision_width(recipe) + logits)
+
+
+def _of_layers(tower: object, again: bool) -> float:
+    """Values that a tower keeps of a token, of all layers."""
+    layer = 9 * tower.hidden_size + 2 * inner_width(tower)
+    return tower.num_hidden_layers * tower.hidden_size + layer if again else tower.num_hidden_layers * layer
+
+
+def describe_memory(
+    recipe: TwoTowerRecipe, components: Sequence[Component], config: TwoTowerConfig, processes: int
+) -> str:
+    """The estimated memory of each process, as text: what is assumed, and the table."""
+    width = precision_width(recipe)
+    shown, used = strategies(recipe.run.deepspeed, config.hidden_size)
+    activations = activation_bytes(recipe, config)
+    estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
+    assumed = (
+        f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, "
+        f"{recipe.optim.batch_size} pairs at once, layers "
+        f"{'computed again' if recipe.run.gradient_checkpointing else 'kept'}; * is this recipe's"
+    )
+    whole = FP32 * sum(component.num_parameters for component in components)
+    loading = f"host        while the model is loaded the first process alone holds it in float32: {in_bytes(whole)}"
+    return f"{assumed}\n{loading}\n\n{memory_table(estimates, used)}"

@@ -1,0 +1,130 @@
+"""What a pair costs a two-tower model, in floating-point operations, from its sizes alone.
+
+A multiplication and an addition count as two. Embeddings, norms, softmaxes and activation functions are left out.
+Shapes: L text tokens, P image tokens, N experts of a tower, D the hidden size, W a tower's width.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava.two_tower.bridges import num_kept
+from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often a task runs the parts for one pair in a step."""
+
+    texts: int
+    images: int
+    fusions: int
+
+
+PASSES = {
+    "pretrain": Passes(texts=2, images=2, fusions=2),  # masked words; whole ones with an image that may be false
+    "vqav2": Passes(1, 1, 1),
+    "snli_ve": Passes(1, 1, 1),
+    "nlvr2": Passes(1, 2, 2),
+    "retrieval": Passes(1, 1, 3),  # of all ranks' negatives the towers run once more where there are several ranks
+}
+
+
+def image_tokens(config: TwoTowerConfig) -> int:
+    """P: the class token and one a patch."""
+    return 1 + (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+
+def forward_costs(config: TwoTowerConfig, text_length: int) -> dict[str, int]:
+    """Operations of one pair's forward passes in a step, by component, see llava/two_tower/parts.py."""
+    passes, text, vision = PASSES[config.task], config.text_config, config.vision_config
+    length, patches = text_length, image_tokens(config)
+    width, vocabulary = config.hidden_size, text.vocab_size
+    pixels = 3 * vision.patch_size**2
+    kept = {"text": num_kept(config, "text"), "image": num_kept(config, "image")}
+    fused = sum(
+        config.cross_modal_layers * (_block(config, own, other)) + _bridges(config, own, other, kept[name])
+        for name, own, other in (("text", length, patches), ("image", patches, length))
+    )
+    projected = (
+        2
+        * width
+        * (
+            passes.texts * kept["text"] * length * text.hidden_size
+            + passes.images * kept["image"] * patches * vision.hidden_size
+        )
+    )
+    if config.gated_fusion:  # a gate of every layer but the last
+        projected += passes.texts * (text.num_hidden_layers - 1) * 2 * length * text.hidden_size**2
+        projected += passes.images * (vision.num_hidden_layers - 1) * 2 * patches * vision.hidden_size**2
+    task = TASKS[config.task]
+    pooled, labels = 2 * width, task.num_labels if task.num_labels is not None else config.num_answers
+    inside = pooled * config.head_width
+    heads = {
+        "mlm": round(0.15 * length) * 2 * width * (width + vocabulary),
+        "itm": 2 * pooled * 2,
+        "itc": 2 * config.itc_width * (text.hidden_size + vision.hidden_size),
+        "classifier": 2 * inside * (pooled * task.num_images + labels),
+    }
+    return {
+        "text_tower": passes.texts * text.num_hidden_layers * _layer(text, length),
+        "image_tower": passes.images
+        * (vision.num_hidden_layers * _layer(vision, patches) + 2 * patches * pixels * vision.hidden_size),
+        "cross_modal": projected + passes.fusions * (fused + 4 * width**2),
+        "heads": sum(heads[name] for name in task.heads),
+    }
+
+
+def training_cost(config: TwoTowerConfig, text_length: int, trained: Mapping[str, bool]) -> int:
+    """Operations of one pair's forward and backward passes in a step.
+
+    trained: of each component, whether it learns. The backward pass costs a part once more for its weights, if these
+    learn, and once for what is in front of it, if something there does.
+    """
+    costs = forward_costs(config, text_length)
+    towers = trained.get("text_tower", False) or trained.get("image_tower", False)
+    in_front = {"cross_modal": towers, "heads": towers or trained.get("cross_modal", False)}
+    return sum(
+        cost * (1 + bool(trained.get(name)) + (in_front[name] if name in in_front else bool(trained.get(name))))
+        for name, cost in costs.items()
+    )
+
+
+def _layer(tower: Any, tokens: int) -> int:
+    """Of a tower's layer: four attention and two MLP matrices, and attention itself."""
+    width = tower.hidden_size
+    return tokens * (2 * (4 * width**2 + 2 * width * inner_width(tower)) + 4 * tokens * width)
+
+
+def inner_width(tower: Any) -> int:
+    """Of a tower's MLP; DINOv2's configuration has its ratio to the width."""
+    if hasattr(tower, "intermediate_size"):
+        return tower.intermediate_size
+    return int(tower.hidden_size * tower.mlp_ratio)
+
+
+def _block(config: TwoTowerConfig, own: int, other: int) -> int:
+    """Of a cross-modal block: self-attention, cross-attention and MLP."""
+    width = config.hidden_size
+    matrices = own * 2 * (6 * width**2 + 2 * width * config.intermediate_size) + other * 2 * 2 * width**2
+    return matrices + 4 * width * own * (own + other)
+
+
+def _bridges(config: TwoTowerConfig, own: int, other: int, experts: int) -> int:
+    """Of all bridges of one modality in front of its blocks; the sums of experts, and what chooses their weights."""
+    width, layers = config.hidden_size, config.cross_modal_layers
+    if config.bridge != "manager":
+        return 0
+    sums = layers * 2 * own * experts * width
+    if config.manager_kind in ("sam", "sam_split", "saum"):
+        return sums
+    fused = config.query == "fused"
+    query_width = width * (2 if fused else 1)
+    asked = 2 * (own + other) * width**2 + 4 * own * other * width if fused else 0
+    chosen = {
+        "aaum": 2 * own * query_width * experts,
+        "concat_attention": 2 * own * (query_width + experts * width) * width,
+        "cross_attention": 2 * own * (query_width * width + experts * width * (width + 1)),
+    }[config.manager_kind]
+    return sums + (layers - 1) * (asked + chosen)
