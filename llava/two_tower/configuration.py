@@ -16,6 +16,15 @@ CHOICES = {
     "weight": ("scalar", "vector"),
     "task": tuple(TASKS),
 }
+# ManagerTower's towers: roberta-base, and CLIP's ViT-B/16 at the size of images in pre-training.
+ROBERTA = {
+    "model_type": "roberta",
+    "vocab_size": 50265,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+}
+CLIP = {"model_type": "clip_vision_model", "image_size": 288, "patch_size": 16, "hidden_act": "quick_gelu"}
 
 
 class TwoTowerConfig(PreTrainedConfig):
@@ -84,6 +93,8 @@ class TwoTowerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        self.text_config = dict(ROBERTA) if self.text_config is None else self.text_config
+        self.vision_config = dict(CLIP) if self.vision_config is None else self.vision_config
         super().__post_init__(**kwargs)
         for field, choices in CHOICES.items():
             if (value := vars(self)[field]) not in choices:

@@ -1,0 +1,185 @@
+"""The two-tower model: its sizes, what it takes and refuses, and how transformers runs and keeps it."""
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    Dinov2Config,
+    ViTConfig,
+)
+
+from llava.errors import LlavaError
+from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.modeling import TwoTowerForTask, TwoTowerModel
+from llava.two_tower.parts import PREFIXES
+from llava.two_tower.tasks import TASKS
+from llava.two_tower.towers import POSITIONS, fitted_positions
+from tests.two_tower.tiny import tiny_config, tiny_model
+
+
+def batch_of(config, size=3, length=7):
+    generator = torch.Generator().manual_seed(1)
+    pixels = config.vision_config.image_size
+    ids = torch.randint(3, config.text_config.vocab_size, (size, length), generator=generator)
+    mask = torch.ones(size, length, dtype=torch.int64)
+    mask[0, 4:] = 0
+    ids[0, 4:] = config.text_config.pad_token_id
+    images = torch.randn(size, 3, pixels, pixels, generator=generator)
+    return {"input_ids": ids, "attention_mask": mask, "pixel_values": images}
+
+
+def fields_of(config, batch):
+    """What every task needs beside texts and images."""
+    size, length = batch["input_ids"].shape
+    return {
+        "mlm_input_ids": batch["input_ids"],
+        "mlm_labels": torch.where(torch.arange(length) % 3 == 1, batch["input_ids"], -100),
+        "itm_pixel_values": batch["pixel_values"].flip(0),
+        "itm_labels": torch.arange(size) % 2,
+        "targets": torch.linspace(0, 1, size * config.num_answers).view(size, -1),
+        "labels": torch.arange(size) % 2,
+        "pixel_values_2": batch["pixel_values"].roll(1, 0),
+        "image_index": torch.arange(size),
+        "negative_draws": torch.linspace(0, 0.9, 2 * size).view(size, 2),
+    }
+
+
+def run(model):
+    batch = batch_of(model.config)
+    fields = fields_of(model.config, batch)
+    return model(**batch, **{name: fields[name] for name in TASKS[model.config.task].fields})
+
+
+def millions(module) -> float:
+    return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(
+    ("kind", "weight", "managers"),
+    [("saum", "scalar", 0.13), ("saum", "vector", 0.19), ("aaum", "scalar", 12.05), ("aaum", "vector", 12.06)],
+)
+def test_sizes_are_those_of_the_paper(kind, weight, managers):
+    with torch.device("meta"):
+        model = TwoTowerModel(TwoTowerConfig(manager_kind=kind, weight=weight))
+    layers = model.cross_modal.layers
+    bridges = [bridge for layer in layers for bridge in (layer.text_bridge, layer.image_bridge)]
+    assert round(sum(map(millions, bridges)), 2) == managers
+    assert round(sum(millions(block) for layer in layers for block in (layer.text, layer.image)), 2) == 113.42
+    assert round(millions(model.text_tower)) == 124
+    assert round(millions(model.image_tower)) == 86
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_weight_learns_and_belongs_to_one_part(task):
+    model = tiny_model(task)
+    output = run(model)
+    assert output.loss.item() == pytest.approx(sum(loss.item() for loss in output.losses.values()))
+    assert tuple(output.losses) == TASKS[task].objectives
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert sum(name.startswith(prefixes) for prefixes in PREFIXES.values()) == 1, name
+
+
+@pytest.mark.parametrize("bridge", ["manager", "bridge_tower", "meter"])
+def test_a_saved_model_is_the_same(bridge, tmp_path):
+    model = tiny_model("nlvr2", bridge=bridge)
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).to_dict() | {"_name_or_path": ""} == model.config.to_dict()
+    again, loading = TwoTowerForTask.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(loading.values()), loading
+    assert torch.equal(run(again).logits, run(model).logits)
+    plain = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(plain, TwoTowerModel)
+    batch = batch_of(model.config)
+    assert torch.equal(plain(**batch).pooled, model.model(**batch).pooled)
+
+
+def test_attention_implementations_agree():
+    model = tiny_model("snli_ve")
+    expected = run(model).logits
+    model.set_attn_implementation("eager")
+    assert model.model.cross_modal.layers[0].text.self_attention.config._attn_implementation == "eager"
+    torch.testing.assert_close(run(model).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    """Nor does it draw other noise and dropout when a layer is computed again."""
+    model = tiny_model("pretrain").train()
+    gradients = []
+    for checkpoints in (False, True):
+        if checkpoints:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model.zero_grad()
+        run(model).loss.backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    assert model.model.cross_modal.layers[0].gradient_checkpointing
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_bfloat16():
+    model = tiny_model("retrieval", noise=False)
+    expected = run(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = run(model)
+    assert mixed.loss.dtype == torch.float32
+    torch.testing.assert_close(mixed.losses["itc"], expected.losses["itc"], atol=0.2, rtol=0.1)
+    halved = run(model.to(torch.bfloat16))
+    assert halved.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(halved.logits.float(), expected.logits, atol=0.3, rtol=0.1)
+
+
+def test_the_cross_modal_encoder_compiles_as_one_graph():
+    model = tiny_model("snli_ve")
+    expected = run(model).logits
+    model.model.cross_modal.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(run(model).logits, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2"])
+def test_other_towers(kind):
+    """BERT with a ViT-like tower, whose widths are neither each other's nor the model's."""
+    sizes = {"num_hidden_layers": 3, "num_attention_heads": 2}
+    text = BertConfig(vocab_size=40, hidden_size=24, intermediate_size=32, max_position_embeddings=20, **sizes)
+    images = {"image_size": 24, "patch_size": 8, "hidden_size": 32, **sizes}
+    vision = ViTConfig(intermediate_size=32, **images) if kind == "vit" else Dinov2Config(mlp_ratio=1, **images)
+    config = tiny_config("retrieval")
+    config = TwoTowerConfig(**config.to_dict() | {"text_config": text, "vision_config": vision})
+    model = TwoTowerForTask(config)
+    assert torch.isfinite(run(model).loss)
+    name = POSITIONS[kind]
+    state = model.model.image_tower.state_dict()
+    smaller = torch.randn(1, 1 + 2 * 2, 32)
+    fitted = fitted_positions({**state, name: smaller}, vision)
+    assert fitted[name].shape == state[name].shape
+    assert torch.equal(fitted[name][:, 0], smaller[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bridge": "bridge"}, ["bridge", "manager, bridge_tower, meter", "'bridge'"]),
+        ({"text_layers": 4}, ["text_layers is 4", "1 to 3"]),
+        ({"bridge": "bridge_tower", "cross_modal_layers": 4}, ["cross_modal_layers is 4", "1 to 3"]),
+        ({"hidden_size": 15}, ["15", "2 heads"]),
+        ({"gated_fusion": True}, ["METER", "manager"]),
+        ({"gated_fusion": True, "bridge": "meter", "hidden_size": 32}, ["32", "16"]),
+        ({"vision_config": {"model_type": "siglip_vision_model"}}, ["clip_vision_model", "'siglip_vision_model'"]),
+    ],
+)
+def test_a_wrong_configuration_is_refused_in_one_line(options, words):
+    fields = tiny_config("pretrain").to_dict() | options
+    with pytest.raises(LlavaError) as error:
+        TwoTowerConfig(**fields)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_images_of_another_size_are_refused():
+    model = tiny_model("snli_ve")
+    with pytest.raises(LlavaError, match="takes images of 16 x 16 pixels, found 8 x 24"):
+        model.model.encode_image(torch.zeros(1, 3, 24, 8))
