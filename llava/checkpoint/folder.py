@@ -45,6 +45,7 @@ IDENTITY = (
     CONFIG,
     IMAGE_PROCESSOR_CONFIG,
     PROCESSOR_CONFIG,
+    "answers.json",  # of a two-tower model of questions
     *TOKENIZER_FILES,
 )
 STAGE_WORKING, STAGE_CHECKPOINTS = ".unfinished", ".checkpoints"  # behind the name of what a stage trains to

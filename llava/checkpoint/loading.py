@@ -16,6 +16,7 @@ from llava.checkpoint.folder import ADAPTER_WEIGHTS, has_adapters
 from llava.constants import ADAPTER_FOLDER
 from llava.errors import LlavaError
 from llava.mllm.modeling import LlavaOVManagerForConditionalGeneration
+from llava.two_tower.modeling import TwoTowerForTask
 
 PEFT_PREFIX = "base_model.model."  # of every name in a file of adapters: peft's own wrapper, which is not used here
 BASE = ".base_layer."  # what peft puts into the name of a weight that an adapter stands beside
@@ -48,6 +49,26 @@ def load_model(
     _check_loaded(folder, loading, may_be_new)
     if has_adapters(folder):
         apply_adapter(model, Path(folder), merge)
+    return model
+
+
+def load_two_tower(folder: str | Path, **kwargs: Any) -> TwoTowerForTask:
+    """Loads the two-tower model of a folder with the heads of its task; every parameter must be there, and no other.
+
+    Args:
+        folder: A checkpoint folder of this family.
+        **kwargs: As for `from_pretrained`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        LlavaError: Parameters are missing, unknown or of another shape, as of another bridge.
+    """
+    model, loading = TwoTowerForTask.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+    )
+    _check_loaded(folder, loading, ())
     return model
 
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -300,12 +301,12 @@ def _of_first_filter(task: str, samples: list[dict], expected: int, filters: int
     return list(firsts.values())
 
 
-def main(argv: list[str]) -> int:
-    """Runs the job; a failure's reason goes to stderr and, for the process that waits, to the file `argv[1]`."""
+def main(argv: list[str], work: Callable[[Job], object] = run) -> int:
+    """Does the job `argv[0]`; a failure's reason goes to stderr and, for who waits, to the file `argv[1]`."""
     die_with_launcher()
     job = Job(**json.loads(argv[0]))
     try:
-        run(job)
+        work(job)
     except LlavaError as error:
         reason = str(error)
     except Exception as error:

@@ -22,9 +22,10 @@ from llava.eval.harness import OFFLINE, Job, is_judged
 from llava.eval.judge.main import judge_jobs
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report
-from llava.eval.store import discard_task_run
+from llava.eval.store import RESULTS, discard_task_run
 from llava.eval.suites import PAPER, SUITES
 from llava.eval.task import data_folder
+from llava.eval.two_tower.jobs import MODULE, PROTOCOL, is_two_tower, two_tower_jobs
 from llava.eval.workers import StopError, run_worker, sole_writer, stoppable
 
 DESCRIPTION = """\
@@ -68,7 +69,7 @@ def _main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
     args = _parser().parse_args(argv)
-    return _run(_jobs(args), args.processes)
+    return _run(two_tower_jobs(args) if is_two_tower(args.model) else _jobs(args), args.processes)
 
 
 def _run(jobs: list[Job], processes: int) -> int:
@@ -80,7 +81,7 @@ def _run(jobs: list[Job], processes: int) -> int:
     with sole_writer(Path(jobs[0].out), [job.task for job in jobs]) as locks:
         failures = {job.task: reason for job in jobs if (reason := _failure(job, processes, locks))}
     if len(failures) < len(jobs):
-        _print_outcome(jobs[0])
+        _print_outcome(jobs)
     for task, reason in failures.items():
         print(f"error: task {task} failed: {reason.removeprefix(f'task {task}: ')}", file=sys.stderr)
     if failures and len(jobs) > 1:
@@ -92,10 +93,11 @@ def _lacks_judge(job: Job) -> bool:
     return is_judged(job.task) and job.mode != "predict" and job.judge is None
 
 
-def _print_outcome(job: Job) -> None:
+def _print_outcome(jobs: list[Job]) -> None:
+    job = jobs[0]
     if job.mode == "predict":
         print(f"{job.out}: the answers are stored")
-    else:
+    elif any((Path(one.out) / one.task / RESULTS).is_file() for one in jobs):
         from llava.eval.report.comparison import build_report  # imports numpy
         from llava.eval.report.tables import render_text
 
@@ -189,13 +191,20 @@ def _failure(job: Job, processes: int, locks: Sequence[int] = ()) -> str | None:
         predicted = _failure(replace(job, mode="predict"), processes, locks)
         return predicted or _failure(replace(job, mode="judge"), 1, locks)
     discard_task_run(Path(job.out), job.task)
-    if job.data is not None and not Path(job.data).is_dir():
+    if job.protocol != PROTOCOL and job.data is not None and not Path(job.data).is_dir():
         return f"{job.data}: no such dataset folder"
     print(f"== {job.task} ==", file=sys.stderr)
     launcher = ["-m", "llava.train.launch", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     with TemporaryDirectory(prefix="llava_eval_", ignore_cleanup_errors=True) as folder:
         reason = Path(folder) / "reason"
-        command = [sys.executable, *launcher, "-m", "llava.eval.harness", json.dumps(asdict(job)), str(reason)]
+        command = [
+            sys.executable,
+            *launcher,
+            "-m",
+            MODULE if job.protocol == PROTOCOL else "llava.eval.harness",
+            json.dumps(asdict(job)),
+            str(reason),
+        ]
         local = {**OFFLINE, "HF_DATASETS_CACHE": folder} if job.data is not None else {}
         status = run_worker(command, {**os.environ, "TMPDIR": folder, **local}, locks)
         if status == 0:

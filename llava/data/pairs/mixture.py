@@ -51,11 +51,12 @@ class PairEntry:
 
 @dataclass(frozen=True)
 class PairMixture:
-    """What a mixture file says. answers: the vocabulary's file."""
+    """What a mixture file says. root: where paths count from, of images too. answers: the vocabulary's file."""
 
     file: Path
     kind: PairKind
     splits: dict[str, tuple[PairEntry, ...]]
+    root: Path
     answers: Path | None = None
 
     def entries(self, split: str) -> tuple[PairEntry, ...]:
@@ -114,7 +115,7 @@ def read_pair_mixture(path: str | Path, kind: str | None = None) -> PairMixture:
     path = Path(path)
     if path.suffix.lower() in READ:
         held = KINDS[kind] if kind else _kind_of(open_table(path))
-        return PairMixture(path, held, {ALL: (PairEntry(path.stem, (path,)),)})
+        return PairMixture(path, held, {ALL: (PairEntry(path.stem, (path,)),)}, path.parent)
     content = mixture_content(path)
     if not isinstance(content, dict) or set(content) - set(KEYS) or not isinstance(content.get("splits"), dict):
         found = ", ".join(map(str, content)) if isinstance(content, dict) else brief(content)
@@ -134,7 +135,7 @@ def read_pair_mixture(path: str | Path, kind: str | None = None) -> PairMixture:
     answers = content.get("answers")
     if answers is not None and not isinstance(answers, str):
         raise DataError(f"mixture {path}: answers must be a file, found {brief(answers)}")
-    return PairMixture(path, KINDS[held_kind], splits, None if answers is None else folder / answers)
+    return PairMixture(path, KINDS[held_kind], splits, folder, None if answers is None else folder / answers)
 
 
 def _kind_of(opened: PairTable) -> PairKind:

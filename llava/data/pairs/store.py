@@ -110,8 +110,13 @@ class PairFile:
         """File, row and text, counted from 1."""
         return f"{self.file} row {place.row + 1} {self.kind.words} {place.text + 1}"
 
-    def pair(self, place: TextPlace, image_index: int) -> Pair:
+    def pair(self, place: TextPlace, image_index: int, with_images: bool = True) -> Pair:
         """The pair of one text.
+
+        Args:
+            place: Of the text.
+            image_index: The image's number in the store.
+            with_images: Whether the images are read; without, the pair has none.
 
         Raises:
             DataError: It has no image, no text, or what is said of it is of another form than it should be.
@@ -119,7 +124,7 @@ class PairFile:
         origin = self.origin(place)
         if told := self.fault(place.row):
             raise DataError(f"{origin}: {told}")
-        images = self.images(place.row)
+        images = self.images(place.row) if with_images else ()
         if None in images:
             lacking = [name for name, image in zip(self.kind.images, images) if image is None]
             raise DataError(f"{origin}: a {self.kind.words} without image: {', '.join(lacking)} is empty")
@@ -198,6 +203,17 @@ class PairStore(Sequence[Pair]):
         file, number = self._file(position)
         taken, place = self.files[file].place(number)
         return self.files[file].pair(place, self._image_index(file, taken))
+
+    def text(self, position: int) -> Pair:
+        """The pair without its images, which are not read."""
+        file, number = self._file(position)
+        taken, place = self.files[file].place(number)
+        return self.files[file].pair(place, self._image_index(file, taken), with_images=False)
+
+    def where(self, position: int) -> tuple[Path, TextPlace]:
+        """The file of a pair and where it stands in it."""
+        file, number = self._file(position)
+        return self.files[file].file, self.files[file].place(number)[1]
 
     def image_index(self, position: int) -> int:
         """The number of the image of a pair, which is not read."""

@@ -3,7 +3,6 @@
 import io
 import json
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
@@ -120,7 +119,3 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def processor(tokenizer):
     return PairProcessor(tokenizer, image_size=16, text_length=12)
-
-
-def pixels(image):
-    return np.asarray(image)[0, 0].tolist()

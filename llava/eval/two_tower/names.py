@@ -1,0 +1,61 @@
+"""Which splits of which data sets are meant by the words of `--tasks`, for a two-tower model. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llava.arguments import unknown
+from llava.errors import LlavaError
+from llava.two_tower.tasks import MIXTURES, SETS, TASKS, TaskSet
+
+RERANKED = 128  # of data of one's own, as of Flickr30K
+PACKAGE = Path(__file__).parents[3]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A split that a model is asked.
+
+    name: of the results, SET.SPLIT. task: a name in TASKS. mixture: the file that names its data. reranked: see
+    TaskSet.
+    """
+
+    name: str
+    task: str
+    split: str
+    mixture: Path
+    reranked: int | None
+
+
+def asked(word: str, model_task: str, mixture: Path | None) -> Asked:
+    """What a word of `--tasks` means: SET.SPLIT, or SET, of which it is the validation split.
+
+    Args:
+        word: SET is a name in SETS, or the model's task, for data of one's own.
+        model_task: What the model was fine-tuned for.
+        mixture: What `--data` names; None is the set's own.
+
+    Raises:
+        LlavaError: There is no such set, it is another task's, or it has no data.
+    """
+    name, _, split = word.partition(".")
+    known = {key: row for key, row in SETS.items() if row.task != "pretrain"}
+    row = known.get(name) or (TaskSet(title=name, task=name, mixture="") if name == model_task else None)
+    if row is None:
+        raise LlavaError(unknown("task", name, [*known, *TASKS]))
+    if row.task != model_task:
+        fitting = ", ".join(key for key, other in known.items() if other.task == model_task) or "none"
+        raise LlavaError(f"{name} is of the task {row.task}, but the model's is {model_task} (its sets: {fitting})")
+    if mixture is None and not row.mixture:
+        raise LlavaError(f"{name} has no data of its own: name a mixture with --data")
+    file = mixture or PACKAGE / MIXTURES / row.mixture
+    reranked = (row.reranked or RERANKED) if row.task == "retrieval" else None
+    return Asked(f"{name}.{split or row.val}", row.task, split or row.val, file, reranked)
+
+
+def default_words(model_task: str) -> Sequence[str]:
+    """The validation splits of the sets of a task."""
+    words = [name for name, row in SETS.items() if row.task == model_task and row.task != "pretrain"]
+    if not words:
+        raise LlavaError(f"a model of the task {model_task} answers no task; fine-tune it first (docs/two_tower.md)")
+    return words
