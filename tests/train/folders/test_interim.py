@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from llava.errors import LlavaError
+from llava.fusion.methods import METHODS
+from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.train.folders import interim
 from llava.train.folders.interim import (
     checkpoints_folder,
@@ -57,12 +59,12 @@ def uninterrupted(tmp_path_factory, tiny_keys):
     return outcome(folder / "out")
 
 
-def outcome(folder: Path) -> dict:
+def outcome(folder: Path, count: int = STEPS) -> dict:
     """What must not depend on interruptions: every step's log but its times, weights, and counts."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     exact = re.compile("loss|grad_norm|lr/.*|samples|num_input_tokens_seen|epoch|step")
     steps = [{key: value for key, value in entry.items() if exact.fullmatch(key)} for entry in history[:-1]]
-    assert len(steps) == STEPS
+    assert len(steps) == count
     assert all("loss" in step for step in steps)
     record = json.loads((folder / "run.json").read_text())
     counts = {key: record[key] for key in ("steps", "tokens_seen", "skipped", "shortened")}
@@ -474,3 +476,37 @@ def test_two_processes(recipe, two_uninterrupted, tmp_path, case):
     assert faulty.run(made, log, ranks=2) == [0, 0], log.read_text()
     assert log.read_text().count(f"goes on after step {goes_on_from}, from") == 1
     check_close(outcome(Path(made.run.output_dir)), two_uninterrupted)
+
+
+OTHER_METHODS = {"cross_attention": {}, "igva": {"heads": 2, "head_width": 4, "blocks": 1}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OTHER_METHODS)
+def test_other_methods_on_two_processes(tiny_keys, make_config, make_processor, tmp_path, method):
+    """Under ZeRO-3, killed and started again, as one process in one go; no weight of the method is as it begins."""
+    torch.manual_seed(0)
+    model = LlavaOVManagerForConditionalGeneration(make_config(fusion=METHODS[method](**OTHER_METHODS[method])))
+    for parameter in model.model.fusion.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(tmp_path / "start")
+    make_processor().save_pretrained(tmp_path / "start")
+    keys = {key: value for key, value in tiny_keys("2").items() if not key.startswith("fusion.")}
+    keys |= {f"fusion.{key}": value for key, value in OTHER_METHODS[method].items()}
+    keys |= {"model.start_from": f"{tmp_path}/start", "run.save_steps": 2}
+
+    def make(name: str, **changes):
+        changed = keys | {"run.output_dir": f"{tmp_path}/{name}/out"} | changes
+        return load_recipe("scripts/train/recipes/mllm/stage2.yaml", f"grid_{method}", keys=changed)
+
+    one, log = make("one"), tmp_path / "log"
+    assert faulty.run(one, log) == [0], log.read_text()
+    two = make("two", **{"run.deepspeed": "scripts/train/deepspeed/zero3.json"})
+    processes = faulty.start(two, log, faulty.signal_after_step(4, signal.SIGKILL), ranks=2)
+    assert faulty.wait(processes[1:]) == [-9], log.read_text()
+    faulty.kill_all(processes[:1])
+    faulty.wait(processes[:1])
+    assert last_step(two) == 2, log.read_text()
+    assert faulty.run(two, log, ranks=2) == [0, 0], log.read_text()
+    assert log.read_text().count("goes on after step 2, from") == 1
+    check_close(*(outcome(Path(made.run.output_dir), count=4) for made in (two, one)))
