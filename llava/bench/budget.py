@@ -37,6 +37,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
 from llava.files import whole_file
 from llava.mllm import LlavaOVManagerConfig
+from llava.mllm.attention import best_attention
 from llava.mllm.cost import forward_cost, training_cost
 from llava.mllm.parts import FUSION, PREFIXES
 from llava.train.ranks.fingerprint import git_state, versions
@@ -69,7 +70,7 @@ class BudgetSettings:
 def run_budget(settings: BudgetSettings, file: Path, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """Measures, and writes what is there to `file` after each round.
 
-    {format, title, settings, git, versions, prompt_tokens, arms: {arm: {parameters, whole_parameters, crops, tokens,
+    {format, title, settings, git, versions, arms: {arm: {parameters, whole_parameters, crops, tokens,
     flops: {phase: of a sample}, whole_flops: likewise at the real sizes, training: [{seconds, mib}], inference: [..]}}}
 
     Args:
@@ -83,10 +84,10 @@ def run_budget(settings: BudgetSettings, file: Path, tell: Callable[[str], None]
     results = _described(settings, model, engines, dialogues[0])
     tell(results["title"])
     prepared = {arm: engine.prepare(dialogues) for arm, engine in engines.items()}
-    started = time.perf_counter()
+    attention, started = _attention(settings), time.perf_counter()
     for number in range(1 + settings.rounds):  # the first sets up what is set up once, and is not counted
         for arm in ARMS[:: 1 if number % 2 else -1]:
-            model.use(Side(arm, arm))
+            model.use(Side(arm, arm, attention=attention))
             measured = {
                 "training": _step(model, settings),
                 "inference": _answers(model, engines[arm], dialogues, prepared[arm], settings),
@@ -100,6 +101,11 @@ def run_budget(settings: BudgetSettings, file: Path, tell: Callable[[str], None]
         left = (time.perf_counter() - started) / (number + 1) * (settings.rounds - number)
         tell(f"round {number} of {settings.rounds}, about {left:.0f} s left")
     return results
+
+
+def _attention(settings: BudgetSettings) -> str:
+    """The kernel that training takes there."""
+    return best_attention(torch.device(settings.device).type == "cuda", settings.dtype != "float32")
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
@@ -164,8 +170,9 @@ def title(settings: BudgetSettings) -> str:
         sizes = "the real sizes"
     else:
         sizes = f"CUT to {layers[0]} of {whole[0]} layers of the tower, {layers[1]} of {whole[1]} of the language model"
+    kernels = f"{settings.dtype}, {_attention(settings)}"
     return (
-        f"Table IV on {device}: {sizes}, {settings.dtype}, images of {width}x{height}, {settings.batch_size} at once, "
+        f"Table IV on {device}: {sizes}, {kernels}, images of {width}x{height}, {settings.batch_size} at once, "
         f"answers of {settings.new_tokens} tokens, {settings.rounds} rounds"
     )
 

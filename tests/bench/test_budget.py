@@ -28,7 +28,7 @@ def test_the_command_measures_every_arm_in_every_round(results):
             assert len(of_arm[phase]) == 2
             assert all(one["seconds"] > 0 for one in of_arm[phase])
     assert [of_arm["crops"] for of_arm in results["arms"].values()] == [1, 1, 5, 5]  # 100x70 fills 2x2 tiles of 56
-    assert "TINY widths, which say nothing, float32, images of 100x70, 1 at once" in results["title"]
+    assert "TINY widths, which say nothing, float32, sdpa, images of 100x70, 1 at once" in results["title"]
     markdown = results["markdown"]
     assert markdown == render_markdown(results)
     assert len(re.findall(r"^\| \+ Grid \+ Manager ", markdown, re.MULTILINE)) == 3
@@ -86,9 +86,9 @@ def test_what_was_not_measured_is_absent():
 @pytest.mark.parametrize(
     ("layers", "told"),
     [
-        ((None, None), ": the real sizes, bfloat16, "),
-        ((26, 24), ": the real sizes, bfloat16, "),
-        ((4, None), ": CUT to 4 of 26 layers of the tower, 24 of 24 of the language model, bfloat16, "),
+        ((None, None), ": the real sizes, bfloat16, sdpa, "),
+        ((26, 24), ": the real sizes, bfloat16, sdpa, "),
+        ((4, None), ": CUT to 4 of 26 layers of the tower, 24 of 24 of the language model, bfloat16, sdpa, "),
     ],
 )
 def test_a_cut_is_named(layers, told):
