@@ -1,6 +1,5 @@
 """The documents of a finished run, read again: for their images, and for fields that the run did not store."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,14 +59,14 @@ def check_same(run: TaskRun, rows: Sequence[Mapping], documents: "Dataset") -> N
         number = row["doc_id"]
         if number >= len(plain):
             raise LlavaError(f"task {run.task}: {len(plain)} documents, but the run was asked document {number}")
-        stored = row.get("doc") or {}
-        now = _as_stored({field: value for field, value in plain[number].items() if field in stored})
-        if other := next((field for field, value in now.items() if value != stored[field]), None):
+        stored, now = (_plain_facts(fields) for fields in (row.get("doc") or {}, plain[number]))
+        if other := next((field for field in stored if field in now and now[field] != stored[field]), None):
             raise LlavaError(
                 f"task {run.task}: document {number} is another than the run was asked: {other!r} is "
                 f"{shown(str(now[other]))}, the run stored {shown(str(stored[other]))}; {WHERE}"
             )
 
 
-def _as_stored(fields: dict) -> dict:
-    return json.loads(json.dumps(fields, default=str))
+def _plain_facts(document: Mapping) -> dict[str, str | int]:
+    """The fields that no task's function changes in place, and that JSON keeps as they are."""
+    return {field: value for field, value in document.items() if isinstance(value, str | int)}

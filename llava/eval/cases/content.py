@@ -1,4 +1,4 @@
-"""What is told of a case: question, what is expected, the answers, and its other fields. All of it as plain text."""
+"""What is said of a case: question, what is expected, the answers, and its other fields. All of it as plain text."""
 
 import json
 from collections.abc import Mapping
@@ -8,11 +8,13 @@ from llava.eval.cases.choose import Answer, Choice, TaskCases
 from llava.printable import visible
 
 QUESTIONS = ("question", "Question", "query")  # the field that asks
+OPTIONS = ("options", "choices")  # that name what may be answered
+LETTERS = "ABCDEFGH"
 LONGEST = 2000  # characters of a text; what is longer is cut
 
 
 @dataclass(frozen=True)
-class ToldAnswer:
+class AnswerText:
     """verdict: right, wrong or none."""
 
     run: str
@@ -32,17 +34,18 @@ class Case:
     expected: str
     kinds: list[str]
     fields: list[tuple[str, str]]
-    answers: list[ToldAnswer]
+    answers: list[AnswerText]
 
 
-def told(cases: TaskCases, choice: Choice, document: Mapping, kinds: list[str]) -> Case:
+def case_of(cases: TaskCases, choice: Choice, document: Mapping, kinds: list[str]) -> Case:
     """The case in words. document: its fields but for the images. kinds: of its question."""
     question = next((field for field in QUESTIONS if isinstance(document.get(field), str)), None)
+    wording = document[question] if question else "(its documents have no field question)"
     return Case(
         task=cases.task,
         name=cases.name,
         doc_id=choice.doc_id,
-        question=_cut(document[question]) if question else "(its documents have no field question)",
+        question=_cut("\n".join([wording, *_options(document)])),
         expected=_expected(choice.row.get("target")),
         kinds=[_cut(kind) for kind in kinds],
         fields=[(visible(field), _cut(_words(value))) for field, value in document.items() if field != question],
@@ -50,10 +53,18 @@ def told(cases: TaskCases, choice: Choice, document: Mapping, kinds: list[str]) 
     )
 
 
-def _answer(answer: Answer, metric: str) -> ToldAnswer:
+def _options(document: Mapping) -> list[str]:
+    """What may be answered, a line each, where the fields tell: SEED-Bench has a field for each letter."""
+    lettered = [document.get(f"choice_{letter.lower()}") for letter in LETTERS]
+    lists = [document[field] for field in OPTIONS if isinstance(document.get(field), list)]
+    options = lists[0] if lists else [option for option in lettered if option is not None]
+    return [f"{letter}. {_words(option)}" for letter, option in zip(LETTERS, options, strict=False)]
+
+
+def _answer(answer: Answer, metric: str) -> AnswerText:
     verdict = "none" if answer.right is None else "right" if answer.right else "wrong"
     score = answer.score if answer.share is None else f"{metric} {answer.score}"
-    return ToldAnswer(answer.run, _cut(answer.text), score, verdict)
+    return AnswerText(answer.run, _cut(answer.text), score, verdict)
 
 
 def _expected(target: object) -> str:
@@ -64,6 +75,8 @@ def _expected(target: object) -> str:
 
 
 def _words(value: object) -> str:
+    if isinstance(value, dict) and isinstance(value.get("answer"), str):  # one of VQA's annotators
+        return value["answer"]
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

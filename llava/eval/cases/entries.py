@@ -9,7 +9,7 @@ from PIL import Image
 from llava.data.color import to_rgb
 from llava.errors import LlavaError
 from llava.eval.cases.choose import TaskCases
-from llava.eval.cases.content import told
+from llava.eval.cases.content import case_of
 from llava.eval.cases.page import Entry, Picture
 from llava.eval.cases.picture import MOST, draw_case, show_images
 from llava.eval.documents import image_columns, with_readable_images, without_images
@@ -54,7 +54,7 @@ def make_entries(
     for place, choice in enumerate(cases.choices):
         document = pictured[choice.doc_id]
         images, lost = _images([document[column] for column in image_columns(documents)])
-        case = told(cases, choice, fields[place], kinds.of_document[place] if kinds else [])
+        case = case_of(cases, choice, fields[place], kinds.of_document[place] if kinds else [])
         shown = show_images(images, tilings)
         file = f"{cases.task}-{choice.doc_id:05d}.png"
         draw_case(case, shown).save(folder / file)

@@ -45,7 +45,8 @@ function go(step) {
   const next = visible[here < 0 ? (step > 0 ? 0 : visible.length - 1) : here + step];
   if (next) {
     next.focus({ preventScroll: true });
-    next.scrollIntoView({ block: "start" });
+    const covered = getComputedStyle(form).position === "sticky" ? form.offsetHeight : 0;
+    window.scrollTo({ top: next.getBoundingClientRect().top + window.scrollY - covered - 12 });
   }
 }
 
