@@ -1,5 +1,6 @@
 """Where a model is put: on one device, or in pieces on several."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def choose_device(name: str | DeviceMap) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without this device
         raise LlavaError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return device
+
+
+def on_cpu(device: str | None) -> bool:
+    """Whether this rank computes on the CPU. LlavaError where ranks would have to share a GPU, or there is none."""
+    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
+    if device == SPREAD and ranks > 1:
+        raise LlavaError(f"device {SPREAD} puts one model on all GPUs: one process, found {ranks}")
+    if device == "cpu" or (device in (None, "auto", SPREAD) and not torch.cuda.is_available()):
+        return True
+    if ranks > max(1, gpus):
+        raise LlavaError(f"{ranks} processes need a GPU each and there are {gpus}; ask for fewer, or for device cpu")
+    return False
 
 
 def best_dtype(device: torch.device) -> torch.dtype:

@@ -12,66 +12,10 @@ lmms-eval 0.7.3's under both: it extracts RealWorldQA's letters, normalises VQAv
 full-width letters in other ways than the version of 2024 did.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from llava.eval.benchmark_row import Benchmark, mmmu, one_of_fixed, same_option
 
 CATEGORIES = ("General", "Text-rich", "Knowledge", "Real-world")
 PROTOCOLS = ("paper", "harness")
-NO_LIMIT = 1024  # what LLaVA-OneVision generates at most for tasks that name no limit
-
-
-@dataclass(frozen=True, kw_only=True)
-class Benchmark:
-    """name: as the paper writes it. task, split: lmms-eval's. metric: its key in the harness's results.
-
-    scale: what takes the harness's value to [0, 100]. judged: whether a judge reads the answers.
-    image_kind: Natural, Abstract or Hybrid; resolution: Low or High; None where the paper does not say.
-    yaml: the task's file in lmms_eval/tasks. dataset, config: where its documents lie on the hub. columns: the fields
-    that the task reads. images: the configuration in which the images lie once each (columns id, image), where the
-    documents name them (column imageId) and do not hold them. tokens: the longest answer in the paper's run.
-    document_score: from what the task's process_results gives for one document to its score in [0, 1], or to
-    [points, of] where the benchmark's value is a ratio of sums.
-    documents: what the harness divides by, however many documents are asked; None where it takes their mean.
-    note: what a reader of the score has to know.
-    """
-
-    name: str
-    task: str
-    split: str
-    metric: str
-    scale: float
-    category: str
-    judged: bool = False
-    image_kind: str | None = None
-    resolution: str | None = None
-    yaml: str
-    dataset: str
-    config: str | None = None
-    columns: tuple[str, ...]
-    images: str | None = None
-    tokens: int = NO_LIMIT
-    document_score: Callable[[object], float | list[float]] = float
-    documents: int | None = None
-    note: str | None = None
-
-    def score(self, value: float, count: int) -> float:
-        """The headline on [0, 100], of the harness's value over `count` documents."""
-        return value * self.scale * (self.documents / count if self.documents else 1.0)
-
-
-def _same_option(value: dict) -> float:
-    return float(value["pred"].strip().lower() == value["answer"].strip().lower())
-
-
-def _mmmu(value: dict) -> float:
-    from lmms_eval.tasks.mmmu.utils import evaluate_mmmu
-
-    _, accuracy = evaluate_mmmu([value])
-    return float(accuracy["acc"])
-
-
-def _one_of_fixed(value: dict) -> list[float]:
-    return [float(value["score"]), 1.0]
 
 
 BENCHMARKS = (
@@ -139,7 +83,7 @@ BENCHMARKS = (
             *("question_id", "question", "choice_a", "choice_b", "choice_c", "choice_d"),
             *("answer", "data_type", "image"),
         ),
-        document_score=_same_option,
+        document_score=same_option,
     ),
     Benchmark(
         name="RealWorldQA",
@@ -217,7 +161,7 @@ BENCHMARKS = (
         dataset="echo840/OCRBench",
         columns=("dataset", "question", "question_type", "answer", "image"),
         tokens=128,
-        document_score=_one_of_fixed,
+        document_score=one_of_fixed,
         documents=1000,
         note="the harness's own value is the points over 1000, however few documents are asked; "
         "the score is over the documents asked",
@@ -258,7 +202,7 @@ BENCHMARKS = (
         dataset="lmms-lab-encoder/MMMU",
         columns=("id", "question", "options", "answer", "question_type", "image_1"),
         tokens=16,
-        document_score=_mmmu,
+        document_score=mmmu,
         note="an answer that names no option counts as a random one, drawn from a seed and the document's id",
     ),
     Benchmark(
@@ -348,3 +292,8 @@ BENCHMARKS = (
 def benchmark(task: str) -> Benchmark | None:
     """The benchmark that a task is; None for other tasks."""
     return next((row for row in BENCHMARKS if row.task == task), None)
+
+
+def is_judged(task: str) -> bool:
+    """Whether a judge reads the answers."""
+    return (row := benchmark(task)) is not None and row.judged

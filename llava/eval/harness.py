@@ -9,26 +9,23 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import benchmark
-from llava.eval.headline import benchmark_headline, document_score, task_headline
+from llava.eval.benchmarks import benchmark, is_judged
+from llava.eval.job import Job
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.plugin import MODEL_ID
+from llava.eval.record import of_first_filter, run_block, sample_rows
 from llava.eval.store import ANSWERS, save_task_run
-from llava.eval.task import build_task, task_config, task_names
-from llava.eval.tiling import stored_tiling
+from llava.eval.task import build_task, task_config
 from llava.files import whole_file
-from llava.train.folders.stage_folder import trained_arm
 from llava.train.loop.stop import die_with_launcher
 from llava.train.rank import end_with
 
@@ -40,37 +37,6 @@ if TYPE_CHECKING:
     from llava.eval.lmms_model import LlavaOVManager
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-PACKAGES = {"llava": "llava-ov-manager", "lmms-eval": "lmms-eval", "transformers": "transformers", "torch": "torch"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """model: checkpoint folder. task: its name. out: the run folder.
-
-    file: the task's YAML; None for one of `task_names()`. groups: of which the task was asked as a part, the fields of
-    each `Group` (llava/eval/catalogue.py).
-    data: the dataset's folder, or None for the benchmark's data set on the hub. limit: evaluate only the first
-    documents. image_noise: the blind model (see llava/eval/lmms_model.py). protocol: see llava/eval/benchmarks.py.
-    mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
-    stored). judge: the fields of `JudgeSettings`; None takes them from the environment. weights: the model's
-    `weights_id`, computed once for all tasks; None leaves it to the task's process.
-    """
-
-    model: str
-    task: str
-    data: str | None
-    out: str
-    limit: int | None = None
-    batch_size: int = 1
-    image_noise: bool = False
-    device: str | None = None
-    dtype: str = "auto"
-    protocol: str = "paper"
-    mode: str = "run"
-    judge: dict | None = None
-    weights: str | None = None
-    file: str | None = None
-    groups: list[dict] = field(default_factory=list)
 
 
 def run(job: Job) -> Path | None:
@@ -100,16 +66,11 @@ def run(job: Job) -> Path | None:
     if results is None:
         return None
     samples = results.pop("samples")[job.task]
-    samples = _of_first_filter(job.task, samples, results["n-samples"][job.task]["effective"], len(task._filters))
+    samples = of_first_filter(job.task, samples, results["n-samples"][job.task]["effective"], len(task._filters))
     if job.mode == "predict":
         return None
-    rows = _sample_rows(job.task, samples, list(task.aggregation()))
-    results["run"] = {
-        **asdict(job),
-        **_facts_of_run(job, started, source, results),
-        **_facts_of_model(job, model),
-        **_facts_of_score(job, task, results["results"][job.task], rows, reviewer),
-    }
+    rows = sample_rows(job.task, samples, list(task.aggregation()))
+    results["run"] = run_block(job, started, source, results, rows, task, model, reviewer)
     folder = save_task_run(Path(job.out), job.task, results, rows)
     if reviewer and reviewer.failed:
         raise LlavaError(f"task {job.task}: {reviewer.summary()}; `llava eval judge {job.out}` asks for these again")
@@ -134,53 +95,6 @@ def _documents(job: Job, config: dict) -> tuple[dict, "Dataset"]:
     documents = load_documents(spec, source)
     check_documents(job.task, source["dataset_path"], documents, job.limit, scores=job.mode != "predict")
     return source, documents
-
-
-def _facts_of_run(job: Job, started: datetime, source: dict, results: dict) -> dict:
-    return {
-        "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
-        "task_version": results["versions"][job.task],
-        "versions": {name: version(package) for name, package in PACKAGES.items()},
-        "date": started.isoformat(timespec="seconds"),
-        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
-    }
-
-
-def _facts_of_model(job: Job, model: "LlavaOVManager") -> dict:
-    folder = Path(job.model)
-    facts = {"weights": model.weights, "arm": trained_arm(folder), "tiling": stored_tiling(folder)}
-    return {**model.facts(), **facts}
-
-
-def _facts_of_score(
-    job: Job, task: "ConfigurableTask", values: dict, rows: list[dict], reviewer: "Reviewer | None"
-) -> dict:
-    """The headline among them: `score` of a benchmark, `headline` of a task of lmms-eval's that has no row."""
-    from llava.eval.judge.rubrics import prompts_version
-
-    row, score, headline = benchmark(job.task), None, None
-    if row and not (reviewer and reviewer.failed):
-        score = benchmark_headline(row, values, rows)
-    if job.file:
-        preferred = [group["metric"] for group in job.groups if group["metric"]]
-        headline = task_headline(job.task, task.higher_is_better(), values, task._filters[0].name, rows, preferred)
-    notes = [row.note] if row and row.note else []
-    if headline and headline.note:
-        notes.append(headline.note)
-    return {
-        "metrics": list(task.aggregation()),
-        "score": score,
-        "headline": headline and asdict(headline),
-        "judge": reviewer and reviewer.facts(prompts_version(job.task)),
-        "notes": notes,
-        "documents": len(rows),
-    }
-
-
-def is_judged(task: str) -> bool:
-    """Whether a judge reads the answers."""
-    row = benchmark(task)
-    return row is not None and row.judged
 
 
 def _reviewer(job: Job) -> "Reviewer | None":
@@ -263,42 +177,6 @@ def _load_model(job: Job, model_class: type) -> "LlavaOVManager":
         stored_only=job.mode == "judge",
         image_noise=job.image_noise,
     )
-
-
-def _sample_rows(task: str, samples: list[dict], metrics: list[str]) -> list[dict]:
-    row = benchmark(task)
-    score = row.document_score if row else float if task in task_names() else document_score
-
-    def scores(sample: dict) -> dict:
-        values = {metric: score(sample[metric]) for metric in metrics if sample.get(metric) is not None}
-        return {metric: value for metric, value in values.items() if value is not None}
-
-    rows = [
-        {
-            "doc_id": sample["doc_id"],
-            "doc": sample["doc"],
-            "target": sample["target"],
-            "answer": sample["filtered_resps"][0],
-            "scores": scores(sample),
-        }
-        for sample in samples
-    ]
-    return sorted(rows, key=lambda row: row["doc_id"])
-
-
-def _of_first_filter(task: str, samples: list[dict], expected: int, filters: int) -> list[dict]:
-    """One sample for each document: lmms-eval gives one for each filter, the first's first.
-
-    Raises LlavaError unless every document has one.
-    """
-    counts = Counter(sample["doc_id"] for sample in samples)
-    if sorted(counts) != list(range(expected)) or set(counts.values()) - {filters}:
-        complete = sum(1 for count in counts.values() if count == filters)
-        raise LlavaError(f"task {task}: {complete} of {expected} documents have one answer")
-    firsts: dict[int, dict] = {}
-    for sample in samples:
-        firsts.setdefault(sample["doc_id"], sample)
-    return list(firsts.values())
 
 
 def main(argv: list[str], work: Callable[[Job], object] = run) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import Benchmark
+from llava.eval.benchmark_row import Benchmark
 
 AGREEMENT = 1e-6  # the harness's mean and ours may differ by rounding, not by more
 BENCHMARK_AGREEMENT = 1e-4  # on [0, 1]: some benchmarks' values are rounded to 4 or 5 digits

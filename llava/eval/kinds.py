@@ -132,13 +132,13 @@ def _text(value: object) -> str:
 def _names(task: str, field: str, documents: Sequence[Mapping], values: Sequence[object]) -> dict[str, str]:
     """What numbers are called: by the field beside them, `kind` beside `kind_id`, else by what we know of the task."""
     beside = field.removesuffix("_id")
-    told: dict[str, str] = {}
+    given: dict[str, str] = {}
     if beside != field:
         for document, value in zip(documents, values, strict=True):
             name = document.get(beside)
-            if isinstance(name, str) and name.strip() and told.setdefault(_text(value), name.strip()) != name.strip():
+            if isinstance(name, str) and name.strip() and given.setdefault(_text(value), name.strip()) != name.strip():
                 return NAMES.get((task, field), {})  # it tells something else
-    return NAMES.get((task, field), {}) | told
+    return NAMES.get((task, field), {}) | given
 
 
 def _in_order(task: str, field: str, kinds: Iterable[str], names: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,6 @@ Threads work ahead: of the window that is answered the next is read, of the batc
 crops.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -29,8 +28,9 @@ from transformers import BatchFeature
 
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.data.schema import Dialogue
-from llava.engine.checks import SPREAD, check_attention, check_dtype
+from llava.engine.checks import check_attention, check_dtype
 from llava.engine.engine import Engine
+from llava.engine.placement import on_cpu
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore, answer_key
@@ -85,8 +85,7 @@ class LlavaOVManager(lmms):
         if not stored_only:
             check_folder(pretrained)
             check_attention(attn_implementation)
-        on_cpu = _on_cpu(device)
-        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        self.accelerator = Accelerator(cpu=on_cpu(device), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.pretrained, self.dtype, self.attn_implementation = pretrained, dtype, attn_implementation
         self.device_name = str(self.accelerator.device) if self._world_size > 1 else device or "auto"
@@ -127,8 +126,8 @@ class LlavaOVManager(lmms):
         for index, request in enumerate(requests):
             if not (request.metadata or {}).get("__padding_only__"):  # repeats what another request asks, for no one
                 groups.setdefault(settings_from(self._fields(request)[1]), []).append(index)
-        asked = sum(map(len, groups.values()))
-        with tqdm(total=asked, desc="answers", unit="doc", disable=self.rank != 0) as progress:
+        count = sum(map(len, groups.values()))
+        with tqdm(total=count, desc="answers", unit="doc", disable=self.rank != 0) as progress:
             for settings, indices in groups.items():
                 for window in self._windows(requests, indices, settings):
                     for batch, inputs in read_ahead(self._prepared, self._batches(window, settings)):
@@ -139,7 +138,7 @@ class LlavaOVManager(lmms):
                             answers[question.index] = row["answer"]
                             self._used.add((row.get("device", "unknown"), row.get("dtype", "unknown")))
                     progress.update(len(window))
-        self._check_failures(asked)
+        self._check_failures(count)
         return answers
 
     def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
@@ -241,14 +240,14 @@ class LlavaOVManager(lmms):
         self._failures.append(f"{name}: {reason(error)}")
         logger.error(self._failures[-1])
 
-    def _check_failures(self, asked: int) -> None:
+    def _check_failures(self, count: int) -> None:
         """Raises LlavaError, on every rank, when any rank failed to have an answer."""
         failures = self._failures
         if self._world_size > 1:
-            failures, asked = gather_object(failures), sum(gather_object([asked]))
+            failures, count = gather_object(failures), sum(gather_object([count]))
         if failures:
             others = "the answers to all others are stored" if self.store.on_disk else "all others were answered"
-            raise LlavaError(f"{failures[0]} ({len(failures)} of {asked} documents have no answer; {others})")
+            raise LlavaError(f"{failures[0]} ({len(failures)} of {count} documents have no answer; {others})")
 
     def _weights_id(self) -> str:
         """Computed by the first rank for all."""
@@ -270,18 +269,6 @@ class LlavaOVManager(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> NoReturn:
         """Raises LlavaError: this model is asked once."""
         raise LlavaError("tasks in several rounds (generate_until_multi_round) cannot be run with this model")
-
-
-def _on_cpu(device: str | None) -> bool:
-    """Whether this rank computes on the CPU. LlavaError where ranks would have to share a GPU, or there is none."""
-    ranks, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if device == SPREAD and ranks > 1:
-        raise LlavaError(f"device {SPREAD} puts one model on all GPUs: one process, found {ranks}")
-    if device == "cpu" or (device in (None, "auto", SPREAD) and not torch.cuda.is_available()):
-        return True
-    if ranks > max(1, gpus):
-        raise LlavaError(f"{ranks} processes need a GPU each and there are {gpus}; ask for fewer, or for device cpu")
-    return False
 
 
 class SimpleLlavaOVManager(LlavaOVManager):

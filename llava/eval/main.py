@@ -15,10 +15,11 @@ from llava.arguments import ArgumentParser, unknown
 from llava.checkpoint.folder import check_folder, weights_id
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
-from llava.eval.benchmarks import PROTOCOLS
+from llava.eval.benchmarks import PROTOCOLS, is_judged
 from llava.eval.cases import main as cases
 from llava.eval.catalogue import TaskChoice, choose_tasks
-from llava.eval.harness import OFFLINE, Job, is_judged
+from llava.eval.harness import OFFLINE
+from llava.eval.job import Job
 from llava.eval.judge.main import judge_jobs
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report

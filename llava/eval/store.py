@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import Benchmark, benchmark
+from llava.eval.benchmark_row import Benchmark
+from llava.eval.benchmarks import benchmark
 from llava.eval.headline import (
     AGREEMENT,
     BENCHMARK_AGREEMENT,

@@ -1,6 +1,7 @@
 """Named lists of tasks: what `llava eval --suite NAME` asks. Only `paper` has a mean that a report calls Overall."""
 
-from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, Benchmark
+from llava.eval.benchmark_row import Benchmark
+from llava.eval.benchmarks import BENCHMARKS, CATEGORIES
 
 PAPER = "paper"
 # Section V-B3 of the paper, in the order of llava/eval/benchmarks.py; that table may grow, this list does not.

@@ -2,20 +2,21 @@
 
 from pathlib import Path
 
-from llava.checkpoint.folder import PROCESSOR_CONFIG, read_json
-from llava.errors import LlavaError
+from llava.checkpoint.folder import IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG, read_json
 
 Cuts = tuple[tuple[float, ...], tuple[float, ...]]  # x of those that are upright, y of those that lie; in pixels
 
 
 def stored_tiling(model: Path) -> dict | None:
-    """What a run stores of its model's tiling: TilingConfig's fields and `tile`; None where the folder is not here."""
-    if not (model / PROCESSOR_CONFIG).is_file():
-        return None
-    pictures = read_json(model / PROCESSOR_CONFIG).get("image_processor")
-    if not isinstance(pictures, dict) or not {"size", "tiling"} <= pictures.keys():
-        raise LlavaError(f"{model / PROCESSOR_CONFIG}: has no size and tiling of image_processor")
-    return {**pictures["tiling"], "tile": pictures["size"]}
+    """What a run stores of its model's tiling: TilingConfig's fields and `tile`; None where the folder tells none."""
+    configs = [
+        read_json(model / name) for name in (PROCESSOR_CONFIG, IMAGE_PROCESSOR_CONFIG) if (model / name).is_file()
+    ]
+    for config in configs:  # which of the two has it depends on the version of transformers that saved the model
+        pictures = config.get("image_processor", config)
+        if isinstance(pictures, dict) and {"size", "tiling"} <= pictures.keys():
+            return {**pictures["tiling"], "tile": pictures["size"]}
+    return None
 
 
 def cuts(stored: dict, size: tuple[int, int], several_images: bool) -> Cuts:

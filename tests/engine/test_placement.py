@@ -6,8 +6,8 @@ import pytest
 
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
+from llava.engine.placement import on_cpu
 from llava.errors import LlavaError
-from llava.eval.lmms_model import _on_cpu
 
 PIECES = {
     "model.vision_tower": "disk",
@@ -52,4 +52,4 @@ def test_what_cannot_be_spread_is_refused(tiny_model_dir, tmp_path, monkeypatch)
         Engine.from_pretrained(tiny_model_dir, device="spread", load_4bit=True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(LlavaError, match="device spread puts one model on all GPUs: one process, found 2"):
-        _on_cpu("spread")
+        on_cpu("spread")

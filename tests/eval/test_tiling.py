@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from llava.data.image_processor import LlavaOVManagerImageProcessor
-from llava.errors import LlavaError
 from llava.eval.tiling import cuts, stored_tiling
 
 
@@ -46,8 +45,10 @@ def test_one_crop_has_no_cuts(make_processor, tmp_path):
     assert cuts({**stored, "mode": "pad"}, (200, 100), several_images=False) == ((), ())
 
 
-def test_a_folder_that_is_gone_or_damaged(tmp_path):
+def test_a_folder_that_is_gone_or_of_an_older_version(tmp_path):
     assert stored_tiling(tmp_path) is None
-    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {}}))
-    with pytest.raises(LlavaError, match=r"processor_config.json: has no size and tiling of image_processor"):
-        stored_tiling(tmp_path)
+    (tmp_path / "processor_config.json").write_text(json.dumps({"processor_class": "LlavaOVManagerProcessor"}))
+    assert stored_tiling(tmp_path) is None
+    older = {"size": 56, "tiling": {"mode": "square"}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(older))
+    assert stored_tiling(tmp_path) == {"mode": "square", "tile": 56}

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
-from llava.eval.harness import Job, answers_folder, is_judged
+from llava.eval.benchmarks import is_judged
+from llava.eval.harness import answers_folder
+from llava.eval.job import Job
 from llava.eval.judge.settings import add_judge_arguments, judge_settings_from
 from llava.eval.store import RESULTS
 from llava.eval.task import data_folder

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from llava.errors import LlavaError
-from llava.eval.benchmarks import BENCHMARKS, CATEGORIES, Benchmark
+from llava.eval.benchmark_row import Benchmark
+from llava.eval.benchmarks import BENCHMARKS, CATEGORIES
 from llava.eval.headline import headline_metric
 from llava.eval.report import intervals, provenance
 from llava.eval.report.intervals import Difference, Score

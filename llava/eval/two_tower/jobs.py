@@ -6,7 +6,7 @@ from pathlib import Path
 from llava.checkpoint.folder import CONFIG, check_folder, read_json, weights_id
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
-from llava.eval.harness import Job
+from llava.eval.job import Job
 from llava.eval.two_tower.names import Asked, asked, default_words
 from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS

@@ -26,8 +26,9 @@ from llava.data.pairs.vocabulary import check_num_answers
 from llava.engine.placement import best_dtype, choose_device
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore
-from llava.eval.harness import Job, answers_folder, main
+from llava.eval.harness import answers_folder, main
 from llava.eval.headline import mean_score
+from llava.eval.job import Job
 from llava.eval.store import save_task_run
 from llava.eval.two_tower.documents import Documents, answer_rows, label_names, retrieval_rows, write_submission
 from llava.eval.two_tower.names import asked
