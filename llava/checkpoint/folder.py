@@ -182,7 +182,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(path: str | Path) -> list[Path]:
-    """The files that hold a checkpoint's weights: of a folder, or the one .safetensors or .bin file `path` itself.
+    """The files that hold a checkpoint's weights: of a folder, or the one .safetensors, .bin or .ckpt file itself.
 
     Raises:
         LlavaError: There is none, an index cannot be read, or it names a file that does not exist.

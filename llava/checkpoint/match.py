@@ -40,6 +40,11 @@ class Rules:
         return None
 
 
+def whole(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A tensor as its one piece, for sources whose tensors are one of ours each."""
+    return {name: tensor}
+
+
 def unchanged(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor itself, for sources whose shapes are ours."""
     return tensor
@@ -52,25 +57,34 @@ class Part:
     Attributes:
         path: The folder or file.
         rules: How it calls things.
-        infos: {its name: shape and dtype}.
+        infos: {its name: shape and dtype}, of pieces.
         convert: (its name, tensor) to the tensor in our shape.
+        apart: (its name, tensor) to {name of a piece: tensor}, of what is several tensors of ours; rules, infos and
+            convert know pieces alone.
     """
 
     path: Path
     rules: Rules
     infos: dict[str, TensorInfo]
     convert: Callable[[str, torch.Tensor], torch.Tensor] = unchanged
+    apart: Callable[[str, torch.Tensor], dict[str, torch.Tensor]] = whole
 
     @classmethod
-    def open(cls, path: Path, rules: Rules, convert: Callable = unchanged) -> "Part":
+    def open(cls, path: Path, rules: Rules, convert: Callable = unchanged, apart: Callable = whole) -> "Part":
         """Reads the headers; raises LlavaError for weights that are not whole."""
-        return cls(path, rules, tensor_infos(path), convert)
+        infos = {
+            piece: TensorInfo(tuple(tensor.shape), tensor.dtype)
+            for name, info in tensor_infos(path).items()
+            for piece, tensor in apart(name, torch.empty(info.shape, dtype=info.dtype, device="meta")).items()
+        }
+        return cls(path, rules, infos, convert, apart)
 
     def read(self, names: Mapping[str, str]) -> Iterator[tuple[str, torch.Tensor]]:
         """(our name, tensor) of those in names, {its name: our name}, one at a time in the order of the files."""
-        for name, tensor in read_tensors(self.path):
-            if name in names:
-                yield names[name], self.convert(name, tensor)
+        for whole_name, whole_tensor in read_tensors(self.path):
+            for name, tensor in self.apart(whole_name, whole_tensor).items():
+                if name in names:
+                    yield names[name], self.convert(name, tensor)
 
     def converted_shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of its tensors once it is ours; no data is read."""
@@ -122,10 +136,13 @@ class KeyMatch:
         ignored = {reason: len(names) for reason, names in self.ignored.items()}
         return {"mapped": len(self.mapped), "new": len(self.new), "ignored": ignored}
 
-    def table(self) -> str:
-        """The keys per component of the model, then what was ignored and what does not fit, by name."""
+    def table(self, components: Mapping[str, tuple[str, ...]] = PREFIXES) -> str:
+        """The keys per component of the model, then what was ignored and what does not fit, by name.
+
+        components: beginnings of their names.
+        """
         lines = [f"{'component':<16}{'mapped':>8}{'new':>8}{'missing':>9}"]
-        for component, prefixes in PREFIXES.items():
+        for component, prefixes in components.items():
             counts = [
                 sum(name.startswith(prefixes) for name in names) for names in (self.mapped, self.new, self.missing)
             ]

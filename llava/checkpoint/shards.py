@@ -10,12 +10,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from llava.checkpoint.folder import INDEX, LAYOUTS, WEIGHTS, read_index, weight_files
+from llava.checkpoint.lightning import SUFFIX, read_lightning
 from llava.errors import LlavaError
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -81,16 +83,20 @@ def _mapped(file: Path) -> tuple[list[str], Callable[[str], torch.Tensor]]:
         except (OSError, SafetensorError) as error:
             raise LlavaError(f"{file}: not readable as weights ({error})") from None
         return list(opened.keys()), opened.get_tensor
+    content = read_lightning(file)["state_dict"] if file.suffix == SUFFIX else _unpickled(file)
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise LlavaError(f"{file}: holds more than named tensors")
+    return list(content), content.__getitem__
+
+
+def _unpickled(file: Path) -> Any:
     try:
         # Files from before torch 1.6 are no zip archives and cannot be mapped.
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError:
         raise LlavaError(f"{file}: not readable as weights: it holds more than tensors and might run code") from None
     except (OSError, RuntimeError, EOFError) as error:
         raise LlavaError(f"{file}: not readable as weights ({str(error).splitlines()[0]})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise LlavaError(f"{file}: holds more than named tensors")
-    return list(content), content.__getitem__
 
 
 def _indexed_names(folder: Path) -> set[str]:

@@ -23,9 +23,12 @@ from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYP
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import UNITS
+from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER_TYPE
+from llava.two_tower.tasks import TASKS
 
 if TYPE_CHECKING:
     from llava.convert.source import Source
+    from llava.convert.two_tower import TwoTowerSource
 
 NEWLINE_CHOICES = {"auto": None, "true": True, "false": False}
 HUB_PATTERNS = ("*.json", "*.txt", "*.jinja")
@@ -36,7 +39,10 @@ PLACES = {  # what may be a folder here or one of the hub
     "vision_tower": "--vision_tower",
     "language_model": "--language_model",
     "tokenizer": "--tokenizer",
+    "text_tower": "--text_tower",
 }
+CKPT = ".ckpt"
+BRIDGETOWER_MODEL_TYPE = "bridgetower"
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -45,7 +51,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         "source",
         nargs="?",
         metavar="SOURCE",
-        help="folder, mm_projector.bin or hub id; leave out to join a tower and a language model",
+        help="folder, mm_projector.bin, .ckpt of a two-tower model, or hub id; leave out to join a tower and a "
+        "language model",
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not hold anything yet"
@@ -55,6 +62,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--language_model", metavar="DIR", help="Qwen2 folder: what a projector or a bare tower is joined to"
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="folder of the tokenizer, if the source has none")
+    parser.add_argument(
+        "--text_tower", metavar="DIR", help="of a .ckpt whose text tower is not roberta-base: its config and tokenizer"
+    )
+    parser.add_argument(
+        "--task", choices=TASKS, help="of a two-tower model with heads of several tasks: what it is for"
+    )
     parser.add_argument(
         "--newline_after_one_crop",
         choices=NEWLINE_CHOICES,
@@ -81,14 +94,18 @@ def run(arguments: Namespace) -> int:
     """Converts, printing what became of every key. Raises LlavaError, with nothing left at --out, when it cannot."""
     check_free(arguments.out)
     source = open_source(arguments)
-    from llava.convert.write import convert
+    from llava.convert import two_tower, write
 
     tokenizer_folder = local_path(arguments.tokenizer, "--tokenizer") if arguments.tokenizer else None
-    convert(source, arguments.out, tokenizer_folder, arguments.max_shard_size, arguments.seed)
+    to = (arguments.out, tokenizer_folder, arguments.max_shard_size, arguments.seed)
+    if isinstance(source, two_tower.TwoTowerSource):
+        two_tower.write(source, *to)
+    else:
+        write.convert(source, *to)
     return 0
 
 
-def open_source(arguments: Namespace) -> "Source":
+def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
     """The source, recognised by its files and its config.json, never by its name.
 
     Raises:
@@ -103,14 +120,19 @@ def open_source(arguments: Namespace) -> "Source":
     if absent:
         raise LlavaError("; ".join(absent))
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
+    path = local_path(name, "SOURCE") if name is not None else None
+    if path is not None and (path.suffix == CKPT or _model_type(path) == BRIDGETOWER_MODEL_TYPE):
+        return _two_tower_source(arguments, path)
+    for option in ("task", "text_tower"):
+        if getattr(arguments, option) is not None:
+            raise LlavaError(f"--{option} is for two-tower models: a .ckpt file or transformers' BridgeTower")
     tower = _part_folder(arguments, "vision_tower", TOWER_TYPES)
     language_model = _part_folder(arguments, "language_model", LANGUAGE_MODEL_TYPES)
-    if name is None:
+    if path is None:
         _require(arguments, "without a SOURCE")
         from llava.convert.parts import parts_source
 
         return parts_source(tower, language_model)
-    path = local_path(name, "SOURCE")
     projector = path if path.is_file() else path / PROJECTOR_FILE
     if path.is_file() or (projector.is_file() and not has_weights(path)):
         _require(arguments, f"for the projector {projector}")
@@ -121,7 +143,7 @@ def open_source(arguments: Namespace) -> "Source":
         raise LlavaError(
             f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{models_inside(path)}"
         )
-    model_type = read_json(path / CONFIG).get("model_type")
+    model_type = _model_type(path)
     if model_type not in (ONEVISION_MODEL_TYPE, *RELEASED_MODEL_TYPES):
         raise LlavaError(f"SOURCE {name}: {_why_not(model_type)}")
     if model_type == ONEVISION_MODEL_TYPE:
@@ -133,12 +155,30 @@ def open_source(arguments: Namespace) -> "Source":
     return released_source(name, path, read_released_config(path / CONFIG), tower, newline)
 
 
+def _model_type(path: Path) -> str | None:
+    return read_json(path / CONFIG).get("model_type") if (path / CONFIG).is_file() else None
+
+
+def _two_tower_source(arguments: Namespace, path: Path) -> "TwoTowerSource":
+    from llava.convert.two_tower import bridgetower_source, ckpt_source
+
+    text_tower = local_path(arguments.text_tower, "--text_tower") if arguments.text_tower is not None else None
+    if path.suffix == CKPT:
+        return ckpt_source(arguments.source, path, text_tower, arguments.task)
+    if text_tower is not None:
+        raise LlavaError(
+            f"--text_tower is for .ckpt files: SOURCE {arguments.source} has its text tower's configuration"
+        )
+    return bridgetower_source(arguments.source, path, arguments.task)
+
+
 def _why_not(model_type: str | None) -> str:
-    if model_type == MODEL_TYPE:
+    if model_type in (MODEL_TYPE, TWO_TOWER_TYPE):
         return "is a checkpoint of this model already and needs no conversion"
     if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
-    return f"unknown model_type {model_type!r}; known: {', '.join((*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE))}"
+    known = (*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE, BRIDGETOWER_MODEL_TYPE)
+    return f"unknown model_type {model_type!r}; known: {', '.join(known)}"
 
 
 def _part_folder(arguments: Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:

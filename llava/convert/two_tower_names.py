@@ -83,10 +83,10 @@ _HEADS = {
 }
 _IGNORED = (
     (r"text_transformer\.pooler\..+", "RoBERTa's pooler"),
-    (r"text_transformer\.embeddings\.position_ids", "position buffer"),
+    (r"(?:text_transformer|vit_model\.visual)\.embeddings\.(?:position|token_type)_ids", "position buffer"),
     (r"vit_model\.(?:positional_embedding|ln_final\..+)", "CLIP's text side"),
     (_MANAGER + "softmax_temperature_cross", "never used"),
-    (r"rank_output\..+", "of an objective that is not there"),
+    (r"(?:rank_output|itc_cross_modal_head)\..+", "of an objective that is not there"),
 )
 OTHER_TASK = "head of another task"
 

@@ -238,5 +238,6 @@ class TwoTowerForTask(TwoTowerPreTrainedModel):
         return TaskOutput(loss, losses or None, result.logits)
 
 
-AutoConfig.register(TwoTowerConfig.model_type, TwoTowerConfig)
-AutoModel.register(TwoTowerConfig, TwoTowerModel)
+if __name__ == "llava.two_tower.modeling":  # not in a copy beside exported weights, which transformers registers
+    AutoConfig.register(TwoTowerConfig.model_type, TwoTowerConfig)
+    AutoModel.register(TwoTowerConfig, TwoTowerModel)

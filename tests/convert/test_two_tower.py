@@ -1,0 +1,173 @@
+"""Two-tower checkpoints of others: the authors' .ckpt files, and transformers' BridgeTower folders."""
+
+import json
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval, BridgeTowerModel
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
+
+from llava.cli import main
+from llava.two_tower.modeling import TwoTowerForTask
+from tests.golden.two_tower_case import ModelCase
+from tests.paths import TWO_TOWER_GOLDEN_DIR
+from tests.two_tower.test_modeling import batch_of
+
+
+@pytest.fixture
+def golden(tmp_path):
+    """A function: (family, name) to the case, its .ckpt as Lightning saves it, and the text tower's folder."""
+
+    def save(family, name, **settings):
+        case = ModelCase(TWO_TOWER_GOLDEN_DIR, family, name)
+        file, tower = tmp_path / f"{name}.ckpt", tmp_path / "tower"
+        hyper_parameters = {"config": case.spec["config"] | settings}
+        torch.save({"state_dict": case.state, "hyper_parameters": hyper_parameters, "epoch": 3}, file)
+        case.text_tower.save_pretrained(tower)
+        return case, file, tower
+
+    return save
+
+
+def convert(*words) -> int:
+    return main(["convert", "import", *map(str, words)])
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "task", "logits"),
+    [
+        ("A", "mt_aaue_vector", "vqav2", "vqa.logits"),
+        ("A", "bt", "snli_ve", "snli.logits"),
+        ("A", "meter", "pretrain", None),
+        ("B", "itc_mt_aaue_vector", "retrieval", None),
+    ],
+)
+def test_the_authors_checkpoints(golden, tmp_path, capsys, family, name, task, logits):
+    case, file, tower = golden(family, name)
+    words = (file, "--out", tmp_path / "model", "--text_tower", tower, "--task", task)
+    assert convert(*words) == 0
+    printed = capsys.readouterr().out
+    assert "head of another task" in printed
+    assert "note: no tokenizer" in printed
+    model, loading = TwoTowerForTask.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not any(loading.values())
+    assert model.config.bridge == {"mt": "manager", "bt": "bridge_tower", "me": "meter", "it": "manager"}[name[:2]]
+    with torch.no_grad():
+        output = model.model(**case.batch)
+        torch.testing.assert_close(output.pooled, case.out("cls_feats"), atol=1e-5, rtol=0)
+        if logits is not None:
+            torch.testing.assert_close(model(**case.batch).logits, case.out(logits), atol=1e-5, rtol=0)
+        if task == "retrieval":
+            text = model.model.encode_text(case.batch["input_ids"], case.batch["attention_mask"])
+            embedded = model.contrastive.embed_text(text.cls)
+            torch.testing.assert_close(embedded, case.out("itc.text"), atol=1e-5, rtol=0)
+    record = json.loads((tmp_path / "model" / "conversion.json").read_text())
+    assert record["keys"]["mapped"] == len(load_file(tmp_path / "model" / "model.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "message"),
+    [
+        ({}, (), "has heads of vqav2, nlvr2, snli_ve, pretrain; choose one: --task"),
+        ({"model_type": "MT"}, ("--task", "vqav2"), "of the bridge bridge_tower, but its configuration says manager"),
+        ({"vit_remove_last": True}, ("--task", "vqav2"), "vit_remove_last True is not supported, only False"),
+        ({"num_layers": 4}, ("--task", "vqav2"), "keys do not fit"),
+        ({}, ("--task", "vqav2", "--text_tower", "nowhere"), "--text_tower nowhere: no such file or folder"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(golden, tmp_path, capsys, settings, words, message):
+    _, file, _ = golden("A", "bt", **settings)
+    assert convert(file, "--out", tmp_path / "model", *words) != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "model").exists()
+
+
+class Foreign:
+    pass
+
+
+def test_files_that_are_no_checkpoints(tmp_path, capsys):
+    contents = {
+        "other": torch.zeros(2),
+        "config": {"state_dict": {"a": torch.zeros(2)}},
+        "code": {"state_dict": Foreign},
+    }
+    messages = {"other": "no checkpoint of Lightning", "config": "no hyper_parameters", "code": "might run code"}
+    for name, content in contents.items():
+        torch.save(content, tmp_path / f"{name}.ckpt")
+        assert convert(tmp_path / f"{name}.ckpt", "--out", tmp_path / "model", "--task", "vqav2") != 0
+        assert messages[name] in capsys.readouterr().err
+
+
+def test_what_lightning_leaves_in_a_file_is_passed_over(golden, tmp_path, monkeypatch):
+    """Its callbacks are kept by their classes, which are not installed here; what they hold is not run."""
+    _, file, _ = golden("A", "bt")
+    lightning = ModuleType("pytorch_lightning")
+    lightning.Checkpoint = type("Checkpoint", (dict,), {"__module__": "pytorch_lightning"})
+    content = torch.load(file, weights_only=True)
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "pytorch_lightning", lightning)
+        callbacks = {lightning.Checkpoint: {"best": 1.0}, "state": lightning.Checkpoint(best=2.0)}
+        torch.save(content | {"callbacks": callbacks}, file)
+    assert convert(file, "--out", tmp_path / "model", "--task", "vqav2") == 0
+
+
+def make_peer(kind, **sizes):
+    """transformers' BridgeTower with weights that count, its cross-modal LayerNorms as where it was trained."""
+    common = {"hidden_size": 64, "num_hidden_layers": 4}
+    text = {"num_attention_heads": 4, "intermediate_size": 256, "vocab_size": 50, "max_position_embeddings": 20}
+    config = BridgeTowerConfig(
+        text_config=common | text,
+        vision_config={**common, "patch_size": 8, "image_size": 32},
+        hidden_size=64,
+        num_attention_heads=4,
+        num_hidden_layers=3,
+        **sizes,
+    )
+    torch.manual_seed(0)
+    peer = kind._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for weight in peer.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    for layer in peer.modules():
+        if isinstance(layer, BridgeTowerBertCrossLayer):  # transformers adds 1e-5
+            for norm in (module for module in layer.modules() if isinstance(module, torch.nn.LayerNorm)):
+                norm.eps = 1e-12
+    return peer
+
+
+@torch.no_grad()
+def test_bridge_tower_of_transformers_is_the_same_model(tmp_path, capsys):
+    peer = make_peer(BridgeTowerModel)
+    peer.save_pretrained(tmp_path / "peer")
+    assert convert(tmp_path / "peer", "--out", tmp_path / "model", "--task", "pretrain") == 0
+    printed = capsys.readouterr().out
+    assert "head mlm is new" in printed
+    assert "1e-12 as where it was trained; transformers adds 1e-05" in printed
+    model = TwoTowerForTask.from_pretrained(tmp_path / "model")
+    batch = batch_of(model.config)
+    ours, theirs = model.model(**batch), peer(**batch)
+    names = {"text_features": "text_features", "image_features": "image_features", "pooled": "pooler_output"}
+    for name, expected in names.items():
+        torch.testing.assert_close(ours[name], theirs[expected], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_heads_of_transformers_bridge_tower(tmp_path):
+    peer = make_peer(BridgeTowerForImageAndTextRetrieval)
+    peer.save_pretrained(tmp_path / "peer")
+    assert convert(tmp_path / "peer", "--out", tmp_path / "model", "--task", "retrieval") == 0
+    model = TwoTowerForTask.from_pretrained(tmp_path / "model")
+    batch = batch_of(model.config)
+    mask = batch["attention_mask"]
+    matched = model.match(
+        model.model.encode_text(batch["input_ids"], mask), model.model.encode_image(batch["pixel_values"]), mask
+    )
+    torch.testing.assert_close(matched, peer(**batch).logits, atol=1e-5, rtol=0)
+    make_peer(BridgeTowerModel, link_tower_type="scaled_add").save_pretrained(tmp_path / "other")
+    assert convert(tmp_path / "other", "--out", tmp_path / "none", "--task", "retrieval") != 0
