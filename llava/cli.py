@@ -8,7 +8,7 @@ COMMANDS = {
     "train": ("llava.train.main", "train one stage from a recipe"),
     "analyze": ("llava.analysis.main", "what happens inside models: the paper's analyses as figures"),
     "eval": ("llava.eval.main", "evaluate a model through lmms-eval, or report runs side by side"),
-    "bench": ("llava.bench.main", "methods of fusion side by side under equal conditions"),
+    "bench": ("llava.bench.main", "methods of fusion side by side, the paper's ablations and its Table IV"),
     "chat": ("llava.chat.cli", "talk with a model about images"),
     "data": ("llava.prepare_data.main", "download, prepare, check and preview training data"),
     "convert": ("llava.convert.main", "bring in checkpoints of other formats, hand ours out in them"),

@@ -1,4 +1,4 @@
-"""`llava bench`: methods of fusion side by side under equal conditions, and tables of what was run."""
+"""`llava bench`: methods of fusion side by side, sweeps of one, Table IV, and tables of what was run."""
 
 import json
 import re
