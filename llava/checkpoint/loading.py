@@ -65,9 +65,10 @@ def load_two_tower(folder: str | Path, **kwargs: Any) -> TwoTowerForTask:
     Raises:
         LlavaError: Parameters are missing, unknown or of another shape, as of another bridge.
     """
-    model, loading = TwoTowerForTask.from_pretrained(
+    loaded: Any = TwoTowerForTask.from_pretrained(
         folder, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
     )
+    model, loading = loaded
     _check_loaded(folder, loading, ())
     return model
 

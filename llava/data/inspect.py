@@ -199,7 +199,7 @@ def inspect_sample(
     try:
         notes = notes_of(sample, template)
     except DataError as error:
-        faults.append(_fault(error))
+        faults.append(fault_of(error))
         if not any(map(is_answer, sample.turns)) and not isinstance(error, NoAnswerError):
             faults.append(Fault("no_answer", NO_ANSWER))
 
@@ -208,7 +208,7 @@ def inspect_sample(
             try:
                 results.append(patiently(read, folder.file(path)))
             except DataError as error:
-                faults.append(_fault(error))
+                faults.append(fault_of(error))
 
     probe(sample.images, (lambda path: open_image(path).size) if decode else image_size, sizes)
     probe(sample.videos, lambda path: (_decode_video if decode else probe_video)(path, video_sampling), times)
@@ -222,5 +222,6 @@ def _decode_video(path: Path, video_sampling: VideoSampling) -> VideoTimes:
     return VideoTimes(video.times, video.duration)  # without the frames
 
 
-def _fault(error: DataError) -> Fault:
+def fault_of(error: DataError) -> Fault:
+    """What an error of reading a sample or a file is told as."""
     return Fault(_KIND_OF_ERROR.get(type(error), "undecodable"), one_line(str(error)))

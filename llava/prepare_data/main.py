@@ -4,7 +4,7 @@ import shlex
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from llava.arguments import ArgumentParser
 from llava.data.conversation import TEMPLATES, LabelRule
@@ -12,6 +12,9 @@ from llava.data.image_folder import ImageFolder
 from llava.data.over_long import OnOverLong
 from llava.data.schema import OutsidePaths
 from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def main(argv: list[str]) -> int:
@@ -24,7 +27,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="llava data", description="Training data: from the hub to what the model sees.")
     commands = parser.add_commands()
     check = commands.add_parser("check", help="find what is wrong with a mixture's records, images and videos")
-    check.add_argument("mixture", help="mixture YAML")
+    check.add_argument("mixture", help="mixture YAML, also one of pairs")
     check.add_argument("--out", metavar="DIR", help="report folder; a check that was killed goes on from there")
     check.add_argument("--decode", action="store_true", help="decode images and videos instead of reading headers")
     check.add_argument("--model", metavar="DIR", help="model folder, to find samples of more than --max_length tokens")
@@ -44,6 +47,7 @@ def _parser() -> ArgumentParser:
     preview.add_argument("--model", required=True, metavar="DIR", help="model folder; only its processor is read")
     preview.add_argument("--data", required=True, metavar="FILE", help="mixture YAML, or JSON or JSONL of samples")
     preview.add_argument("--index", required=True, type=int, metavar="N", help="which sample, counted from 0")
+    preview.add_argument("--split", metavar="NAME", help="of a mixture of pairs (default: its first)")
     preview.add_argument("--out", metavar="PNG", help="also draw it, crops included, to this file")
     preview.add_argument("--label_rule", default="answers", choices=get_args(LabelRule), help="(default answers)")
     preview.add_argument("--time_instruction", action="store_true", help="tell when the frames were taken")
@@ -74,6 +78,7 @@ def _check(arguments: Namespace) -> int:
     from llava.data.mixture import mixture_entries, repeated_files
     from llava.prepare_data.check import CheckOptions, check_mixture
     from llava.prepare_data.check_report import BadRowFile, BadRowPrinter, render_table
+    from llava.prepare_data.pair_data import is_pair_data
 
     workers = _workers(arguments)
     if arguments.on_over_long != "error" and arguments.model is None:
@@ -91,10 +96,16 @@ def _check(arguments: Namespace) -> int:
     )
     out = Path(arguments.out) if arguments.out else None
     bad_rows = BadRowFile(out) if out else BadRowPrinter(sys.stderr)
-    reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", workers)
+    repeated = []
+    if is_pair_data(arguments.mixture, arguments.model):
+        from llava.prepare_data.check_pairs import check_pairs  # imports pyarrow
+
+        reports = check_pairs(arguments.mixture, options, bad_rows, workers)
+    else:
+        reports = check_mixture(arguments.mixture, options, bad_rows, out and out / "progress", workers)
+        repeated = repeated_files(mixture_entries(arguments.mixture))
     print(render_table(reports))
-    warnings = [report.warning for report in reports if report.warning]
-    for warning in warnings + repeated_files(mixture_entries(arguments.mixture)):
+    for warning in [report.warning for report in reports if report.warning] + repeated:
         print(f"warning: {warning}", file=sys.stderr)
     bad_rows.finish(reports)
     unread = sum(not report.complete for report in reports)
@@ -157,6 +168,7 @@ def _video_sampling(arguments: Namespace):
 
 def _preview(arguments: Namespace) -> int:
     from llava.data.notes import notes_of
+    from llava.prepare_data.pair_data import is_pair_data
     from llava.prepare_data.preview import (
         describe_length,
         load_processor,
@@ -168,6 +180,10 @@ def _preview(arguments: Namespace) -> int:
 
     if arguments.out and Path(arguments.out).suffix.lower() != ".png":
         raise LlavaError(f"--out {arguments.out}: the picture is a PNG; give a name that ends in .png")
+    if is_pair_data(arguments.data, arguments.model):
+        return _preview_pair(arguments)
+    if arguments.split is not None:
+        raise LlavaError(f"--split {arguments.split} is of a mixture of pairs; {arguments.data} has none")
     sample = read_sample(arguments.data, arguments.index, arguments.seed)
     processor = load_processor(arguments.model)
     options = {
@@ -191,11 +207,26 @@ def _preview(arguments: Namespace) -> int:
     if arguments.out:
         from llava.prepare_data.preview_picture import draw_preview
 
-        try:
-            draw_preview(preview).save(arguments.out)
-        except OSError as error:
-            raise LlavaError(f"--out {arguments.out} cannot be written: {error.strerror}") from None
-        print(f"picture: {arguments.out}")
+        _save_picture(draw_preview(preview), arguments.out)
+    return 0
+
+
+def _save_picture(picture: "Image", out: str) -> None:
+    try:
+        picture.save(out)
+    except OSError as error:
+        raise LlavaError(f"--out {out} cannot be written: {error.strerror}") from None
+    print(f"picture: {out}")
+
+
+def _preview_pair(arguments: Namespace) -> int:
+    from llava.prepare_data.preview_pairs import draw_pair, preview_pair
+
+    folder = ImageFolder(Path(arguments.image_folder), arguments.outside_paths)
+    preview = preview_pair(arguments.data, arguments.split, arguments.index, arguments.model, folder, arguments.seed)
+    print(preview)
+    if arguments.out:
+        _save_picture(draw_pair(preview), arguments.out)
     return 0
 
 

@@ -93,15 +93,6 @@ class LoadedPairs:
         return "\n".join([*lines, f"{len(self.store):>11,} pairs"])
 
 
-def is_pair_mixture(path: str | Path) -> bool:
-    """Whether it is a mixture of pairs, or a file that only pairs are read from. Raises DataError as a reader does."""
-    path = Path(path)
-    if path.suffix.lower() in READ:
-        return path.suffix.lower() not in (".json", ".jsonl")
-    content = mixture_content(path)
-    return isinstance(content, dict) and "splits" in content
-
-
 def read_pair_mixture(path: str | Path, kind: str | None = None) -> PairMixture:
     """Reads a mixture of pairs, whose data files need not be there yet.
 
