@@ -8,6 +8,7 @@ from llava.arguments import shown
 from llava.errors import LlavaError
 from llava.eval.store import TaskRun
 from llava.eval.task import data_folder, task_config
+from llava.eval.two_tower.jobs import PROTOCOL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -33,6 +34,10 @@ def read_documents(run: TaskRun, data: Path | None, alone: bool) -> "Dataset":
     """
     from llava.eval.documents import load_documents, source_of, spec_of
 
+    if run.run["protocol"] == PROTOCOL:
+        raise LlavaError(
+            f"task {run.task}: pairs of a two-tower model are not read again; what is stored of them is all"
+        )
     folder = data_folder(data, run.task, alone) if data is not None else run.run.get("data")
     if folder is not None and not Path(folder).is_dir():
         raise LlavaError(f"task {run.task}: its documents are not in {folder} any more; {WHERE}")

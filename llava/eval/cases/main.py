@@ -37,17 +37,17 @@ def main(argv: list[str]) -> int:
     from llava.eval.cases.entries import make_entries, tilings_of  # imports Pillow, jinja2 and datasets
     from llava.eval.cases.page import render_page
 
-    counts = [_count(cases) for cases in chosen]
     tilings = {cases.task: tilings_of(cases.runs) for cases in chosen}
     if lost := sorted({run for of_task in tilings.values() for run, tiling in of_task.items() if tiling is None}):
         remarks.append(f"the tiles of {', '.join(lost)} are not drawn: the run did not store them, its model is gone")
     wanted = f"Documents where {args.where}." if args.where else "Documents that one run answers right and one wrong."
     try:
         with whole_folder(args.out) as folder:
-            entries, faults = [], []
+            entries, counts, faults = [], [], []
             for cases in chosen:
                 try:
                     entries += make_entries(cases, tilings[cases.task], args.by, args.data, len(chosen) == 1, folder)
+                    counts.append(_count(cases))
                 except LlavaError as error:
                     faults.append(error)
             if not entries:

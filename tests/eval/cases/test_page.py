@@ -133,10 +133,10 @@ def test_runs_with_other_tiles_have_pictures_of_their_own():
 def test_a_task_whose_documents_are_gone_is_left_out(save_run, tmp_path, capsys):
     both = [save_run(tmp_path / name, scores, tiling=GRID) for name, scores in SCORES.items()]
     for run, right in zip(both, (1.0, 0.0), strict=True):
-        save_digit_pages(run, right, data="elsewhere")
+        save_digit_pages(run, right, data="elsewhere", tiling=GRID)
     assert main(["eval", "cases", *map(str, both), "--out", str(tmp_path / "page")]) == 0
     note = "left out: task digit_pages: its documents are not in elsewhere any more; --data ROOT names where they lie"
-    assert f"note: {note}" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[:2] == ["DocVQA: 3 documents.", f"note: {note}"]
     page = Page((tmp_path / "page" / "index.html").read_text())
     assert note in page.texts["p"]
     assert {article["data-task"] for article in page.all("article")} == {"docvqa_val"}
@@ -152,6 +152,14 @@ def test_runs_that_stored_less(save_run, tmp_path, capsys):
     assert note in page.texts["p"]
     assert page.texts["question"][0] == "What is the total?"
     assert len(page.all("img")) == 3
+
+
+def test_pairs_of_two_towers_have_no_page(tmp_path, capsys):
+    for name, right in {"one": 1.0, "two": 0.0}.items():
+        save_digit_pages(tmp_path / name, right, protocol="two-tower")
+    assert main(["eval", "cases", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "page")]) == 2
+    told = "error: task digit_pages: pairs of a two-tower model are not read again; what is stored of them is all\n"
+    assert capsys.readouterr().err == told
 
 
 def test_names_of_runs_are_texts_too(save_run, tmp_path):
