@@ -26,7 +26,7 @@ from llava.analysis.places import Part, Row
 
 WATCHED = "sdpa_watched"  # the name of the attention function
 EPS = 1e-12  # added to weights before the logarithm of KL
-BLOCK = {"cpu": 2**21, "cuda": 2**23}  # weights of a block, of all heads: what the caches of each hold best
+BLOCK = {"cpu": 2**20, "cuda": 2**23}  # weights of a block, of all heads: what the caches of each hold best
 STATISTICS = ("entropy", "entropy_raw", "kl")
 
 # Is given query (B, H, L, d), key (B, G, L, d) and the factor on their products.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from llava.analysis.record import Recorder
 from llava.data.collator import Collator
 from llava.data.dataset import SupervisedDataset
 from llava.data.image_folder import ImageFolder
@@ -38,8 +39,17 @@ class Source(Protocol):
     names: Sequence[str]
     identity: dict[str, Any]
 
-    def encode(self, engine: Engine, places: Sequence[int]) -> Encoded:
+    def open(self, folder: Path, device: str, dtype: str, probes: Sequence[str]) -> tuple[Any, Any]:
+        """A model: what `encode` encodes with, and what records, see record.py. device, dtype: as for Engine."""
+
+    def encode(self, encoder: Any, places: Sequence[int]) -> Encoded:
         """One batch, on the CPU. Raises LlavaError that names the example."""
+
+
+def open_llava(folder: Path, device: str, dtype: str, probes: Sequence[str]) -> tuple[Engine, Recorder]:
+    """See Source.open."""
+    engine = Engine.from_pretrained(folder, device, dtype, attn_implementation="sdpa")
+    return engine, Recorder(engine.model, probes)
 
 
 def is_mixture(data: str) -> bool:
@@ -62,6 +72,8 @@ def open_source(data: str, image_folder: str | Path, data_root: Path | None, lim
 
 class MixtureSource:
     """Samples with their conversations; those without an image and a video are passed over."""
+
+    open = staticmethod(open_llava)
 
     def __init__(self, data: str, image_folder: str | Path, limit: int):
         mixture = load_mixture(data, seed=0)
@@ -87,6 +99,8 @@ class MixtureSource:
 
 class TaskSource:
     """Documents of a task, asked as `llava eval` asks them under the paper's protocol."""
+
+    open = staticmethod(open_llava)
 
     def __init__(self, word: str, data_root: Path | None, limit: int):
         choices = choose_tasks([word])

@@ -38,7 +38,7 @@ FIGURES = {
         "manager, against the one before it",
         "cosine",
         "Near 1, two managers in a row hand over the same; the lower, the more each layer gets something of its own.",
-        "adds nothing before two layers of the language model, and figure 3 compares such additions",
+        "has no two managers or additions in a row, which figure 3 compares",
     ),
     "6": Figure(
         "aggregation weights while the data are seen",
@@ -63,6 +63,7 @@ FIGURES = {
         LAYER,
         "cosine with the layer before",
         "A dip is a layer that changes the tokens most; dotted lines are the layers before which something is added.",
+        "has no language model, whose layers figure 19 shows",
     ),
     "20": Figure(
         "attention entropy",
@@ -70,6 +71,7 @@ FIGURES = {
         LAYER,
         "entropy, nats",
         "Higher is attention that spreads over more visual tokens, 0 is attention to a single one.",
+        "has no language model, whose attention figure 20 shows",
     ),
     "21": Figure(
         "diversity of attention heads",
@@ -77,6 +79,7 @@ FIGURES = {
         LAYER,
         "KL divergence between heads, nats",
         "Higher is heads that look at different visual tokens, 0 is heads that all look alike.",
+        "has no language model, whose attention figure 21 shows",
     ),
     "distance": Figure(
         "mean attention distance of the tower",
@@ -84,6 +87,7 @@ FIGURES = {
         "layer of the tower, from 1",
         "distance, pixels",
         "A dot is a head, the line their mean: low is attention to near patches, high is attention across the crop.",
+        "has no tower whose attention is seen",
     ),
     "movement": Figure(
         "how far each injection moves the visual tokens",

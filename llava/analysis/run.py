@@ -21,9 +21,7 @@ from llava.analysis.curves import Analysed, Curve, curves_of
 from llava.analysis.data import Encoded, Source
 from llava.analysis.figures import FIGURES
 from llava.analysis.progress import Progress
-from llava.analysis.record import Recorder
 from llava.checkpoint.folder import weights_id
-from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.files import whole_file
@@ -66,11 +64,13 @@ def model_names(folders: Sequence[Path]) -> list[str]:
 def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[str]:
     """Records what is missing and writes everything. Returns lines that tell what was written and how to read it.
 
-    Raises LlavaError for data that show nothing, and for a model that has none of the figures.
+    Raises LlavaError for data that show nothing, and for models that have none of the figures.
     """
     models = [_analysed(folder, name, source, options) for folder, name in zip(folders, model_names(folders))]
     figures = {name: [curve for model in models for curve in curves_of(name, model)] for name in options.figures}
-    notes = [note for model in models for note in _lacking(model, options.figures)]
+    notes = [f"note: {model.name} {why}" for model in models for why in _lacking(model, options.figures)]
+    if not any(figures.values()):
+        raise LlavaError(f"{models[0].folder}: {'; '.join(_lacking(models[0], options.figures))}")
     for model in models:
         with whole_file(options.out / f"{model.name}.npz", "wb") as stream:
             np.savez_compressed(stream, **model.arrays)
@@ -92,28 +92,24 @@ def _analysed(folder: Path, name: str, source: Source, options: Options) -> Anal
         raise LlavaError(f"none of the {len(source.names):,} examples shows an image or a video")
     names = next(iter(arrays.values()))
     stacked = {key: np.stack([of_one[key] for of_one in arrays.values()]) for key in names}
-    model = Analysed(name, str(folder), progress.facts or {}, {"samples": np.array(list(arrays)), **stacked})
-    if not any(curves_of(figure, model) for figure in options.figures):
-        raise LlavaError(f"{folder}: {'; '.join(FIGURES[figure].lacking for figure in options.figures)}")
-    return model
+    return Analysed(name, str(folder), progress.facts or {}, {"samples": np.array(list(arrays)), **stacked})
 
 
 def _record(folder: Path, source: Source, missing: list[int], options: Options, progress: Progress, bar: tqdm) -> None:
     """Runs the examples that are missing, a thread encoding one batch ahead."""
-    engine = Engine.from_pretrained(folder, options.device, options.dtype, attn_implementation="sdpa")
-    recorder = Recorder(engine.model, options.probes)
+    encoder, recorder = source.open(folder, options.device, options.dtype, options.probes)
     size = options.batch_size
     batches = [missing[first : first + size] for first in range(0, len(missing), size)]
-    for places, encoded in read_ahead(lambda places: (places, source.encode(engine, places)), batches):
+    for places, encoded in read_ahead(lambda places: (places, source.encode(encoder, places)), batches):
         recorded = _recorded(recorder, encoded, source.names)
-        for place in places:
-            progress.add(source.names[place], recorded.get(place))
         if recorded:
             progress.note_facts(recorder.facts())
+        for place in places:
+            progress.add(source.names[place], recorded.get(place))
         bar.update(len(places))
 
 
-def _recorded(recorder: Recorder, encoded: Encoded, names: Sequence[str]) -> Mapping[int, dict[str, np.ndarray]]:
+def _recorded(recorder: Any, encoded: Encoded, names: Sequence[str]) -> Mapping[int, dict[str, np.ndarray]]:
     """The arrays of each place that shows something."""
     if encoded.inputs is None:
         return {}
@@ -129,7 +125,8 @@ def _recorded(recorder: Recorder, encoded: Encoded, names: Sequence[str]) -> Map
 
 
 def _lacking(model: Analysed, figures: Sequence[str]) -> list[str]:
-    return [f"note: {model.name} {FIGURES[name].lacking}" for name in figures if not curves_of(name, model)]
+    """Why the model has none of some figures."""
+    return [FIGURES[name].lacking for name in figures if not curves_of(name, model)]
 
 
 def _write_curves(file: Path, models: list[Analysed], figures: dict[str, list[Curve]], source: Source) -> None:

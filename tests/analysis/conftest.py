@@ -8,6 +8,9 @@ import pytest
 from pyarrow import parquet
 
 from llava.fusion.configs.none import NoneConfig
+from tests.data.pairs.conftest import processor, tokenizer
+
+__all__ = ["processor", "tokenizer"]
 
 README = """\
 ---

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llava.analysis.two_tower import TwoTowerRecorder
+from llava.cli import main
 from tests.two_tower.tiny import tiny_model
 
 SIZES = {"cross_modal_layers": 3, "text_layers": 2, "image_layers": 3}
@@ -130,3 +131,57 @@ def test_distances_leave_the_class_token_out_and_two_images_are_averaged():
                 assert alone[pair]["distance"][number, head] == pytest.approx(float(expected[pair]), abs=1e-5)
     mean = (alone[0]["distance"] + alone[1]["distance"]) / 2
     assert both[0]["distance"] == pytest.approx(mean, abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pair_models(tmp_path_factory, processor):
+    """Folders of a ManagerTower and a METER."""
+    folders = []
+    for name, options in (("managers", {}), ("meter", {"bridge": "meter"})):
+        folders.append(tmp_path_factory.mktemp("models") / name)
+        tiny_model("retrieval", vocab_size=len(processor.tokenizer), **options).save_pretrained(folders[-1])
+        processor.save_pretrained(folders[-1])
+    return folders
+
+
+@pytest.fixture
+def pairs(tmp_path, make_image):
+    """Three pairs of a JSON file, with their images beside it."""
+    records = [{"image": f"{number}.png", "caption": ["a page", "a circle"][: 1 + number]} for number in range(2)]
+    for number, record in enumerate(records):
+        make_image(20, 30, number).save(tmp_path / record["image"])
+    (tmp_path / "pairs.json").write_text(json.dumps(records))
+    return tmp_path / "pairs.json"
+
+
+def test_the_command(pair_models, pairs, tmp_path, capsys):
+    words = ["--data", str(pairs), "--image_folder", str(tmp_path), "--batch_size", "2", "--out", f"{tmp_path}/out"]
+    assert main(["analyze", *map(str, pair_models), *words, "--figures", "3,6,19"]) == 0
+    told = capsys.readouterr().out
+    content = json.loads((tmp_path / "out" / "curves.json").read_text())
+    first, second = content["models"]
+    assert (content["models"][first]["samples"], content["models"][second]["bridge"]) == (3, "meter")
+    assert f"note: {second} has no managers" in told
+    assert f"note: {first} has no language model" in told
+    assert content["figures"].keys() == {"3", "6"}
+    bars = content["figures"]["6"]["curves"]
+    assert [(bar["part"], bar["number"], bar["x"]) for bar in bars] == [
+        (f"{side} mean", number, [2, 3]) for side in ("visual", "textual") for number in (1, 2)
+    ]
+    assert all(sum(bar["mean"]) == pytest.approx(1, abs=1e-5) for bar in bars), "softmaxed"
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"figure_03.png", "figure_06.png"}
+
+
+def test_wrong_input_is_one_line(pair_models, pairs, tiny_model_dir, tmp_path, capsys):
+    for message, models, words in (
+        ("is a two-tower model and ", [pair_models[0], tiny_model_dir], []),
+        ("mixture pairs.json has no split 'x'; it has all", pair_models[:1], ["--data", f"{pairs}:x"]),
+        ("unknown task 'vqav'; did you mean vqav2?", pair_models[:1], ["--data", "vqav"]),
+        ("has no managers, and figure 6 shows their weights", pair_models[1:], ["--figures", "6"]),
+        ("pair", pair_models[:1], ["--image_folder", f"{tmp_path}/elsewhere"]),
+    ):
+        line = ["analyze", *map(str, models), "--data", str(pairs), "--out", f"{tmp_path}/out"]
+        assert main([*line, "--image_folder", str(tmp_path), *words]) == 2, message
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: "), error
+        assert message in error.replace(f"{tmp_path}/", ""), error
