@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from llava.train.family import rules_of
 from llava.train.recipe.schema import Recipe
 
 LISTED = 20  # ids that a message lists; more stand in a file
@@ -61,6 +62,8 @@ def past_out_of_memory(what: str, ids: Sequence[str], recipe: Recipe, processes:
     optim, run = recipe.optim, recipe.run
     sizes = (size for size in range(optim.batch_size // 2, 0, -1) if optim.batch_size % size == 0)
     smaller = [f"--optim.batch_size {size}" for size in sizes if not optim.global_batch_size % (size * processes)][:1]
+    if "optim.batch_size" not in rules_of(recipe).free_keys(recipe):
+        smaller = []  # the run could not go on with another
     ways = [*smaller, *([] if run.gradient_checkpointing is True else ["--run.gradient_checkpointing true"])]
     if run.deepspeed is not None:
         ways.append("a --run.deepspeed file with offload, or of ZeRO-3 with --run.reshape true")

@@ -15,6 +15,7 @@ from llava.train.recipe.schema import Count, OptimRecipe, RunRecipe
 
 TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
 Times = Annotated[float, Bounds(0, 10_000)]
+Share = Annotated[float, Bounds(0, 1, below=True)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class TwoTowerFusionRecipe:
         noise: Whether managers' scores have noise while they train.
         mask_padding: Whether a fused query leaves padding out, which the authors' code attends to.
         gated_fusion: Whether METER adds a gated sum of a tower's lower layers.
+        hidden_dropout_prob: Share of the states of the cross-modal layers that is dropped while they train.
+        attention_probs_dropout_prob: Share of their attention's weights that is dropped while they train.
     """
 
     bridge: Literal["manager", "bridge_tower", "meter"] = "manager"
@@ -72,6 +75,8 @@ class TwoTowerFusionRecipe:
     noise: bool = True
     mask_padding: bool = True
     gated_fusion: bool = False
+    hidden_dropout_prob: Share = 0.1
+    attention_probs_dropout_prob: Share = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class TaskRecipe:
 
     name: Literal["pretrain", "vqav2", "snli_ve", "nlvr2", "retrieval"]
     head_width: Annotated[int, Bounds(1, 16)] = 1
-    head_dropout: Annotated[float, Bounds(0, 1, below=True)] = 0.0
+    head_dropout: Share = 0.0
     num_answers: Count = 3129
 
 
@@ -146,12 +151,12 @@ class RatesRecipe:
 
 @dataclass(frozen=True)
 class PairEvalRecipe:
-    """Held-out pairs, on which a task's metric is computed while a stage trains.
+    """Held-out pairs, whose loss and whose task's metric are told while the stage trains.
 
     Args:
         split: The mixture's split that is evaluated; none evaluates nothing.
         data: A mixture or data file of its own; none is `data.mixture`.
-        steps: Evaluated every so many optimizer steps; none is after each epoch. After the last step in any case.
+        steps: Evaluated every so many optimizer steps, and after the last; none is after each epoch.
         at_start: Whether it is evaluated before the first step too.
         batch_size: Pairs that a process takes at once; none is `optim.batch_size`.
         samples: Most pairs that are evaluated, the first ones; none for all.

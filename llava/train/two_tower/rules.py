@@ -25,7 +25,8 @@ from llava.two_tower.tasks import TASKS
 
 PROCESSOR = ("preprocessor_config.json", *NEEDED_TOKENIZER_FILES)
 TWO_TOWER_FREE = frozenset({"task.num_answers", "eval.split", "eval.samples", "eval.rerank"})
-ANY_START = ("noise", "mask_padding", "task")  # of the bridge, what a stage may have otherwise than the one before
+# Of the bridge, what a stage may have otherwise than the one before.
+ANY_START = ("noise", "mask_padding", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def faults_of(recipe: TwoTowerRecipe) -> list[str]:

@@ -24,13 +24,15 @@ STAGES = {name: name for name in KINDS} | {"retrieval": "flickr30k"}
 ROWS = 12
 WIDTHS = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
 
+STILL = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
 
 @pytest.fixture(scope="session")
 def towers(tmp_path_factory, tokenizer):
     """Folders `text` and `vision`, as their publishers save them: with a pooling layer, for another image size."""
     folder = tmp_path_factory.mktemp("towers")
     torch.manual_seed(1)
-    text = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=1, **WIDTHS)
+    text = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=20, pad_token_id=1, **STILL, **WIDTHS)
     RobertaModel(text).save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
     CLIPVisionModel(CLIPVisionConfig(image_size=16, patch_size=8, **WIDTHS)).save_pretrained(folder / "vision")
