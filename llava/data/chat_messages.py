@@ -11,12 +11,31 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.given import is_video
+from llava.constants import IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.errors import DataError
 
 MARK = "\U000f0001"  # of a private use area; a mark that is written itself is marked, too
 VISUAL = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
+# place_in_front in Jinja: what a turn shows in front is joined, and stands apart from the text behind it; what is shown
+# between its texts stands there bare. What an assistant writes, with the token that ends it, is its generation, of
+# which programs that train ask by return_assistant_tokens_mask.
+_CONTENT = (
+    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
+    "{%- set place = namespace(in_front=true) -%}{%- for part in message['content'] -%}"
+    "{%- if part['type'] in ['image', 'video'] -%}{{ '<' + part['type'] + '>' }}{%- if place.in_front -%}"
+    "{{ ' ' if loop.nextitem is defined and loop.nextitem['type'] in ['image', 'video'] else '\n' }}{%- endif -%}"
+    "{%- elif part['type'] == 'text' -%}{%- set place.in_front = false -%}{{ part['text'] }}"
+    "{%- else -%}{{ raise_exception('only text, images and videos can be shown, not ' + part['type']) }}"
+    "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>' }}"
+)
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' -%}"
+    "{{ '<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n' }}{%- endif -%}"
+    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['role'] == 'assistant' -%}{%- generation -%}" + _CONTENT + "{%- endgeneration -%}"
+    "{%- else -%}" + _CONTENT + "{%- endif -%}{{ '\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
 _MARKED = re.compile(f"{MARK}(.?)", re.DOTALL)
 
 
@@ -57,9 +76,6 @@ def _check_part(part: Any, number: int) -> None:
         raise DataError(f"message {number}: only text, images and videos can be shown, not {kind}")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise DataError(f"message {number}: a part of type text must have a text, found {_short(part)}")
-    for key in ("video", "url", "path"):
-        if kind == "video" and part.get(key) is not None:
-            is_video(part[key])
 
 
 def marked(messages: Sequence[Mapping], tokens: Sequence[str], images_apart: bool) -> list[dict]:
@@ -91,6 +107,12 @@ def marked(messages: Sequence[Mapping], tokens: Sequence[str], images_apart: boo
 def unmarked(text: str) -> str:
     """The text with the marks taken out again."""
     return _MARKED.sub(r"\1", text)
+
+
+def unmarked_places(text: str) -> list[int]:
+    """Where in the text each character of unmarked(text) stands."""
+    marks = {match.start() for match in _MARKED.finditer(text)}
+    return [place for place in range(len(text)) if place not in marks]
 
 
 def _parts(message: Mapping) -> Sequence:

@@ -1,22 +1,23 @@
-"""Images and videos in the forms that Python programs have them in, to RGB: one reader and one color rule for all."""
+"""Images in the forms that Python programs have them in, to RGB: one reader and one color rule for all."""
 
 import base64
 import binascii
 import os
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import torch
 from PIL import Image
 
-from llava.constants import FILE_LIMITS
+from llava.constants import FILE_LIMITS, MEBIBYTE
 from llava.data.color import WIDE, decoding, to_rgb
 from llava.data.images import open_image
 from llava.errors import DataError
 
+WEB = ("http://", "https://")
 SECONDS = 30  # of silence of a server
 SHOWN = 60  # characters of a text that is no image
 CHANNELS = (1, 3)  # grey and RGB, by which a tensor's are found before those of two or four channels
@@ -45,22 +46,10 @@ def rgb_image(given: Any, name: str = "image given", channels: str | None = None
     if isinstance(given, str):
         return _from_text(given, name)
     if is_array(given):
-        return _from_pixels(_eight_bits(_as_numpy(given), name), name, channels, torch.is_tensor(given))
+        return from_pixels(eight_bits(as_numpy(given), name), name, channels, torch.is_tensor(given))
     raise DataError(
         f"{name} is given as {type(given).__name__}; it may be a PIL image, a path, a URL, bytes, an array or a tensor"
     )
-
-
-def rgb_frames(given: Any, name: str = "video", channels: str | None = None) -> list[Image.Image]:
-    """The frames of one video in RGB: images as rgb_image takes them, or all in one array, frames first."""
-    if is_array(given):
-        given, is_tensor = _eight_bits(_as_numpy(given), name), torch.is_tensor(given)
-        if given.ndim != 4:
-            raise DataError(f"{name} has the shape {given.shape}; a video is (frames, H, W, C) or (frames, C, H, W)")
-        return [
-            _from_pixels(frame, f"frame {number} of {name}", channels, is_tensor) for number, frame in _numbered(given)
-        ]
-    return [rgb_image(frame, f"frame {number} of {name}", channels) for number, frame in _numbered(given)]
 
 
 def is_array(given: Any) -> bool:
@@ -73,16 +62,6 @@ def is_image(given: Any) -> bool:
     if is_array(given):
         return given.ndim <= 3
     return isinstance(given, Image.Image | str | bytes | bytearray | memoryview | os.PathLike)
-
-
-def is_video(given: Any) -> bool:
-    """Whether it is one video, not several; DataError for the path of one, also in a list."""
-    first = given[0] if isinstance(given, Sequence) and len(given) else None
-    if isinstance(given, str | os.PathLike) or isinstance(first, str | os.PathLike):
-        raise DataError("a video must be given as its frames, not as a path or URL")
-    if is_array(given):
-        return given.ndim <= 4
-    return is_image(first)
 
 
 def share_out(given: Any, texts: list[str], token: str, is_one: Callable[[Any], bool]) -> list[list]:
@@ -116,25 +95,52 @@ def share_out(given: Any, texts: list[str], token: str, is_one: Callable[[Any], 
     return groups
 
 
-def rgb_groups(groups: Sequence[Sequence], thing: str, reader: Callable, channels: str | None = None) -> list[list]:
+def rgb_groups(groups: Sequence[Sequence], thing: str, reader: Callable[[Any, str], Any]) -> list[list]:
     """Each entry of each group in RGB. reader: rgb_image or rgb_frames. thing: its name in errors, with its number."""
     several = len(groups) > 1
     return [
         [
-            reader(entry, f"{thing} {place} of prompt {number}" if several else f"{thing} {place}", channels)
-            for place, entry in _numbered(group)
+            reader(entry, f"{thing} {place} of prompt {number}" if several else f"{thing} {place}")
+            for place, entry in numbered(group)
         ]
-        for number, group in _numbered(groups)
+        for number, group in numbered(groups)
     ]
 
 
-def _numbered(given: Iterable) -> Iterable[tuple[int, Any]]:
+def numbered(given: Iterable) -> Iterable[tuple[int, Any]]:
+    """Each with its number, from 1."""
     return enumerate(given, start=1)
 
 
+def fetch(url: str, into: IO[bytes], kind: str) -> None:
+    """Writes what a URL answers into a file. kind: `image` or `video`, which says how much that may be.
+
+    Raises DataError, naming the URL.
+    """
+    from huggingface_hub.utils import httpx  # the client that transformers brings, of whatever name
+
+    size, limit = 0, FILE_LIMITS[kind]
+    try:
+        with httpx.stream("GET", url, follow_redirects=True, timeout=SECONDS) as response:
+            response.raise_for_status()
+            for piece in response.iter_bytes():
+                size += len(piece)
+                if size > limit:
+                    raise DataError(f"{url} is larger than {limit // MEBIBYTE} MiB, the most that is fetched")
+                into.write(piece)
+    except httpx.HTTPStatusError as error:
+        answer = error.response
+        raise DataError(f"{url}: the server answers {answer.status_code} {answer.reason_phrase}".rstrip()) from None
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+        raise DataError(f"{url} cannot be fetched: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
 def _from_text(text: str, name: str) -> Image.Image:
-    if text.startswith(("http://", "https://")):
-        return open_image(BytesIO(_fetched(text)), text)
+    if text.startswith(WEB):
+        content = BytesIO()
+        fetch(text, content, "image")
+        content.seek(0)
+        return open_image(content, text)
     shown = repr(text if len(text) <= SHOWN else text[:SHOWN] + "...")
     if text.startswith("data:"):
         head, comma, encoded = text.partition(",")
@@ -144,12 +150,12 @@ def _from_text(text: str, name: str) -> Image.Image:
     if os.path.isfile(text):
         return open_image(text)
     try:
-        content = _decoded(text, name)
+        decoded = _decoded(text, name)
     except DataError:
-        content = b""
-    if len(content) <= SHOWN:  # no image is so small; it is a path, some of which are base64 too
+        decoded = b""
+    if len(decoded) <= SHOWN:  # no image is so small; it is a path, some of which are base64 too
         raise DataError(f"{name} is neither a URL, nor a file that exists, nor base64 of an image: {shown}")
-    return _from_bytes(content, name)
+    return _from_bytes(decoded, name)
 
 
 def _from_bytes(content: bytes | bytearray | memoryview, name: str) -> Image.Image:
@@ -163,33 +169,15 @@ def _decoded(text: str, name: str) -> bytes:
         raise DataError(f"{name} is not whole base64: {error}") from None
 
 
-def _fetched(url: str) -> bytes:
-    from huggingface_hub.utils import httpx  # the client that transformers brings, of whatever name
-
-    content, limit = bytearray(), FILE_LIMITS["image"]
-    try:
-        with httpx.stream("GET", url, follow_redirects=True, timeout=SECONDS) as response:
-            response.raise_for_status()
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > limit:
-                    raise DataError(f"{url} is larger than {limit // 2**20} MiB, the most that is fetched")
-    except httpx.HTTPStatusError as error:
-        answer = error.response
-        raise DataError(f"{url}: the server answers {answer.status_code} {answer.reason_phrase}".rstrip()) from None
-    except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
-        raise DataError(f"{url} cannot be fetched: {' '.join(str(error).split()) or type(error).__name__}") from None
-    return bytes(content)
-
-
-def _as_numpy(given: np.ndarray | torch.Tensor) -> np.ndarray:
+def as_numpy(given: np.ndarray | torch.Tensor) -> np.ndarray:
+    """The same values; of a tensor in half precision as float32."""
     if torch.is_tensor(given):
         given = given.detach().cpu()
         return (given.float() if given.is_floating_point() else given).numpy()
     return given
 
 
-def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+def eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     """Pixels as uint8; whole numbers of grey images beyond that are left to to_rgb."""
     kind = values.dtype.kind
     if values.size == 0 or kind not in "buif":
@@ -210,7 +198,8 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     raise DataError(f"{name} has values from {low:g} to {high:g}; give floats from 0 to 1, or whole numbers to 255")
 
 
-def _from_pixels(pixels: np.ndarray, name: str, channels: str | None, is_tensor: bool) -> Image.Image:
+def from_pixels(pixels: np.ndarray, name: str, channels: str | None, is_tensor: bool) -> Image.Image:
+    """An RGB image from pixels as eight_bits has them. channels: see rgb_image; is_tensor: whether torch made them."""
     shape = pixels.shape
     if len(shape) == 3:
         if _channels_first(shape, name, channels, is_tensor):

@@ -1,6 +1,7 @@
 """Images and videos to what the vision tower is given."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from llava.anyres import ImageLayout, TilingConfig, VideoLayout, count_layouts, image_layout, video_layout
-from llava.data.given import is_image, rgb_frames, rgb_groups, rgb_image
+from llava.data.given import is_image, rgb_groups, rgb_image
+from llava.data.given_video import rgb_frames
 from llava.data.images import RESAMPLING, crop_image, normalize
 from llava.data.options import AS_UINT8, FIXED, NORMALIZED, PixelOptions, checked_tensors, pixel_options
 from llava.errors import DataError, LlavaError
@@ -97,7 +99,7 @@ class LlavaOVManagerImageProcessor(BaseImageProcessor):
         if not isinstance(images, list | tuple | np.ndarray | torch.Tensor) or not len(images):
             raise DataError(f"found no images, but {images!r:.60}")
         groups = [[entry] if is_image(entry) else list(entry) for entry in images]
-        groups = rgb_groups(groups, "image", rgb_image, options.input_data_format)
+        groups = rgb_groups(groups, "image", partial(rgb_image, channels=options.input_data_format))
         return BatchFeature(as_tensors(self.encode_images(groups, options), checked_tensors(return_tensors)))
 
     preprocess = __call__

@@ -1,6 +1,8 @@
 """The keywords of the processor and of the image processor: respected or refused by name, never ignored."""
 
+import math
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 from llava.errors import LlavaError
@@ -12,7 +14,6 @@ FIXED = {
     "do_resize": True,
     "do_pad": True,
     "do_center_crop": False,
-    "do_sample_frames": False,
     "data_format": "channels_first",
     "rescale_factor": 1 / 255,
     "device": "cpu",
@@ -41,12 +42,40 @@ class PixelOptions:
             raise LlavaError(f"unknown input_data_format {self.input_data_format!r}; channels_first or channels_last")
 
 
+@dataclass(frozen=True)
+class VideoOptions(PixelOptions):
+    """Which frames are taken: num_frames, or fps a second, each the first of as many equal parts, transformers' way.
+
+    Without either, of a file those of EVERY_SECOND, as training and chat take them, or with do_sample_frames=False all
+    of them; of a video that is given as its frames, all.
+    """
+
+    num_frames: int | None = None
+    fps: float | None = None
+    do_sample_frames: bool | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_frames is not None and self.fps is not None:
+            raise LlavaError(f"num_frames={self.num_frames} and fps={self.fps} exclude each other")
+        if self.num_frames is not None and (not isinstance(self.num_frames, Integral) or self.num_frames < 1):
+            raise LlavaError(f"num_frames must be a whole number from 1, found {self.num_frames!r}")
+        if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < math.inf):
+            raise LlavaError(f"fps must be a positive number, found {self.fps!r}")
+        chosen = self.num_frames is not None or self.fps is not None
+        if self.do_sample_frames is not None and self.do_sample_frames != chosen:
+            raise LlavaError(f"do_sample_frames={self.do_sample_frames} and num_frames or fps: give both or neither")
+
+
 NORMALIZED, AS_UINT8 = PixelOptions(), PixelOptions(do_rescale=False, do_normalize=False)
 
 
 @dataclass(frozen=True)
 class TextOptions:
-    """As transformers' tokenizers have them, but that max_length without truncation is the most that is taken."""
+    """As transformers' tokenizers have them, but that max_length without truncation is the most that is taken.
+
+    return_offsets_mapping, return_text_replacement_offsets: see rendered_spans.
+    """
 
     padding: str = "longest"
     truncation: bool = False
@@ -54,6 +83,8 @@ class TextOptions:
     padding_side: str | None = None
     pad_to_multiple_of: int | None = None
     return_attention_mask: bool | None = None
+    return_offsets_mapping: bool = False
+    return_text_replacement_offsets: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +93,7 @@ class Options:
 
     text: TextOptions
     images: PixelOptions
-    videos: PixelOptions
+    videos: VideoOptions
     return_tensors: str | None
 
 
@@ -79,21 +110,23 @@ def read_options(keywords: dict[str, Any], padding: Any = True, return_tensors: 
     tensors = [flat.pop("return_tensors", return_tensors)]
     for options in nested.values():
         tensors += [options.pop("return_tensors")] if "return_tensors" in options else []
-    pixels = PixelOptions.__dataclass_fields__
-    of_pixels = {name: flat[name] for name in flat if name in pixels or name in FIXED}
-    of_text = {name: value for name, value in flat.items() if name not in pixels}
+    of_images, of_videos = (
+        {name: flat[name] for name in flat if name in kind.__dataclass_fields__ or name in FIXED}
+        for kind in (PixelOptions, VideoOptions)
+    )
+    of_text = {name: value for name, value in flat.items() if name not in VideoOptions.__dataclass_fields__}
     text = _joined({"padding": padding} if "padding" not in nested["text_kwargs"] else {}, of_text)
     return Options(
         _text_options(_joined(text, nested["text_kwargs"])),
-        pixel_options(_joined(of_pixels, nested["images_kwargs"])),
-        pixel_options(_joined(of_pixels, nested["videos_kwargs"])),
+        pixel_options(_joined(of_images, nested["images_kwargs"])),
+        VideoOptions(**_checked(_joined(of_videos, nested["videos_kwargs"]), VideoOptions)),
         checked_tensors(tensors[-1]),
     )
 
 
 def pixel_options(keywords: dict[str, Any]) -> PixelOptions:
     """The keywords of the image processor. Raises LlavaError for one that it does not take."""
-    return replace(PixelOptions(), **_checked(keywords, PixelOptions))
+    return PixelOptions(**_checked(keywords, PixelOptions))
 
 
 def checked_tensors(kind: Any) -> str | None:
@@ -128,7 +161,7 @@ def _joined(some: dict[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     return some | others
 
 
-def _checked(keywords: dict[str, Any], options: type[TextOptions] | type[PixelOptions]) -> dict[str, Any]:
+def _checked(keywords: dict[str, Any], options: type[TextOptions | PixelOptions]) -> dict[str, Any]:
     """Those that are options of this kind and are not None; the others must name what is done anyway."""
     given = {name: value for name, value in keywords.items() if value is not None}
     for name, value in given.items():
@@ -136,6 +169,6 @@ def _checked(keywords: dict[str, Any], options: type[TextOptions] | type[PixelOp
         if name in FIXED and value != FIXED[name] and str(value) != str(FIXED[name]):
             raise LlavaError(f"{name}={value!r} is not possible here: it is always {FIXED[name]!r}")
         if name not in FIXED and name not in options.__dataclass_fields__:
-            taken = ", ".join([*TextOptions.__dataclass_fields__, *PixelOptions.__dataclass_fields__, "return_tensors"])
+            taken = ", ".join([*TextOptions.__dataclass_fields__, *VideoOptions.__dataclass_fields__, "return_tensors"])
             raise LlavaError(f"the processor does not take {name!r} here; its options are {taken}")
     return {name: value for name, value in given.items() if name not in FIXED}

@@ -1,42 +1,28 @@
 """The one processor: images and text in, model inputs out, for training, evaluation and chat."""
 
-import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
-from llava.data.chat_messages import checked_messages, is_message, marked, special_tokens, unmarked
+from llava.data.chat_messages import CHAT_TEMPLATE, checked_messages, is_message, marked, special_tokens
 from llava.data.conversation import encode_conversation, encode_prompt, token_ids
-from llava.data.given import is_image, is_video, rgb_frames, rgb_groups, rgb_image, share_out
+from llava.data.given import is_image, rgb_groups, rgb_image, share_out
+from llava.data.given_video import is_video, rgb_frames
 from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
-from llava.data.options import AS_UINT8, NORMALIZED, Options, PixelOptions, TextOptions, read_options
+from llava.data.options import AS_UINT8, NORMALIZED, PixelOptions, read_options
 from llava.data.over_long import Encoding, fit_sample, most_tokens
 from llava.data.placeholders import expanded_spans
+from llava.data.rendered_prompt import cut_row, offsets_of, padded_rows, rendered_ids
 from llava.data.schema import Dialogue, Sample, Turn
 from llava.errors import DataError, LlavaError
 from llava.request_errors import of_request
-
-LONGEST = 2**40  # a tokenizer's model_max_length beyond this means that it tells none
-# place_in_front in Jinja: what a turn shows in front is joined, and stands apart from the text behind it; what is shown
-# between its texts stands there bare.
-CHAT_TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' -%}"
-    "{{ '<|im_start|>system\\n" + SYSTEM_MESSAGE + "<|im_end|>\\n' }}{%- endif -%}"
-    "{%- for message in messages -%}{{ '<|im_start|>' + message['role'] + '\\n' }}"
-    "{%- if message['content'] is string -%}{{ message['content'] }}{%- else -%}"
-    "{%- set place = namespace(in_front=true) -%}{%- for part in message['content'] -%}"
-    "{%- if part['type'] in ['image', 'video'] -%}{{ '<' + part['type'] + '>' }}{%- if place.in_front -%}"
-    "{{ ' ' if loop.nextitem is defined and loop.nextitem['type'] in ['image', 'video'] else '\\n' }}{%- endif -%}"
-    "{%- elif part['type'] == 'text' -%}{%- set place.in_front = false -%}{{ part['text'] }}"
-    "{%- else -%}{{ raise_exception('only text, images and videos can be shown, not ' + part['type']) }}"
-    "{%- endif -%}{%- endfor -%}{%- endif -%}{{ '<|im_end|>\\n' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}"
-)
 
 
 class LlavaOVManagerProcessor(ProcessorMixin):
@@ -171,8 +157,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
         text: a string or a list. images, videos: one, a list (shared out over the texts by their placeholders) or one
         list per text. Of an image see rgb_image for what it may be given as: PIL image, path, URL, data: URL, bytes,
-        array or tensor; a video is a list of such, or an array (frames, height, width, 3). Keywords: see Options, flat
-        or in text_kwargs, images_kwargs and videos_kwargs.
+        array or tensor; a video is a list of such, an array (frames, height, width, 3), or the path or URL of a file,
+        see VideoOptions. Keywords: see Options, flat or in text_kwargs, images_kwargs and videos_kwargs.
         Raises DataError for what cannot be read, naming it, for placeholders that do not match, and for more than
         max_length tokens unless they are truncated, which never cuts an image; LlavaError for keywords.
         """
@@ -183,10 +169,16 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         texts = _checked_texts(text)
         image_groups = share_out(images, texts, IMAGE_TOKEN, is_image)
         video_groups = share_out(videos, texts, VIDEO_TOKEN, is_video)
-        image_groups = rgb_groups(image_groups, "image", rgb_image, options.images.input_data_format)
-        video_groups = rgb_groups(video_groups, "video", rgb_frames, options.videos.input_data_format)
-        rows = [self._prompt_row(*of_text) for of_text in zip(texts, image_groups, video_groups)]
-        batch = self._padded([self._cut(row, options.text) for row in rows], options)
+        image_groups = rgb_groups(image_groups, "image", partial(rgb_image, channels=options.images.input_data_format))
+        video_groups = rgb_groups(video_groups, "video", partial(rgb_frames, options=options.videos))
+        shown = [
+            self._token_counts([image.size for image in images], [len(video) for video in videos])
+            for images, videos in zip(image_groups, video_groups)
+        ]
+        rows = [self._expand(rendered_ids(self.tokenizer, text), counts)[0] for text, counts in zip(texts, shown)]
+        batch = padded_rows(self.tokenizer, [cut_row(self.tokenizer, row, options.text) for row in rows], options)
+        if options.text.return_offsets_mapping or options.text.return_text_replacement_offsets:
+            batch |= offsets_of(self.tokenizer, texts, shown, list(map(len, batch["input_ids"])), options)
         visual = self._pixels(image_groups, video_groups, options.images, options.videos)
         return BatchFeature(batch | as_tensors(visual, options.return_tensors))
 
@@ -212,7 +204,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             is_batch = isinstance(conversation, list | tuple) and bool(conversation) and not is_message(conversation[0])
             given = conversation if is_batch else [conversation]
             chats = [marked(checked_messages(chat), special_tokens(self.tokenizer), apart) for chat in given]
-            return super().apply_chat_template(
+            result = super().apply_chat_template(
                 chats if is_batch else chats[0],
                 chat_template,
                 tokenize=tokenize,
@@ -221,59 +213,39 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             )
         except LlavaError as error:
             raise of_request(error) from None
+        if isinstance(result, BatchFeature) and "assistant_masks" in result and torch.is_tensor(result["input_ids"]):
+            result["assistant_masks"] = torch.as_tensor(result["assistant_masks"])  # transformers leaves lists
+        return result
+
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        video_sizes: Sequence[tuple[int, int, int]] | None = None,
+        **kwargs: Any,
+    ) -> MultiModalData:
+        """What images and videos become, untouched: transformers' contract with vLLM.
+
+        image_sizes: (height, width) of the images of one prompt, of which several are cut otherwise than one.
+        video_sizes: (frames, height, width) of each. kwargs: see Options; LlavaError for others.
+        Returns num_image_tokens, num_image_patches (crops) and num_video_tokens: lists, None of what is not given.
+        """
+        read_options(kwargs)
+        if image_sizes is None:
+            tokens = crops = None
+        else:
+            layouts = [
+                self.image_processor.layout((width, height), len(image_sizes) > 1) for height, width in image_sizes
+            ]
+            tokens = [layout.num_tokens for layout in layouts]
+            crops = [layout.num_crops for layout in layouts]
+        videos = None if video_sizes is None else self._video_tokens([frames for frames, _, _ in video_sizes])
+        return MultiModalData(num_image_tokens=tokens, num_image_patches=crops, num_video_tokens=videos)
 
     @property
     def model_input_names(self) -> list[str]:
         """The names of all that a call of the processor can return."""
         names = [*self.image_processor.model_input_names, *self.image_processor.video_input_names]
         return [*self.tokenizer.model_input_names, *names]
-
-    def _prompt_row(self, text: str, images: Sequence[Image.Image], videos: Sequence[Sequence]) -> list[int]:
-        """Token ids of a prompt, placeholders expanded; the pieces between special tokens are text and nothing else."""
-        special = special_tokens(self.tokenizer)
-        ids = []
-        for number, piece in enumerate(re.split(f"({'|'.join(map(re.escape, special))})", text)):
-            if number % 2:
-                ids.append(self.tokenizer.convert_tokens_to_ids(piece))
-            elif piece:
-                encoding = self.tokenizer(unmarked(piece), add_special_tokens=False, split_special_tokens=True)
-                ids += encoding["input_ids"]
-        counts = self._token_counts([image.size for image in images], [len(video) for video in videos])
-        return self._expand(ids, counts)[0]
-
-    def _cut(self, row: list[int], options: TextOptions) -> list[int]:
-        """At most max_length tokens. Raises DataError where more are not to be cut, and where an image would be."""
-        limit = options.max_length
-        if limit is None and (options.truncation or options.padding == "max_length"):
-            limit = self.tokenizer.model_max_length
-        if limit is None or len(row) <= limit:
-            return row
-        too_long = f"found {len(row)} tokens but max_length is {limit}"
-        if not options.truncation:
-            raise DataError(f"{too_long}; truncation=True would cut text")
-        right = self.tokenizer.truncation_side == "right"
-        kept, lost = (row[:limit], row[limit:]) if right else (row[-limit:], row[:-limit])
-        if self.image_token_id in lost or self.video_token_id in lost:
-            raise DataError(f"{too_long}, and a cut there would go through an image or video, or leave it out")
-        return kept
-
-    def _padded(self, rows: list[list[int]], options: Options) -> dict:
-        text = options.text
-        if text.padding == "do_not_pad" and options.return_tensors and len(set(map(len, rows))) > 1:
-            raise DataError(f"prompts of {len(min(rows, key=len))} to {len(max(rows, key=len))} tokens need padding")
-        if text.padding == "max_length" and text.max_length is None and self.tokenizer.model_max_length > LONGEST:
-            raise DataError("padding='max_length' needs a max_length: the tokenizer tells none")
-        padded = self.tokenizer.pad(
-            {"input_ids": rows},
-            padding=text.padding,
-            max_length=text.max_length,
-            padding_side=text.padding_side,
-            pad_to_multiple_of=text.pad_to_multiple_of,
-            return_attention_mask=text.return_attention_mask,
-            return_tensors=options.return_tensors,
-            verbose=False,
-        )
-        return dict(padded)
 
     def _pixels(
         self,

@@ -145,6 +145,30 @@ def _pixels(reader: Any, chosen: list[int]) -> np.ndarray:
     return np.ascontiguousarray(rows[:, :, : 3 * width]).reshape(len(chosen), height, width, 3)
 
 
+def read_evenly(path: str | os.PathLike, num_frames: int | None = None, fps: float | None = None) -> list[Image.Image]:
+    """The frames that transformers' video processors take: the first of each of num_frames equal parts.
+
+    fps: In place of num_frames; as many as that rate makes of the video, at least one. Without both, every frame.
+    Raises what read_video raises, and DataError for more frames than there are.
+    """
+    reader = _reader(path)
+    total = len(reader)
+    if num_frames is None:
+        num_frames = total if fps is None else max(1, int(total / reader.get_avg_fps() * fps))
+    try:
+        pixels = _pixels(reader, spaced(total, num_frames, f"video {path}"))
+    except _decoding_errors() as error:
+        raise _kind(error)(f"video {path} cannot be decoded: {_reason(error)}") from None
+    return [Image.fromarray(frame) for frame in pixels]
+
+
+def spaced(total: int, num_frames: int, name: str) -> list[int]:
+    """Of `total` frames, the first of each of num_frames equal parts; DataError for more than there are, with name."""
+    if num_frames > total:
+        raise DataError(f"{name} has {total} frames, fewer than num_frames={num_frames}")
+    return [index * total // num_frames for index in range(num_frames)]
+
+
 def probe_video(path: str | os.PathLike, sampling: VideoSampling) -> VideoTimes:
     """The times of the frames that read_video would return; reads the file's packets but decodes none.
 
@@ -166,6 +190,15 @@ def _open(
 
     The video lasts until its last frame goes.
     """
+    reader = _reader(path)
+    try:
+        return reader, *_chosen(reader, sampling, begin, end)
+    except DataError as error:
+        raise DataError(f"video {path} {error}") from None
+
+
+def _reader(path: str | os.PathLike) -> Any:
+    """decord's."""
     decord = _import_decord()
     try:
         check_readable(path)
@@ -178,13 +211,9 @@ def _open(
         raise kind(f"video {path} cannot be read: {error.strerror}") from None
     uri = os.path.abspath(path)  # a relative name with a colon would be read as a protocol
     try:
-        reader = decord.VideoReader(uri, num_threads=1, fault_tol=NO_SUBSTITUTES)
+        return decord.VideoReader(uri, num_threads=1, fault_tol=NO_SUBSTITUTES)
     except _decoding_errors() as error:
         raise _kind(error)(f"{path} is not a whole video that decord can read: {_reason(error)}") from None
-    try:
-        return reader, *_chosen(reader, sampling, begin, end)
-    except DataError as error:
-        raise DataError(f"video {path} {error}") from None
 
 
 def _chosen(reader: Any, sampling: VideoSampling, begin: float, end: float | None) -> tuple[list[int], VideoTimes]:

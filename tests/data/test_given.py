@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from llava.data.color import to_rgb
-from llava.data.given import rgb_frames, rgb_image
+from llava.data.given import rgb_image
+from llava.data.given_video import rgb_frames
 from llava.data.images import open_image
 from llava.errors import DataError
 from tests.data.test_image_formats import UPRIGHT, exif

@@ -76,7 +76,7 @@ def test_keywords_of_pixels_are_respected(make_processor, make_image):
         ({"return_tensors": "tf"}, "return_tensors='tf' is not possible"),
         ({"padding": "shortest"}, "unknown padding 'shortest'"),
         ({"do_normalize": False, "images_kwargs": {"do_normalize": True}}, "do_normalize is given twice"),
-        ({"return_offsets_mapping": True}, "does not take 'return_offsets_mapping'"),
+        ({"return_special_tokens_mask": True}, "does not take 'return_special_tokens_mask'"),
         ({"input_data_format": "none"}, "unknown input_data_format 'none'"),
         ({"audio": [[0.0]]}, "not audio"),
         ({"text": None}, "text must be a prompt"),
@@ -126,7 +126,7 @@ def test_a_prompt_longer_than_the_model_is_refused(make_processor, make_model):
         ([{"role": "user", "content": ["a"]}], "a part must have a type"),
         ([{"role": "user", "content": [{"type": "audio", "url": "a.wav"}]}], "not audio"),
         ([{"role": "user", "content": [{"type": "text"}]}], "must have a text"),
-        ([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], "given as its frames"),
+        ([{"role": "user", "content": [{"type": "video", "url": "a.mp4"}]}], "video a.mp4 does not exist"),
         ([{"role": "user", "content": [{"type": "image", "url": "none.png"}]}], "'none.png'"),
     ],
 )
