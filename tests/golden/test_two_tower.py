@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from llava.convert.two_tower_names import reference_rules
+from llava.two_tower.metrics import ranks_of
 from llava.two_tower.objectives import negative_weights
+from llava.two_tower.retrieval import Retrieval, score_all
 from llava.two_tower.towers import resized_positions
 from tests.golden.two_tower_case import (
     ManagerCase,
@@ -292,6 +294,11 @@ def test_retrieval(retrieval_case, two_tower_dir, record_difference):
     for scores, recalls in ((ranked, expected), (matched, expected["exhaustive"])):
         for name, value in recall(scores, tensors["image_id_of_text"]).items():
             assert value == pytest.approx(recalls[name]), name
+    batches = zip(tensors["text_ids"].split(7), tensors["text_masks"].split(7))
+    by_images = score_all(Retrieval(task, count, batch_size=7), batches, lambda: iter(tensors["image"]))
+    assert difference(torch.from_numpy(by_images), ranked.T) <= TOLERANCE
+    recalls = ranks_of(by_images, tensors["image_id_of_text"].numpy()).recalls()
+    assert recalls == pytest.approx({name: expected[name] for name in recalls})
 
 
 def recall(scores: torch.Tensor, image_of_text: torch.Tensor) -> dict[str, float]:

@@ -31,6 +31,7 @@ from llava.files import patiently
 from llava.printable import one_line
 
 Part = Literal["mlm", "itm", "answers", "label", "retrieval"]
+BLOCK = 1 << 16  # places that are made at a time
 MASKED = 0.15  # of the tokens; of these 80% become the mask, 10% another token, 10% stay
 
 
@@ -79,7 +80,9 @@ class PairSampler(Sampler[Place]):
     def __iter__(self) -> Iterator[Place]:
         # Bits and a stable sort are the same in every version of numpy; its own shuffles are not.
         order = np.argsort(np.random.PCG64([self.seed, self.epoch]).random_raw(self.length), kind="stable")
-        return (Place(self.epoch, position, pair) for position, pair in enumerate(order[: len(self)].tolist()))
+        for begin in range(0, len(self), BLOCK):  # of millions of pairs the order stays an array
+            pairs = order[begin : min(begin + BLOCK, len(self))].tolist()
+            yield from (Place(self.epoch, position, pair) for position, pair in enumerate(pairs, begin))
 
 
 class PairDataset(Dataset):

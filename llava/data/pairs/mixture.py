@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava.data.mixture import (
     ExpectedRows,
@@ -190,5 +192,6 @@ def _without(opened: PairTable, rows: Sequence[int], skip_ids: Collection[str]) 
             int(row) - 1 for name in skip_ids for file, _, row in [name.rpartition(":")] if file == opened.file.name
         ]
     else:
-        skipped = [row for row, name in enumerate(column.cast("string").to_pylist()) if name in skip_ids]
+        is_skipped = pc.is_in(column.cast("string"), value_set=pa.array(sorted(skip_ids)))
+        skipped = np.flatnonzero(is_skipped.to_numpy()).tolist()
     return np.setdiff1d(np.asarray(rows, dtype=np.int64), np.array(skipped, dtype=np.int64))

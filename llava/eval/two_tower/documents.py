@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llava.data.index import FileKey
+from llava.data.pairs.answers import normalize_answer
 from llava.data.pairs.pair import LABELS, Pair
 from llava.data.pairs.store import PairStore
 from llava.errors import DataError
@@ -103,7 +104,8 @@ def answer_rows(documents: Documents, answers: Sequence[str]) -> tuple[list[dict
 def _target(task: str, pair: Pair) -> dict[str, float] | str | None:
     """{answer: how right it is} of a question, the label's name of others; None where it is not known."""
     if pair.scores is not None and pair.answers is not None:
-        return dict(zip(pair.answers, pair.scores))
+        scores = dict(zip(pair.answers, pair.scores))
+        return {normalize_answer(answer): score for answer, score in scores.items()} | scores
     return None if pair.label is None else label_names(task)[pair.label]
 
 
