@@ -1,6 +1,6 @@
 """The tables of a budget, in the terminal and as Markdown, computed from its JSON alone, beside the paper's numbers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -43,17 +43,17 @@ def phase_rows(results: dict[str, Any], phase: str) -> list[list[str]]:
     rows = [[phase, "ms", "", "ratio", "", "FLOPs", "whole", "MiB", "ratio", "paper: ms", "ratio"]]
     for arm, of_arm in results["arms"].items():
         milliseconds = [1000 * one["seconds"] / size for one in of_arm[phase]]
-        memory = [one["mib"] for one in of_arm[phase]]
+        memory, held = [one["mib"] for one in of_arm[phase]], ratios(results, phase, arm, "mib")
         of_paper = TABLE_IV.rows[arm][paper]
         rows.append(
             [
                 ARMS[arm],
-                *_with(milliseconds, lambda values: (min(values), max(values)), "{:,.4g}", "{:,.4g} to {:,.4g}"),
-                *_with(ratios(results, phase, arm), median_interval, "x{:.3f}", "[{:.3f}, {:.3f}]"),
+                *_spread(milliseconds),
+                *_interval(ratios(results, phase, arm)),
                 f"x{of_arm['flops'][phase] / base['flops'][phase]:.3f}",
                 f"x{of_arm['whole_flops'][phase] / base['whole_flops'][phase]:.3f}",
                 ABSENT if None in memory or not memory else f"{median(memory):,.0f}",
-                _with(ratios(results, phase, arm, "mib"), median_interval, "x{:.2f}", "")[0],
+                f"x{median(held):.2f}" if held else ABSENT,
                 f"{of_paper:.2f}",
                 f"x{of_paper / paper_base[paper]:.2f}",
             ]
@@ -61,13 +61,24 @@ def phase_rows(results: dict[str, Any], phase: str) -> list[list[str]]:
     return rows
 
 
-def _with(
-    values: Sequence[float] | None, bounds: Callable[[Sequence[float]], tuple[float, float]], form: str, of_bounds: str
-) -> tuple[str, str]:
-    """The median and what lies around it; absent where nothing was measured."""
+def _spread(milliseconds: Sequence[float]) -> tuple[str, str]:
+    """The median and the range; absent before the first round."""
+    if not milliseconds:
+        return ABSENT, ABSENT
+    return _digits(median(milliseconds)), f"{_digits(min(milliseconds))} to {_digits(max(milliseconds))}"
+
+
+def _interval(values: Sequence[float] | None) -> tuple[str, str]:
+    """The median of ratios and its interval; absent where nothing was measured."""
     if not values:
         return ABSENT, ABSENT
-    return form.format(median(values)), of_bounds.format(*bounds(values))
+    low, high = median_interval(values)
+    return f"x{median(values):.3f}", f"[{low:.3f}, {high:.3f}]"
+
+
+def _digits(value: float) -> str:
+    """Four digits, or all in front of the point."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def render_text(results: dict[str, Any]) -> str:

@@ -73,6 +73,8 @@ def test_the_tables_arithmetic_by_hand():
     # 1.1, 2.0 and 5.2 s of two samples; the interval of a median of three is their range.
     assert manager[1:5] == ["1,000", "550 to 2,600", "x1.100", "[1.000, 1.300]"]
     assert manager[5:] == ["x1.000", "x1.000", "110", "x1.10", "12.22", "x1.03"]
+    assert grid[1:3] == ["4,000", "2,500 to 6,000"]
+    assert "| 6,000 | 3,000 to 12,000 | x6.000 | [6.000, 6.000] |" in render_markdown(results)
     assert grid[3:] == ["x4.000", "[3.000, 5.000]", "x4.000", "x4.000", "400", "x4.00", "51.95", "x4.39"]
 
 
