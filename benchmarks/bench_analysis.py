@@ -7,7 +7,8 @@
 The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, random weights, noise for an image. Both sides run the
 model without its head and take turns, the first pair is thrown away; printed are medians, and the ratio of each pair's
 seconds. Memory is that of the weights and what a pass takes at its peak. On a CPU seconds are processor time, all
-threads together. What must hold: at most 3 times the seconds, 1.2 times the memory.
+threads together; on one that is busy with other work take OMP_NUM_THREADS=1, for threads that wait for each other count
+as working. What must hold: at most 3 times the seconds, 1.2 times the memory.
 """
 
 from statistics import median

@@ -107,7 +107,7 @@ class Injections:
     @contextmanager
     def watching(self, batch: Batch) -> Iterator[None]:
         """See Recorder."""
-        self._movements, self._cosines = [], []
+        self._movements, self._cosines, self._last = [], [], None
 
         def wrap(module: nn.Module, arguments: tuple, given: dict) -> tuple[tuple, dict]:
             self.layers = sorted(given["visual_deltas"])

@@ -7,18 +7,25 @@ import pytest
 import torch
 
 from llava.analysis import attention
+from llava.analysis.data import NOT_OF_MODEL
 from llava.analysis.places import Row
 from llava.analysis.probes import Batch
 from llava.analysis.record import PROBES, Recorder
-from llava.data.schema import Turn
+from llava.data.collator import Collator
+from llava.data.schema import Sample, Turn
 from llava.errors import LlavaError
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
+from llava.mllm import LlavaOVManagerForConditionalGeneration
+from llava.mllm.questions import question_finder
 from tests.analysis.slow import slow_arrays
+from tests.fusion.test_methods import CASES, tiling_of
 
+# Methods that only change what the projector gets.
+WITHOUT_INJECTIONS = {"none", "concat", "sci", "dci", "mmfuser", "sti", "tgif", "igva"}
 METHODS = {
     "adaptive": ManagerConfig(interval=2, query="cross"),
     "cross_attention": CrossAttentionConfig(injection_layers=(1, 3)),
@@ -135,6 +142,25 @@ def test_the_model_is_as_before(make_awake, make_processor, samples):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     (arrays, *_) = Recorder(model, list(PROBES)).record(inputs)
     assert {"movement", "similarity_visual_unimodal", "weights_visual_mean"}.isdisjoint(arrays), "none adds nothing"
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_method_is_recorded(case, make_config, make_processor, make_image):
+    """Through a training sample, whose batch says where its questions are."""
+    torch.manual_seed(0)
+    model = LlavaOVManagerForConditionalGeneration(make_config(tiling_of(case), case.config)).eval()
+    processor = make_processor(model.config.tiling)
+    turns = (Turn("human", "<image>\nWhat?"), Turn("gpt", "A red car."))
+    encoding = {"template": "qwen_1_5", "label_rule": "answers", "max_length": 2000}
+    item = processor.encode_sample(Sample("a", turns, ("a.png",), "here"), [make_image(120, 90)], **encoding)
+    batch = Collator(0, questions=question_finder(model.config))([item])
+    recorder = Recorder(model, ["hidden", "weights"])
+    (arrays,) = recorder.record({key: value for key, value in batch.items() if key not in NOT_OF_MODEL})
+    assert np.isfinite(arrays["cosine_visual"]).all()
+    assert ("weights_visual_mean" in arrays) == (case.config.method == "manager")
+    layers = recorder.facts()["injection_layers"]
+    assert len(arrays.get("movement", ())) == len(layers)
+    assert bool(layers) == (case.config.method not in WITHOUT_INJECTIONS)
 
 
 def test_a_scope_leaves_tokens_out_of_the_similarity(make_awake, make_processor, samples):
