@@ -132,7 +132,7 @@ def test_a_pair_is_shown(tmp_path, capsys, model):
     out = tmp_path / "pair.png"
     assert run("preview", "--model", folder, "--data", file, "--split", "val", "--index", 0, "--out", out) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path}/vqa.arrow row 1 question 1",
+        f"pair 'vqa.arrow:1' ({tmp_path}/vqa.arrow row 1 question 1)",
         "image 1: 24 x 16 pixels, seen as 16 x 16, squash; in training randaug_no_flip",
         "text: what color",
         "tokens, 4 of 12: <s> what color </s>",

@@ -45,7 +45,8 @@ class Pair:
     images: of each image its bytes as they are stored, or its path. image_index: the image's number in the store; texts
     about the same image have the same. answers, scores: to a question, and how right each is, in [0, 1]; None where
     there are none, as in a test split. answer_labels: the numbers of the answers in the data file's own vocabulary.
-    label: of a statement or a sentence. origin: file, row and text, counted from 1.
+    label: of a statement or a sentence. origin: file, row and text, counted from 1. id: of the row, by which skip_ids
+    leave it out: its own, or FILE:ROW.
     """
 
     text: str
@@ -59,7 +60,7 @@ class Pair:
     question_id: int | str | None = None
 
     def __str__(self) -> str:
-        return f"pair {brief(self.id)} ({one_line(self.origin)})" if self.id != self.origin else one_line(self.origin)
+        return f"pair {brief(self.id)} ({one_line(self.origin)})"
 
 
 def label_of(kind: str, value: Any) -> int | None:

@@ -138,7 +138,7 @@ class PairFile:
             images=tuple(image for image in images if image is not None),
             image_index=image_index,
             origin=origin,
-            id=origin if name is None else str(name),
+            id=f"{self.file.name}:{place.row + 1}" if name is None else str(name),
             label=self._label(place, origin),
             question_id=self._of_text("question_id", place, origin),
             **self._answers(place, origin),

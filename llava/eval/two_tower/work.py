@@ -40,7 +40,7 @@ from llava.two_tower.retrieval import Retrieval, scores_of
 from llava.two_tower.tasks import TASKS
 
 PACKAGES = {"llava": "llava-ov-manager", "transformers": "transformers", "torch": "torch"}
-WORKERS = 4  # threads' processes that read and decode images, of a rank on a GPU
+WORKERS = 4  # processes that read and decode images, of a rank on a GPU
 PATIENCE = timedelta(days=1)  # ranks that end early wait for the last
 
 

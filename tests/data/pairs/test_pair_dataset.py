@@ -57,6 +57,16 @@ def test_one_and_several_ranks_see_the_same(coco, processor):
     assert not torch.equal(alone[0]["pixel_values"], batches(dataset, 2, 1, 12)[0]["pixel_values"])
 
 
+def test_every_epoch_draws_anew(coco, processor):
+    dataset = PairDataset(coco, processor, **PRETRAIN)
+    first, again, other = (dataset[Place(epoch, 0, 5)] for epoch in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in ("pixel_values", "mlm_labels", "negative_draws"))
+    assert not torch.equal(first["pixel_values"], other["pixel_values"])
+    assert not torch.equal(first["negative_draws"], other["negative_draws"])
+    masks = {tuple(dataset[Place(epoch, 0, 5)]["mlm_labels"].tolist()) for epoch in range(20)}
+    assert len(masks) > 3
+
+
 def test_a_batch_has_the_fields_of_its_parts(coco, processor):
     batch = batches(PairDataset(coco, processor, **PRETRAIN), 0, 1, 6)[0]
     shapes = {name: (tuple(value.shape), value.dtype) for name, value in batch.items()}

@@ -176,6 +176,12 @@ def test_the_vocabulary_is_recovered_from_the_labels(tmp_path):
         load_answers(read_pair_mixture(both))
 
 
+def test_an_answer_of_two_labels_is_told(tmp_path):
+    write_arrow(tmp_path / "vqa.arrow", [{**QUESTIONS[0], "answers": [["red", "red"], ["yes"]]}])
+    with pytest.raises(DataError, match=r"vqa\.arrow: an answer has several answer_labels"):
+        load_answers(read_pair_mixture(mixture(tmp_path, {"train": ["{name: a, files: vqa.arrow}"]}, "questions")))
+
+
 def test_a_vocabulary_is_counted_where_no_file_numbers_its_answers(tmp_path):
     rows = [{"image": "a.png", "question": "q", "answers": [answer]} for answer in ["no", "yes", "No", "two", "yes"]]
     file = read_pair_mixture(write_json(tmp_path / "j.jsonl", rows), "questions")
