@@ -8,7 +8,9 @@ from pathlib import Path
 
 from llava.arguments import ArgumentParser
 from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder, has_adapters
+from llava.convert.model_card import model_card
 from llava.convert.output import check_free
+from llava.convert.push import check_login, push
 from llava.errors import LlavaError
 from llava.sizes import in_bytes
 
@@ -16,7 +18,7 @@ FORMATS = ("llava_onevision", "remote_code")
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """MODEL, --out, --format and --accept_differences."""
+    """MODEL, --out, --format, --accept_differences; of the card and of the hub."""
     parser.add_argument("model", type=Path, metavar="MODEL", help="checkpoint folder of this package")
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not exist, or be empty"
@@ -33,6 +35,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="llava_onevision: export also a model that it computes otherwise for some kinds of input, and tell which",
     )
+    parser.add_argument(
+        "--scores", type=Path, metavar="FILE", help="for the model card: what `llava eval report RUN --json FILE` wrote"
+    )
+    parser.add_argument("--license", metavar="NAME", help="for the model card: the hub's name of one, e.g. apache-2.0")
+    parser.add_argument("--push", metavar="REPO", help="upload to this repository of the Hugging Face hub")
+    parser.add_argument("--private", action="store_true", help="with --push: a repository that it makes is private")
 
 
 def run(arguments: Namespace) -> int:
@@ -42,12 +50,20 @@ def run(arguments: Namespace) -> int:
     check_folder(source, "MODEL", files=NEEDED_PROCESSOR_FILES, weights=True)
     if has_adapters(source):
         raise LlavaError(f"MODEL {source} has LoRA adapters; first run llava convert merge-lora {source} --out DIR")
+    if arguments.private and arguments.push is None:
+        raise LlavaError("--private is about the repository that --push makes")
+    name, is_remote = arguments.push or out.resolve().name, arguments.format == "remote_code"
+    card = model_card(source, name, is_remote, arguments.scores, arguments.license)
+    if arguments.push is not None:
+        check_login(arguments.push)
     from llava.convert.formats import export_as
 
-    for note in export_as(arguments.format, source, out, arguments.accept_differences):
+    for note in export_as(arguments.format, source, out, arguments.accept_differences, card):
         print(f"note: {note}")
     files = [path for path in out.iterdir() if path.suffix == ".safetensors"]
     size = sum(path.stat().st_size for path in files)
     number = "1 file" if len(files) == 1 else f"{len(files)} files"
     print(f"{out}: {arguments.format}, {in_bytes(size)} of weights in {number}")
+    if arguments.push is not None:
+        print(f"uploaded to {push(out, arguments.push, arguments.private)}")
     return 0

@@ -18,6 +18,7 @@ from llava.checkpoint.folder import (
     read_json,
 )
 from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
+from llava.convert.model_card import CARD
 from llava.convert.output import new_folder
 from llava.convert.to_llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
 from llava.convert.to_remote_code import auto_map, write_code
@@ -29,7 +30,7 @@ from llava.mllm.former_names import current_name
 _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 
-def export_as(format_name: str, source: Path, out: Path, accept_differences: bool) -> list[str]:
+def export_as(format_name: str, source: Path, out: Path, accept_differences: bool, card: str) -> list[str]:
     """Writes a checkpoint of this package to a new folder.
 
     Args:
@@ -37,6 +38,7 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
         source: The checkpoint.
         out: The folder; nothing is left there after an error.
         accept_differences: Whether to export also what llava_onevision computes otherwise.
+        card: The model card's text.
 
     Returns:
         What the user should know about it, a line each.
@@ -46,11 +48,13 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
     """
     config = LlavaOVManagerConfig.from_pretrained(source)
     if format_name == "llava_onevision":
-        return _export_onevision(source, out, config, accept_differences)
-    return _export_remote_code(source, out, config)
+        return _export_onevision(source, out, config, accept_differences, card)
+    return _export_remote_code(source, out, config, card)
 
 
-def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, accept_differences: bool) -> list[str]:
+def _export_onevision(
+    source: Path, out: Path, config: LlavaOVManagerConfig, accept_differences: bool, card: str
+) -> list[str]:
     differences, notes = check_expressible(config)
     if differences and not accept_differences:
         raise LlavaError(
@@ -62,6 +66,7 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
     processor = onevision_processor(config, read_json(source / PROCESSOR_CONFIG)["image_processor"])
     with new_folder(out) as folder:
         target.save_pretrained(folder)
+        (folder / CARD).write_text(card, encoding="utf-8")
         _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         tokenizer = read_json(source / TOKENIZER_CONFIG) | {"processor_class": processor["processor_class"]}
@@ -71,7 +76,7 @@ def _export_onevision(source: Path, out: Path, config: LlavaOVManagerConfig, acc
     return [f"different from this model for {difference}" for difference in differences] + notes
 
 
-def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -> list[str]:
+def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig, card: str) -> list[str]:
     _check_names(source, LlavaOVManagerForConditionalGeneration, config, current_name)
     processor = read_json(source / PROCESSOR_CONFIG)
     processor["auto_map"] = auto_map("AutoProcessor")
@@ -80,6 +85,7 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig) -
     model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
     with new_folder(out) as folder:
         _write_json(folder / CONFIG, model)
+        (folder / CARD).write_text(card, encoding="utf-8")
         _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         write_code(folder)

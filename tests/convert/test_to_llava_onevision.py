@@ -132,6 +132,7 @@ def test_the_folder_holds_what_transformers_needs(tmp_path, save_model, export):
     (tmp_path / "model/trainer_state.json").write_text("{}")
     export(tmp_path / "model", "--out", tmp_path / "out", "--format", "llava_onevision")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md",
         "chat_template.jinja",
         "config.json",
         "generation_config.json",

@@ -1,8 +1,8 @@
 """The folder that a stage starts from and the one it ends in.
 
-A finished folder is self-contained: config.json, model.safetensors, processor, tokenizer, trainer_state.json and the
-run's manifest run.json. It is written under another name beside its place and renamed when complete, so that what
-stands in its place is always either the old checkpoint or the new one.
+A finished folder is self-contained: config.json, model.safetensors, processor, tokenizer, trainer_state.json, what that
+logs as log.csv, and the run's manifest run.json. It is written under another name beside its place and renamed when
+complete, so that what stands in its place is always either the old checkpoint or the new one.
 """
 
 import json
@@ -17,6 +17,7 @@ from llava.errors import LlavaError
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
 from llava.train.family import StageRecipe
+from llava.train.folders.log_table import write_log
 
 if TYPE_CHECKING:  # it imports torch
     from transformers import PreTrainedModel, ProcessorMixin, TrainerState
@@ -131,6 +132,7 @@ def write_checkpoint(
     try:
         write_model(model, processor, state_dict, folder)
         trainer_state.save_to_json(str(folder / "trainer_state.json"))
+        write_log(trainer_state.log_history, folder)
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         if adapter is not None:
             from llava.train.mllm.lora import write_adapter  # imports torch

@@ -69,6 +69,15 @@ def test_a_checkpoint_is_self_contained(make_model, make_processor, tmp_path):
     assert TrainerState.load_from_json(f"{output}/trainer_state.json").global_step == 3
 
 
+def test_what_was_logged_stands_beside_it_as_a_table(make_model, make_processor, tmp_path):
+    output = str(tmp_path / "out")
+    start_working_folder(output)
+    model, state = make_model(), TrainerState(global_step=2)
+    state.log_history = [{"loss": 1.5, "epoch": 0.5, "step": 1}, {"eval_loss": 2.25, "epoch": 1.0, "step": 2}]
+    write_checkpoint(model, make_processor(), model.state_dict(), state, {}, output)
+    assert (tmp_path / "out/log.csv").read_text() == "step,epoch,loss,eval_loss\n1,0.5,1.5,\n2,1.0,,2.25\n"
+
+
 def test_a_checkpoint_knows_its_arm(make_model, make_processor, tiny_recipe, tiny_model_dir, tmp_path):
     output = tmp_path / "out"
     write(make_model(), make_processor(), str(output), recipe=tiny_recipe(arm="grid").to_dict())

@@ -1,0 +1,158 @@
+"""The card of an exported folder, and its way to the hub, which is a fake one here."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from transformers import AutoModelForImageTextToText
+
+from llava.errors import LlavaError
+from llava.mllm import LlavaOVManagerForConditionalGeneration
+from tests.conftest import GRID
+
+RUN = {
+    "recipe": {
+        "stage": "2",
+        "arm": "grid_manager",
+        "model": {"start_from": "/home/me/secret/stage1_5"},
+        "fusion": {"method": "manager", "layer_set": "paper", "vision_start": None},
+        "optim": {"lr": 1e-05, "global_batch_size": 256},
+        "run": {"output_dir": "/home/me/secret/out"},
+    },
+    "mixture": [
+        {"json_path": "/home/me/secret/docvqa.json", "sampling_strategy": "first:10%", "rows": 39463, "taken": 3946}
+    ],
+    "steps": 15273,
+    "tokens_seen": 871687000,
+    "train_loss": 0.731234,
+    "versions": {"torch": "2.13.0"},
+}
+
+
+def scored(**runs) -> dict:
+    score = {"documents": 5349, "interval": "bootstrap", "percent": True}
+    of_run = {run: {"value": value, "low": value - 1, "high": value + 1, **score} for run, value in runs.items()}
+    return {"rows": [{"task": "docvqa_val", "metric": "anls", "scores": of_run, "differences": {}}]}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, save_model):
+    """A checkpoint with the manifest of its run."""
+    folder = tmp_path_factory.mktemp("card") / "trained"
+    save_model(folder, GRID, "paper")
+    (folder / "run.json").write_text(json.dumps(RUN))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What was asked of the hub, in order; a name of `refusing` makes that call fail."""
+    asked = SimpleNamespace(calls=[], refusing=set(), token="hf_x")
+
+    class Hub:
+        def __getattr__(self, name):
+            def call(*positional, **named):
+                asked.calls.append((name, positional, named))
+                if name in asked.refusing:
+                    raise OSError("401 Unauthorized")
+                return "https://huggingface.co/me/model"
+
+            return call
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: asked.token)
+    return asked
+
+
+def parts(card: str) -> tuple[dict, dict]:
+    """The fields in front, and the sections by their titles."""
+    _, front, text = card.split("---\n", 2)
+    pieces = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)
+    return yaml.safe_load(front), dict(zip(pieces[1::2], pieces[2::2]))
+
+
+def test_a_card_tells_the_run_and_its_lines_load_the_model(trained, tmp_path, export, hub, monkeypatch):
+    (tmp_path / "scores.json").write_text(json.dumps(scored(grid=91.25)))
+    options = ("--format", "remote_code", "--license", "apache-2.0", "--scores", tmp_path / "scores.json")
+    assert export(trained, "--out", tmp_path / "out", *options) == 0
+    card = (tmp_path / "out/README.md").read_text()
+    front, sections = parts(card)
+    assert (front["license"], front["pipeline_tag"]) == ("apache-2.0", "image-text-to-text")
+    assert list(sections) == ["How to load", "Recipe", "Data", "Scores", "Licence", "Limits"]
+    assert "| docvqa_val | anls | 91.2 [90.2, 92.2] | 5,349 |" in sections["Scores"]
+    assert "| docvqa.json | first:10% | 39,463 | 3,946 |" in sections["Data"]
+    assert "- steps: 15,273\n- tokens seen: 871,687,000\n- mean training loss: 0.7312\n" in sections["Recipe"]
+    told = yaml.safe_load(sections["Recipe"].split("```yaml\n")[1].split("```")[0])
+    assert told["fusion"] == {"method": "manager", "layer_set": "paper"}
+    assert told["optim"] == RUN["recipe"]["optim"]
+    assert "secret" not in card
+    assert hub.calls == []  # nothing is uploaded unasked
+
+    lines = sections["How to load"].split("```python\n")[1].split("\n```")[0]
+    assert lines.count("\n") == 2
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(lines, names)
+    assert type(names["model"]) is LlavaOVManagerForConditionalGeneration
+    expected = AutoModelForImageTextToText.from_pretrained(trained).state_dict()
+    assert all(tensor.equal(expected[name]) for name, tensor in names["model"].state_dict().items())
+    assert names["processor"](text="A")["input_ids"].shape[0] == 1
+
+
+def test_what_is_not_known_is_told_as_that(tmp_path, save_model, export):
+    save_model(tmp_path / "model", GRID)
+    assert export(tmp_path / "model", "--out", tmp_path / "out", "--format", "remote_code") == 0
+    front, sections = parts((tmp_path / "out/README.md").read_text())
+    assert "license" not in front
+    for title, words in (("Licence", "Not told"), ("Data", "Not known"), ("Scores", "None were told")):
+        assert words in sections[title]
+    assert "no run.json" in sections["Recipe"]
+
+
+def test_it_is_uploaded_when_asked(trained, tmp_path, export, hub, capsys):
+    out = tmp_path / "out"
+    assert export(trained, "--out", out, "--format", "remote_code", "--push", "me/model", "--private") == 0
+    assert [name for name, _, _ in hub.calls] == ["whoami", "create_repo", "upload_folder"]
+    assert hub.calls[1][2] == {"private": True, "exist_ok": True}
+    assert (hub.calls[2][2]["repo_id"], hub.calls[2][2]["folder_path"]) == ("me/model", out)
+    assert 'from_pretrained("me/model", trust_remote_code=True)' in (out / "README.md").read_text()
+    assert "uploaded to https://huggingface.co/me/model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "token", "refusing", "message"),
+    [
+        (
+            ["--push", "me/model"],
+            None,
+            "",
+            "--push me/model: nobody is logged in to the hub; log in with",
+        ),
+        (["--push", "me/model"], "hf_x", "whoami", r"the hub does not let you in \(401 Unauthorized\)"),
+        (["--push", "me//model"], "hf_x", "", "--push me//model: "),
+        (["--private"], "hf_x", "", "--private is about the repository that --push makes"),
+        (["--scores", "two.json"], "hf_x", "", "the scores of one run; found 2: grid, square"),
+        (["--scores", "other.json"], "hf_x", "", "not what llava eval report --json writes"),
+        (["--scores", "none.json"], "hf_x", "", "none.json: cannot be read"),
+    ],
+)
+def test_it_is_refused_before_any_work(
+    trained, tmp_path, export, hub, monkeypatch, arguments, token, refusing, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "two.json").write_text(json.dumps(scored(grid=1.0, square=2.0)))
+    (tmp_path / "other.json").write_text('{"rows": [{"task": "a"}]}')
+    hub.token, hub.refusing = token, {refusing}
+    with pytest.raises(LlavaError, match=message) as caught:
+        export(trained, "--out", "out", "--format", "remote_code", *arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_upload_that_fails_leaves_the_folder(trained, tmp_path, export, hub):
+    hub.refusing = {"upload_folder"}
+    with pytest.raises(LlavaError, match=r"out is written, but could not be uploaded: 401 Unauthorized"):
+        export(trained, "--out", tmp_path / "out", "--format", "remote_code", "--push", "me/model")
+    assert (tmp_path / "out/README.md").is_file()
