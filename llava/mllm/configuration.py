@@ -29,8 +29,8 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         image_mean, image_std (`list[float]`, *optional*): of the processor, by channel, on values from 0 to 1: by them
             the model normalises uint8 pixels. Pixels that are numbers already need neither.
 
-    Raises `LlavaError` when layers do not exist, when a pinpoint is not a whole number of tiles, or when a field of
-    `fusion` or `tiling` is unknown.
+    Raises `LlavaError` for another kind of tower or language model, when layers do not exist, when a pinpoint is not a
+    whole number of tiles, or when a field of `fusion` or `tiling` is unknown.
     """
 
     model_type = "llava_ov_manager"
@@ -61,6 +61,12 @@ class LlavaOVManagerConfig(PreTrainedConfig):
                 raise LlavaError("managers is the former name of fusion: both are given")
             self.fusion = {"method": "manager", **managers} if managers is not None else None
         super().__post_init__(**kwargs)
+        for part, name, kind in (
+            (self.vision_config, "the tower", "siglip_vision_model"),
+            (self.text_config, "the language model", "qwen2"),
+        ):
+            if part.model_type != kind:
+                raise LlavaError(f"{name} is of type {part.model_type!r}; this model computes {kind} alone")
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.tiling = _tiling(self.tiling if self.tiling is not None else {})
         self.vision_config.vision_use_head = False  # the pooling head of a SigLIP folder is not part of the model

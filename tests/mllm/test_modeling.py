@@ -1,6 +1,17 @@
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, Qwen2Config, SiglipVisionConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionConfig,
+    Dinov2Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Siglip2VisionConfig,
+    SiglipVisionConfig,
+)
 
 from llava.anyres import TilingConfig
 from llava.data.collator import supervised_positions
@@ -331,6 +342,19 @@ def test_a_wrong_number_of_crops_names_both_numbers(make_model, mixed_batch):
 def test_a_pinpoint_that_is_no_whole_number_of_tiles_is_refused(make_config):
     with pytest.raises(LlavaError, match=r"pinpoint \(60, 56\) is not a whole number of tiles of 56 pixels"):
         make_config(TilingConfig("anyres", pinpoints=((60, 56),)))
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [("vision_config", kind) for kind in (CLIPVisionConfig, Dinov2Config, Siglip2VisionConfig)]
+    + [("text_config", kind) for kind in (Qwen3Config, LlamaConfig)],
+)
+def test_another_tower_or_language_model_is_refused_by_name(make_config, part, other):
+    """Else Qwen3's layers would be computed as Qwen2's, without its norms of queries and keys."""
+    fields = make_config(fusion=None).to_dict()
+    for given in (other(), other().to_dict()):
+        with pytest.raises(LlavaError, match=rf"is of type '{other.model_type}'; this model computes \w+ alone"):
+            LlavaOVManagerConfig(**{**fields, part: given})
 
 
 def test_an_unknown_field_is_refused(make_config):
