@@ -108,10 +108,9 @@ class PairEvaluation:
             of_batch = self._sums(trainer, batch, max(real, 1))
             sums += of_batch if real else 0 * of_batch
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
-        unread = trainer.accelerator.reduce(torch.tensor(len(lost), device=self.device)).item()
+        unread = gathered(lost)
         if unread:
-            if lost and rank() == 0:
-                print(f"after step {trainer.state.global_step}: no evaluation: {lost[0]}", flush=True)
+            _tell(trainer, unread[0])
             return {}
         totals = trainer.accelerator.reduce(sums).tolist()
         counts = totals[len(names) : 2 * len(names)]
@@ -144,8 +143,7 @@ class RetrievalEvaluation(PairEvaluation):
         try:
             return self._recalls(trainer)
         except DataError as error:
-            if rank() == 0:
-                print(f"after step {trainer.state.global_step}: no evaluation: {error}", flush=True)
+            _tell(trainer, str(error))
             return {}
 
     def _recalls(self, trainer: LlavaTrainer) -> dict[str, float]:
@@ -173,6 +171,11 @@ class RetrievalEvaluation(PairEvaluation):
     def _pixels(self, image: int) -> torch.Tensor:
         dataset = self.pairs.dataset
         return dataset.transform(dataset.open(*dataset.store.image(image)), Draws(Purpose.IMAGE, 0))
+
+
+def _tell(trainer: LlavaTrainer, fault: str) -> None:
+    if rank() == 0:
+        print(f"after step {trainer.state.global_step}: no evaluation: {fault}; training goes on", flush=True)
 
 
 def evaluation(recipe: TwoTowerRecipe, pairs: HeldOutPairs, trainer: LlavaTrainer) -> PairEvaluation:

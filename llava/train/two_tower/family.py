@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from llava.errors import raise_faults
@@ -48,6 +49,7 @@ def prepare_layers(model: TwoTowerForTask, recipe: TwoTowerRecipe) -> None:
     if recipe.run.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if recipe.run.compile:
+        torch._dynamo.config.optimize_ddp = False  # the layers are compiled one by one, as its own splitting would
         for layer in model.model.cross_modal.layers:
             layer.compile(dynamic=True)
 
@@ -103,11 +105,12 @@ def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[l
     optim, passes = recipe.optim, PASSES[config.task]
     trained = {"text_tower": True, "image_tower": True, "cross_modal": True, "heads": True}
     work = training_cost(config, recipe.data.text_length, trained)
+    whole = work * optim.global_batch_size * plan.steps
     lines = [
         f"tokens      at most {plan.tokens:,} ({recipe.data.text_length} of a text, padding among them), and "
         f"{image_tokens(config):,} of each image",
-        f"work        {work / 1e9:,.1f} GFLOP a pair forward and backward: {passes.texts} texts, {passes.images} "
-        f"images, {passes.fusions} fusions; {work * optim.global_batch_size * plan.steps / 1e18:,.2f} EFLOP in all",
+        f"work        {work / 1e9:,.1f} GFLOP a pair forward and backward, where all trains: {passes.texts} texts, "
+        f"{passes.images} images, {passes.fusions} fusions; {whole / 1e18:,.2f} EFLOP in all",
         f"bridge      {describe_bridge(config)}",
     ]
     notes = []
