@@ -198,7 +198,8 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         Raises DataError for messages that are none and for what cannot be read, naming it.
         """
         processor_kwargs = dict(processor_kwargs or {})
-        kwargs.pop("sanitize_control_tokens", None)  # done always
+        for done in ("sanitize_control_tokens", "load_audio_from_video"):  # always, and never
+            kwargs.pop(done, None)
         apart = not tokenize or any(processor_kwargs.get(kind) is not None for kind in ("images", "videos"))
         try:
             is_batch = isinstance(conversation, list | tuple) and bool(conversation) and not is_message(conversation[0])

@@ -151,7 +151,7 @@ def test_a_conversation(ask, engine, make_image):
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo"}}, "not whole base64"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}}, "not an image"),
         ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, "not audio"),
-        ({"type": "video_url", "video_url": {"url": "clip.mp4"}}, "given as its frames"),
+        ({"type": "video_url", "video_url": {"url": "clip.mp4"}}, "video clip.mp4 does not exist"),
         ({"type": "text", "text": "0 " * 3000}, "the model reads at most 2048"),
     ],
 )
