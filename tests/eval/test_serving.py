@@ -27,6 +27,7 @@ import llava.eval
 from llava.cli import main
 from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
+from llava.data.video import read_evenly
 from llava.engine.engine import Engine
 
 STARTED_WITHIN = 200  # seconds
@@ -162,6 +163,15 @@ def test_a_bad_request_is_answered_with_a_sentence(ask, engine, part, message):
     assert message in refused.value.response.json()["detail"]
     expected = engine.generate([Dialogue([Turn("human", QUESTION)])], max_new_tokens=8)[0]
     assert ask([{"role": "user", "content": QUESTION}]).choices[0].message.content.strip() == expected
+
+
+def test_a_video_is_seen_as_thirty_two_of_its_frames(ask, engine, make_clip):
+    path = make_clip(40)
+    parts = [{"type": "video_url", "video_url": {"url": str(path)}}, {"type": "text", "text": QUESTION}]
+    dialogue = Dialogue([Turn("human", f"<video>\n{QUESTION}")], [], [read_evenly(path, 32)])
+    completion = ask([{"role": "user", "content": parts}])
+    assert completion.usage.prompt_tokens == engine.count_tokens(dialogue)
+    assert completion.choices[0].message.content.strip() == engine.generate([dialogue], max_new_tokens=8)[0]
 
 
 @pytest.mark.parametrize("text", ["What is <image>?", "<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>"])
