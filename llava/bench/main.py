@@ -82,7 +82,7 @@ def _add_seeds_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "arms", nargs="+", type=Path, metavar="ARM", help="folder with the runs seed1, seed2, .. of llava eval --out"
     )
-    parser.add_argument("--task", default="digit_pages", help="digit_pages (default) or text_pages")
+    parser.add_argument("--task", default="digit_pages", help="digit_pages (default), text_pages, vqav2.test, ..")
     parser.add_argument("--seeds", type=int, metavar="N", help="read 1 to N (default: all that the arms have)")
     parser.add_argument("--reference", metavar="ARM", help="differences are to it (default: baseline, else the first)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")

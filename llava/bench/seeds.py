@@ -13,7 +13,10 @@ from llava.errors import LlavaError
 from llava.eval.report.provenance import warnings
 from llava.eval.store import TaskRun, load_run, read_rows
 
-FORMAT, METRIC, REFERENCE = "llava bench seeds 1", "exact_match", "baseline"
+FORMAT, REFERENCE = "llava bench seeds 1", "baseline"
+METRICS = ("exact_match", "vqa_score", "accuracy")  # which a task has, one score a question
+RECALLS = tuple(f"{way}_r{most}" for way in ("ir", "tr") for most in (1, 5, 10))  # of retrieval, all of them
+RECALL = "recall"  # as the table calls them together
 KEPT = ("model", "weights", "image_noise", "device", "dtype", "date", "versions")  # of a run's block
 Runs = dict[str, dict[int, TaskRun]]  # arm -> seed
 
@@ -26,7 +29,8 @@ def join_seeds(arms: Sequence[Path], task: str, reference: str | None, seeds: in
 
     Args:
         arms: their folders, in the order of the table.
-        task: digit_pages, or another whose documents have `question_id` and `kind`.
+        task: digit_pages, or another whose documents have `question_id` and `kind`, or an id NUMBER-KIND; or retrieval,
+            where each recall of each document is a question, whose kind is the recall.
         reference: the arm that differences are to; None is `baseline`, or the first where that is not among them.
         seeds: 1 to this number are read; None reads all that the arms have.
 
@@ -41,11 +45,12 @@ def join_seeds(arms: Sequence[Path], task: str, reference: str | None, seeds: in
     _check_documents(folders, runs)
     _check_weights(folders, runs)
     numbers = list(folders[chosen])
+    metrics = _metrics(folders[chosen][numbers[0]], runs[chosen][numbers[0]])
     joined = {
         arm: {
             str(seed): {"run": str(folders[arm][seed])}
             | {key: run.run[key] for key in KEPT}
-            | {"right": run.scores[METRIC]}
+            | {"right": [score for metric in metrics for score in run.scores[metric]]}
             for seed, run in of_arm.items()
         }
         for arm, of_arm in runs.items()
@@ -54,10 +59,10 @@ def join_seeds(arms: Sequence[Path], task: str, reference: str | None, seeds: in
     return {
         "format": FORMAT,
         "task": task,
-        "metric": METRIC,
+        "metric": metrics[0] if len(metrics) == 1 else RECALL,
         "reference": chosen,
         "seeds": numbers,
-        "questions": _questions(folders[chosen][numbers[0]] / task),
+        "questions": _questions(folders[chosen][numbers[0]] / task, metrics),
         "arms": joined,
         "warnings": warnings(blocks),
     }
@@ -90,12 +95,19 @@ def _task_run(folder: Path, task: str) -> TaskRun:
     runs = {run.task: run for run in load_run(folder)}
     if task not in runs:
         raise LlavaError(f"{folder}: no results of {task}, only of {', '.join(runs)}")
-    scores = runs[task].scores.get(METRIC, [])
-    if len(scores) != runs[task].run["documents"]:
-        raise LlavaError(
-            f"{folder}: {task} has {METRIC} of {len(scores)} of {runs[task].run['documents']} questions; all are needed"
-        )
+    _metrics(folder, runs[task])
     return runs[task]
+
+
+def _metrics(folder: Path, run: TaskRun) -> tuple[str, ...]:
+    """What a run's questions are scored by. Raises LlavaError where not every question is."""
+    if set(RECALLS) <= run.scores.keys():
+        return RECALLS
+    metric = next((metric for metric in METRICS if metric in run.scores), METRICS[0])
+    scored, asked = len(run.scores.get(metric, [])), run.run["documents"]
+    if scored != asked:
+        raise LlavaError(f"{folder}: {run.task} has {metric} of {scored} of {asked} questions; all are needed")
+    return (metric,)
 
 
 def _pairs(folders: dict[str, dict[int, Path]], runs: Runs) -> Iterable[tuple[Path, TaskRun]]:
@@ -104,11 +116,11 @@ def _pairs(folders: dict[str, dict[int, Path]], runs: Runs) -> Iterable[tuple[Pa
 
 def _check_documents(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
     (first, reference), *others = _pairs(folders, runs)
-    asked = reference.run["documents"]
+    asked, metrics = reference.run["documents"], _metrics(first, reference)
     for folder, run in others:
         if run.run["documents"] != asked:
             raise LlavaError(f"{folder}: {run.run['documents']} questions, {first} has {asked}")
-        if run.documents[METRIC] != reference.documents[METRIC]:
+        if any(run.documents.get(metric) != reference.documents[metric] for metric in metrics):
             raise LlavaError(f"{folder}: other questions than {first}, though as many ({asked})")
 
 
@@ -124,13 +136,18 @@ def _check_weights(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
                 )
 
 
-def _questions(folder: Path) -> list[dict[str, str]]:
-    """Of a task's results. What stands before the kind in a question's id is its document."""
-    questions = []
-    for row in read_rows(folder):
-        asked = row.get("doc") or {}
-        if not {"question_id", "kind"} <= asked.keys():
-            raise LlavaError(f"{folder}: doc_id {row['doc_id']} has no question_id and kind, as digit_pages has")
-        document = asked["question_id"].removesuffix(f"-{asked['kind']}")
-        questions.append({"id": asked["question_id"], "document": document, "kind": asked["kind"]})
-    return questions
+def _questions(folder: Path, metrics: Sequence[str]) -> list[dict[str, str]]:
+    """Of a task's results, those of each metric. What stands before the kind in a question's id is its document."""
+    rows = read_rows(folder)
+    return [_question(folder, row, metric) for metric in metrics for row in rows if metric in row["scores"]]
+
+
+def _question(folder: Path, row: dict[str, Any], metric: str) -> dict[str, str]:
+    asked = row.get("doc") or {}
+    if metric in RECALLS:
+        return {"id": f"{row['doc_id']}-{metric}", "document": str(asked["row"]), "kind": metric}
+    name = str(asked.get("question_id", ""))
+    kind = asked.get("kind") or name.partition("-")[2]
+    if not name or not kind:
+        raise LlavaError(f"{folder}: doc_id {row['doc_id']} has no question_id and kind, as digit_pages has")
+    return {"id": name, "document": name.removesuffix(f"-{kind}"), "kind": kind}

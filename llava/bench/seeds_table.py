@@ -68,8 +68,12 @@ def render_markdown(joined: dict[str, Any]) -> str:
 
 
 def _rows(joined: dict[str, Any]) -> list[list[str]]:
-    head = ["questions", "arm", "n", "exact match", "by seed", "spread", f"- {joined['reference']}", "boot", "t"]
+    head = ["questions", "arm", "n", _metric(joined), "by seed", "spread", f"- {joined['reference']}", "boot", "t"]
     return [head, *map(_cells, seed_lines(joined))]
+
+
+def _metric(joined: dict[str, Any]) -> str:
+    return str(joined["metric"]).replace("_", " ")
 
 
 def _cells(line: Line) -> list[str]:
@@ -84,9 +88,10 @@ def _cells(line: Line) -> list[str]:
 def _notes(joined: dict[str, Any]) -> list[str]:
     seeds, documents = joined["seeds"], {asked["document"] for asked in joined["questions"]}
     blind = [arm for arm, runs in joined["arms"].items() if any(run["image_noise"] for run in runs.values())]
+    numbers = ", ".join(map(str, seeds))
     notes = [
-        f"exact match: percent of the questions of {joined['task']}, mean over the seeds {', '.join(map(str, seeds))}, "
-        f"with the 95% interval of the bootstrap over {len(documents)} documents and {len(seeds)} seeds",
+        f"{_metric(joined)}: percent of the questions of {joined['task']}, mean over the seeds {numbers}, with the 95% "
+        f"interval of the bootstrap over {len(documents)} documents and {len(seeds)} seeds",
         "by seed: of each; spread: the largest less the smallest",
         f"- {joined['reference']}: paired difference; boot: its 95% interval of the bootstrap over documents and "
         "seeds; t: Student's, over the seeds' differences; * where both leave out 0",

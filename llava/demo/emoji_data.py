@@ -4,7 +4,7 @@ captions.yaml    pages with two captions, for pre-training
 questions.yaml   pages with questions and answers, as VQAv2 has them, and answers.json, the vocabulary
 statements.yaml  two pages and statements about both, as NLVR2's
 entailment.yaml  pages and sentences about them, as SNLI-VE's
-retrieval.yaml   pages with captions; those of val and test show only names that training does not
+retrieval.yaml   pages with a caption each; those of val and test show only names that training does not
 
 Each has the splits train, val and test, and retrieval two more: `names`, one drawing a page of every name of the part
 `test`, which is its caption; and `drawings`, the same of as many names of the part `train`, drawn by the other font.
@@ -26,7 +26,6 @@ from llava.demo.emoji_pages import (
     Source,
     captions,
     draw,
-    names_alone,
     questions,
     sentences,
     statements,
@@ -120,7 +119,7 @@ def _captions(rng: np.random.Generator, source: Source, index: int) -> Row:
 
 def _retrieval(rng: np.random.Generator, source: Source, index: int) -> Row:
     page = source.compose(rng)
-    return {"image": _png(rng, page, source.emojis), "caption": names_alone(rng, page)}
+    return {"image": _png(rng, page, source.emojis), "caption": captions(rng, page)[:1]}
 
 
 def _questions(rng: np.random.Generator, source: Source, index: int) -> Row:

@@ -21,8 +21,9 @@ from llava.demo.emojis import Emojis
 CELL, ACROSS = 32, 3
 SIDE = CELL * ACROSS  # pixels
 PLACES = ("top left", "top", "top right", "left", "middle", "right", "bottom left", "bottom", "bottom right")
+TURN, SHIFT = 5, 1.5  # of a drawing in its cell, at most: degrees, pixels
 NAMED = 3  # drawings that a caption names at most
-CAPTIONS = 2  # of a page
+PLACED = 2  # that one which says where names
 ANSWER_NAMES = 48  # of the part `train`, that answers may be
 OWNERS = ("Anna", "Tom", "my aunt", "the teacher", "a friend", "our neighbour")  # no page tells whose a thing is
 KINDS = ("what", "where", "where_new", "there", "there_new", "count")
@@ -107,12 +108,12 @@ def draw(rng: np.random.Generator, page: EmojiPage, emojis: Emojis) -> Image.Ima
 
 def drawing_in_a_cell(rng: np.random.Generator, sprite: Image.Image) -> Image.Image:
     """(CELL, CELL) RGBA: the drawing turned, scaled and shifted, all of it inside. sprite: premultiplied (RGBa)."""
-    angle = math.radians(rng.uniform(-10, 10))
+    angle = math.radians(rng.uniform(-TURN, TURN))
     cosine, sine = math.cos(angle), math.sin(angle)
     width, height = sprite.size
     extent = cosine * width + abs(sine) * height, abs(sine) * width + cosine * height
-    scale = rng.uniform(0.8, 0.95) * CELL / max(extent)
-    x, y = (scale * side / 2 + rng.uniform(0, CELL - scale * side) for side in extent)  # of its middle
+    scale = rng.uniform(0.85, 0.95) * CELL / max(extent)
+    x, y = (_shifted(rng, CELL - scale * side) for side in extent)  # of its middle
     back = cosine / scale, sine / scale, -sine / scale, cosine / scale  # from the cell to the sprite
     left = width / 2 - back[0] * x - back[1] * y
     top = height / 2 - back[2] * x - back[3] * y
@@ -121,16 +122,16 @@ def drawing_in_a_cell(rng: np.random.Generator, sprite: Image.Image) -> Image.Im
     return placed.convert("RGBA")
 
 
+def _shifted(rng: np.random.Generator, room: float) -> float:
+    """The middle of a cell, or up to SHIFT off it where there is so much room."""
+    return CELL / 2 + float(rng.uniform(-1, 1)) * min(SHIFT, room / 2)
+
+
 def captions(rng: np.random.Generator, page: EmojiPage) -> list[str]:
     """One that names some drawings, and one that says where they are."""
     told = _some(rng, list(page.names.values()), NAMED)
-    placed = _some(rng, list(page.names.values()), NAMED)
+    placed = _some(rng, list(page.names.values()), PLACED)
     return [", ".join(told), ", ".join(f"{name} at the {page.place_of(name)}" for name in placed)]
-
-
-def names_alone(rng: np.random.Generator, page: EmojiPage) -> list[str]:
-    """CAPTIONS that name some drawings and no places."""
-    return [", ".join(_some(rng, list(page.names.values()), NAMED)) for _ in range(CAPTIONS)]
 
 
 @dataclass(frozen=True)

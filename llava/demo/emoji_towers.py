@@ -28,8 +28,9 @@ from llava.files import follow_umask
 
 PACKAGE, FILE = "all_minilm_l6_v2", "model.zip"
 TEXT_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-PATCH = 16
-BATCH = 64
+PATCH = 32  # a place of a page
+BATCH = 32
+FILLED = 0.9  # of the places of a page that is learned from, about
 RATE = 1e-3
 VARIANTS = 6  # of each drawing: turned, scaled and shifted
 
@@ -38,9 +39,9 @@ VARIANTS = 6  # of each drawing: turned, scaled and shifted
 class TowerSize:
     """Of the image tower."""
 
-    width: int = 192
+    width: int = 256
     layers: int = 6
-    heads: int = 3
+    heads: int = 4
 
     def config(self) -> CLIPVisionConfig:
         """CLIP's, for pages."""
@@ -92,7 +93,7 @@ class Namer(nn.Module):
         self.place = nn.Linear(size.width, names_NT.shape[1])
         self.page = nn.Linear(size.width, names_NT.shape[1])
         self.empty = nn.Parameter(names_NT.mean(0, keepdim=True))
-        self.scale = nn.Parameter(torch.tensor(2.5))  # exp of it: CLIP's 1 / 0.07, about
+        self.scale = nn.Parameter(torch.tensor(3.0))  # exp of it multiplies, as CLIP's does
         self.register_buffer("names_NT", names_NT)
 
     def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,7 +135,7 @@ class Cells:
         places = ACROSS * ACROSS
         labels = np.full((count, places), len(self.names))
         for page in labels:
-            filled = rng.permutation(places)[: rng.integers(1, places + 1)]
+            filled = rng.permutation(places)[: max(1, rng.binomial(places, FILLED))]
             page[filled] = rng.choice(len(self.names), len(filled), replace=False)
         cells = self.drawings[np.minimum(labels, len(self.names) - 1), rng.integers(VARIANTS, size=labels.shape)]
         opacity = (cells[..., 3:] / np.float32(255)) * (labels < len(self.names))[..., None, None, None]

@@ -134,6 +134,61 @@ def test_fewer_seeds_another_reference_and_one_seed(arms):
     assert "| all | grid | 80 |" in render_markdown(one)
 
 
+def save_two_tower(folder, seed: int):
+    """A run of VQA, whose kinds stand in the questions' ids, and one of retrieval: three pages, a text of each."""
+    random = np.random.default_rng(seed)
+    rows = [
+        {
+            "doc_id": number,
+            "doc": {"file": "a.parquet", "row": 1 + number // 2, "text": "?", "question_id": f"{number // 2}-{kind}"},
+            "target": {"yes": 1.0},
+            "answer": "yes",
+            "scores": {"vqa_score": float(random.integers(2))},
+        }
+        for number, kind in enumerate(("what", "where", "what", "count"))
+    ]
+    ranked = []
+    for number, query in enumerate(("text", "text", "text", "image", "image", "image")):
+        rank = int(random.integers(1, 12))
+        hits = {f"{'ir' if query == 'text' else 'tr'}_r{most}": float(rank <= most) for most in (1, 5, 10)}
+        doc = {"file": "b.parquet", "row": 1 + number % 3, "query": query}
+        ranked.append({"doc_id": number, "doc": doc, "target": 0, "answer": str(rank), "scores": hits})
+    for task, of_task in (("vqav2.test", rows), ("retrieval.test", ranked)):
+        metrics = list(dict.fromkeys(metric for row in of_task for metric in row["scores"]))
+        means = {f"{one},none": mean(row["scores"][one] for row in of_task if one in row["scores"]) for one in metrics}
+        run = {**RUN, "weights": f"{folder}", "documents": len(of_task), "metrics": metrics}
+        save_task_run(folder, task, {"run": run, "results": {task: means}}, of_task)
+    return rows, ranked
+
+
+def test_two_tower_runs_are_joined_by_their_scores_and_recalls(tmp_path):
+    saved = {seed: save_two_tower(tmp_path / "manager" / f"seed{seed}", seed) for seed in (1, 2)}
+    joined = join_seeds([tmp_path / "manager"], "vqav2.test", None, None)
+    assert joined["metric"] == "vqa_score"
+    assert [(one["document"], one["kind"]) for one in joined["questions"]] == [
+        *[("0", "what"), ("0", "where"), ("1", "what"), ("1", "count")]
+    ]
+    for seed, (rows, _) in saved.items():
+        right = joined["arms"]["manager"][str(seed)]["right"]
+        assert right == [row["scores"]["vqa_score"] for row in rows]
+    joined = join_seeds([tmp_path / "manager"], "retrieval.test", None, None)
+    recalls = {line.kind: line for line in seed_lines(joined)}
+    assert list(recalls) == ["all", "ir_r1", "ir_r5", "ir_r10", "tr_r1", "tr_r5", "tr_r10"]
+    by_hand = {
+        kind: [
+            100 * mean(row["scores"][kind] for row in ranked if kind in row["scores"]) for _, ranked in saved.values()
+        ]
+        for kind in recalls
+        if kind != "all"
+    }
+    for kind, of_seeds in by_hand.items():
+        assert recalls[kind].score.by_seed == pytest.approx(of_seeds)
+        assert recalls[kind].questions == 3
+    assert recalls["all"].score.by_seed == pytest.approx([mean(values) for values in zip(*by_hand.values())])
+    assert "| questions | arm | n | recall | by seed |" in render_markdown(joined)
+    assert "over 3 documents and 2 seeds" in render_markdown(joined)
+
+
 def refused(arms, **changes) -> str:
     with pytest.raises(LlavaError) as error:
         join_seeds(arms, **{"task": "digit_pages", "reference": None, "seeds": None} | changes)
