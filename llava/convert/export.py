@@ -7,12 +7,13 @@ from argparse import Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder, has_adapters
+from llava.checkpoint.folder import CONFIG, NEEDED_PROCESSOR_FILES, check_folder, has_adapters, read_json
 from llava.convert.model_card import model_card
 from llava.convert.output import check_free
 from llava.convert.push import check_login, push
 from llava.errors import LlavaError
 from llava.sizes import in_bytes
+from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER_TYPE
 
 FORMATS = ("llava_onevision", "remote_code")
 
@@ -43,17 +44,30 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="with --push: a repository that it makes is private")
 
 
+def is_two_tower(folder: Path) -> bool:
+    """Whether a folder's configuration is a two-tower model's."""
+    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == TWO_TOWER_TYPE
+
+
 def run(arguments: Namespace) -> int:
     """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
     source, out = arguments.model, arguments.out
     check_free(out)
-    check_folder(source, "MODEL", files=NEEDED_PROCESSOR_FILES, weights=True)
+    two_tower = is_two_tower(source)
+    if two_tower:
+        check_folder(source, "MODEL", (TWO_TOWER_TYPE,), weights=True)
+        if arguments.scores or arguments.license or arguments.push:
+            raise LlavaError(
+                f"MODEL {source} is a two-tower model, which has no card yet: no --scores, --license, --push"
+            )
+    else:
+        check_folder(source, "MODEL", files=NEEDED_PROCESSOR_FILES, weights=True)
     if has_adapters(source):
         raise LlavaError(f"MODEL {source} has LoRA adapters; first run llava convert merge-lora {source} --out DIR")
     if arguments.private and arguments.push is None:
         raise LlavaError("--private is about the repository that --push makes")
     name, is_remote = arguments.push or out.resolve().name, arguments.format == "remote_code"
-    card = model_card(source, name, is_remote, arguments.scores, arguments.license)
+    card = "" if two_tower else model_card(source, name, is_remote, arguments.scores, arguments.license)
     if arguments.push is not None:
         check_login(arguments.push)
     from llava.convert.formats import export_as

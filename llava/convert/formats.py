@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from llava.checkpoint.folder import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION_CONFIG,
+    IMAGE_PROCESSOR_CONFIG,
     PROCESSOR_CONFIG,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
@@ -21,13 +22,18 @@ from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes
 from llava.convert.model_card import CARD
 from llava.convert.output import new_folder
 from llava.convert.to_llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
-from llava.convert.to_remote_code import auto_map, write_code
+from llava.convert.to_remote_code import MLLM, TWO_TOWER, write_code
+from llava.data.pairs.vocabulary import FILE as ANSWERS
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.former_names import current_name
+from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.modeling import TwoTowerForTask
 
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
 _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
+# What loads a two-tower model with its heads, by its task; the others classify a pair.
+_TASK_CLASSES = {"pretrain": "AutoModelForPreTraining", "vqav2": "AutoModelForVisualQuestionAnswering"}
 
 
 def export_as(format_name: str, source: Path, out: Path, accept_differences: bool, card: str) -> list[str]:
@@ -38,7 +44,7 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
         source: The checkpoint.
         out: The folder; nothing is left there after an error.
         accept_differences: Whether to export also what llava_onevision computes otherwise.
-        card: The model card's text.
+        card: The model card's text; of no use to a two-tower model.
 
     Returns:
         What the user should know about it, a line each.
@@ -46,6 +52,8 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
     Raises:
         LlavaError: The format cannot hold the model, or weights do not fit it.
     """
+    if read_json(source / CONFIG)["model_type"] == TwoTowerConfig.model_type:
+        return _export_two_tower(format_name, source, out)
     config = LlavaOVManagerConfig.from_pretrained(source)
     if format_name == "llava_onevision":
         return _export_onevision(source, out, config, accept_differences, card)
@@ -79,10 +87,11 @@ def _export_onevision(
 def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig, card: str) -> list[str]:
     _check_names(source, LlavaOVManagerForConditionalGeneration, config, current_name)
     processor = read_json(source / PROCESSOR_CONFIG)
-    processor["auto_map"] = auto_map("AutoProcessor")
-    processor["image_processor"]["auto_map"] = auto_map("AutoImageProcessor")
+    processor["auto_map"] = MLLM.auto_map("AutoProcessor")
+    processor["image_processor"]["auto_map"] = MLLM.auto_map("AutoImageProcessor")
     model = read_json(source / CONFIG)
-    model["auto_map"] = auto_map("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    auto_classes = ("AutoConfig", "AutoModel", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
+    model["auto_map"] = MLLM.auto_map(*auto_classes)
     with new_folder(out) as folder:
         _write_json(folder / CONFIG, model)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -92,6 +101,23 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig, c
         renamed = ((current_name(name), tensor) for name, tensor in read_tensors(source))
         write_shards(folder, renamed, MAX_SHARD_BYTES)
     return []
+
+
+def _export_two_tower(format_name: str, source: Path, out: Path) -> list[str]:
+    """Tokenizer and image processor are transformers' own, and stand beside the code as they are."""
+    if format_name != "remote_code":
+        raise LlavaError(f"{format_name} holds no two-tower model; pass --format remote_code")
+    config = TwoTowerConfig.from_pretrained(source)
+    _check_names(source, TwoTowerForTask, config)
+    model = read_json(source / CONFIG)
+    for_task = _TASK_CLASSES.get(config.task, "AutoModelForSequenceClassification")
+    model["auto_map"] = TWO_TOWER.auto_map("AutoConfig", "AutoModel", for_task)
+    with new_folder(out) as folder:
+        _write_json(folder / CONFIG, model)
+        _carry(source, folder, (*TOKENIZER_FILES, IMAGE_PROCESSOR_CONFIG, ANSWERS))
+        write_code(folder, TWO_TOWER)
+        write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
+    return [f"its auto classes are AutoModel, without heads, and {for_task}, with those of {config.task}"]
 
 
 def _check_names(
@@ -112,8 +138,8 @@ def _check_names(
             raise LlavaError(f"{source}: {len(names)} weights are {problem}, first {min(names)}")
 
 
-def _carry(source: Path, folder: Path) -> None:
-    for name in _CARRIED:
+def _carry(source: Path, folder: Path, names: Iterable[str] = _CARRIED) -> None:
+    for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

@@ -8,38 +8,69 @@ copies an entry and all that it imports to a place of their own, and with one en
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import llava
 from llava.constants import MODEL_TYPE
+from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER_TYPE
 
-ENTRY = "llava_ov_manager"
-# Auto class -> (module, class) that it gets.
-AUTO_CLASSES = {
-    "AutoConfig": ("llava.mllm.configuration", "LlavaOVManagerConfig"),
-    "AutoModel": ("llava.mllm.modeling", "LlavaOVManagerModel"),
-    "AutoModelForImageTextToText": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
-    "AutoModelForMultimodalLM": ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration"),
-    "AutoImageProcessor": ("llava.data.image_processor", "LlavaOVManagerImageProcessor"),
-    "AutoProcessor": ("llava.data.processor", "LlavaOVManagerProcessor"),
-}
-_SOURCES = Path(llava.__file__).parent
-_TABLE = "from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES\n"
-_ENTERED = f"""
+
+@dataclass(frozen=True)
+class Code:
+    """The modeling files of a family of models.
+
+    Attributes:
+        entry: the entry file's name.
+        auto_classes: {auto class: (module, class) that it gets}.
+        imported, entered: what the entry file imports and does besides.
+    """
+
+    entry: str
+    auto_classes: dict[str, tuple[str, str]]
+    imported: str = ""
+    entered: str = ""
+
+    def auto_map(self, *auto_classes: str) -> dict[str, str]:
+        """The entry `auto_map` of a JSON file, for these auto classes."""
+        return {name: f"{self.entry}.{self.auto_classes[name][1]}" for name in auto_classes}
+
+
+_GENERATING = ("llava.mllm.modeling", "LlavaOVManagerForConditionalGeneration")
+MLLM = Code(
+    MODEL_TYPE,
+    {
+        "AutoConfig": ("llava.mllm.configuration", "LlavaOVManagerConfig"),
+        "AutoModel": ("llava.mllm.modeling", "LlavaOVManagerModel"),
+        "AutoModelForImageTextToText": _GENERATING,
+        "AutoModelForMultimodalLM": _GENERATING,
+        "AutoImageProcessor": ("llava.data.image_processor", "LlavaOVManagerImageProcessor"),
+        "AutoProcessor": ("llava.data.processor", "LlavaOVManagerProcessor"),
+    },
+    imported="from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES\n",
+    entered=f"""
 # `transformers serve` (5.23) serves what it finds in this table alone; the Auto classes' register() leaves it as it is.
-MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["{MODEL_TYPE}"] = "{AUTO_CLASSES["AutoModelForMultimodalLM"][1]}"
-"""
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["{MODEL_TYPE}"] = "{_GENERATING[1]}"
+""",
+)
+_FOR_TASK = ("llava.two_tower.modeling", "TwoTowerForTask")
+TWO_TOWER = Code(
+    TWO_TOWER_TYPE,
+    {
+        "AutoConfig": ("llava.two_tower.configuration", "TwoTowerConfig"),
+        "AutoModel": ("llava.two_tower.modeling", "TwoTowerModel"),
+        "AutoModelForPreTraining": _FOR_TASK,
+        "AutoModelForVisualQuestionAnswering": _FOR_TASK,
+        "AutoModelForSequenceClassification": _FOR_TASK,
+    },
+)
+_SOURCES = Path(llava.__file__).parent
 
 
-def auto_map(*auto_classes: str) -> dict[str, str]:
-    """The entry `auto_map` of a JSON file, for these auto classes."""
-    return {name: f"{ENTRY}.{AUTO_CLASSES[name][1]}" for name in auto_classes}
-
-
-def write_code(folder: Path) -> list[str]:
+def write_code(folder: Path, code: Code = MLLM) -> list[str]:
     """Writes the entry and every module of this package that it needs; returns the files' names."""
-    files = {f"{ENTRY}.py": _entry()}
-    pending = {module for module, _ in AUTO_CLASSES.values()}
+    files = {f"{code.entry}.py": _entry(code)}
+    pending = {module for module, _ in code.auto_classes.values()}
     while pending:
         module = pending.pop()
         text, needed = _flattened(module)
@@ -50,10 +81,12 @@ def write_code(folder: Path) -> list[str]:
     return sorted(files)
 
 
-def _entry() -> str:
-    classes = sorted(set(AUTO_CLASSES.values()))
+def _entry(code: Code) -> str:
+    classes = sorted(set(code.auto_classes.values()))
     imports = [f"from .{_flat_name(module)} import {name}" for module, name in classes]
-    return _header("") + "\n".join([_TABLE, *imports, "", f"__all__ = {[name for _, name in classes]}", _ENTERED])
+    return _header("") + "\n".join(
+        [code.imported, *imports, "", f"__all__ = {[name for _, name in classes]}", code.entered]
+    )
 
 
 def _header(source: str) -> str:
