@@ -1,6 +1,7 @@
 """The paper's numbers: sums of its columns, taken from its text apart from this code, and what it derives itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +69,13 @@ def test_the_command_prints_and_writes_tables(tmp_path, capsys):
     assert main(["bench", "paper"]) == 0
     assert main(["bench", "paper", "V"]) == 2
     assert "unknown table 'V'" in capsys.readouterr().err
+
+
+def test_the_page_of_the_two_towers_states_the_papers_tables():
+    page = Path("docs/two_tower.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
+    stated = {row[0]: row[1:-1] for row in rows if not row[0].startswith(("run", "---"))}
+    paper = {run: cells for name in ("I", "II") for run, *cells in paper_cells(TABLES[name])[1:]}
+    of_4m = {run: cells[1:] for run, *cells in paper_cells(TABLES["III"])[1:]}
+    assert len(stated) == len(paper) + 3
+    assert stated == {**paper, **{run: of_4m[run] for run in stated.keys() - paper.keys()}}
