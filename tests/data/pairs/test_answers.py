@@ -3,9 +3,9 @@ import json
 import pytest
 
 from llava.data.pairs.answers import build_vocabulary, normalize_answer, score_answers
-from tests.paths import ROOT
+from tests.paths import TWO_TOWER_GOLDEN_DIR
 
-GOLDEN = json.loads((ROOT / "tests/golden/data/two_tower/extras.json").read_text())
+GOLDEN = json.loads((TWO_TOWER_GOLDEN_DIR / "extras.json").read_text())
 
 
 def test_answers_are_normalised_as_the_reference_does():

@@ -1,4 +1,4 @@
-"""RandAugment beside the authors' numbers: tests/golden/data/two_tower/extras, made with OpenCV."""
+"""RandAugment beside the authors' numbers: tests/golden/two_tower/extras, made with OpenCV."""
 
 import json
 
@@ -9,11 +9,10 @@ from safetensors.numpy import load_file
 
 from llava.data.pairs.augment import OPERATIONS, WITH_COLOR, WITHOUT_COLOR, rand_augment
 from llava.data.pairs.draws import Draws, Purpose
-from tests.paths import ROOT
+from tests.paths import TWO_TOWER_GOLDEN_DIR
 
-FOLDER = ROOT / "tests/golden/data/two_tower"
-GOLDEN = load_file(FOLDER / "extras.safetensors")
-ARGUMENTS = json.loads((FOLDER / "extras.json").read_text())["randaug_args"]
+GOLDEN = load_file(TWO_TOWER_GOLDEN_DIR / "extras.safetensors")
+ARGUMENTS = json.loads((TWO_TOWER_GOLDEN_DIR / "extras.json").read_text())["randaug_args"]
 IMAGE = Image.fromarray(GOLDEN["randaug/input"])
 # Of whole images, on 0 to 255, the mean difference: OpenCV interpolates in fixed point and blends with the fill at the
 # edge, and rounds the enhanced values otherwise; of these it is less than of a wrong sign or size by a factor of six.

@@ -14,16 +14,15 @@ from llava.train.two_tower.components import split_components
 from llava.two_tower.modeling import TwoTowerForTask
 from llava.two_tower.tasks import TASKS
 from tests.golden.two_tower_case import ModelCase, renamed
-from tests.paths import ROOT
+from tests.paths import TWO_TOWER_GOLDEN_DIR
 
-MODELS = ROOT / "tests/golden/two_tower"
-EXTRAS = json.loads((MODELS / "extras.json").read_text())
+EXTRAS = json.loads((TWO_TOWER_GOLDEN_DIR / "extras.json").read_text())
 CASES = {"mt": ("B", "itc_mt_aaue_vector"), "bt": ("B", "itc_bt"), "meter": ("A", "meter")}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_authors_groups(pair_recipe, name):
-    case = ModelCase(MODELS, *CASES[name])
+    case = ModelCase(TWO_TOWER_GOLDEN_DIR, *CASES[name])
     expected, groups = {}, EXTRAS["param_groups"][name]
     assert len(groups) == 6
     recipe = pair_recipe("pretrain", **{"rates.decay": "reference", "optim.lr": 1e-5})
@@ -48,7 +47,7 @@ def test_the_authors_groups(pair_recipe, name):
 
 def test_by_default_norms_biases_and_temperatures_do_not_decay(pair_recipe):
     with torch.device("meta"):
-        model = TwoTowerForTask(ModelCase(MODELS, "B", "itc_mt_aaue_vector").config("retrieval"))
+        model = TwoTowerForTask(ModelCase(TWO_TOWER_GOLDEN_DIR, "B", "itc_mt_aaue_vector").config("retrieval"))
     components = split_components(model, pair_recipe("retrieval"))
     freeze(components)
     decayed = {id(p) for group in parameter_groups(components) if group["weight_decay"] for p in group["params"]}
@@ -63,7 +62,7 @@ def test_by_default_norms_biases_and_temperatures_do_not_decay(pair_recipe):
 
 def test_adamw_and_the_schedule():
     """Theirs decays after the step, ours before: a difference of the order lr^2 decay a step."""
-    golden, tensors = EXTRAS["adamw"], load_file(MODELS / "extras.safetensors")
+    golden, tensors = EXTRAS["adamw"], load_file(TWO_TOWER_GOLDEN_DIR / "extras.safetensors")
     weight = torch.nn.Parameter(tensors["adamw/p0"].clone())
     component = Component("all", {"weight": weight}, True, golden["lr"], golden["weight_decay"], undecayed=frozenset())
     optimizer = create_adamw([component], "components", beta2=golden["betas"][1])
