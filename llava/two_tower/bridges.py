@@ -18,13 +18,7 @@ class Link(nn.Module):
         self.index = index
         self.norm = nn.LayerNorm(config.hidden_size)
 
-    def forward(
-        self,
-        experts_NBLD: torch.Tensor,
-        previous: list[torch.Tensor],
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def forward(self, experts_NBLD: torch.Tensor, previous: list[torch.Tensor], *_: object) -> torch.Tensor:
         """(B, L, D)."""
         states = experts_NBLD[self.index]
         return self.norm(states + previous[-1] if previous else states)
@@ -33,13 +27,7 @@ class Link(nn.Module):
 class PassOn(nn.Module):
     """METER's: the tower's last layer enters layer 1, and every other layer gets what the one before it made."""
 
-    def forward(
-        self,
-        experts_NBLD: torch.Tensor,
-        previous: list[torch.Tensor],
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def forward(self, experts_NBLD: torch.Tensor, previous: list[torch.Tensor], *_: object) -> torch.Tensor:
         """(B, L, D)."""
         return previous[-1] if previous else experts_NBLD[-1]
 

@@ -85,14 +85,8 @@ class SAM(Manager):
         super().initialise()
         init.constant_(self.scores, 1 / len(self.scores))
 
-    def forward(
-        self,
-        experts_NBLD: torch.Tensor,
-        previous: list[torch.Tensor],
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """See Manager."""
+    def forward(self, experts_NBLD: torch.Tensor, previous: list[torch.Tensor], *_: object) -> torch.Tensor:
+        """See Manager; the other modality is of no use to it."""
         states = self.normed(experts_NBLD)
         if previous:
             states = torch.cat([states, torch.stack(self.normed_previous(previous))])
@@ -117,14 +111,8 @@ class SplitSAM(Manager):
             init.constant_(self.previous_scores, 1 / len(self.previous_scores))
             init.ones_(self.previous_temperature)
 
-    def forward(
-        self,
-        experts_NBLD: torch.Tensor,
-        previous: list[torch.Tensor],
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """See Manager."""
+    def forward(self, experts_NBLD: torch.Tensor, previous: list[torch.Tensor], *_: object) -> torch.Tensor:
+        """See Manager; the other modality is of no use to it."""
         unimodal = self.mixed(self.scores, self.normed(experts_NBLD), self.temperature)
         if not previous:
             return unimodal
@@ -186,13 +174,7 @@ class SAUM(UnimodalManager):
         super().initialise()
         init.constant_(self.scores, 1 / len(self.scores))
 
-    def scored(
-        self,
-        experts_NBLD: torch.Tensor,
-        own_BLD: torch.Tensor | None,
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def scored(self, *_: object) -> torch.Tensor:
         """As learned."""
         return self.scores
 
@@ -218,7 +200,7 @@ class FusedQuery(nn.Module):
 class AdaptiveManager(UnimodalManager):
     """Scores made from a query for every token: the own modality's states c, or fused [A ; c] with the other's.
 
-    A subclass says how. The reference masks no padding in A: config.mask_padding False.
+    A subclass says how, by scores_of. The reference masks no padding in A: config.mask_padding False.
     """
 
     def __init__(self, config: TwoTowerConfig, num_experts: int, num_previous: int):
@@ -227,15 +209,24 @@ class AdaptiveManager(UnimodalManager):
         self.fused_query = FusedQuery(config.hidden_size) if config.query == "fused" else None
         self.query_width = config.hidden_size * (2 if config.query == "fused" else 1)
 
-    def queried(
-        self, own_BLD: torch.Tensor | None, other: list[torch.Tensor], other_mask: torch.Tensor | None
+    def scored(
+        self,
+        experts_NBLD: torch.Tensor,
+        own_BLD: torch.Tensor | None,
+        other: list[torch.Tensor],
+        other_mask: torch.Tensor | None,
     ) -> torch.Tensor:
-        """The query, (B, L, D or 2D)."""
+        """See UnimodalManager."""
         if own_BLD is None:
             raise ValueError("an adaptive manager needs cross-modal states; layer 1 has a SAUM")
-        if self.fused_query is None:
-            return own_BLD
-        return self.fused_query(own_BLD, other[-1], other_mask if self.masks_padding else None)
+        query = own_BLD
+        if self.fused_query is not None:
+            query = self.fused_query(own_BLD, other[-1], other_mask if self.masks_padding else None)
+        return self.scores_of(experts_NBLD, query)
+
+    def scores_of(self, experts_NBLD: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        """The scores. experts_NBLD: normed. query: (B, L, D or 2D)."""
+        raise NotImplementedError
 
 
 class AAUM(AdaptiveManager):
@@ -248,15 +239,9 @@ class AAUM(AdaptiveManager):
         super().__init__(config, num_experts, num_previous)
         self.controller = nn.Linear(self.query_width, num_experts)
 
-    def scored(
-        self,
-        experts_NBLD: torch.Tensor,
-        own_BLD: torch.Tensor | None,
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def scores_of(self, experts_NBLD: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """(N, B, L, 1)."""
-        return self.controller(self.queried(own_BLD, other, other_mask)).movedim(-1, 0)[..., None]
+        return self.controller(query).movedim(-1, 0)[..., None]
 
 
 class ConcatAttention(AdaptiveManager):
@@ -271,15 +256,9 @@ class ConcatAttention(AdaptiveManager):
         self.expert_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.score_proj = nn.Linear(self.query_width, config.hidden_size, bias=False)
 
-    def scored(
-        self,
-        experts_NBLD: torch.Tensor,
-        own_BLD: torch.Tensor | None,
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def scores_of(self, experts_NBLD: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """(N, B, L, D)."""
-        return self.expert_proj(experts_NBLD) + self.score_proj(self.queried(own_BLD, other, other_mask))
+        return self.expert_proj(experts_NBLD) + self.score_proj(query)
 
 
 class CrossAttention(AdaptiveManager):
@@ -290,16 +269,10 @@ class CrossAttention(AdaptiveManager):
         self.score_query = nn.Linear(self.query_width, config.hidden_size, bias=False)
         self.score_key = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def scored(
-        self,
-        experts_NBLD: torch.Tensor,
-        own_BLD: torch.Tensor | None,
-        other: list[torch.Tensor],
-        other_mask: torch.Tensor | None,
-    ) -> torch.Tensor:
+    def scores_of(self, experts_NBLD: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         """(N, B, L, 1)."""
-        query = self.score_query(self.queried(own_BLD, other, other_mask))
-        return (query * self.score_key(experts_NBLD)).sum(-1, keepdim=True) * query.shape[-1] ** -0.5
+        projected = self.score_query(query)
+        return (projected * self.score_key(experts_NBLD)).sum(-1, keepdim=True) * projected.shape[-1] ** -0.5
 
 
 KINDS: dict[str, type[Manager]] = {
