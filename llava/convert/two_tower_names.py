@@ -14,7 +14,6 @@ from transformers import CLIPVisionConfig, RobertaConfig
 
 from llava.checkpoint.match import Rules
 from llava.errors import LlavaError
-from llava.two_tower.bridges import num_kept
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.tasks import TASKS
 
@@ -113,7 +112,7 @@ def reference_rules(config: TwoTowerConfig) -> Rules:
 
 def pieces(config: TwoTowerConfig) -> Callable[[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A function: (its name, tensor) to {name of a piece: tensor in our shape}."""
-    numbers = {tower: num_kept(config, tower) for tower in ("text", "image")}
+    numbers = {tower: config.num_kept(tower) for tower in ("text", "image")}
 
     def apart(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
         if ".attn.in_proj_" in name:

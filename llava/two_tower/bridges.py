@@ -45,14 +45,8 @@ class LayerGate(nn.Module):
         return layers[-1] + (self.gate(lower).softmax(0) * lower).sum(0)
 
 
-def num_kept(config: TwoTowerConfig, tower: str) -> int:
-    """How many of a tower's last layers the cross-modal layers get. tower: `text` or `image`."""
-    managed = config.text_layers if tower == "text" else config.image_layers
-    return {"manager": managed, "bridge_tower": config.cross_modal_layers, "meter": 1}[config.bridge]
-
-
 def make_bridge(config: TwoTowerConfig, tower: str, layer: int) -> nn.Module:
     """The bridge before cross-modal layer `layer`, from 1. tower: `text` or `image`."""
     if config.bridge == "manager":
-        return make_manager(config, num_kept(config, tower), layer)
+        return make_manager(config, config.num_kept(tower), layer)
     return Link(config, layer - 1) if config.bridge == "bridge_tower" else PassOn()

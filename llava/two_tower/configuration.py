@@ -102,20 +102,20 @@ class TwoTowerConfig(PreTrainedConfig):
         for field, types in (("text_config", TEXT_TOWERS), ("vision_config", IMAGE_TOWERS)):
             if (model_type := vars(self)[field].model_type) not in types:
                 raise LlavaError(f"{field}: a tower is one of {', '.join(types)}, found {model_type!r}")
-        for field, tower in (("text_layers", self.text_config), ("image_layers", self.vision_config)):
-            self._check_layers(field, tower)
+        self._check_layers("text", self.text_config)
+        self._check_layers("image", self.vision_config)
         if self.hidden_size % self.num_attention_heads:
             raise LlavaError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
         if self.gated_fusion:
             self._check_gates()
 
-    def _check_layers(self, field: str, tower: PreTrainedConfig) -> None:
-        needed = {"manager": vars(self)[field], "bridge_tower": self.cross_modal_layers, "meter": 1}[self.bridge]
-        name = {"manager": field, "bridge_tower": "cross_modal_layers", "meter": field}[self.bridge]
-        if not 1 <= needed <= tower.num_hidden_layers:
+    def _check_layers(self, tower: str, config: PreTrainedConfig) -> None:
+        needed, has = self.num_kept(tower), config.num_hidden_layers
+        field = "cross_modal_layers" if self.bridge == "bridge_tower" else f"{tower}_layers"
+        if not 1 <= needed <= has:
             raise LlavaError(
-                f"{name} is {needed}, but a {self.bridge} takes 1 to {tower.num_hidden_layers} layers of a "
-                f"{tower.model_type} tower that has {tower.num_hidden_layers}"
+                f"{field} is {needed}, but a {self.bridge} takes 1 to {has} layers of a {config.model_type} tower that "
+                f"has {has}"
             )
 
     def _check_gates(self) -> None:
@@ -127,6 +127,17 @@ class TwoTowerConfig(PreTrainedConfig):
                     f"gated_fusion adds states of hidden_size {self.hidden_size}, but the {tower.model_type} tower is "
                     f"{tower.hidden_size} wide"
                 )
+
+    def num_kept(self, tower: str) -> int:
+        """How many of a tower's last layers the cross-modal layers get. tower: `text` or `image`."""
+        managed = {"text": self.text_layers, "image": self.image_layers}[tower]
+        return {"manager": managed, "bridge_tower": self.cross_modal_layers, "meter": 1}[self.bridge]
+
+    @property
+    def num_classes(self) -> int:
+        """Labels that the task's classification head chooses from; 0 of a task without one."""
+        labels = TASKS[self.task].num_labels
+        return labels if labels is not None else self.num_answers
 
     @property
     def num_types(self) -> int:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.two_tower.bridges import num_kept
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.tasks import TASKS
 
@@ -42,7 +41,7 @@ def forward_costs(config: TwoTowerConfig, text_length: int) -> dict[str, int]:
     length, patches = text_length, image_tokens(config)
     width, vocabulary = config.hidden_size, text.vocab_size
     pixels = 3 * vision.patch_size**2
-    kept = {"text": num_kept(config, "text"), "image": num_kept(config, "image")}
+    kept = {"text": config.num_kept("text"), "image": config.num_kept("image")}
     fused = sum(
         config.cross_modal_layers * (_block(config, own, other)) + _bridges(config, own, other, kept[name])
         for name, own, other in (("text", length, patches), ("image", patches, length))
@@ -59,13 +58,13 @@ def forward_costs(config: TwoTowerConfig, text_length: int) -> dict[str, int]:
         projected += passes.texts * (text.num_hidden_layers - 1) * 2 * length * text.hidden_size**2
         projected += passes.images * (vision.num_hidden_layers - 1) * 2 * patches * vision.hidden_size**2
     task = TASKS[config.task]
-    pooled, labels = 2 * width, task.num_labels if task.num_labels is not None else config.num_answers
+    pooled = 2 * width
     inside = pooled * config.head_width
     heads = {
         "mlm": round(0.15 * length) * 2 * width * (width + vocabulary),
         "itm": 2 * pooled * 2,
         "itc": 2 * config.itc_width * (text.hidden_size + vision.hidden_size),
-        "classifier": 2 * inside * (pooled * task.num_images + labels),
+        "classifier": 2 * inside * (pooled * task.num_images + config.num_classes),
     }
     return {
         "text_tower": passes.texts * text.num_hidden_layers * _layer(text, length),

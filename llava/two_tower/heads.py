@@ -14,7 +14,7 @@ from llava.two_tower.tasks import TASKS
 TEMPERATURES = (0.001, 0.5)  # of ITC, the least and the largest
 
 
-class MaskedLanguageHead(SelfInitialised):
+class MaskedLanguageHead(nn.Module):
     """Words at masked places: dense, GELU, LayerNorm, and a decoder that is not tied to the embeddings."""
 
     def __init__(self, config: TwoTowerConfig):
@@ -75,14 +75,13 @@ class Classifier(nn.Sequential):
 
     def __init__(self, config: TwoTowerConfig):
         task = TASKS[config.task]
-        labels = task.num_labels if task.num_labels is not None else config.num_answers
         pooled = 2 * config.hidden_size
         super().__init__(
             nn.Dropout(config.head_dropout),
             nn.Linear(pooled * task.num_images, pooled * config.head_width),
             nn.LayerNorm(pooled * config.head_width),
             nn.GELU(),
-            nn.Linear(pooled * config.head_width, labels),
+            nn.Linear(pooled * config.head_width, config.num_classes),
         )
 
 

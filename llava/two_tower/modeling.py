@@ -37,7 +37,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from llava.fusion.base import SelfInitialised
-from llava.two_tower.bridges import LayerGate, num_kept
+from llava.two_tower.bridges import LayerGate
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.cross_modal import CrossModalEncoder
 from llava.two_tower.heads import ContrastiveHead, make_heads
@@ -149,7 +149,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         if self.config.gated_fusion:
             towers = {"text": self.config.text_config, "image": self.config.vision_config}
             return towers[tower].num_hidden_layers
-        return num_kept(self.config, tower)
+        return self.config.num_kept(tower)
 
     def _experts(
         self,

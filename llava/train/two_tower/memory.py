@@ -11,7 +11,6 @@ from llava.sizes import in_bytes
 from llava.train.estimate.memory import FP32, estimate, memory_table, precision_width, strategies
 from llava.train.loop.components import Component
 from llava.train.two_tower.recipe import TwoTowerRecipe
-from llava.two_tower.bridges import num_kept
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.cost import PASSES, image_tokens, inner_width
 from llava.two_tower.tasks import TASKS
@@ -43,7 +42,7 @@ def activation_bytes(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> float:
     block = 14 * width + 2 * config.intermediate_size  # of a token: self- and cross-attention, MLP, three norms
     kept = passes.texts * length * _of_layers(text, again) + passes.images * patches * _of_layers(vision, again)
     fused = (2 * width + block / config.cross_modal_layers) if again else block
-    experts = num_kept(config, "text") * length + num_kept(config, "image") * patches
+    experts = config.num_kept("text") * length + config.num_kept("image") * patches
     bridges = 0 if config.bridge != "manager" else 3 * experts * width  # norms of experts, scores, weights
     layers = config.cross_modal_layers * ((length + patches) * fused + (0 if again else bridges))
     kept += passes.fusions * (layers + experts * width)
