@@ -131,6 +131,11 @@ class KeyMatch:
             )
             raise LlavaError(f"{source}: its keys do not fit: {'; '.join(named)}")
 
+    def dtype(self, name: str) -> torch.dtype:
+        """In which the source has one of our parameters."""
+        part, name_there = self.mapped[name]
+        return part.infos[name_there].dtype
+
     def counts(self) -> dict:
         """Numbers of keys, for the record."""
         ignored = {reason: len(names) for reason, names in self.ignored.items()}

@@ -1,17 +1,22 @@
 """The folder that a conversion writes: complete, or not there."""
 
+import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import llava
 from llava.checkpoint.folder import OTHER_BYTES, STAGE_CHECKPOINTS, STAGE_WORKING
 from llava.errors import LlavaError
 from llava.files import free_bytes, whole_folder
 from llava.sizes import in_bytes
 
 if TYPE_CHECKING:
+    import torch
+
+    from llava.checkpoint.match import KeyMatch, Part
     from llava.checkpoint.shards import TensorInfo
 
 RECORD = "conversion.json"  # what was converted, and from what
@@ -40,6 +45,26 @@ def check_room(out: Path, source: str, infos: "Iterable[TensorInfo]") -> None:
     free = free_bytes(out.absolute().parent)
     if free < needed:
         raise LlavaError(f"--out {out}: {source} needs {in_bytes(needed)}, {in_bytes(free)} are free")
+
+
+def dtype_name(dtype: "torch.dtype") -> str:
+    """As configurations write it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def write_record(
+    folder: Path, source: str, kind: str, parts: "Sequence[Part]", match: "KeyMatch", dtype: "torch.dtype"
+) -> None:
+    """Writes beside imported weights where they are from and what became of every key."""
+    record = {
+        "source": source,
+        "kind": kind,
+        "weights": [str(part.path) for part in parts],
+        "keys": match.counts(),
+        "dtype": dtype_name(dtype),
+        "llava": llava.__version__,
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
 
 
 def check_free(path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """A vision tower and a language model as a source to import, and what of the model they do not have."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from llava.checkpoint.folder import GENERATION_CONFIG, read_json
 from llava.checkpoint.match import KeyMatch
 from llava.convert.source import Source, read_config
 from llava.fusion.configs.none import NoneConfig
-from llava.mllm.parts import FUSION, NEWLINE, POST_LAYERNORM, PROJECTOR
+from llava.mllm.parts import NEWLINE, POST_LAYERNORM, PROJECTOR
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
 
@@ -34,19 +34,22 @@ def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
     )
 
 
-def new_parameters(model: PreTrainedModel, match: KeyMatch, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def new_parameters(
+    model: PreTrainedModel, match: KeyMatch, dtype: torch.dtype, prefixes: Iterable[str]
+) -> dict[str, torch.Tensor]:
     """The parameters that start afresh, drawn from torch's global generator as for a new model.
 
     Args:
         model: On the meta device; the parts that are new become real.
         match: What the source holds.
         dtype: Of the parameters.
+        prefixes: Of the parts that may be new, in the order in which they are drawn.
 
     Returns:
         {name: tensor}, on the CPU.
     """
     tensors = {}
-    for prefix in (POST_LAYERNORM, PROJECTOR, NEWLINE, FUSION):
+    for prefix in prefixes:
         names = [name for name in match.new if name.startswith(prefix)]
         if names:
             module = model.get_submodule(prefix.removesuffix(".")).to_empty(device="cpu")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
 from llava.checkpoint.folder import CONFIG
@@ -60,6 +60,23 @@ def read_config(kind: type[PreTrainedConfig], folder: Path, fields: dict | None 
         return kind.from_pretrained(folder) if fields is None else kind(**fields)
     except (OSError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise LlavaError(f"{folder / CONFIG}: no {kind.__name__} ({' '.join(str(error).split())})") from error
+
+
+def read_tokenizer(config: PreTrainedConfig, folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder.
+
+    Args:
+        config: Of a model of its kind, because the folder's own may be of a type that transformers does not know.
+        folder: Where its files lie.
+
+    Raises:
+        LlavaError: It cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, config=config)
+    except Exception as error:  # transformers and tokenizers each raise their own kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise LlavaError(f"{folder}: its tokenizer cannot be loaded: {reason}") from error
 
 
 def newline_if_unused(tiling: TilingConfig) -> tuple[str, ...]:

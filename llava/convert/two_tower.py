@@ -5,24 +5,22 @@ ManagerTower, BridgeTower and METER of LooperXX/ManagerTower are Lightning files
 the first step, and the rest is shared.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, BridgeTowerConfig, CLIPVisionConfig, PreTrainedConfig, RobertaConfig
+from transformers import AutoConfig, BridgeTowerConfig, CLIPVisionConfig, PreTrainedConfig, RobertaConfig
 
-import llava
 from llava.checkpoint.compose import pixel_statistics
 from llava.checkpoint.folder import has_tokenizer
 from llava.checkpoint.lightning import read_lightning
-from llava.checkpoint.match import KeyMatch, Part, match_keys, read_matched
+from llava.checkpoint.match import Part, Rules, match_keys, read_matched
 from llava.checkpoint.shards import tensor_shapes, write_shards
-from llava.convert.output import RECORD, check_room, new_folder
-from llava.convert.source import read_config
+from llava.convert.output import check_room, dtype_name, new_folder, write_record
+from llava.convert.parts import new_parameters
+from llava.convert.source import read_config, read_tokenizer
 from llava.convert.two_tower_names import (
     CLASSIFIERS,
     config_fields,
@@ -35,7 +33,7 @@ from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.errors import LlavaError
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.modeling import TwoTowerForTask
-from llava.two_tower.parts import PREFIXES
+from llava.two_tower.parts import PREFIXES, TEXT_TOWER
 from llava.two_tower.tasks import TASKS
 
 Tensors = dict[str, torch.Tensor]
@@ -43,14 +41,16 @@ Tensors = dict[str, torch.Tensor]
 _BRIDGE_MARKS = {"manager": "_manager_tower.", "bridge_tower": "_link_tower."}
 _HEAD_MARKS = {"mlm": "mlm_score.", "itm": "itm_score.", "itc": "itc_text_head."}
 # transformers' names of BridgeTower by the reference's. The whole models' begin with `bridgetower.`
-_TRANSFORMERS = (
-    (r"text_model\.(.+)", r"text_transformer.\1"),
-    (r"vision_model\.visual\.embeddings\.class_embedding", "vit_model.visual.class_embedding"),
-    (r"vision_model\.visual\.embeddings\.position_embedding\.weight", "vit_model.visual.positional_embedding"),
-    (r"vision_model\.visual\.embeddings\.patch_embedding\.weight", "vit_model.visual.conv1.weight"),
-    (r"vision_model\.(.+)", r"vit_model.\1"),
-    (r"itc_(text|image)_head\.(.+)", r"cross_modal_itc_\1_head.\2"),
-    (r"logit_scale", "temperature"),
+_TRANSFORMERS = Rules(
+    (
+        (r"text_model\.(.+)", r"text_transformer.\1"),
+        (r"vision_model\.visual\.embeddings\.class_embedding", "vit_model.visual.class_embedding"),
+        (r"vision_model\.visual\.embeddings\.position_embedding\.weight", "vit_model.visual.positional_embedding"),
+        (r"vision_model\.visual\.embeddings\.patch_embedding\.weight", "vit_model.visual.conv1.weight"),
+        (r"vision_model\.(.+)", r"vit_model.\1"),
+        (r"itc_(text|image)_head\.(.+)", r"cross_modal_itc_\1_head.\2"),
+        (r"logit_scale", "temperature"),
+    )
 )
 # Fields of transformers' BridgeTower that change what it computes, and their values that this model has.
 _SUPPORTED = {"share_cross_modal_transformer_layers": True, "link_tower_type": "add", "share_link_tower_layers": False}
@@ -76,7 +76,7 @@ class TwoTowerSource:
     config: TwoTowerConfig
     new_heads: tuple[str, ...]
     folders: tuple[Path, ...]
-    notes: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
 
 
 def ckpt_source(name: str, file: Path, text_tower: Path | None, task: str | None) -> TwoTowerSource:
@@ -96,18 +96,16 @@ def ckpt_source(name: str, file: Path, text_tower: Path | None, task: str | None
     if not isinstance(reference, Mapping):
         raise LlavaError(f"{file}: has no hyper_parameters with a config, so that its sizes are not known")
     shapes = {key: tuple(tensor.shape) for key, tensor in content["state_dict"].items()}
+    task = task_of(file, shapes, task)
     try:
         fields = config_fields(reference)
-        towers = {"text_config": text_config(shapes), "vision_config": vision_config(shapes)}
+        _check_bridge(fields["bridge"], shapes)
+        text = text_config(shapes) if text_tower is None else _read_text_config(text_tower)
+        config = TwoTowerConfig(text_config=text, vision_config=vision_config(shapes), **fields, task=task)
     except LlavaError as error:
         raise LlavaError(f"{file}: {error}") from None
     except KeyError as error:
         raise LlavaError(f"{file}: its configuration or its weights have no {error.args[0]}") from None
-    _check_bridge(file, fields["bridge"], shapes)
-    if text_tower is not None:
-        towers["text_config"] = _read_text_config(text_tower)
-    task = task_of(file, shapes, task)
-    config = TwoTowerConfig(**towers, **fields, task=task)
     return TwoTowerSource(
         name=name,
         kind=f"{reference['model_type']} of LooperXX/ManagerTower ({task})",
@@ -182,8 +180,7 @@ def _transformers_pieces(config: TwoTowerConfig) -> Callable[[str, torch.Tensor]
         name = name.removeprefix("bridgetower.")
         if name == "logit_scale":  # of which the temperature is the inverse
             tensor = (-tensor).exp()
-        pattern, replacement = next((rule for rule in _TRANSFORMERS if re.fullmatch(rule[0], name)), ("", ""))
-        return apart(re.sub(pattern, replacement, name) if pattern else name, tensor)
+        return apart(_TRANSFORMERS.rename(name) or name, tensor)
 
     return renamed
 
@@ -213,10 +210,10 @@ def _new_heads(task: str, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(head for head in TASKS[task].heads if not any(marks[head] in name for name in names))
 
 
-def _check_bridge(file: Path, bridge: str, names: Iterable[str]) -> None:
+def _check_bridge(bridge: str, names: Iterable[str]) -> None:
     marked = [of for of, mark in _BRIDGE_MARKS.items() if any(mark in name for name in names)] or ["meter"]
     if bridge not in marked:
-        raise LlavaError(f"{file}: its weights are of the bridge {marked[0]}, but its configuration says {bridge}")
+        raise LlavaError(f"its weights are of the bridge {marked[0]}, but its configuration says {bridge}")
 
 
 def _read_text_config(folder: Path) -> PreTrainedConfig:
@@ -233,26 +230,27 @@ def write(source: TwoTowerSource, out: Path, tokenizer_folder: Path | None, max_
     with torch.device("meta"):
         model = TwoTowerForTask(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    match = match_keys((source.part,), expected, tuple(f"heads.{head}." for head in source.new_heads))
+    new_heads = tuple(f"heads.{head}." for head in source.new_heads)
+    match = match_keys((source.part,), expected, new_heads)
     print(f"{source.name}: {source.kind}\n{match.table(PREFIXES)}")
     match.check(source.name)
-    config.dtype = next(iter({source.part.infos[name].dtype for _, name in match.mapped.values()}))
+    config.dtype = match.dtype(f"{TEXT_TOWER}embeddings.word_embeddings.weight")
     config.architectures = [TwoTowerForTask.__name__]
     torch.manual_seed(seed)
-    new = _drawn_heads(model, source.new_heads, config.dtype)
+    new = new_parameters(model, match, config.dtype, new_heads)
     check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         if processor is not None:
             processor.save_pretrained(folder)
         write_shards(folder, chain(new.items(), read_matched(match, (source.part,))), max_shard_bytes)
-        (folder / RECORD).write_text(json.dumps(_record(source, match), indent=2) + "\n")
+        write_record(folder, source.name, source.kind, (source.part,), match, config.dtype)
     notes = [*source.notes, *(f"head {head} is new: the checkpoint has none" for head in source.new_heads)]
     if processor is None:
         notes.append("no tokenizer; to train or evaluate, give its folder: --tokenizer DIR")
     for note in notes:
         print(f"note: {note}")
-    print(f"{out}: {config.bridge}, {config.task}, {str(config.dtype).removeprefix('torch.')}")
+    print(f"{out}: {config.bridge}, {config.task}, {dtype_name(config.dtype)}")
 
 
 def make_processor(source: TwoTowerSource, tokenizer_folder: Path | None) -> PairProcessor | None:
@@ -263,29 +261,10 @@ def make_processor(source: TwoTowerSource, tokenizer_folder: Path | None) -> Pai
         if tokenizer_folder is not None:
             raise LlavaError(f"--tokenizer {tokenizer_folder}: holds no tokenizer")
         return None
-    tokenizer = AutoTokenizer.from_pretrained(folder, config=RobertaConfig())
     text = source.config.text_config
+    tokenizer = read_tokenizer(text, folder)
     check_tokenizer(tokenizer, text.vocab_size, text.pad_token_id, source.name)
     found = pixel_statistics(source.folders)
     statistics = {name: tuple(found[f"image_{name}"]) for name in ("mean", "std")} if found else {}
     length = TASKS[source.config.task].text_length
     return PairProcessor(tokenizer, source.config.vision_config.image_size, length, **statistics)
-
-
-def _drawn_heads(model: TwoTowerForTask, heads: Iterable[str], dtype: torch.dtype) -> Tensors:
-    tensors: Tensors = {}
-    for head in heads:
-        module = model.heads[head].to_empty(device="cpu")
-        module.apply(model._init_weights)
-        tensors |= {f"heads.{head}.{name}": tensor.to(dtype) for name, tensor in module.state_dict().items()}
-    return tensors
-
-
-def _record(source: TwoTowerSource, match: KeyMatch) -> dict:
-    return {
-        "source": source.name,
-        "kind": source.kind,
-        "weights": [str(source.part.path)],
-        "keys": match.counts(),
-        "llava": llava.__version__,
-    }

@@ -1,24 +1,22 @@
 """From a described source to a checkpoint folder: configuration, processor, weights and a record of the conversion."""
 
-import json
 from itertools import chain
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config
+from transformers import PreTrainedTokenizerBase, Qwen2Config
 
-import llava
 from llava.checkpoint.compose import expected_shapes, make_processor, pixel_statistics
 from llava.checkpoint.folder import VOCABULARIES, has_tokenizer
-from llava.checkpoint.match import KeyMatch, check_tied_head, match_keys, read_matched
+from llava.checkpoint.match import check_tied_head, match_keys, read_matched
 from llava.checkpoint.shards import write_shards
-from llava.convert.output import RECORD, check_room, new_folder
+from llava.convert.output import check_room, dtype_name, new_folder, write_record
 from llava.convert.parts import generation_config, new_parameters
-from llava.convert.source import Source
+from llava.convert.source import Source, read_tokenizer
 from llava.data.processor import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.parts import EMBEDDINGS
+from llava.mllm.parts import EMBEDDINGS, FUSION, NEWLINE, POST_LAYERNORM, PROJECTOR
 from llava.mllm.questions import turn_token_ids
 
 
@@ -43,23 +41,23 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
     print(f"{source.name}: {source.kind}\n{match.table()}")
     match.check(source.name)
     check_tied_head(match, source.parts, source.name)
-    config.dtype = _dtype(match, EMBEDDINGS)
+    config.dtype = match.dtype(EMBEDDINGS)
     processor = make_processor(config, tokenizer, pixel_statistics(source.folders))
     config.image_mean, config.image_std = processor.image_processor.image_mean, processor.image_processor.image_std
     torch.manual_seed(seed)
-    new = new_parameters(model, match, config.dtype)
+    new = new_parameters(model, match, config.dtype, (POST_LAYERNORM, PROJECTOR, NEWLINE, FUSION))
     check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
     with new_folder(out) as folder:
         config.save_pretrained(folder)
         generation_config(source.folders, tokenizer).save_pretrained(folder)
         processor.save_pretrained(folder)
         index = write_shards(folder, chain(new.items(), read_matched(match, source.parts)), max_shard_bytes)
-        (folder / RECORD).write_text(json.dumps(_record(source, match, config), indent=2) + "\n")
+        write_record(folder, source.name, source.kind, source.parts, match, config.dtype)
     files = len(set(index["weight_map"].values()))
     for note in source.notes:
         print(f"note: {note}")
     newline = "with" if config.tiling.newline_after_one_crop else "without"
-    print(f"{out}: {_name(config.dtype)}, {files} weight file(s), one-crop images {newline} newline")
+    print(f"{out}: {dtype_name(config.dtype)}, {files} weight file(s), one-crop images {newline} newline")
 
 
 def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBase:
@@ -67,12 +65,7 @@ def load_tokenizer(source: Source, folder: Path | None) -> PreTrainedTokenizerBa
     folders = [folder] if folder is not None else source.folders
     for candidate in folders:
         if has_tokenizer(candidate):
-            try:
-                # The configuration is given, because config.json may be of a type that transformers does not know.
-                return AutoTokenizer.from_pretrained(candidate, config=Qwen2Config())
-            except Exception as error:  # transformers and tokenizers each raise their own kinds
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-                raise LlavaError(f"{candidate}: its tokenizer cannot be loaded: {reason}") from error
+            return read_tokenizer(Qwen2Config(), candidate)
     raise LlavaError(f"{folders[0]}: no tokenizer ({' or '.join(VOCABULARIES)}); give its folder: --tokenizer DIR")
 
 
@@ -104,23 +97,3 @@ def _turn_marks(source: Source, tokenizer: PreTrainedTokenizerBase) -> dict[str,
         if source.fusion.question_rule is not None:
             raise
         return {}
-
-
-def _dtype(match: KeyMatch, name: str) -> torch.dtype:
-    part, name_there = match.mapped[name]
-    return part.infos[name_there].dtype
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _record(source: Source, match: KeyMatch, config: LlavaOVManagerConfig) -> dict:
-    return {
-        "source": source.name,
-        "kind": source.kind,
-        "weights": [str(part.path) for part in source.parts],
-        "keys": match.counts(),
-        "dtype": _name(config.dtype),
-        "llava": llava.__version__,
-    }

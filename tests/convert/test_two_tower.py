@@ -75,6 +75,7 @@ def test_the_authors_checkpoints(golden, tmp_path, capsys, family, name, task, l
         ({"model_type": "MT"}, ("--task", "vqav2"), "of the bridge bridge_tower, but its configuration says manager"),
         ({"vit_remove_last": True}, ("--task", "vqav2"), "vit_remove_last True is not supported, only False"),
         ({"num_layers": 4}, ("--task", "vqav2"), "keys do not fit"),
+        ({"num_heads": 5}, ("--task", "vqav2"), "bt.ckpt: hidden_size 48 is no multiple of 5 heads"),
         ({}, ("--task", "vqav2", "--text_tower", "nowhere"), "--text_tower nowhere: no such file or folder"),
     ],
 )
@@ -85,6 +86,15 @@ def test_what_cannot_be_is_refused_in_one_line(golden, tmp_path, capsys, setting
     assert message in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "model").exists()
+
+
+def test_a_tokenizer_that_cannot_be_read_is_told_in_one_line(golden, tmp_path, capsys):
+    _, file, tower = golden("A", "bt")
+    (tower / "tokenizer.json").write_text("{")
+    assert convert(file, "--out", tmp_path / "model", "--task", "vqav2", "--text_tower", tower) != 0
+    error = capsys.readouterr().err
+    assert f"{tower}: its tokenizer cannot be loaded: " in error
+    assert len(error.strip().splitlines()) == 1
 
 
 class Foreign:
