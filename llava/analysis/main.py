@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from llava.analysis.figures import FIGURES, figures_named
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import CONFIG, check_folder, read_json
+from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, read_json
 from llava.constants import MODEL_TYPE
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
@@ -49,7 +49,7 @@ def _are_two_tower(folders: list[Path]) -> bool:
     """Whether the models are two-tower models. Raises LlavaError for folders without a model, and for both families."""
     for folder in folders:
         check_folder(folder, model_types=(MODEL_TYPE, TWO_TOWER))
-    kinds = [read_json(folder / CONFIG)["model_type"] == TWO_TOWER for folder in folders]
+    kinds = [model_type_of(folder) == TWO_TOWER for folder in folders]
     if any(kinds) and not all(kinds):
         one, other = folders[kinds.index(True)], folders[kinds.index(False)]
         raise LlavaError(f"{one} is a two-tower model and {other} is none: their data differ, analyse them apart")

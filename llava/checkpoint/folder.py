@@ -71,6 +71,15 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def model_type_of(folder: Path) -> str | None:
+    """What kind of model a folder says to hold; None where it says nothing, or has no config.json.
+
+    Raises:
+        LlavaError: config.json cannot be read.
+    """
+    return read_json(folder / CONFIG).get("model_type") if (folder / CONFIG).is_file() else None
+
+
 def check_folder(
     path: str | Path,
     key: str = "",

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import CONFIG, NEEDED_PROCESSOR_FILES, check_folder, has_adapters, read_json
+from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder, has_adapters, model_type_of
 from llava.convert.model_card import model_card
 from llava.convert.output import check_free
 from llava.convert.push import check_login, push
@@ -44,16 +44,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="with --push: a repository that it makes is private")
 
 
-def is_two_tower(folder: Path) -> bool:
-    """Whether a folder's configuration is a two-tower model's."""
-    return (folder / CONFIG).is_file() and read_json(folder / CONFIG).get("model_type") == TWO_TOWER_TYPE
-
-
 def run(arguments: Namespace) -> int:
     """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
     source, out = arguments.model, arguments.out
     check_free(out)
-    two_tower = is_two_tower(source)
+    two_tower = model_type_of(source) == TWO_TOWER_TYPE
     if two_tower:
         check_folder(source, "MODEL", (TWO_TOWER_TYPE,), weights=True)
         if arguments.scores or arguments.license or arguments.push:

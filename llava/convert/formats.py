@@ -16,6 +16,7 @@ from llava.checkpoint.folder import (
     PROCESSOR_CONFIG,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
+    model_type_of,
     read_json,
 )
 from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
@@ -52,7 +53,7 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
     Raises:
         LlavaError: The format cannot hold the model, or weights do not fit it.
     """
-    if read_json(source / CONFIG)["model_type"] == TwoTowerConfig.model_type:
+    if model_type_of(source) == TwoTowerConfig.model_type:
         return _export_two_tower(format_name, source, out)
     config = LlavaOVManagerConfig.from_pretrained(source)
     if format_name == "llava_onevision":

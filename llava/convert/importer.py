@@ -16,8 +16,8 @@ from llava.checkpoint.folder import (
     TOWER_TYPES,
     check_folder,
     has_weights,
+    model_type_of,
     models_inside,
-    read_json,
 )
 from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES
 from llava.convert.output import check_free
@@ -121,7 +121,7 @@ def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
         raise LlavaError("; ".join(absent))
     name, newline = arguments.source, NEWLINE_CHOICES[arguments.newline_after_one_crop]
     path = local_path(name, "SOURCE") if name is not None else None
-    if path is not None and (path.suffix == CKPT or _model_type(path) == BRIDGETOWER_MODEL_TYPE):
+    if path is not None and (path.suffix == CKPT or model_type_of(path) == BRIDGETOWER_MODEL_TYPE):
         return _two_tower_source(arguments, path)
     for option in ("task", "text_tower"):
         if getattr(arguments, option) is not None:
@@ -143,7 +143,7 @@ def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
         raise LlavaError(
             f"SOURCE {name}: no checkpoint, it has neither config.json nor {PROJECTOR_FILE}{models_inside(path)}"
         )
-    model_type = _model_type(path)
+    model_type = model_type_of(path)
     if model_type not in (ONEVISION_MODEL_TYPE, *RELEASED_MODEL_TYPES):
         raise LlavaError(f"SOURCE {name}: {_why_not(model_type)}")
     if model_type == ONEVISION_MODEL_TYPE:
@@ -153,10 +153,6 @@ def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
     from llava.convert.from_released import read_released_config, released_source
 
     return released_source(name, path, read_released_config(path / CONFIG), tower, newline)
-
-
-def _model_type(path: Path) -> str | None:
-    return read_json(path / CONFIG).get("model_type") if (path / CONFIG).is_file() else None
 
 
 def _two_tower_source(arguments: Namespace, path: Path) -> "TwoTowerSource":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from llava.checkpoint.folder import CONFIG, read_json
+from llava.checkpoint.folder import model_type_of
 from llava.data.json_rows import SUFFIXES
 from llava.data.mixture import mixture_content
 from llava.two_tower.parts import MODEL_TYPE
@@ -23,10 +23,6 @@ def is_pair_data(data: str | Path, model: str | Path | None) -> bool:
     if kind in (".arrow", ".parquet"):
         return True
     if kind in SUFFIXES:
-        return model is not None and (Path(model) / CONFIG).is_file() and _is_two_tower(Path(model))
+        return model is not None and model_type_of(Path(model)) == MODEL_TYPE
     content = mixture_content(Path(data))
     return isinstance(content, dict) and "splits" in content
-
-
-def _is_two_tower(model: Path) -> bool:
-    return read_json(model / CONFIG).get("model_type") == MODEL_TYPE

@@ -3,7 +3,7 @@
 from argparse import Namespace
 from pathlib import Path
 
-from llava.checkpoint.folder import CONFIG, check_folder, read_json, weights_id
+from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, read_json, weights_id
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.eval.job import Job
@@ -19,7 +19,7 @@ NOT_TAKEN = ("suite", "image_noise", "judge", "judge_model")
 def is_two_tower(model: Path) -> bool:
     """Whether a folder holds a model of this family; what is wrong with it is told elsewhere."""
     try:
-        return read_json(model / CONFIG).get("model_type") == MODEL_TYPE
+        return model_type_of(model) == MODEL_TYPE
     except LlavaError:
         return False
 
