@@ -1,8 +1,6 @@
 """Folders with modeling files of their own, loaded where this package cannot be imported; what export refuses."""
 
 import json
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from llava.errors import LlavaError
 from llava.fusion.configs.manager import ManagerConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from tests.conftest import GRID, QUERIES
+from tests.convert.elsewhere import run_elsewhere
 
 SQUARE = TilingConfig("square")
 ADAPTIVE = {
@@ -50,13 +49,6 @@ DIALOGUES = [
 # Runs in a Python that cannot import llava: what each folder's own code makes of the dialogues and what they show.
 ELSEWHERE = """
 import json, sys
-
-class NoLlava:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llava":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NoLlava())
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
 
@@ -127,16 +119,8 @@ def elsewhere(exported, shown, tmp_path_factory):
     folder = tmp_path_factory.mktemp("elsewhere")
     inputs = {"shown": shown, "dialogues": DIALOGUES, "thorough": THOROUGH, "resaved": str(folder / "resaved")}
     torch.save(inputs, folder / "inputs.pt")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(folder / "modules")}
     folders = json.dumps({name: str(path) for name, path in exported.items()})
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, folders, folder / "inputs.pt", folder / "results.pt"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_elsewhere(ELSEWHERE, folder, folders, folder / "inputs.pt", folder / "results.pt")
     return torch.load(folder / "results.pt", weights_only=True)
 
 

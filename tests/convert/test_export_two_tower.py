@@ -1,9 +1,6 @@
 """A two-tower folder with modeling files of its own, loaded where this package cannot be imported."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,18 +8,11 @@ from transformers import BertTokenizer
 
 from llava.cli import main
 from llava.data.pairs.processor import PairProcessor
+from tests.convert.elsewhere import run_elsewhere
 from tests.two_tower.test_modeling import batch_of
 from tests.two_tower.tiny import tiny_model
 
 ELSEWHERE = """
-import sys
-
-class NoLlava:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "llava":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-sys.meta_path.insert(0, NoLlava())
 import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForVisualQuestionAnswering, AutoTokenizer
 
@@ -60,16 +50,7 @@ def test_equal_without_this_package(folder, tmp_path):
     assert json.loads((out / "answers.json").read_text()) == ["yes", "no"]
     batch = batch_of(model.config)
     torch.save(batch, tmp_path / "inputs.pt")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", ELSEWHERE, out, tmp_path / "inputs.pt", tmp_path / "results.pt"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_elsewhere(ELSEWHERE, tmp_path, out, tmp_path / "inputs.pt", tmp_path / "results.pt")
     results = torch.load(tmp_path / "results.pt")
     with torch.no_grad():
         assert torch.equal(results["logits"], model(**batch).logits)
