@@ -156,6 +156,9 @@ def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
 
 
 def _two_tower_source(arguments: Namespace, path: Path) -> "TwoTowerSource":
+    for option in ("vision_tower", "language_model"):
+        if getattr(arguments, option) is not None:
+            raise LlavaError(f"--{option} is not for two-tower models: SOURCE {arguments.source} has its towers")
     from llava.convert.two_tower import bridgetower_source, ckpt_source
 
     text_tower = local_path(arguments.text_tower, "--text_tower") if arguments.text_tower is not None else None

@@ -69,6 +69,7 @@ def test_the_authors_checkpoints(golden, convert, family, name, task, logits):
         ({"vit_remove_last": True}, ("--task", "vqav2"), "vit_remove_last True is not supported, only False"),
         ({"num_layers": 4}, ("--task", "vqav2"), "keys do not fit"),
         ({"num_heads": 5}, ("--task", "vqav2"), "bt.ckpt: hidden_size 48 is no multiple of 5 heads"),
+        ({}, ("--task", "vqav2", "--language_model", "."), "--language_model is not for two-tower models: SOURCE"),
         ({}, ("--task", "vqav2", "--text_tower", "nowhere"), "--text_tower nowhere: no such file or folder"),
     ],
 )
