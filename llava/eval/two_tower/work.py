@@ -110,8 +110,9 @@ class _Evaluation:
             self._rank()
             return
         names: Sequence[str] = self.processor.answers or label_names(self.documents.task)
-        todo = self._part([place for place in self.documents.pairs if self.documents.key(place) not in self.answers])
-        for positions, batch in self._batches(todo):
+        part = self._part(self.documents.pairs)
+        waiting = [place for place in part if self.documents.key(place) not in self.answers]
+        for positions, batch in self._batches(waiting):
             logits = self.model(**batch).logits
             for position, number in zip(positions, logits.argmax(1).tolist(), strict=True):
                 self._store(self.documents.key(position), position, names[number])
@@ -127,8 +128,9 @@ class _Evaluation:
         encoded = retrieval.encode_texts(zip(ids.split(size), mask.split(size)))
         pixels = (batch["pixel_values"] for _, batch in self._batches(images.tolist()))
         near = retrieval.near(retrieval.embed_images(pixels), encoded.embeddings)
-        waiting = [place for place in range(len(images)) if self._image_key(place) not in self.answers]
-        for place in tqdm(self._part(waiting), desc="images", disable=not self.accelerator.is_main_process):
+        part = self._part(range(len(images)))
+        waiting = [place for place in part if self._image_key(place) not in self.answers]
+        for place in tqdm(waiting, desc="images", disable=not self.accelerator.is_main_process):
             item = self.dataset[int(images[place])]
             logits = retrieval.match(item["pixel_values"].to(self.dtype), encoded, near[place])
             self._store(self._image_key(place), place, json.dumps({"texts": near[place], "logits": logits}))
@@ -143,6 +145,7 @@ class _Evaluation:
         )
 
     def _part(self, places: Sequence[int]) -> list[int]:
+        """This rank's share. Of all places, not of those that wait: another rank may have begun to answer."""
         return list(places[self.accelerator.process_index :: self.accelerator.num_processes])
 
     def _batches(self, positions: Sequence[int]) -> Iterator[tuple[Sequence[int], dict[str, torch.Tensor]]]:

@@ -4,12 +4,16 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from llava.errors import LlavaError
 from llava.eval import main as command
+from llava.eval.job import Job
 from llava.eval.report.comparison import build_report
 from llava.eval.store import load_run, read_rows
 from llava.eval.two_tower import work
@@ -163,6 +167,23 @@ def test_two_processes_share_the_documents(tmp_path, save, evaluate):
     assert [len((answers / f"rank{rank}.jsonl").read_text().splitlines()) for rank in range(2)] == [5, 4]
     one, two = (read_rows(tmp_path / name / "retrieval.val") for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "rows"), [("vqav2", "questions", QUESTIONS * 3), ("retrieval", "captions", captions(9))]
+)
+def test_a_rank_that_begins_late_leaves_nothing_out(tmp_path, save, task, kind, rows):
+    """It reads what the first rank has stored by then, and takes the share that it would have taken anyway."""
+    model = save(task, **({"num_answers": 4} if task == "vqav2" else {}))
+    data, out = data_of(tmp_path, kind, val=rows), tmp_path / "one"
+    job = Job(str(model), f"{task}.val", str(data), str(out), batch_size=4, device="cpu", weights="w")
+    for rank in range(2):
+        evaluation = work._Evaluation(job)
+        evaluation.accelerator = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=False)
+        with torch.inference_mode():
+            evaluation.answer()
+    evaluation.save(datetime.now(UTC))
+    assert len(read_rows(out / job.task)) == (9 if task == "vqav2" else 18 + 9)
 
 
 def test_half_known_answers_are_a_fault(tmp_path, save, evaluate, capsys):
