@@ -1,6 +1,7 @@
 """What is stored of a finished task beside the harness's own results: where it comes from, its score, and its rows."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -61,7 +62,14 @@ def _facts_of_run(job: Job, started: datetime, source: dict, results: dict) -> d
     return {
         "dataset": f"{source['dataset_path']} ({source['dataset_name'] or 'default'})",
         "task_version": results["versions"][job.task],
-        "versions": {name: version(package) for name, package in PACKAGES.items()},
+        **work_facts(started, PACKAGES),
+    }
+
+
+def work_facts(started: datetime, packages: Iterable[str]) -> dict:
+    """Versions of these of PACKAGES, when the work was started, and how many seconds it has taken by now."""
+    return {
+        "versions": {name: version(PACKAGES[name]) for name in packages},
         "date": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }

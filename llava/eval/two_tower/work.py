@@ -7,8 +7,8 @@ all of them and saves the results.
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from llava.data.pairs.dataset import PairDataset
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
 from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.data.pairs.vocabulary import check_num_answers
-from llava.engine.placement import best_dtype, choose_device
+from llava.engine.placement import best_dtype, choose_device, on_cpu
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore
 from llava.eval.harness import answers_folder, main
 from llava.eval.headline import mean_score
 from llava.eval.job import Job
+from llava.eval.record import work_facts
 from llava.eval.store import save_task_run
 from llava.eval.two_tower.documents import Documents, answer_rows, label_names, retrieval_rows, write_submission
 from llava.eval.two_tower.names import asked
@@ -39,7 +40,7 @@ from llava.two_tower.modeling import TwoTowerForTask
 from llava.two_tower.retrieval import Retrieval, scores_of
 from llava.two_tower.tasks import TASKS
 
-PACKAGES = {"llava": "llava-ov-manager", "transformers": "transformers", "torch": "torch"}
+PACKAGES = ("llava", "transformers", "torch")
 WORKERS = 4  # processes that read and decode images, of a rank on a GPU
 PATIENCE = timedelta(days=1)  # ranks that end early wait for the last
 
@@ -69,8 +70,8 @@ class _Evaluation:
 
     def __init__(self, job: Job):
         self.job = job
-        on_cpu = job.device == "cpu" or not torch.cuda.is_available()
-        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+        cpu = on_cpu(job.device)
+        self.accelerator = Accelerator(cpu=cpu, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
         several = self.accelerator.num_processes > 1
         self.device = self.accelerator.device if several else choose_device(job.device or "auto")
         self.dtype = best_dtype(self.device) if job.dtype == "auto" else getattr(torch, job.dtype)
@@ -197,16 +198,13 @@ class _Evaluation:
     def _facts(self, started: datetime, rows: list[dict], metrics: list[str], notes: list[str]) -> dict[str, Any]:
         job = self.job
         return {
-            **vars(job),
-            "protocol": "two-tower",
+            **asdict(job),
+            **work_facts(started, PACKAGES),
             "arm": trained_arm(Path(job.model)),
             "dataset": f"{self.asked.mixture.name} ({self.asked.split})",
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "task_version": 1,
-            "versions": {name: version(package) for name, package in PACKAGES.items()},
-            "date": started.isoformat(timespec="seconds"),
-            "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
             "metrics": metrics,
             "score": None,
             "headline": None,

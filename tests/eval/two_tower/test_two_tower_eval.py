@@ -17,6 +17,7 @@ from llava.eval.job import Job
 from llava.eval.report.comparison import build_report
 from llava.eval.store import load_run, read_rows
 from llava.eval.two_tower import work
+from llava.eval.two_tower.jobs import PROTOCOL
 from tests.data.pairs.conftest import ENTAILMENT, QUESTIONS, captions, write_arrow
 from tests.paths import ROOT
 from tests.two_tower.tiny import tiny_model
@@ -176,7 +177,9 @@ def test_a_rank_that_begins_late_leaves_nothing_out(tmp_path, save, task, kind, 
     """It reads what the first rank has stored by then, and takes the share that it would have taken anyway."""
     model = save(task, **({"num_answers": 4} if task == "vqav2" else {}))
     data, out = data_of(tmp_path, kind, val=rows), tmp_path / "one"
-    job = Job(str(model), f"{task}.val", str(data), str(out), batch_size=4, device="cpu", weights="w")
+    job = Job(
+        str(model), f"{task}.val", str(data), str(out), batch_size=4, device="cpu", protocol=PROTOCOL, weights="w"
+    )
     for rank in range(2):
         evaluation = work._Evaluation(job)
         evaluation.accelerator = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=False)
