@@ -16,7 +16,7 @@ from llava.data.pairs.processor import PairProcessor
 from llava.data.pairs.tables import READ
 from llava.engine.placement import best_dtype, choose_device
 from llava.errors import LlavaError
-from llava.eval.two_tower.names import asked
+from llava.eval.two_tower.names import choose_split
 from llava.two_tower.tasks import TASKS
 
 OF_MODEL = ("input_ids", "attention_mask", "pixel_values", "pixel_values_2")
@@ -50,7 +50,7 @@ class PairSource:
             content = read_pair_mixture(name)
             split = split or (ALL if ALL in content.splits else "val")
         else:
-            choice = asked(data, task, mixture)
+            choice = choose_split(data, task, mixture)
             content, split = read_pair_mixture(choice.mixture, TASKS[task].pairs), choice.split
         self.store = load_pairs(content, split).store
         self.image_folder = content.root if image_folder is None else image_folder

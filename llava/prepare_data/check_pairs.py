@@ -29,12 +29,12 @@ from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS
 
 BLOCK = 500  # rows that a process is handed at a time
-Told = tuple[int, str, str]  # the row, counted from 1, a kind of KINDS, and what is wrong
+RowFault = tuple[int, str, str]  # the row, counted from 1, a kind of KINDS, and what is wrong
 
 
 @dataclass
 class _FileFaults:
-    """What was found in one data file. rows: it holds. taken: are taken. complete: it could be read."""
+    """What is wrong with one data file. rows: it holds. taken: are taken. complete: it could be read."""
 
     rows: int = 0
     taken: int = 0
@@ -77,12 +77,12 @@ def check_pairs(
     return reports
 
 
-def _add(report: FileReport, found: _FileFaults) -> None:
-    report.rows += found.rows
-    report.taken += found.taken
-    report.bad += len({row.row for row in found.bad if row.row})
-    report.counts += Counter(row.kind for row in found.bad)
-    report.complete &= found.complete
+def _add(report: FileReport, faults: _FileFaults) -> None:
+    report.rows += faults.rows
+    report.taken += faults.taken
+    report.bad += len({row.row for row in faults.bad if row.row})
+    report.counts += Counter(row.kind for row in faults.bad)
+    report.complete &= faults.complete
 
 
 def _check_file(
@@ -93,55 +93,55 @@ def _check_file(
     vocabulary: frozenset[str] | None,
     pool: Workers,
 ) -> _FileFaults:
-    found = _FileFaults()
+    faults = _FileFaults()
     try:
         opened = open_table(file)
-        found.rows = len(opened)
+        faults.rows = len(opened)
         seed = f"{options.seed}/{file.name}"
         pairs = PairFile(
-            opened, mixture.kind, choose_rows(found.rows, entry.sampling_strategy, seed, str(mixture.file)), entry.name
+            opened, mixture.kind, choose_rows(faults.rows, entry.sampling_strategy, seed, str(mixture.file)), entry.name
         )
     except DataError as error:
-        found.complete = False
-        found.bad.append(BadRow(str(file), 0, None, "record", one_line(str(error))))
-        return found
-    found.taken = len(pairs.rows)
-    blocks = [pairs.rows[begin : begin + BLOCK] for begin in range(0, found.taken, BLOCK)]
+        faults.complete = False
+        faults.bad.append(BadRow(str(file), 0, None, "record", one_line(str(error))))
+        return faults
+    faults.taken = len(pairs.rows)
+    blocks = [pairs.rows[begin : begin + BLOCK] for begin in range(0, faults.taken, BLOCK)]
     tasks = ((PairFile(opened, mixture.kind, rows, entry.name), options, vocabulary) for rows in blocks)
-    questions = known = 0
-    for told, asked, answered in pool.map(inspect_rows, tasks, alone=len(blocks) < 2):
-        found.bad += [BadRow(str(file), row, None, kind, message) for row, kind, message in told]
-        questions, known = questions + asked, known + answered
-    if questions and not known and vocabulary is not None:
+    questions = answered = 0
+    for of_rows, num_questions, num_answered in pool.map(inspect_rows, tasks, alone=len(blocks) < 2):
+        faults.bad += [BadRow(str(file), row, None, kind, message) for row, kind, message in of_rows]
+        questions, answered = questions + num_questions, answered + num_answered
+    if questions and not answered and vocabulary is not None:
         message = (
             f"none of the answers to its {questions:,} questions is among the {len(vocabulary):,} of the vocabulary"
         )
-        found.bad.append(BadRow(str(file), 0, None, "record", f"{file}: {message}"))
-    return found
+        faults.bad.append(BadRow(str(file), 0, None, "record", f"{file}: {message}"))
+    return faults
 
 
 def inspect_rows(
     pairs: PairFile, options: CheckOptions, vocabulary: frozenset[str] | None
-) -> tuple[list[Told], int, int]:
+) -> tuple[list[RowFault], int, int]:
     """What is wrong with the rows that are taken; how many questions have answers, and how many a known one."""
-    told: list[Told] = []
-    asked = answered = 0
+    faults: list[RowFault] = []
+    questions = answered = 0
     for row, count in zip(pairs.rows.tolist(), pairs.counts.tolist()):
-        told += [(row + 1, kind, message) for kind, message in _image_faults(pairs, row, options)]
+        faults += [(row + 1, kind, message) for kind, message in _image_faults(pairs, row, options)]
         if record := pairs.fault(row):
-            told.append((row + 1, "record", record))
+            faults.append((row + 1, "record", record))
         elif not count:
-            told.append((row + 1, "record", f"an image without {pairs.kind.words}"))
+            faults.append((row + 1, "record", f"an image without {pairs.kind.words}"))
         for number in range(count):
             try:
                 pair = pairs.pair(TextPlace(row, number), 0, with_images=False)
             except DataError as error:
-                told.append((row + 1, "record", str(error).removeprefix(f"{pairs.file} row {row + 1} ")))
+                faults.append((row + 1, "record", str(error).removeprefix(f"{pairs.file} row {row + 1} ")))
                 continue
             if vocabulary is not None and pair.answers is not None:
-                asked += 1
+                questions += 1
                 answered += any({answer, normalize_answer(answer)} & vocabulary for answer in pair.answers)
-    return told, asked, answered
+    return faults, questions, answered
 
 
 def _image_faults(pairs: PairFile, row: int, options: CheckOptions) -> Iterator[tuple[str, str]]:

@@ -97,10 +97,10 @@ def _truth_lines(pair: Pair, processor: PairProcessor, task: Task) -> list[str]:
         return [] if task.pairs == "captions" else ["nothing is said of what is true"]
     vocabulary = set(processor.answers or ())
 
-    def known(answer: str) -> str:
+    def remark(answer: str) -> str:
         return "" if answer in vocabulary or normalize_answer(answer) in vocabulary else ", not in the vocabulary"
 
-    return [f"answer {answer}: {score:g}{known(answer)}" for answer, score in zip(pair.answers, pair.scores)]
+    return [f"answer {answer}: {score:g}{remark(answer)}" for answer, score in zip(pair.answers, pair.scores)]
 
 
 def draw_pair(preview: PairPreview) -> Image.Image:

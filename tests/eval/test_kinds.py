@@ -21,10 +21,10 @@ def test_numbers_stand_by_size_and_truth_values_are_words():
 
 def test_names_are_the_datas_where_they_tell_them():
     """Else ours of SEED-Bench, else the numbers; a field beside that tells something else is no name."""
-    asked = [{"question_type_id": number} for number in (12, 1)]
-    assert read_kinds("seedbench", "kind", asked).names == [DIMENSIONS[0], DIMENSIONS[11]]
-    assert read_kinds("other", "question_type_id", asked).names == ["1", "12"]
-    named = [document | {"question_type": f"Type {document['question_type_id']}"} for document in asked]
+    numbered = [{"question_type_id": number} for number in (12, 1)]
+    assert read_kinds("seedbench", "kind", numbered).names == [DIMENSIONS[0], DIMENSIONS[11]]
+    assert read_kinds("other", "question_type_id", numbered).names == ["1", "12"]
+    named = [document | {"question_type": f"Type {document['question_type_id']}"} for document in numbered]
     assert read_kinds("seedbench", "question_type_id", named).names == ["Type 1", "Type 12"]
     other = [{"question_type_id": 1, "question_type": text} for text in ("open", "closed")]
     assert read_kinds("other", "question_type_id", other).names == ["1"]

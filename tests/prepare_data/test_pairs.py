@@ -54,10 +54,10 @@ def test_whole_data_pass(tmp_path, capsys):
     write_parquet(tmp_path / "b.parquet", captions(3))
     file = mixture(tmp_path, "captions", {"train": "a.arrow", "val": "b.parquet"})
     assert run("check", file, "--decode") == 0
-    told = capsys.readouterr()
-    assert "0 of 5 samples are unusable" in told.out
-    assert "val: made_up" in told.out
-    assert told.err == "warning: val: made_up has 3 rows, expected 2\n"
+    shown = capsys.readouterr()
+    assert "0 of 5 samples are unusable" in shown.out
+    assert "val: made_up" in shown.out
+    assert shown.err == "warning: val: made_up has 3 rows, expected 2\n"
 
 
 def test_every_fault_is_named(tmp_path, capsys):
@@ -88,13 +88,13 @@ def test_images_by_path_are_looked_for(tmp_path, capsys):
     write_json(tmp_path / "j.jsonl", [*rows, {"image": "a.png", "text": "a page"}])
     file = mixture(tmp_path, "captions", {"train": "j.jsonl"})
     assert run("check", file, "--image_folder", tmp_path) == 1
-    told = capsys.readouterr().err.splitlines()
-    assert [line.partition("j.jsonl ")[2].split(":")[0] for line in told[:3]] == [
+    shown = capsys.readouterr().err.splitlines()
+    assert [line.partition("j.jsonl ")[2].split(":")[0] for line in shown[:3]] == [
         "row 2 missing",
         "row 3 outside",
         "row 4 record",
     ]
-    assert "unknown key 'text'" in told[2]
+    assert "unknown key 'text'" in shown[2]
 
 
 def test_answers_and_labels(tmp_path, capsys, model):

@@ -111,9 +111,9 @@ def read_pair_mixture(path: str | Path, kind: str | None = None) -> PairMixture:
         return PairMixture(path, held, {ALL: (PairEntry(path.stem, (path,)),)}, path.parent)
     content = mixture_content(path)
     if not isinstance(content, dict) or set(content) - set(KEYS) or not isinstance(content.get("splits"), dict):
-        found = ", ".join(map(str, content)) if isinstance(content, dict) else brief(content)
+        present = ", ".join(map(str, content)) if isinstance(content, dict) else brief(content)
         raise DataError(
-            f"mixture {path} of pairs must have kind and splits, and may have root and answers; found {found}"
+            f"mixture {path} of pairs must have kind and splits, and may have root and answers; found {present}"
         )
     held_kind = content.get("kind")
     if held_kind not in KINDS:

@@ -92,8 +92,8 @@ class PairFile:
 
     def fault(self, row: int) -> str | None:
         """What is wrong with the row's record, as the file's reader says; None for nothing."""
-        told = value(self.opened.column("fault"), row)
-        return None if told is None else str(told)
+        fault = value(self.opened.column("fault"), row)
+        return None if fault is None else str(fault)
 
     def texts(self, row: int) -> list:
         """The texts of a row of the file, as they are stored."""
@@ -122,8 +122,8 @@ class PairFile:
             DataError: It has no image, no text, or what is said of it is of another form than it should be.
         """
         origin = self.origin(place)
-        if told := self.fault(place.row):
-            raise DataError(f"{origin}: {told}")
+        if fault := self.fault(place.row):
+            raise DataError(f"{origin}: {fault}")
         images = self.images(place.row) if with_images else ()
         if None in images:
             lacking = [name for name, image in zip(self.kind.images, images) if image is None]

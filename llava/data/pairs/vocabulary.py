@@ -74,7 +74,7 @@ def _labelled_answers(tables: list[PairTable]) -> tuple[str, ...]:
         if len(texts) != len(labels):
             raise DataError(f"data file {opened.file}: {len(labels):,} answer_labels for {len(texts):,} answers")
         numbers = np.asarray(labels)
-        for label, place in zip(*(found.tolist() for found in np.unique(numbers, return_index=True))):
+        for label, place in zip(*(array.tolist() for array in np.unique(numbers, return_index=True))):
             text = texts[place].as_py()
             if answers.setdefault(label, text) != text:
                 raise DataError(

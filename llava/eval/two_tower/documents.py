@@ -82,11 +82,11 @@ def answer_rows(documents: Documents, answers: Sequence[str]) -> tuple[list[dict
         DataError: It is known of some of the pairs alone.
     """
     metric = TASKS[documents.task].metric
-    rows, known = [], 0
+    rows, scored = [], 0
     for position, answer in zip(documents.pairs, answers, strict=True):
         pair = documents.store.text(position)
         target = _target(documents.task, pair)
-        known += target is not None
+        scored += target is not None
         rows.append(
             {
                 "doc_id": position,
@@ -96,9 +96,9 @@ def answer_rows(documents: Documents, answers: Sequence[str]) -> tuple[list[dict
                 "scores": {} if target is None else {metric: _score(answer, target)},
             }
         )
-    if known not in (0, len(rows)):
-        raise DataError(f"{known} of {len(rows)} pairs say what is right; either all or none must")
-    return rows, [metric] if known else []
+    if scored not in (0, len(rows)):
+        raise DataError(f"{scored} of {len(rows)} pairs say what is right; either all or none must")
+    return rows, [metric] if scored else []
 
 
 def _target(task: str, pair: Pair) -> dict[str, float] | str | None:

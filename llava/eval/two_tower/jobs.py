@@ -7,7 +7,7 @@ from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, read_js
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.eval.job import Job
-from llava.eval.two_tower.names import Asked, asked, default_words
+from llava.eval.two_tower.names import ChosenSplit, choose_split, default_words
 from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS
 
@@ -47,7 +47,7 @@ def two_tower_jobs(args: Namespace) -> list[Job]:
         )
     task = read_json(args.model / CONFIG).get("task", "pretrain")
     words = args.tasks.split(",") if args.tasks else default_words(task)
-    choices = {choice.name: choice for choice in (asked(word, task, args.data) for word in words)}
+    choices = {choice.name: choice for choice in (choose_split(word, task, args.data) for word in words)}
     for choice in choices.values():
         _check_data(choice)
     weights = weights_id(args.model)  # last: it reads the whole checkpoint
@@ -69,7 +69,7 @@ def two_tower_jobs(args: Namespace) -> list[Job]:
     ]
 
 
-def _check_data(choice: Asked) -> None:
+def _check_data(choice: ChosenSplit) -> None:
     from llava.data.pairs.mixture import read_pair_mixture  # imports pyarrow
 
     mixture = read_pair_mixture(choice.mixture, TASKS[choice.task].pairs)

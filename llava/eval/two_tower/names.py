@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChosenSplit:
     """A split that a model is asked.
 
     name: of the results, SET.SPLIT. task: a name in TASKS. mixture: the file that names its data. reranked: see
@@ -27,7 +27,7 @@ class Asked:
     reranked: int | None
 
 
-def asked(word: str, model_task: str, mixture: Path | None) -> Asked:
+def choose_split(word: str, model_task: str, mixture: Path | None) -> ChosenSplit:
     """What a word of `--tasks` means: SET.SPLIT, or SET, of which it is the validation split.
 
     Args:
@@ -39,18 +39,18 @@ def asked(word: str, model_task: str, mixture: Path | None) -> Asked:
         LlavaError: There is no such set, it is another task's, or it has no data.
     """
     name, _, split = word.partition(".")
-    known = {key: row for key, row in SETS.items() if row.task != "pretrain"}
-    row = known.get(name) or (TaskSet(title=name, task=name, mixture="") if name == model_task else None)
+    sets = {key: row for key, row in SETS.items() if row.task != "pretrain"}
+    row = sets.get(name) or (TaskSet(title=name, task=name, mixture="") if name == model_task else None)
     if row is None:
-        raise LlavaError(unknown("task", name, [*known, *TASKS]))
+        raise LlavaError(unknown("task", name, [*sets, *TASKS]))
     if row.task != model_task:
-        fitting = ", ".join(key for key, other in known.items() if other.task == model_task) or "none"
+        fitting = ", ".join(key for key, other in sets.items() if other.task == model_task) or "none"
         raise LlavaError(f"{name} is of the task {row.task}, but the model's is {model_task} (its sets: {fitting})")
     if mixture is None and not row.mixture:
         raise LlavaError(f"{name} has no data of its own: name a mixture with --data")
     file = mixture or PACKAGE / MIXTURES / row.mixture
     reranked = (row.reranked or RERANKED) if row.task == "retrieval" else None
-    return Asked(f"{name}.{split or row.val}", row.task, split or row.val, file, reranked)
+    return ChosenSplit(f"{name}.{split or row.val}", row.task, split or row.val, file, reranked)
 
 
 def default_words(model_task: str) -> Sequence[str]:

@@ -32,7 +32,7 @@ from llava.eval.job import Job
 from llava.eval.record import work_facts
 from llava.eval.store import save_task_run
 from llava.eval.two_tower.documents import Documents, answer_rows, label_names, retrieval_rows, write_submission
-from llava.eval.two_tower.names import asked
+from llava.eval.two_tower.names import choose_split
 from llava.train.folders.stage_folder import trained_arm
 from llava.train.rank import end_with
 from llava.two_tower.metrics import ranks_of
@@ -78,13 +78,13 @@ class _Evaluation:
         self.processor = PairProcessor.from_pretrained(job.model)
         self.model = self._load()
         task = self.model.config.task
-        self.asked = asked(job.task, task, Path(job.data) if job.data else None)
-        mixture = read_pair_mixture(self.asked.mixture, TASKS[task].pairs)
-        loaded = load_pairs(mixture, self.asked.split)
+        self.chosen = choose_split(job.task, task, Path(job.data) if job.data else None)
+        mixture = read_pair_mixture(self.chosen.mixture, TASKS[task].pairs)
+        loaded = load_pairs(mixture, self.chosen.split)
         self.dataset = PairDataset(
             loaded.store, self.processor, transform=TASKS[task].transform, image_folder=mixture.root
         )
-        settings = (job.weights, str(self.dtype), self.asked.reranked)
+        settings = (job.weights, str(self.dtype), self.chosen.reranked)
         self.documents = Documents(loaded.store, task, job.limit, settings)
         self.answers = AnswerStore(answers_folder(job.out, job.task), self.accelerator.process_index)
 
@@ -122,7 +122,7 @@ class _Evaluation:
         """ITC on every rank, of all texts and images; ITM of this rank's images."""
         texts, _ = self.documents.texts
         images = self.documents.images
-        retrieval = Retrieval(self.model, self.asked.reranked or 0, self.job.batch_size, torch.device("cpu"))
+        retrieval = Retrieval(self.model, self.chosen.reranked or 0, self.job.batch_size, torch.device("cpu"))
         tokens = [self.processor.encode(self.documents.store.text(position).text) for position in texts.tolist()]
         ids, mask = (torch.tensor([row[name] for row in tokens]) for name in ("input_ids", "attention_mask"))
         size = self.job.batch_size
@@ -175,7 +175,7 @@ class _Evaluation:
             )
             rows, metrics = retrieval_rows(self.documents, ranks_of(scores, self.documents.texts[1]))
             notes = [
-                f"ITM ranked the nearest {self.asked.reranked} by ITC anew, both ways; r_mean is the mean of the six "
+                f"ITM ranked the nearest {self.chosen.reranked} by ITC anew, both ways; r_mean is the mean of the six "
                 "recalls, its documents are texts and images"
             ]
         else:
@@ -190,7 +190,9 @@ class _Evaluation:
 
     def _hand_in(self, texts: Sequence[str]) -> None:
         if self.documents.task != "vqav2":
-            raise LlavaError(f"{self.job.task}: no pair of {self.asked.mixture} says what is right; answers are stored")
+            raise LlavaError(
+                f"{self.job.task}: no pair of {self.chosen.mixture} says what is right; answers are stored"
+            )
         file = Path(self.job.out) / f"{self.job.task}.submission.json"
         write_submission(file, self.documents, texts)
         print(f"{file}: {len(texts)} answers, to be handed in at EvalAI", file=sys.stderr)
@@ -201,7 +203,7 @@ class _Evaluation:
             **asdict(job),
             **work_facts(started, PACKAGES),
             "arm": trained_arm(Path(job.model)),
-            "dataset": f"{self.asked.mixture.name} ({self.asked.split})",
+            "dataset": f"{self.chosen.mixture.name} ({self.chosen.split})",
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "task_version": 1,

@@ -50,8 +50,8 @@ def test_several_types_a_document_and_answers_that_are_empty(evaluate, tmp_path)
     """ANLS: one of seven letters is wrong, two of four are half; nothing is no answer."""
     soft = ["0.28", "invoise", "", "1200", "abxy", "no"]  # 1, 6/7, 0, 1, 1/2, 0
     hard = ["9", "invoice", "T.F. Riehl", "1200", "", "yes"]  # 0, 1, 1, 1, 0, 1
-    found = values(evaluate, tmp_path, SEVERAL, soft, hard)
-    assert found[0] == [
+    of_runs = values(evaluate, tmp_path, SEVERAL, soft, hard)
+    assert of_runs[0] == [
         ("all", 6, 100 * (1 + 6 / 7 + 0 + 1 + 1 / 2 + 0) / 6),
         ("figure/diagram", 1, 100),
         ("layout", 1, 100),
@@ -60,7 +60,7 @@ def test_several_types_a_document_and_answers_that_are_empty(evaluate, tmp_path)
         ("handwritten", 2, 100 * (6 / 7) / 2),
         ("(none)", 1, 50),
     ]
-    assert [row[2] for row in found[1]] == [100 * 4 / 6, 0, 100, 50, 100, 100, 0]
+    assert [row[2] for row in of_runs[1]] == [100 * 4 / 6, 0, 100, 50, 100, 100, 0]
     report = build_kind_report(sorted(tmp_path.glob("run*")), "question_types")
     (table,) = report.tables
     assert (table.name, table.metric, table.field) == ("DocVQA", "anls", "question_types")

@@ -97,9 +97,9 @@ def test_wrong_choices_get_one_line(save_run, tmp_path, capsys, monkeypatch, opt
     names = [str(save_run(tmp_path / name, values)) for name, values in scores.items()]
     assert main(["eval", "cases", *names, "--out", "page", *options]) == 2
     shown = capsys.readouterr()
-    told = [line for line in shown.err.splitlines() if "Generating" not in line]  # of the datasets library
-    assert (shown.out, len(told)) == ("", 1)
-    assert message in told[0]
+    lines = [line for line in shown.err.splitlines() if "Generating" not in line]  # of the datasets library
+    assert (shown.out, len(lines)) == ("", 1)
+    assert message in lines[0]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["grid", "manager"]
 
 

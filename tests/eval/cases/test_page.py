@@ -158,8 +158,8 @@ def test_pairs_of_two_towers_have_no_page(tmp_path, capsys):
     for name, right in {"one": 1.0, "two": 0.0}.items():
         save_digit_pages(tmp_path / name, right, protocol="two-tower")
     assert main(["eval", "cases", str(tmp_path / "one"), str(tmp_path / "two"), "--out", str(tmp_path / "page")]) == 2
-    told = "error: task digit_pages: pairs of a two-tower model are not read again; what is stored of them is all\n"
-    assert capsys.readouterr().err == told
+    message = "error: task digit_pages: pairs of a two-tower model are not read again; what is stored of them is all\n"
+    assert capsys.readouterr().err == message
 
 
 def test_names_of_runs_are_texts_too(save_run, tmp_path):
