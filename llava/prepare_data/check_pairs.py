@@ -126,7 +126,8 @@ def inspect_rows(
     """What is wrong with the rows that are taken; how many questions have answers, and how many a known one."""
     faults: list[RowFault] = []
     questions = answered = 0
-    for row, count in zip(pairs.rows.tolist(), pairs.counts.tolist()):
+    for row in pairs.rows.tolist():
+        count = len(pairs.texts(row))
         faults += [(row + 1, kind, message) for kind, message in _image_faults(pairs, row, options)]
         if record := pairs.fault(row):
             faults.append((row + 1, "record", record))
