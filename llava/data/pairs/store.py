@@ -200,25 +200,28 @@ class PairStore(Sequence[Pair]):
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def __getitem__(self, position: int) -> Pair:  # type: ignore[override]
-        file, number = self._file(position)
-        taken, place = self.files[file].place(number)
-        return self.files[file].pair(place, self._image_index(file, taken))
+        return self._pair(position, with_images=True)
 
     def text(self, position: int) -> Pair:
         """The pair without its images, which are not read."""
-        file, number = self._file(position)
-        taken, place = self.files[file].place(number)
-        return self.files[file].pair(place, self._image_index(file, taken), with_images=False)
+        return self._pair(position, with_images=False)
 
     def where(self, position: int) -> tuple[Path, TextPlace]:
         """The file of a pair and where it stands in it."""
-        file, number = self._file(position)
-        return self.files[file].file, self.files[file].place(number)[1]
+        file, _, place = self._place(position)
+        return self.files[file].file, place
 
     def image_index(self, position: int) -> int:
         """The number of the image of a pair, which is not read."""
-        file, number = self._file(position)
-        return self._image_index(file, self.files[file].place(number)[0])
+        file, taken, _ = self._place(position)
+        return self._image_index(file, taken)
+
+    def image_indices(self) -> np.ndarray:
+        """The number of the image of every pair, (pairs,)."""
+        firsts = self._first_images.tolist()
+        return np.concatenate(
+            [first + np.repeat(file.image_ids, file.counts) for first, file in zip(firsts, self.files)]
+        )
 
     def image(self, image_index: int) -> tuple[bytes | str, str]:
         """The first image of that number, bytes or a path, and where it stands. DataError where there is none."""
@@ -233,15 +236,13 @@ class PairStore(Sequence[Pair]):
 
     def other_image(self, position: int, draw: float) -> int:
         """The number of another image of the same data set. draw: a number in [0, 1) that decides which."""
-        file, number = self._file(position)
-        name = self.files[file].set_name
+        name = self.files[self._place(position)[0]].set_name
         spans = self._spans[name]
         images = sum(count for _, count in spans)
         if images < 2:
             raise DataError(f"data set {name} has {images} image: there is no other for image-text matching")
-        exact = self._image_index(file, self.files[file].place(number)[0])
         chosen = int(draw * (images - 1))
-        return _nth(spans, chosen + (chosen >= _rank(spans, exact)))
+        return _nth(spans, chosen + (chosen >= _rank(spans, self.image_index(position))))
 
     @property
     def num_images(self) -> int:
@@ -253,11 +254,16 @@ class PairStore(Sequence[Pair]):
         """What the rows of all files hold."""
         return self.files[0].kind
 
-    def _file(self, position: int) -> tuple[int, int]:
+    def _pair(self, position: int, with_images: bool) -> Pair:
+        file, taken, place = self._place(position)
+        return self.files[file].pair(place, self._image_index(file, taken), with_images)
+
+    def _place(self, position: int) -> tuple[int, int, TextPlace]:
+        """The number of a pair's file, which of the rows that are taken of it, and where in the file."""
         if not 0 <= position < len(self):
             raise IndexError(f"pair {position} of {len(self)}")
         file = int(np.searchsorted(self.ends, position, side="right"))
-        return file, position - (int(self.ends[file]) - len(self.files[file]))
+        return file, *self.files[file].place(position - (int(self.ends[file]) - len(self.files[file])))
 
     def _image_index(self, file: int, taken: int) -> int:
         return int(self._first_images[file] + self.files[file].image_ids[taken])

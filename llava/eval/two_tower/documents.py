@@ -56,17 +56,17 @@ class Documents:
     @cached_property
     def images(self) -> np.ndarray:
         """Of retrieval: for each image that has a text, the position of its first text."""
-        of_pairs = np.array([self.store.image_index(position) for position in range(len(self.store))])
-        firsts = np.unique(of_pairs, return_index=True)[1]
+        firsts = np.unique(self.store.image_indices(), return_index=True)[1]
         return np.sort(firsts)[: self.limit]
 
     @cached_property
     def texts(self) -> tuple[np.ndarray, np.ndarray]:
         """Of retrieval: the positions of the texts of these images, and for each which image it is of, from 0."""
-        of_pairs = np.array([self.store.image_index(position) for position in range(len(self.store))])
-        number = {int(of_pairs[first]): place for place, first in enumerate(self.images.tolist())}
-        positions = np.flatnonzero(np.isin(of_pairs, list(number)))
-        return positions, np.array([number[image] for image in of_pairs[positions].tolist()])
+        of_pairs = self.store.image_indices()
+        chosen = of_pairs[self.images]
+        positions = np.flatnonzero(np.isin(of_pairs, chosen))
+        order = np.argsort(chosen)
+        return positions, order[np.searchsorted(chosen, of_pairs[positions], sorter=order)]
 
     def describe(self, position: int, pair: Pair) -> dict:
         """The fields of a pair that are stored; nothing of this machine."""

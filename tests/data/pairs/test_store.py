@@ -74,6 +74,7 @@ def test_records_of_the_same_path_are_the_same_image(tmp_path):
     rows = [{"image": name, "caption": "a page"} for name in ("b.png", "a.png", "b.png")]
     store = load(write_json(tmp_path / "j.jsonl", rows), "captions")
     assert [pair.image_index for pair in store] == [0, 1, 0]
+    assert store.image_indices().tolist() == [0, 1, 0]
     assert store.num_images == 2
     assert store.image(0)[0] == "b.png"
 
@@ -137,6 +138,7 @@ def test_a_mixture_names_splits_and_data_sets(tmp_path):
         "caption 0 of 0", "caption 0 of 10", "caption 0 of 23", "caption 1 of 24",
     ]  # fmt: skip
     assert [store[index].image_index for index in (0, 6, 13, 15)] == [0, 3, 7, 8]
+    assert store.image_indices().tolist() == [0, 1, 1, 2, 2, 2, 3, 4, 4, 5, 5, 5, 6, 7, 8, 8]
     with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
         load_pairs(read_pair_mixture(file), "test")
     with pytest.raises(DataError, match="holds captions, but questions are needed"):
