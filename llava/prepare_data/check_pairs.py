@@ -13,7 +13,7 @@ from llava.data.image_folder import ImageFolder
 from llava.data.images import image_size, open_image, read_header
 from llava.data.inspect import fault_of
 from llava.data.mixture import choose_rows
-from llava.data.pairs.answers import normalize_answer
+from llava.data.pairs.answers import form_among
 from llava.data.pairs.mixture import PairEntry, PairMixture, read_pair_mixture
 from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.data.pairs.store import PairFile, TextPlace
@@ -141,7 +141,7 @@ def inspect_rows(
                 continue
             if vocabulary is not None and pair.answers is not None:
                 questions += 1
-                answered += any({answer, normalize_answer(answer)} & vocabulary for answer in pair.answers)
+                answered += any(form_among(answer, vocabulary) is not None for answer in pair.answers)
     return faults, questions, answered
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from llava.checkpoint.folder import CONFIG, check_folder, read_json
 from llava.data.image_folder import ImageFolder
-from llava.data.pairs.answers import normalize_answer
+from llava.data.pairs.answers import form_among
 from llava.data.pairs.dataset import PairDataset
 from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
@@ -98,7 +98,7 @@ def _truth_lines(pair: Pair, processor: PairProcessor, task: Task) -> list[str]:
     vocabulary = set(processor.answers or ())
 
     def remark(answer: str) -> str:
-        return "" if answer in vocabulary or normalize_answer(answer) in vocabulary else ", not in the vocabulary"
+        return ", not in the vocabulary" if form_among(answer, vocabulary) is None else ""
 
     return [f"answer {answer}: {score:g}{remark(answer)}" for answer, score in zip(pair.answers, pair.scores)]
 

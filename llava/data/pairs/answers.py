@@ -6,7 +6,8 @@ reference applies them.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from functools import lru_cache
 
 SCORES = (0.0, 0.3, 0.6, 0.9)  # of an answer that so many of ten people gave; 1 for more
 LEAST_COUNT = 9  # how often an answer is the most frequent one, to stand in the vocabulary
@@ -35,6 +36,7 @@ CONTRACTIONS = {
 }
 
 
+@lru_cache(maxsize=1 << 16)  # the same answers come again and again
 def normalize_answer(answer: str) -> str:
     """An answer in the form in which answers are compared.
 
@@ -47,6 +49,14 @@ def normalize_answer(answer: str) -> str:
         text = text.replace(mark, "" if at_edge else " ")
     words = (DIGITS.get(word, word) for word in _PERIOD.sub("", text).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def form_among(answer: str, vocabulary: Container[str]) -> str | None:
+    """The form in which an answer stands in a vocabulary: its own, else the normalised one; None where it does not."""
+    if answer in vocabulary:
+        return answer
+    normalized = normalize_answer(answer)
+    return normalized if normalized in vocabulary else None
 
 
 def score_answers(answers: Sequence[str]) -> tuple[list[str], list[float]]:

@@ -20,7 +20,7 @@ from llava.constants import IGNORE_INDEX
 from llava.data.dataset import Origin
 from llava.data.image_folder import ImageFolder
 from llava.data.images import open_image
-from llava.data.pairs.answers import normalize_answer
+from llava.data.pairs.answers import form_among
 from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.pair import Pair
 from llava.data.pairs.processor import PairProcessor
@@ -179,9 +179,9 @@ class PairDataset(Dataset):
             raise DataError(f"{pair.origin}: has no answers to learn")
         targets = np.zeros(len(self._numbers), np.float32)
         for answer, score in zip(pair.answers, pair.scores):
-            number = self._numbers.get(answer, self._numbers.get(normalize_answer(answer)))
-            if number is not None:
-                targets[number] = score
+            form = form_among(answer, self._numbers)
+            if form is not None:
+                targets[self._numbers[form]] = score
         return targets
 
     @cached_property

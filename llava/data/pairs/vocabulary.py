@@ -1,13 +1,14 @@
 """The answers that a head of questions chooses from: one for each of its outputs."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava.data.pairs.answers import LEAST_COUNT, build_vocabulary, normalize_answer, score_answers
+from llava.data.pairs.answers import LEAST_COUNT, build_vocabulary, normalize_answer
 from llava.data.pairs.mixture import PairMixture
 from llava.data.pairs.tables import PairTable, open_table
 from llava.errors import DataError
@@ -107,7 +108,6 @@ def _best_answers(opened: PairTable) -> list[str]:
         lists = [of_row] if isinstance(of_row, str) or (of_row and isinstance(of_row[0], str)) else of_row
         for of_one in lists:
             if of_one:
-                given = [of_one] if isinstance(of_one, str) else of_one
-                answers, _ = score_answers(given)
-                best.append(max(answers, key=[normalize_answer(answer) for answer in given].count))
+                counts = Counter(map(normalize_answer, [of_one] if isinstance(of_one, str) else of_one))
+                best.append(counts.most_common(1)[0][0])
     return best
