@@ -186,12 +186,13 @@ def load_pairs(mixture: PairMixture, split: str, seed: int = 0, skip_ids: Collec
 
 
 def _without(opened: PairTable, rows: Sequence[int], skip_ids: Collection[str]) -> np.ndarray:
+    parts = [name.rpartition(":") for name in skip_ids]
+    numbers = [int(row) - 1 for file, _, row in parts if file == opened.file.name and row.isdecimal()]
+    skipped = np.array(numbers, dtype=np.int64)
     column = opened.column("id")
-    if column is None:
-        skipped = [
-            int(row) - 1 for name in skip_ids for file, _, row in [name.rpartition(":")] if file == opened.file.name
-        ]
-    else:
+    if column is not None:
+        has_id = np.asarray(column.is_valid())
         is_skipped = pc.is_in(column.cast("string"), value_set=pa.array(sorted(skip_ids)))
-        skipped = np.flatnonzero(is_skipped.to_numpy()).tolist()
-    return np.setdiff1d(np.asarray(rows, dtype=np.int64), np.array(skipped, dtype=np.int64))
+        without_id = np.intersect1d(skipped, np.flatnonzero(~has_id))
+        skipped = np.union1d(np.flatnonzero(is_skipped.to_numpy()), without_id)
+    return np.setdiff1d(np.asarray(rows, dtype=np.int64), skipped)

@@ -253,3 +253,7 @@ def test_rows_are_left_out_by_id_or_by_number(tmp_path):
     assert [pair.text[-1] for pair in load(path, skip_ids={"coco.arrow:2"})] == ["0", "2", "2", "2"]
     rows = [{"id": name, "image": "a.png", "caption": "a page"} for name in "xyz"]
     assert [pair.id for pair in load(write_json(tmp_path / "j.jsonl", rows), "captions", skip_ids={"y"})] == ["x", "z"]
+    del rows[0]["id"], rows[1]["id"]
+    path = write_json(tmp_path / "j.jsonl", rows)
+    skipped = {"j.jsonl:2", "j.jsonl:3", "j.jsonl:x"}  # of which the second is another id than the row's own
+    assert [pair.id for pair in load(path, "captions", skip_ids=skipped)] == ["j.jsonl:1", "z"]
