@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from llava.data.pairs.transforms import CLIP_MEAN, CLIP_STD, Transform, TransformName
 from llava.data.pairs.vocabulary import FILE, read_answers, write_answers
 from llava.errors import DataError
+from llava.printable import one_line
 
 IMAGES = "preprocessor_config.json"  # in the form of transformers' CLIPImageProcessor, which does `center`
 
@@ -76,15 +77,18 @@ class PairProcessor:
         try:
             images = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
             size = int(images["crop_size"]["height"])
+            mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"model {folder}: its tokenizer or {IMAGES} cannot be read: {error}") from None
+            raise DataError(
+                f"model {folder}: its tokenizer or {IMAGES} cannot be read: {one_line(str(error))}"
+            ) from None
         return cls(
             tokenizer,
             size,
             tokenizer.model_max_length,
-            tuple(images["image_mean"]),
-            tuple(images["image_std"]),
+            mean,
+            std,
             read_answers(folder / FILE) if (folder / FILE).is_file() else None,
         )
 

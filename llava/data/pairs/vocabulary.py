@@ -44,8 +44,10 @@ def read_answers(file: Path) -> tuple[str, ...]:
     """A vocabulary from a JSON file: a list of answers, or {answer: number}, the numbers from 0 on."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"answers {file} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise DataError(f"answers {file} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"answers {file} cannot be read: {error}") from None
     if isinstance(content, dict):
         if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
             raise DataError(f"answers {file}: {len(content)} answers whose numbers are not 0 to {len(content) - 1}")

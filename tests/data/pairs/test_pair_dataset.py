@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -176,6 +177,10 @@ def test_a_processor_is_kept_in_a_model_folder(tmp_path, processor):
     again = PairProcessor.from_pretrained(tmp_path / "model")
     assert again.encode("a red circle") == processor.encode("a red circle")
     assert replace(again, tokenizer=None) == replace(kept, tokenizer=None)
+    colorless = {"crop_size": {"height": 16}, "image_mean": [0.5] * 3}
+    (tmp_path / "model/preprocessor_config.json").write_text(json.dumps(colorless))
+    with pytest.raises(DataError, match=r"its tokenizer or preprocessor_config\.json cannot be read: 'image_std'"):
+        PairProcessor.from_pretrained(tmp_path / "model")
     (tmp_path / "model/preprocessor_config.json").unlink()
     with pytest.raises(DataError, match=r"its tokenizer or preprocessor_config\.json cannot be read"):
         PairProcessor.from_pretrained(tmp_path / "model")
