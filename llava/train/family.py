@@ -31,7 +31,7 @@ class StageRecipe(Protocol):
 
     stage: str
     arm: str
-    model: Any  # has start_from
+    model: Any  # has start_from and attention
     data: Any  # has workers
     optim: "OptimRecipe"
     run: "RunRecipe"
@@ -166,7 +166,6 @@ class Family:
         stage_data: of a recipe, Data, model, processor, components and the Trainer's arguments.
         steps_of_epoch: of so many samples and the size of a step.
         tokens_of_sample: of a recipe and a configuration, about.
-        attention: of a recipe, the implementation.
         about: of a recipe, a plan and a configuration: lines behind `steps`, and notes.
         outlook: of a recipe, see Outlook.
         needs: of a recipe, components, configuration and plan: what a dry run says of memory and of the data.
@@ -184,7 +183,6 @@ class Family:
     stage_data: Callable[..., StageData]
     steps_of_epoch: Callable[[int, int], int]
     tokens_of_sample: Callable[[Any, Any], int]
-    attention: Callable[[Any], str]
     about: "Callable[[Any, Plan, Any], tuple[list[str], list[str]]]"
     outlook: Callable[[Any], Outlook]
     needs: "Callable[[Any, list[Component], Any, Plan], list[str]]"

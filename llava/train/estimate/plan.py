@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from llava.train.estimate.memory import time_line
 from llava.train.family import StageRecipe, family_of
+from llava.train.loop.attention import attention_implementation
 from llava.train.loop.components import Component, component_table, freeze
 from llava.train.ranks.environment import world_size
 from llava.train.recipe.dotted import flatten, shown
@@ -48,7 +49,9 @@ def dry_run(recipe: StageRecipe, tokens_per_second: float | None = None) -> str:
     components = family.components(family.build_on_meta(config, recipe), recipe)
     freeze(components)
     plan = Plan.of(recipe, outlook.samples, family.tokens_of_sample(recipe, config))
-    described = describe(recipe, plan, components, family.attention(recipe), *family.about(recipe, plan, config))
+    described = describe(
+        recipe, plan, components, attention_implementation(recipe), *family.about(recipe, plan, config)
+    )
     time = f"time        {time_line(plan.tokens, tokens_per_second)}"
     return "\n".join([described, "", time, "", *family.needs(recipe, components, config, plan), *outlook.notes])
 

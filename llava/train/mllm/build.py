@@ -23,9 +23,10 @@ from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig, Sizes
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.attention import SDPA_BY_SAMPLE, best_attention, check_can_run
+from llava.mllm.attention import SDPA_BY_SAMPLE
 from llava.mllm.parts import FUSION
 from llava.mllm.questions import turn_token_ids
+from llava.train.loop.attention import attention_implementation, check_attention
 from llava.train.loop.precision import trains_in_bf16
 from llava.train.mllm.lora import attach_adapters
 from llava.train.recipe.dotted import read_yaml
@@ -105,13 +106,6 @@ def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig,
             )
 
 
-def attention_implementation(recipe: Recipe) -> str:
-    """flash_attention_2 when it is installed and bfloat16 runs on a GPU, else sdpa, unless the recipe names one."""
-    if recipe.model.attention != "auto":
-        return recipe.model.attention
-    return best_attention(torch.cuda.is_available(), trains_in_bf16(recipe))
-
-
 def build_on_meta(config: LlavaOVManagerConfig, recipe: Recipe) -> LlavaOVManagerForConditionalGeneration:
     """The model with the recipe's adapters, without weights, for counting."""
     with torch.device("meta"):
@@ -133,10 +127,7 @@ def build(
     Raises:
         LlavaError: What the recipe starts from does not fit, or its attention cannot run here.
     """
-    try:
-        check_can_run(recipe.model.attention, torch.cuda.is_available(), trains_in_bf16(recipe))
-    except LlavaError as error:
-        raise LlavaError(f"model.attention: {error}") from None
+    check_attention(recipe)
     model, processor = (_compose if recipe.model.start_from is None else _continue)(recipe, with_weights)
     model.config.image_mean = processor.image_processor.image_mean
     model.config.image_std = processor.image_processor.image_std

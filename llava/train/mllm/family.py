@@ -30,7 +30,7 @@ from llava.train.loop.components import Component
 from llava.train.loop.held_out import HeldOut
 from llava.train.loop.held_out_evaluation import HeldOutEvaluation
 from llava.train.loop.trainer import LlavaTrainer
-from llava.train.mllm.build import attention_implementation, build, build_on_meta, config_from_sizes, model_config
+from llava.train.mllm.build import build, build_on_meta, config_from_sizes, model_config
 from llava.train.mllm.components import split_components
 from llava.train.mllm.counts import count, tokens_of
 from llava.train.mllm.data import check_sizes, held_out, sizes_once, supervised_dataset, train_sampler
@@ -191,7 +191,6 @@ MLLM = Family(
     stage_data=stage_data,
     steps_of_epoch=lambda samples, size: math.ceil(samples / size),
     tokens_of_sample=tokens_of_sample,
-    attention=attention_implementation,
     about=about,
     outlook=outlook,
     needs=needs,

@@ -18,8 +18,7 @@ from llava.data.pairs.mixture import read_pair_mixture
 from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.data.pairs.vocabulary import load_answers
 from llava.errors import LlavaError
-from llava.mllm.attention import best_attention, check_can_run
-from llava.train.loop.precision import trains_in_bf16
+from llava.train.loop.attention import attention_implementation, check_attention
 from llava.train.recipe.dotted import read_yaml
 from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.train.two_tower.rules import check_bridge
@@ -82,13 +81,6 @@ def _assembled(
     )
 
 
-def attention_implementation(recipe: TwoTowerRecipe) -> str:
-    """As for the MLLM: flash_attention_2 where it is installed and bfloat16 runs on a GPU, unless the recipe says."""
-    if recipe.model.attention != "auto":
-        return recipe.model.attention
-    return best_attention(torch.cuda.is_available(), trains_in_bf16(recipe))
-
-
 def build_on_meta(config: TwoTowerConfig, recipe: TwoTowerRecipe) -> TwoTowerForTask:
     """The model without weights, for counting."""
     with torch.device("meta"):
@@ -106,10 +98,7 @@ def build(recipe: TwoTowerRecipe, with_weights: bool = True) -> tuple[TwoTowerFo
     Raises:
         LlavaError: What the recipe starts from does not fit, or its attention cannot run here.
     """
-    try:
-        check_can_run(recipe.model.attention, torch.cuda.is_available(), trains_in_bf16(recipe))
-    except LlavaError as error:
-        raise LlavaError(f"model.attention: {error}") from None
+    check_attention(recipe)
     answers = answers_of(recipe)
     config = model_config(recipe, None if answers is None else len(answers))
     processor = make_processor(recipe, config, answers)

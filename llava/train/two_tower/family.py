@@ -12,13 +12,7 @@ from llava.mllm.cost import Cost
 from llava.train.estimate.plan import Plan
 from llava.train.family import Family, Outlook, StageData
 from llava.train.loop.components import Component
-from llava.train.two_tower.build import (
-    attention_implementation,
-    build,
-    build_on_meta,
-    config_from_sizes,
-    model_config,
-)
+from llava.train.two_tower.build import build, build_on_meta, config_from_sizes, model_config
 from llava.train.two_tower.components import split_components
 from llava.train.two_tower.data import (
     PairCollator,
@@ -171,7 +165,6 @@ TWO_TOWER = Family(
     stage_data=stage_data,
     steps_of_epoch=lambda samples, size: samples // size,  # what does not fill a step is left out
     tokens_of_sample=tokens_of_sample,
-    attention=attention_implementation,
     about=about,
     outlook=outlook,
     needs=needs,
