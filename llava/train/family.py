@@ -31,8 +31,8 @@ class StageRecipe(Protocol):
 
     stage: str
     arm: str
-    model: Any  # has start_from and attention
-    data: Any  # has workers
+    model: Any  # has sizes, start_from and attention
+    data: Any  # has expected_samples and workers
     optim: "OptimRecipe"
     run: "RunRecipe"
     eval: Any  # has data, steps, at_start, batch_size
@@ -56,6 +56,7 @@ class Rules:
         checks: of a recipe, functions that raise LlavaError for a value or, unless it is a dry run, a missing file.
         start_faults: of a recipe, what is wrong with the folders that it starts from.
         check_data: of a recipe; reads the data and raises DataError with all faults.
+        missing_files: of a recipe, the data files that it trains on and that are not there.
         data_files: of a recipe, the files whose content must be the same on every rank.
         start_folders: of a recipe, those of the models that it starts from.
         large_files: of a recipe, files of which only the size and both ends are compared.
@@ -67,6 +68,7 @@ class Rules:
     checks: Callable[[Any, bool], list[Callable[[], object]]]
     start_faults: Callable[[Any], list[str]]
     check_data: Callable[[Any], None]
+    missing_files: Callable[[Any], list[Path]]
     data_files: Callable[[Any], Iterable[Path]]
     start_folders: Callable[[Any], list[Path]]
     large_files: Callable[[Any], Iterable[Path]]
@@ -79,15 +81,6 @@ class Data(Protocol):
 
     samples: Any  # has a length
     table: list[Any]  # a dataclass for each file
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """What a dry run goes by. notes: on what is not there yet, with what stands in for it."""
-
-    config: Any
-    samples: int
-    notes: list[str]
 
 
 class Evaluation(Protocol):
@@ -156,6 +149,8 @@ class Family:
         build: of a recipe, and whether with weights: the model and what is saved with it. Without weights the model is
             on the meta device.
         shares_weights: of a recipe, whether the first rank alone loads the weights.
+        config: of a recipe, that of the model to train, by the folders that it starts from.
+        config_from_sizes: of a recipe, the same by `model.sizes`, where these folders are not there.
         build_on_meta: of a configuration and a recipe, the model that is counted.
         components: of a model and a recipe, what trains at which rate.
         prepare_layers: of a model that is frozen where it shall be: which layers are computed again, or compiled.
@@ -167,12 +162,13 @@ class Family:
         steps_of_epoch: of so many samples and the size of a step.
         tokens_of_sample: of a recipe and a configuration, about.
         about: of a recipe, a plan and a configuration: lines behind `steps`, and notes.
-        outlook: of a recipe, see Outlook.
         needs: of a recipe, components, configuration and plan: what a dry run says of memory and of the data.
     """
 
     build: "Callable[[Any, bool], tuple[PreTrainedModel, ProcessorMixin]]"
     shares_weights: Callable[[Any], bool]
+    config: Callable[[Any], Any]
+    config_from_sizes: Callable[[Any], Any]
     build_on_meta: "Callable[[Any, Any], nn.Module]"
     components: "Callable[[nn.Module, Any], list[Component]]"
     prepare_layers: "Callable[[Any, Any], None]"
@@ -184,7 +180,6 @@ class Family:
     steps_of_epoch: Callable[[int, int], int]
     tokens_of_sample: Callable[[Any, Any], int]
     about: "Callable[[Any, Plan, Any], tuple[list[str], list[str]]]"
-    outlook: Callable[[Any], Outlook]
     needs: "Callable[[Any, list[Component], Any, Plan], list[str]]"
 
 

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llava.errors import raise_faults
 from llava.train.estimate.memory import time_line
-from llava.train.family import StageRecipe, family_of
+from llava.train.family import StageRecipe, family_of, rules_of
 from llava.train.loop.attention import attention_implementation
 from llava.train.loop.components import Component, component_table, freeze
 from llava.train.ranks.environment import world_size
@@ -43,17 +44,25 @@ def dry_run(recipe: StageRecipe, tokens_per_second: float | None = None) -> str:
 
     tokens_per_second: of all processes together, where it is known.
     """
-    family = family_of(recipe)
-    outlook = family.outlook(recipe)
-    config = outlook.config
+    family, rules = family_of(recipe), rules_of(recipe)
+    absent = [folder for folder in rules.start_folders(recipe) if not folder.is_dir()]
+    if not absent:
+        raise_faults("the model to start from", rules.start_faults(recipe))
+    config = family.config_from_sizes(recipe) if absent else family.config(recipe)
+    missing = rules.missing_files(recipe)
+    samples = recipe.data.expected_samples if missing else len(family.load_data(recipe).samples)
+
     components = family.components(family.build_on_meta(config, recipe), recipe)
     freeze(components)
-    plan = Plan.of(recipe, outlook.samples, family.tokens_of_sample(recipe, config))
+    plan = Plan.of(recipe, samples, family.tokens_of_sample(recipe, config))
     described = describe(
         recipe, plan, components, attention_implementation(recipe), *family.about(recipe, plan, config)
     )
     time = f"time        {time_line(plan.tokens, tokens_per_second)}"
-    return "\n".join([described, "", time, "", *family.needs(recipe, components, config, plan), *outlook.notes])
+    notes = [f"note: no folder {folder} yet; the sizes are those of {recipe.model.sizes}" for folder in absent]
+    if missing:
+        notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
+    return "\n".join([described, "", time, "", *family.needs(recipe, components, config, plan), *notes])
 
 
 def describe(

@@ -12,17 +12,16 @@ from torch.nn.parallel import DistributedDataParallel
 from llava.data.collator import Collator
 from llava.data.content import content_digest
 from llava.data.expected import expected_table
-from llava.data.mixture import Mixture, load_mixture, missing_files
+from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.sampler import LengthGroupedSampler
-from llava.errors import raise_faults
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.cost import training_cost
 from llava.mllm.questions import question_finder
 from llava.train.estimate.heaviest import Heaviest, heaviest, heaviest_possible
 from llava.train.estimate.memory import Work, describe_memory, expected_image, recipe_activations
 from llava.train.estimate.plan import Plan
-from llava.train.family import Family, Outlook, StageData
+from llava.train.family import Family, StageData
 from llava.train.folders.manifest import ids_hash, sampled_rows
 from llava.train.folders.stage_folder import ANSWERS
 from llava.train.loop.answer_log import AnswerLog
@@ -36,7 +35,6 @@ from llava.train.mllm.counts import count, tokens_of
 from llava.train.mllm.data import check_sizes, held_out, sizes_once, supervised_dataset, train_sampler
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
-from llava.train.mllm.rules import start_faults
 from llava.train.recipe.schema import Recipe
 
 
@@ -149,24 +147,6 @@ def about(recipe: Recipe, plan: Plan, config: LlavaOVManagerConfig) -> tuple[lis
     return lines, [f"{limited}, which limit a sample"]
 
 
-def outlook(recipe: Recipe) -> Outlook:
-    """What a dry run goes by: sizes stand in for folders that are not there, expected samples for missing data."""
-    model = recipe.model
-    folders = [folder for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
-    absent = [folder for folder in folders if not Path(folder).is_dir()]
-    if not absent:
-        raise_faults("the model to start from", start_faults(recipe))
-    config = config_from_sizes(recipe) if absent else model_config(recipe)
-    missing = missing_files(recipe.data.mixture)
-    samples = recipe.data.expected_samples
-    if not missing:
-        samples = len(load_data(recipe).samples)
-    notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
-    if missing:
-        notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
-    return Outlook(config, samples, notes)
-
-
 def needs(recipe: Recipe, components: list[Component], config: LlavaOVManagerConfig, plan: Plan) -> list[str]:
     """The estimated memory, the heaviest micro-batch that there can be, and the data files with their rows."""
     lines = [describe_memory(recipe, components, config, expected_image(recipe, config), plan.processes)]
@@ -181,6 +161,8 @@ def needs(recipe: Recipe, components: list[Component], config: LlavaOVManagerCon
 MLLM = Family(
     build=build,
     shares_weights=shares_weights,
+    config=model_config,
+    config_from_sizes=config_from_sizes,
     build_on_meta=build_on_meta,
     components=split_components,
     prepare_layers=prepare_layers,
@@ -192,6 +174,5 @@ MLLM = Family(
     steps_of_epoch=lambda samples, size: math.ceil(samples / size),
     tokens_of_sample=tokens_of_sample,
     about=about,
-    outlook=outlook,
     needs=needs,
 )

@@ -17,7 +17,7 @@ from llava.checkpoint.folder import (
 from llava.constants import MODEL_TYPE
 from llava.data.inspect import inspect_samples
 from llava.data.inspect_store import inspect_store
-from llava.data.mixture import load_mixture, mixture_entries
+from llava.data.mixture import load_mixture, missing_files, mixture_entries
 from llava.data.record_store import RecordStore
 from llava.errors import LlavaError
 from llava.printable import brief
@@ -234,6 +234,7 @@ MLLM_RULES = Rules(
     checks=checks_of,
     start_faults=start_faults,
     check_data=check_data,
+    missing_files=lambda recipe: missing_files(recipe.data.mixture),
     data_files=data_files,
     start_folders=start_folders,
     large_files=lambda recipe: (),

@@ -59,10 +59,20 @@ def tower_config(folder: str) -> PreTrainedConfig:
     return getattr(config, "vision_config", config)
 
 
-def config_from_sizes(recipe: TwoTowerRecipe, num_answers: int | None = None) -> TwoTowerConfig:
+def expected_config(recipe: TwoTowerRecipe) -> TwoTowerConfig:
+    """As model_config, for a dry run, which reads no answer set."""
+    return model_config(recipe, _expected_answers(recipe))
+
+
+def config_from_sizes(recipe: TwoTowerRecipe) -> TwoTowerConfig:
     """The configuration that `model.sizes` describes, for a dry run without any model folder."""
     sizes = read_yaml(recipe.model.sizes)
-    return _assembled(recipe, *(AutoConfig.for_model(**sizes[tower]) for tower in ("text", "vision")), num_answers)
+    towers = [AutoConfig.for_model(**sizes[tower]) for tower in ("text", "vision")]
+    return _assembled(recipe, *towers, _expected_answers(recipe))
+
+
+def _expected_answers(recipe: TwoTowerRecipe) -> int | None:
+    return recipe.task.num_answers if TASKS[recipe.task.name].num_labels is None else None
 
 
 def _assembled(

@@ -1,18 +1,16 @@
 """The two towers as a family: what they give a stage."""
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from llava.errors import raise_faults
 from llava.mllm.cost import Cost
 from llava.train.estimate.plan import Plan
-from llava.train.family import Family, Outlook, StageData
+from llava.train.family import Family, StageData
 from llava.train.loop.components import Component
-from llava.train.two_tower.build import build, build_on_meta, config_from_sizes, model_config
+from llava.train.two_tower.build import build, build_on_meta, config_from_sizes, expected_config
 from llava.train.two_tower.components import split_components
 from llava.train.two_tower.data import (
     PairCollator,
@@ -31,7 +29,6 @@ from llava.train.two_tower.data import (
 from llava.train.two_tower.evaluation import evaluation, held_out
 from llava.train.two_tower.memory import describe_memory, first_batch
 from llava.train.two_tower.recipe import TwoTowerRecipe
-from llava.train.two_tower.rules import missing_files, start_faults
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.cost import PASSES, image_tokens, training_cost
 from llava.two_tower.modeling import TwoTowerForTask
@@ -130,23 +127,6 @@ def describe_bridge(config: TwoTowerConfig) -> str:
     return f"ManagerTower, {config.manager_kind}{how}, weights {config.weight}, {experts}, {layers}"
 
 
-def outlook(recipe: TwoTowerRecipe) -> Outlook:
-    """What a dry run goes by: sizes stand in for folders that are not there, expected samples for missing data."""
-    model = recipe.model
-    folders = [folder for folder in (model.start_from, model.text_tower, model.vision_tower) if folder]
-    absent = [folder for folder in folders if not Path(folder).is_dir()]
-    if not absent:
-        raise_faults("the model to start from", start_faults(recipe))
-    answers = recipe.task.num_answers if TASKS[recipe.task.name].num_labels is None else None
-    config = config_from_sizes(recipe, answers) if absent else model_config(recipe, answers)
-    missing = missing_files(recipe)
-    samples = recipe.data.expected_samples if missing else len(load_data(recipe).samples)
-    notes = [f"note: no folder {folder} yet; the sizes are those of {model.sizes}" for folder in absent]
-    if missing:
-        notes.append(f"note: {len(missing)} data files are not there yet; samples are data.expected_samples")
-    return Outlook(config, samples, notes)
-
-
 def needs(recipe: TwoTowerRecipe, components: list[Component], config: TwoTowerConfig, plan: Plan) -> list[str]:
     """The estimated memory."""
     return [describe_memory(recipe, components, config, plan.processes), ""]
@@ -155,6 +135,8 @@ def needs(recipe: TwoTowerRecipe, components: list[Component], config: TwoTowerC
 TWO_TOWER = Family(
     build=build,
     shares_weights=lambda recipe: True,
+    config=expected_config,
+    config_from_sizes=config_from_sizes,
     build_on_meta=build_on_meta,
     components=split_components,
     prepare_layers=prepare_layers,
@@ -166,6 +148,5 @@ TWO_TOWER = Family(
     steps_of_epoch=lambda samples, size: samples // size,  # what does not fill a step is left out
     tokens_of_sample=tokens_of_sample,
     about=about,
-    outlook=outlook,
     needs=needs,
 )

@@ -180,6 +180,7 @@ TWO_TOWER_RULES = Rules(
     checks=checks_of,
     start_faults=start_faults,
     check_data=check_data,
+    missing_files=missing_files,
     data_files=data_files,
     large_files=all_files,
     start_folders=start_folders,
