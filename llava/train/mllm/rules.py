@@ -12,7 +12,6 @@ from llava.checkpoint.folder import (
     NEEDED_PROCESSOR_FILES,
     NEEDED_TOKENIZER_FILES,
     TOWER_TYPES,
-    check_folder,
 )
 from llava.constants import MODEL_TYPE
 from llava.data.inspect import inspect_samples
@@ -25,18 +24,23 @@ from llava.train.family import Rules
 from llava.train.folders.same_run import FREE_KEYS
 from llava.train.folders.stage_folder import check_output_folder
 from llava.train.recipe.checks import (
+    changed,
     check_attention_runs,
     check_data_files,
     check_deepspeed,
     check_is_folder,
+    check_sizes,
+    check_source,
     out_of_bounds,
+    raised,
+    source_faults,
+    source_folders,
 )
-from llava.train.recipe.dotted import read_json, read_yaml
+from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import (
     ComponentsRecipe,
     EvalRecipe,
     LoraRecipe,
-    ModelRecipe,
     Recipe,
     RunRecipe,
     TilingRecipe,
@@ -45,12 +49,14 @@ from llava.train.recipe.schema import (
 )
 from llava.train.recipe.way_on import past_unusable
 
+SOURCES = ("vision_tower", "language_model")  # of `model`, in place of start_from
+
 
 def checks_of(recipe: Recipe, dry_run: bool) -> list[Callable[[], object]]:
     """What raises LlavaError for a value that cannot be or, unless it is a dry run, for a missing file."""
     data, held_out = recipe.data, recipe.eval
     checks = [
-        partial(_check_sizes, recipe.model),
+        partial(check_sizes, recipe.model.sizes, ("vision", "text")),
         partial(_check_tiling, recipe.tiling),
         data.video_sampling,
         partial(check_deepspeed, recipe.run),
@@ -113,13 +119,7 @@ def faults_of(recipe: Recipe) -> list[str]:
 
 
 def _combinations(recipe: Recipe) -> list[str]:
-    faults = []
-    model, fusion = recipe.model, recipe.fusion
-    sources = [name for name in ("vision_tower", "language_model") if getattr(model, name) is not None]
-    if model.start_from is not None and sources:
-        faults.append(f"model.start_from and model.{sources[0]} exclude each other")
-    if model.start_from is None and len(sources) < 2:
-        faults.append("the model needs model.start_from, or model.vision_tower and model.language_model")
+    fusion, faults = recipe.fusion, source_faults(recipe.model, SOURCES)
     faults += [f"fusion.{fault}" for fault in fusion.faults()] + _lora_keys(recipe.lora, recipe.components)
     if recipe.tiling.aspect_ratio.startswith("anyres") and not fusion.takes_tiles:
         aspect_ratio = recipe.tiling.aspect_ratio
@@ -148,7 +148,7 @@ def _lora_keys(lora: LoraRecipe, components: ComponentsRecipe) -> list[str]:
     by_name = {field.name: getattr(components, field.name) for field in fields(components)}
     adapted = {name: component for name, component in by_name.items() if getattr(component, "lora", False)}
     if not adapted:
-        return [f"lora.{name} is for no component: components.*.lora is false" for name in _changed(lora)]
+        return [f"lora.{name} is for no component: components.*.lora is false" for name in changed(lora)]
     faults = [
         f"components.{name}.lora needs components.{name}.trained true"
         for name, component in adapted.items()
@@ -170,18 +170,7 @@ def _eval_keys(held_out: EvalRecipe) -> list[str]:
     """Keys that have no effect because nothing is evaluated."""
     if held_out.data is not None:
         return []
-    return [f"eval.{name} is for nothing: eval.data is none" for name in _changed(held_out)]
-
-
-def _changed(section: LoraRecipe | EvalRecipe) -> list[str]:
-    """The fields of a section that are not at their defaults."""
-    return [field.name for field in fields(section) if getattr(section, field.name) != field.default]
-
-
-def _check_sizes(model: ModelRecipe) -> None:
-    sizes = read_yaml(model.sizes)
-    if set(sizes) != {"vision", "text"}:
-        raise LlavaError(f"{model.sizes}: expected the keys vision and text; found {', '.join(map(str, sizes))}")
+    return [f"eval.{name} is for nothing: eval.data is none" for name in changed(held_out)]
 
 
 def _check_tiling(tiling: TilingRecipe) -> None:
@@ -202,31 +191,20 @@ def _check_partition(run: RunRecipe, lora: LoraRecipe) -> None:
 
 def start_faults(recipe: Recipe) -> list[str]:
     """What is wrong with the folders that the recipe starts from, the first fault of each."""
-    faults = []
-    for name, types, files in (
-        ("start_from", (MODEL_TYPE,), NEEDED_PROCESSOR_FILES),
-        ("vision_tower", TOWER_TYPES, ()),
-        ("language_model", LANGUAGE_MODEL_TYPES, NEEDED_TOKENIZER_FILES),
-    ):
-        folder = getattr(recipe.model, name)
-        if folder is not None:
-            try:
-                check_folder(folder, f"model.{name}", types, files, weights=True)
-            except LlavaError as error:
-                faults.append(str(error))
-    return faults
+    return raised(
+        partial(check_source, recipe.model, *kind)
+        for kind in (
+            ("start_from", (MODEL_TYPE,), NEEDED_PROCESSOR_FILES),
+            ("vision_tower", TOWER_TYPES, ()),
+            ("language_model", LANGUAGE_MODEL_TYPES, NEEDED_TOKENIZER_FILES),
+        )
+    )
 
 
 def data_files(recipe: Recipe) -> Iterable[Path]:
     """The mixtures and their data files. Pictures are not among them: too many."""
     mixtures = [path for path in (recipe.data.mixture, recipe.eval.data) if path is not None]
     return [file for path in mixtures for file in (Path(path), *(entry.file for entry in mixture_entries(path)))]
-
-
-def start_folders(recipe: Recipe) -> list[Path]:
-    """Those of the models that the recipe starts from."""
-    model = recipe.model
-    return [Path(folder) for folder in (model.start_from, model.vision_tower, model.language_model) if folder]
 
 
 MLLM_RULES = Rules(
@@ -236,7 +214,7 @@ MLLM_RULES = Rules(
     check_data=check_data,
     missing_files=lambda recipe: missing_files(recipe.data.mixture),
     data_files=data_files,
-    start_folders=start_folders,
+    start_folders=lambda recipe: source_folders(recipe.model, SOURCES),
     large_files=lambda recipe: (),
     free_keys=lambda recipe: FREE_KEYS,
     keys=lambda recipe: recipe_keys(recipe.fusion.method),

@@ -2,17 +2,21 @@
 
 import os
 import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from llava.bounds import LARGEST
+from llava.checkpoint.folder import check_folder
 from llava.data.mixture import missing_files
 from llava.engine.checks import check_attention
 from llava.errors import LlavaError, raise_faults
 from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.same_run import check_resume
-from llava.train.recipe.dotted import flatten, read_json
+from llava.train.recipe.dotted import flatten, read_json, read_yaml
 from llava.train.recipe.schema import OptimRecipe, RunRecipe
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
@@ -27,12 +31,18 @@ def check_recipe(recipe: StageRecipe, world_size: int, dry_run: bool) -> None:
     if not dry_run:
         faults += _packages(recipe.run) + rules.start_faults(recipe)
         checks.append(partial(check_resume, recipe, world_size))
+    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", list(dict.fromkeys(faults + raised(checks))))
+
+
+def raised(checks: Iterable[Callable[[], object]]) -> list[str]:
+    """The messages of the checks that raise LlavaError."""
+    faults = []
     for check in checks:
         try:
             check()
         except LlavaError as error:
             faults.append(str(error))
-    raise_faults(f"the recipe of stage {recipe.stage}, arm {recipe.arm},", list(dict.fromkeys(faults)))
+    return faults
 
 
 def check_data(recipe: StageRecipe) -> None:
@@ -46,6 +56,40 @@ def out_of_bounds(recipe: StageRecipe) -> list[str]:
     bounded = {key: field.bounds for key, field in rules_of(recipe).keys(recipe).items() if field.bounds is not None}
     judged = {key: bounds.fault(values[key]) for key, bounds in bounded.items() if values[key] is not None}
     return [f"{key} {fault}" for key, fault in judged.items() if fault is not None]
+
+
+def source_faults(model: Any, names: Sequence[str]) -> list[str]:
+    """What is wrong with where weights come from: `model.start_from`, or both of the folders of these two keys."""
+    sources = [name for name in names if getattr(model, name) is not None]
+    if model.start_from is not None and sources:
+        return [f"model.start_from and model.{sources[0]} exclude each other"]
+    if model.start_from is None and len(sources) < len(names):
+        return [f"the model needs model.start_from, or {' and '.join(f'model.{name}' for name in names)}"]
+    return []
+
+
+def source_folders(model: Any, names: Sequence[str]) -> list[Path]:
+    """Those of `model.start_from` and of these keys that are given."""
+    return [Path(folder) for name in ("start_from", *names) if (folder := getattr(model, name))]
+
+
+def check_source(model: Any, name: str, model_types: Sequence[str], files: Sequence[str]) -> None:
+    """Raises LlavaError for a `model.NAME` that is no whole model of these types with these files; none is fine."""
+    folder = getattr(model, name)
+    if folder is not None:
+        check_folder(folder, f"model.{name}", model_types, files, weights=True)
+
+
+def check_sizes(path: str, parts: Sequence[str]) -> None:
+    """Raises LlavaError for a `model.sizes` that does not describe these parts."""
+    sizes = read_yaml(path)
+    if set(sizes) != set(parts):
+        raise LlavaError(f"{path}: expected the keys {' and '.join(parts)}; found {', '.join(map(str, sizes))}")
+
+
+def changed(section: Any) -> list[str]:
+    """The fields of a section that are not at their defaults."""
+    return [field.name for field in fields(section) if getattr(section, field.name) != field.default]
 
 
 def _batches(optim: OptimRecipe, world_size: int) -> list[str]:

@@ -5,24 +5,30 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from llava.checkpoint.folder import CONFIG, NEEDED_TOKENIZER_FILES, check_folder, read_json
+from llava.checkpoint.folder import CONFIG, NEEDED_TOKENIZER_FILES, read_json
 from llava.data.pairs.mixture import PairMixture, load_pairs, read_pair_mixture
 from llava.errors import DataError, LlavaError
 from llava.train.family import Rules
 from llava.train.folders.same_run import FREE_KEYS
 from llava.train.folders.stage_folder import check_output_folder
 from llava.train.ranks.environment import world_size
-from llava.train.recipe.checks import check_attention_runs, check_deepspeed, check_is_folder, out_of_bounds
-from llava.train.recipe.dotted import read_yaml
-from llava.train.two_tower.recipe import (
-    PairEvalRecipe,
-    TwoTowerFusionRecipe,
-    TwoTowerRecipe,
-    two_tower_keys,
+from llava.train.recipe.checks import (
+    changed,
+    check_attention_runs,
+    check_deepspeed,
+    check_is_folder,
+    check_sizes,
+    check_source,
+    out_of_bounds,
+    raised,
+    source_faults,
+    source_folders,
 )
+from llava.train.two_tower.recipe import TwoTowerFusionRecipe, TwoTowerRecipe, two_tower_keys
 from llava.two_tower.parts import IMAGE_TOWERS, MODEL_TYPE, TEXT_TOWERS
 from llava.two_tower.tasks import TASKS
 
+SOURCES = ("text_tower", "vision_tower")  # of `model`, in place of start_from
 PROCESSOR = ("preprocessor_config.json", *NEEDED_TOKENIZER_FILES)
 TWO_TOWER_FREE = frozenset({"task.num_answers", "eval.split", "eval.samples", "eval.rerank"})
 # Of the bridge, what a stage may have otherwise than the one before.
@@ -31,13 +37,7 @@ ANY_START = ("noise", "mask_padding", "hidden_dropout_prob", "attention_probs_dr
 
 def faults_of(recipe: TwoTowerRecipe) -> list[str]:
     """A line for each bad combination of keys, and for each number out of its bounds."""
-    faults = []
-    model, run, rates = recipe.model, recipe.run, recipe.rates
-    sources = [name for name in ("text_tower", "vision_tower") if getattr(model, name) is not None]
-    if model.start_from is not None and sources:
-        faults.append(f"model.start_from and model.{sources[0]} exclude each other")
-    if model.start_from is None and len(sources) < 2:
-        faults.append("the model needs model.start_from, or model.text_tower and model.vision_tower")
+    run, rates, faults = recipe.run, recipe.rates, source_faults(recipe.model, SOURCES)
     if recipe.fusion.gated_fusion and recipe.fusion.bridge != "meter":
         faults.append(f"fusion.gated_fusion is METER's; fusion.bridge is {recipe.fusion.bridge}")
     for key in ("gradient_checkpointing", "compile"):
@@ -48,15 +48,14 @@ def faults_of(recipe: TwoTowerRecipe) -> list[str]:
     if recipe.task.name == "retrieval" and recipe.optim.batch_size * world_size() == 1:
         faults.append("optim.batch_size 1 on 1 process: ITC compares a pair with others, and there are none")
     if recipe.eval.split is None:
-        changed = [field.name for field in fields(PairEvalRecipe) if getattr(recipe.eval, field.name) != field.default]
-        faults += [f"eval.{name} is for nothing: eval.split is none" for name in changed]
+        faults += [f"eval.{name} is for nothing: eval.split is none" for name in changed(recipe.eval)]
     return faults + out_of_bounds(recipe)
 
 
 def checks_of(recipe: TwoTowerRecipe, dry_run: bool) -> list[Callable[[], object]]:
     """What raises LlavaError for a value that cannot be or, unless it is a dry run, for a missing file."""
     checks = [
-        partial(_check_sizes, recipe.model.sizes),
+        partial(check_sizes, recipe.model.sizes, ("text", "vision")),
         partial(check_deepspeed, recipe.run),
         partial(mixtures, recipe),
     ]
@@ -69,12 +68,6 @@ def checks_of(recipe: TwoTowerRecipe, dry_run: bool) -> list[Callable[[], object
         partial(_check_files, recipe),
         partial(check_is_folder, "data.image_folder", recipe.data.image_folder),
     ]
-
-
-def _check_sizes(path: str) -> None:
-    sizes = read_yaml(path)
-    if set(sizes) != {"text", "vision"}:
-        raise LlavaError(f"{path}: expected the keys text and vision; found {', '.join(map(str, sizes))}")
 
 
 def mixtures(recipe: TwoTowerRecipe) -> list[tuple[PairMixture, str]]:
@@ -111,21 +104,19 @@ def _check_files(recipe: TwoTowerRecipe) -> None:
 
 def start_faults(recipe: TwoTowerRecipe) -> list[str]:
     """What is wrong with the folders that the recipe starts from, the first fault of each."""
-    faults = []
-    for name, types, files in (
-        ("start_from", (MODEL_TYPE,), PROCESSOR),
-        ("text_tower", TEXT_TOWERS, NEEDED_TOKENIZER_FILES),
-        ("vision_tower", (*IMAGE_TOWERS, "clip"), ()),
-    ):
-        folder = getattr(recipe.model, name)
-        if folder is not None:
-            try:
-                check_folder(folder, f"model.{name}", types, files, weights=True)
-                if name == "start_from":
-                    check_bridge(recipe)
-            except LlavaError as error:
-                faults.append(str(error))
-    return faults
+    return raised(
+        [
+            partial(_check_start_from, recipe),
+            partial(check_source, recipe.model, "text_tower", TEXT_TOWERS, NEEDED_TOKENIZER_FILES),
+            partial(check_source, recipe.model, "vision_tower", (*IMAGE_TOWERS, "clip"), ()),
+        ]
+    )
+
+
+def _check_start_from(recipe: TwoTowerRecipe) -> None:
+    check_source(recipe.model, "start_from", (MODEL_TYPE,), PROCESSOR)
+    if recipe.model.start_from is not None:
+        check_bridge(recipe)
 
 
 def check_bridge(recipe: TwoTowerRecipe) -> None:
@@ -159,12 +150,6 @@ def data_files(recipe: TwoTowerRecipe) -> Iterable[Path]:
     return [mixture.file for mixture, _ in mixtures(recipe)]
 
 
-def start_folders(recipe: TwoTowerRecipe) -> list[Path]:
-    """Those of the models that the recipe starts from."""
-    model = recipe.model
-    return [Path(folder) for folder in (model.start_from, model.text_tower, model.vision_tower) if folder]
-
-
 def free_keys(recipe: TwoTowerRecipe) -> Collection[str]:
     """What may change while a run is unfinished.
 
@@ -183,7 +168,7 @@ TWO_TOWER_RULES = Rules(
     missing_files=missing_files,
     data_files=data_files,
     large_files=all_files,
-    start_folders=start_folders,
+    start_folders=lambda recipe: source_folders(recipe.model, SOURCES),
     free_keys=free_keys,
     keys=lambda recipe: two_tower_keys(),
 )
