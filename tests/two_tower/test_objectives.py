@@ -29,6 +29,7 @@ def test_hard_negatives_are_drawn_by_their_weights():
     torch.testing.assert_close(counts, weights[0], atol=1e-3, rtol=0)
     last = torch.tensor([1 - 2**-24])  # the largest number below one
     assert drawn(weights[1:], last).tolist() == [3]
+    assert drawn(weights[:1], torch.zeros(1)).tolist() == [1]  # not the pair itself, whose weight is none
     far = negative_weights(torch.tensor([[1000.0, -1000.0, -1001.0]]), torch.tensor([[True, False, False]]))
     assert far[0].tolist() == pytest.approx([0, 0.7311, 0.2689], abs=1e-4)
 
