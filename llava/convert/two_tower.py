@@ -128,17 +128,23 @@ def bridgetower_source(name: str, folder: Path, task: str | None) -> TwoTowerSou
         config = transformers_config(peer, task)
     except LlavaError as error:
         raise LlavaError(f"{folder}: {error}") from None
+    new_heads = _new_heads(task, shapes)
+    notes = [
+        f"LayerNorms of cross-modal layers add {config.layer_norm_eps} as where it was trained; transformers adds "
+        f"{peer.layer_norm_eps}"
+    ]
+    if "itc" in TASKS[task].heads and "itc" not in new_heads:
+        notes.append(
+            "ITC embeds the image tower's own state, transformers the projected one: fine-tune before retrieval"
+        )
     return TwoTowerSource(
         name=name,
         kind=f"BridgeTower of transformers ({task})",
         part=Part.open(folder, reference_rules(config), apart=_transformers_pieces(config)),
         config=config,
-        new_heads=_new_heads(task, shapes),
+        new_heads=new_heads,
         folders=(folder,),
-        notes=(
-            f"LayerNorms of cross-modal layers add {config.layer_norm_eps} as where it was trained; transformers adds "
-            f"{peer.layer_norm_eps}",
-        ),
+        notes=tuple(notes),
     )
 
 

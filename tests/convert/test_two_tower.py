@@ -1,13 +1,19 @@
 """Two-tower checkpoints of others: the authors' .ckpt files, and transformers' BridgeTower folders."""
 
 import json
+import math
 import sys
 from types import ModuleType
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval, BridgeTowerModel
+from transformers import (
+    BridgeTowerConfig,
+    BridgeTowerForContrastiveLearning,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerModel,
+)
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerBertCrossLayer
 
 from llava.two_tower.modeling import TwoTowerForTask
@@ -168,3 +174,22 @@ def test_heads_of_transformers_bridge_tower(tmp_path, convert, refused):
     make_peer(BridgeTowerModel, link_tower_type="scaled_add").save_pretrained(tmp_path / "other")
     error = refused(tmp_path / "other", "--task", "retrieval", out="none")
     assert "link_tower_type 'scaled_add' is not supported, only 'add'" in error
+
+
+@torch.no_grad()
+def test_the_contrastive_heads_of_transformers_bridge_tower(tmp_path, convert):
+    peer = make_peer(BridgeTowerForContrastiveLearning, contrastive_hidden_size=8, logit_scale_init_value=2.6592)
+    peer.save_pretrained(tmp_path / "peer")
+    folder, printed = convert(tmp_path / "peer", "--task", "retrieval")
+    assert "head itm is new" in printed
+    assert "ITC embeds the image tower's own state, transformers the projected one" in printed
+    model = TwoTowerForTask.from_pretrained(folder)
+    assert model.contrastive.temperature.item() == pytest.approx(math.exp(-peer.logit_scale.item()))
+    batch = batch_of(model.config)
+    theirs = peer(**batch)
+    text = model.model.encode_text(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(model.contrastive.embed_text(text.cls), theirs.text_embeds, atol=1e-5, rtol=0)
+    image = model.model.encode_image(batch["pixel_values"])
+    projected = image.states[-1, :, 0]
+    torch.testing.assert_close(model.contrastive.embed_image(projected), theirs.image_embeds, atol=1e-5, rtol=0)
+    assert (model.contrastive.embed_image(image.cls) - theirs.image_embeds).abs().max() > 0.1  # as the note says
