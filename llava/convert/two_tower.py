@@ -98,10 +98,10 @@ def ckpt_source(name: str, file: Path, text_tower: Path | None, task: str | None
     shapes = {key: tuple(tensor.shape) for key, tensor in content["state_dict"].items()}
     task = task_of(file, shapes, task)
     try:
-        fields = config_fields(reference)
+        fields = config_fields(reference, task)
         _check_bridge(fields["bridge"], shapes)
         text = text_config(shapes) if text_tower is None else _read_text_config(text_tower)
-        config = TwoTowerConfig(text_config=text, vision_config=vision_config(shapes), **fields, task=task)
+        config = TwoTowerConfig(text_config=text, vision_config=vision_config(shapes), **fields)
     except LlavaError as error:
         raise LlavaError(f"{file}: {error}") from None
     except KeyError as error:

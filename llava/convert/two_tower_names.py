@@ -136,8 +136,8 @@ def pieces(config: TwoTowerConfig) -> Callable[[str, torch.Tensor], dict[str, to
     return apart
 
 
-def config_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of TwoTowerConfig from the reference's configuration, without the towers' and the task.
+def config_fields(reference: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Fields of TwoTowerConfig for a task from the reference's configuration, without the towers'.
 
     Raises LlavaError for a setting that this model does not have.
     """
@@ -160,6 +160,7 @@ def config_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
         }
     width = reference["hidden_size"]
     return fields | {
+        "task": task,
         "cross_modal_layers": reference["num_layers"],
         "hidden_size": width,
         "num_attention_heads": reference["num_heads"],
@@ -170,7 +171,7 @@ def config_fields(reference: Mapping[str, Any]) -> dict[str, Any]:
         "gated_fusion": fields["bridge"] == "meter" and bool(reference.get("meter_fusion")),
         "num_answers": reference["vqav2_label_size"],
         "head_width": 1 if fields["bridge"] == "meter" else reference.get("head_hidden_scale", 1),
-        "head_dropout": reference.get("nlvr2_drop_rate", 0.0),
+        "head_dropout": reference.get("nlvr2_drop_rate", 0.0) if task == "nlvr2" else 0.0,
         "itc_width": reference.get("contrastive_hidden_size", 256),
         "itc_temperature": reference.get("temperature", 0.07),
     }

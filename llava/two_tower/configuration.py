@@ -52,7 +52,7 @@ class TwoTowerConfig(PreTrainedConfig):
         task (`str`): `pretrain`, `vqav2`, `snli_ve`, `nlvr2` or `retrieval`; a row of llava/two_tower/tasks.py.
         num_answers (`int`): of VQA.
         head_width (`int`): h, by which classification heads are wider than 2D.
-        head_dropout (`float`): before NLVR2's head.
+        head_dropout (`float`): of what enters a classification head; the reference has it of NLVR2 alone.
         itc_width (`int`): of the space in which images and texts are compared.
         itc_temperature (`float`): the first value of what divides their similarity.
 

@@ -54,6 +54,8 @@ def test_the_authors_checkpoints(golden, convert, family, name, task, logits):
     model, loading = TwoTowerForTask.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values())
     assert model.config.bridge == {"mt": "manager", "bt": "bridge_tower", "me": "meter", "it": "manager"}[name[:2]]
+    assert case.spec["config"]["nlvr2_drop_rate"] == 0.1 or name == "meter"
+    assert model.config.head_dropout == 0  # that rate is of NLVR2's head alone
     with torch.no_grad():
         output = model.model(**case.batch)
         torch.testing.assert_close(output.pooled, case.out("cls_feats"), atol=1e-5, rtol=0)

@@ -88,7 +88,7 @@ class ModelCase:
         tower = vision_config(shapes)
         tower.num_attention_heads = self.models["image_tower"]["heads"]
         return TwoTowerConfig(
-            text_config=self.text_tower, vision_config=tower, task=task, **config_fields(self.spec["config"])
+            text_config=self.text_tower, vision_config=tower, **config_fields(self.spec["config"], task)
         )
 
     def model(self, task: str, **replaced: torch.Tensor) -> TwoTowerForTask:
