@@ -1,5 +1,6 @@
 """The parts of the model that train separately: which parameters belong to each, and at which rate they learn."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +66,21 @@ def saved_bytes(parameter: nn.Parameter) -> int:
     quant_state = getattr(parameter, "quant_state", None)
     dtype = parameter.dtype if quant_state is None else quant_state.dtype
     return full_shape(parameter).numel() * dtype.itemsize
+
+
+def parts_of(model: nn.Module, prefixes: Mapping[str, Sequence[str]]) -> dict[str, dict[str, nn.Parameter]]:
+    """{part: {name: parameter}}, every parameter in exactly one; a part that the model lacks has none.
+
+    prefixes: of the names of each part's parameters.
+    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to `prefixes`.
+    """
+    parts: dict[str, dict[str, nn.Parameter]] = {part: {} for part in prefixes}
+    for name, parameter in model.named_parameters():
+        owners = [part for part, beginnings in prefixes.items() if name.startswith(tuple(beginnings))]
+        if len(owners) != 1:
+            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
+        parts[owners[0]][name] = parameter
+    return parts
 
 
 def freeze(components: list[Component]) -> None:

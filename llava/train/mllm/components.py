@@ -3,7 +3,7 @@
 from torch import nn
 
 from llava.mllm.parts import POST_LAYERNORM, PREFIXES
-from llava.train.loop.components import ADAPTERS, Component
+from llava.train.loop.components import ADAPTERS, Component, parts_of
 from llava.train.recipe.schema import ComponentRecipe, Recipe
 
 
@@ -11,14 +11,12 @@ def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
     """The model's components, every parameter in exactly one; those that the model lacks are left out.
 
     The adapters of a component with LoRA are a component of their own, `language_model_lora`, and train in its stead.
-    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
+    Raises RuntimeError, see parts_of.
     """
-    members = {name + kind: {} for name in PREFIXES for kind in ("", ADAPTERS)}
-    for name, parameter in model.named_parameters():
-        owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
-        if len(owners) != 1:
-            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
-        members[owners[0] + ADAPTERS * (".lora_" in name)][name] = parameter
+    members = {}
+    for part, parameters in parts_of(model, PREFIXES).items():
+        members[part] = {name: parameter for name, parameter in parameters.items() if ".lora_" not in name}
+        members[part + ADAPTERS] = {name: parameter for name, parameter in parameters.items() if ".lora_" in name}
     return [_component(recipe, name, parameters) for name, parameters in members.items() if parameters]
 
 

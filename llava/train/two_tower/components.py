@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from llava.train.loop.components import Component, full_shape
+from llava.train.loop.components import Component, full_shape, parts_of
 from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.two_tower.parts import IMAGE_TOWER, PREFIXES
 
@@ -15,16 +15,10 @@ MANAGERS_NORMS = (".norms.", ".previous_norms.")
 def split_components(model: nn.Module, recipe: TwoTowerRecipe) -> list[Component]:
     """The model's components, every parameter in exactly one; those that the model lacks are left out.
 
-    Raises RuntimeError for a parameter that belongs to none: a part was added to the model and not to PREFIXES.
+    Raises RuntimeError, see parts_of.
     """
-    members: dict[str, dict[str, nn.Parameter]] = {name: {} for name in PREFIXES}
-    for name, parameter in model.named_parameters():
-        owners = [owner for owner, prefixes in PREFIXES.items() if name.startswith(prefixes)]
-        if len(owners) != 1:
-            raise RuntimeError(f"parameter {name} belongs to {len(owners)} components, expected 1")
-        members[owners[0]][name] = parameter
-    undecayed = undecayed_names(model, recipe.rates.decay)
-    return [_component(recipe, name, parameters, undecayed) for name, parameters in members.items() if parameters]
+    parts, undecayed = parts_of(model, PREFIXES), undecayed_names(model, recipe.rates.decay)
+    return [_component(recipe, name, parameters, undecayed) for name, parameters in parts.items() if parameters]
 
 
 def _component(
