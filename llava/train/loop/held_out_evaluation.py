@@ -88,7 +88,7 @@ class HeldOutEvaluation:
         lost = self.accelerator.reduce(torch.tensor(lost, device=device)).item()
         loss, supervised = self.accelerator.reduce(sums).tolist()
         if lost:
-            _tell(step, f"no held-out loss: {lost} samples cannot be read any more")
+            tell(step, f"no held-out loss: {lost} samples cannot be read any more")
             return None
         return loss / supervised
 
@@ -117,7 +117,7 @@ class HeldOutEvaluation:
                 failures = [str(error)]
             failures = gathered(failures)
             if failures:
-                _tell(step, f"no held-out answers: {failures[0]}")
+                tell(step, f"no held-out answers: {failures[0]}")
                 return
             if batch is not None:
                 with self.accelerator.autocast():
@@ -138,7 +138,8 @@ def _loss_sums(trainer: "LlavaTrainer", batch: dict[str, torch.Tensor]) -> torch
     return torch.stack([loss.double(), loss.new_full((), supervised, dtype=torch.float64)])
 
 
-def _tell(step: int, message: str) -> None:
+def tell(step: int, message: str) -> None:
+    """Says on the first rank what an evaluation could not do."""
     if rank() == 0:
         print(f"after step {step}: {message}; training goes on", flush=True)
 

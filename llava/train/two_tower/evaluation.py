@@ -15,9 +15,9 @@ from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
 from llava.data.pairs.processor import PairProcessor
 from llava.errors import DataError
-from llava.train.loop.held_out_evaluation import kept_random_state
+from llava.train.loop.held_out_evaluation import kept_random_state, tell
 from llava.train.loop.trainer import LlavaTrainer
-from llava.train.ranks.process_group import first_on_each_host, gathered, rank
+from llava.train.ranks.process_group import first_on_each_host, gathered
 from llava.train.two_tower.data import inputs
 from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.two_tower.metrics import ranks_of
@@ -110,7 +110,7 @@ class PairEvaluation:
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
         unread = gathered(lost)
         if unread:
-            _tell(trainer, unread[0])
+            tell(trainer.state.global_step, f"no evaluation: {unread[0]}")
             return {}
         totals = trainer.accelerator.reduce(sums).tolist()
         counts = totals[len(names) : 2 * len(names)]
@@ -143,7 +143,7 @@ class RetrievalEvaluation(PairEvaluation):
         try:
             return self._recalls(trainer)
         except DataError as error:
-            _tell(trainer, str(error))
+            tell(trainer.state.global_step, f"no evaluation: {error}")
             return {}
 
     def _recalls(self, trainer: LlavaTrainer) -> dict[str, float]:
@@ -171,11 +171,6 @@ class RetrievalEvaluation(PairEvaluation):
     def _pixels(self, image: int) -> torch.Tensor:
         dataset = self.pairs.dataset
         return dataset.transform(dataset.open(*dataset.store.image(image)), Draws(Purpose.IMAGE, 0))
-
-
-def _tell(trainer: LlavaTrainer, fault: str) -> None:
-    if rank() == 0:
-        print(f"after step {trainer.state.global_step}: no evaluation: {fault}; training goes on", flush=True)
 
 
 def evaluation(recipe: TwoTowerRecipe, pairs: HeldOutPairs, trainer: LlavaTrainer) -> PairEvaluation:
