@@ -28,6 +28,7 @@ from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.head import CHUNK
 from llava.sizes import UNITS, duration, in_bytes, unit_of
 from llava.text_table import text_table
+from llava.train.family import StageRecipe
 from llava.train.loop.components import ADAPTERS, Component
 from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe, named_components
@@ -249,7 +250,7 @@ def _tower_layer(vision) -> int:
     return 9 * vision.hidden_size + 2 * vision.intermediate_size
 
 
-def precision_width(recipe: Recipe) -> int:
+def precision_width(recipe: StageRecipe) -> int:
     """Bytes of a number; `auto` is bf16 on the GPUs that this is for."""
     return FP32 if recipe.run.precision == "fp32" else 2
 
@@ -265,20 +266,45 @@ def describe_memory(
     recipe: Recipe, components: Sequence[Component], config: LlavaOVManagerConfig, image: ImageLayout, processes: int
 ) -> str:
     """The estimated memory of each process, as text: what is assumed, and the table. image: of a typical sample."""
-    width, work = precision_width(recipe), Work.of(recipe, image)
-    checkpointed = named_components(recipe.run.gradient_checkpointing)
-    activations = float(recipe_activations(recipe, components, config)(work))
-    shown, used = strategies(recipe.run.deepspeed, config.text_config.hidden_size)
-    estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
-    assumed = (
-        f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, {work.samples} x "
-        f"{work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
-        f"checkpointed: {', '.join(checkpointed) or 'nothing'}; * is this recipe's"
+    work, checkpointed = Work.of(recipe, image), named_components(recipe.run.gradient_checkpointing)
+    at_once = (
+        f"{work.samples} x {work.tokens:,} tokens and {work.samples} x {work.crops} crops at once, "
+        f"checkpointed: {', '.join(checkpointed) or 'nothing'}"
     )
+    activations = float(recipe_activations(recipe, components, config)(work))
+    width, first_alone = config.text_config.hidden_size, recipe.lora.base == "full"
+    return memory_text(recipe, components, processes, width, activations, at_once=at_once, first_alone=first_alone)
+
+
+def memory_text(
+    recipe: StageRecipe,
+    components: Sequence[Component],
+    processes: int,
+    hidden_size: int,
+    activations: float,
+    *,
+    at_once: str,
+    first_alone: bool,
+) -> str:
+    """What is assumed, what the host needs, and the table.
+
+    Args:
+        recipe: of the stage.
+        components: what trains of the model.
+        processes: of the run.
+        hidden_size: by which DeepSpeed sizes its buffers.
+        activations: their bytes.
+        at_once: of what, in words.
+        first_alone: whether the first process alone loads the weights.
+    """
+    width = precision_width(recipe)
+    shown, used = strategies(recipe.run.deepspeed, hidden_size)
+    estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
+    assumed = f"{'bf16' if width < FP32 else 'fp32'}, {processes} processes, {at_once}; * is this recipe's"
     whole = FP32 * sum(component.num_parameters for component in components)
-    who = "the first process alone holds" if recipe.lora.base == "full" else "every process holds"
+    who = "the first process alone holds" if first_alone else "every process holds"
     loading = f"host        while the model is loaded {who} it in float32 there: {in_bytes(whole)}"
-    return f"{assumed}\n{loading}\n\n{memory_table(estimates, used)}"
+    return f"memory      estimated for {assumed}\n{loading}\n\n{memory_table(estimates, used)}"
 
 
 def memory_table(estimates: Sequence[Estimate], used: Strategy) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llava.data.pairs.dataset import PairSampler, Place
 from llava.sizes import in_bytes
-from llava.train.estimate.memory import FP32, estimate, memory_table, precision_width, strategies
+from llava.train.estimate.memory import FP32, memory_text, precision_width
 from llava.train.loop.components import Component
 from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.two_tower.configuration import TwoTowerConfig
@@ -60,15 +60,7 @@ def describe_memory(
     recipe: TwoTowerRecipe, components: Sequence[Component], config: TwoTowerConfig, processes: int
 ) -> str:
     """The estimated memory of each process, as text: what is assumed, and the table."""
-    width = precision_width(recipe)
-    shown, used = strategies(recipe.run.deepspeed, config.hidden_size)
-    activations = activation_bytes(recipe, config)
-    estimates = [estimate(strategy, components, processes, width, activations) for strategy in shown]
-    assumed = (
-        f"memory      estimated for {'bf16' if width < FP32 else 'fp32'}, {processes} processes, "
-        f"{recipe.optim.batch_size} pairs at once, layers "
-        f"{'computed again' if recipe.run.gradient_checkpointing else 'kept'}; * is this recipe's"
-    )
-    whole = FP32 * sum(component.num_parameters for component in components)
-    loading = f"host        while the model is loaded the first process alone holds it in float32: {in_bytes(whole)}"
-    return f"{assumed}\n{loading}\n\n{memory_table(estimates, used)}"
+    layers = "computed again" if recipe.run.gradient_checkpointing else "kept"
+    at_once = f"{recipe.optim.batch_size} pairs at once, layers {layers}"
+    activations, width = activation_bytes(recipe, config), config.hidden_size
+    return memory_text(recipe, components, processes, width, activations, at_once=at_once, first_alone=True)
