@@ -67,10 +67,12 @@ def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[s
     Raises LlavaError for data that show nothing, and for models that have none of the figures.
     """
     models = [_analysed(folder, name, source, options) for folder, name in zip(folders, model_names(folders))]
-    figures = {name: [curve for model in models for curve in curves_of(name, model)] for name in options.figures}
-    notes = [f"note: {model.name} {why}" for model in models for why in _lacking(model, options.figures)]
+    of_models = [{name: curves_of(name, model) for name in options.figures} for model in models]
+    figures = {name: [curve for of_model in of_models for curve in of_model[name]] for name in options.figures}
+    lacking = [[FIGURES[name].lacking for name, curves in of_model.items() if not curves] for of_model in of_models]
     if not any(figures.values()):
-        raise LlavaError(f"{models[0].folder}: {'; '.join(_lacking(models[0], options.figures))}")
+        raise LlavaError(f"{models[0].folder}: {'; '.join(lacking[0])}")
+    notes = [f"note: {model.name} {why}" for model, of_model in zip(models, lacking, strict=True) for why in of_model]
     for model in models:
         with whole_file(options.out / f"{model.name}.npz", "wb") as stream:
             np.savez_compressed(stream, **model.arrays)
@@ -122,11 +124,6 @@ def _recorded(recorder: Any, encoded: Encoded, names: Sequence[str]) -> Mapping[
             f"{names[encoded.shown[0]]}: the memory of {device} does not hold a batch of {len(encoded.shown)}; what is "
             "recorded stays: go on with a smaller --batch_size"
         ) from None
-
-
-def _lacking(model: Analysed, figures: Sequence[str]) -> list[str]:
-    """Why the model has none of some figures."""
-    return [FIGURES[name].lacking for name in figures if not curves_of(name, model)]
 
 
 def _write_curves(file: Path, models: list[Analysed], figures: dict[str, list[Curve]], source: Source) -> None:
