@@ -22,10 +22,10 @@ from llava.data.pairs.pair import Pair
 from llava.data.pairs.transforms import Transform
 from llava.demo.emoji_towers import BATCH, embed_texts
 from llava.text_table import text_table
+from llava.two_tower.metrics import RECALLS
 
 MOST = 2000  # pairs that are learned from
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of ridge regression; the best one on the split val is taken
-RECALLS = (1, 5, 10)
 
 
 @dataclass(frozen=True)
