@@ -32,6 +32,7 @@ from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.cost import PASSES, image_tokens, training_cost
 from llava.two_tower.modeling import TwoTowerForTask
+from llava.two_tower.parts import PREFIXES
 from llava.two_tower.tasks import TASKS
 
 
@@ -94,8 +95,7 @@ def tokens_of_sample(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> int:
 def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[list[str], list[str]]:
     """Lines about tokens, work and bridge, and what a user may not expect."""
     optim, passes = recipe.optim, PASSES[config.task]
-    trained = {"text_tower": True, "image_tower": True, "cross_modal": True, "heads": True}
-    work = training_cost(config, recipe.data.text_length, trained)
+    work = training_cost(config, recipe.data.text_length, dict.fromkeys(PREFIXES, True))
     whole = work * optim.global_batch_size * plan.steps
     lines = [
         f"tokens      at most {plan.tokens:,} ({recipe.data.text_length} of a text, padding among them), and "
