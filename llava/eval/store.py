@@ -11,13 +11,14 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llava.arguments import unknown
 from llava.errors import LlavaError
 from llava.eval.benchmark_row import Benchmark
-from llava.eval.benchmarks import benchmark
+from llava.eval.benchmarks import BENCHMARKS, benchmark
 from llava.eval.headline import (
     AGREEMENT,
     BENCHMARK_AGREEMENT,
@@ -96,6 +97,18 @@ def load_run(run: Path) -> list[TaskRun]:
         answers = f"; stored answers of {', '.join(unscored)} wait to be scored" if unscored else ""
         raise LlavaError(f"{run}: holds no evaluation results (no */{RESULTS}){answers}")
     return [_load_task_run(folder) for folder in folders]
+
+
+def shown_tasks(runs: Mapping[str, Mapping[str, TaskRun]], tasks: Sequence[str] | None) -> list[str]:
+    """The tasks of runs, or these of them, in the order of the benchmarks; others behind them.
+
+    runs: run -> task -> what it left. Raises LlavaError when no run has one of `tasks`.
+    """
+    present = [row.task for row in BENCHMARKS if any(row.task in of_run for of_run in runs.values())]
+    present = list(dict.fromkeys([*present, *(task for of_run in runs.values() for task in of_run)]))
+    if wrong := [task for task in tasks or () if task not in present]:
+        raise LlavaError(unknown("task", wrong[0], present))
+    return [task for task in present if tasks is None or task in tasks]
 
 
 def _holds_results(path: Path) -> bool:

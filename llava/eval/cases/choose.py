@@ -5,12 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.arguments import unknown
 from llava.errors import LlavaError
-from llava.eval.benchmarks import BENCHMARKS, benchmark
+from llava.eval.benchmarks import benchmark
 from llava.eval.cases.where import Wanted, is_right, read_where
 from llava.eval.headline import headline_metric
-from llava.eval.store import TaskRun, load_run, read_rows
+from llava.eval.store import TaskRun, load_run, read_rows, shown_tasks
 
 OWN_METRIC = "exact_match"  # of our own tasks, which have several
 
@@ -95,7 +94,7 @@ def choose_cases(
     elif len(runs) < 2:
         raise LlavaError("one run differs from none: name two runs, or say with --where what is wanted")
     cases, remarks, compared = [], [], 0
-    for task in _tasks(runs, tasks):
+    for task in shown_tasks(runs, tasks):
         lacking = [name for name in needed if task not in runs[name]]
         if lacking and where is not None:
             remarks.append(f"{task} is left out: {', '.join(lacking)} did not answer it")
@@ -123,15 +122,6 @@ def _differ(least: float) -> Wanted:
         return len({is_right(share, least) for share in shares.values() if share is not None}) > 1
 
     return differ
-
-
-def _tasks(runs: Mapping[str, Mapping[str, TaskRun]], tasks: Sequence[str] | None) -> list[str]:
-    """In the order of the benchmarks, others behind them."""
-    present = [row.task for row in BENCHMARKS if any(row.task in of_run for of_run in runs.values())]
-    present = list(dict.fromkeys([*present, *(task for of_run in runs.values() for task in of_run)]))
-    if wrong := [task for task in tasks or () if task not in present]:
-        raise LlavaError(unknown("task", wrong[0], present))
-    return [task for task in present if tasks is None or task in tasks]
 
 
 def _scored_runs(

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from pathlib import Path
 
-from llava.arguments import unknown
 from llava.errors import LlavaError
-from llava.eval.benchmarks import BENCHMARKS, benchmark
+from llava.eval.benchmarks import benchmark
 from llava.eval.documents_again import check_same, lies_here, read_documents
 from llava.eval.headline import headline_metric
 from llava.eval.kinds import Kinds, field_names, no_such_field, read_kinds
@@ -18,7 +17,7 @@ from llava.eval.report import provenance
 from llava.eval.report.comparison import differences_to, load_runs, reference_among
 from llava.eval.report.intervals import Difference, Score
 from llava.eval.report.results import results_of, unit_of
-from llava.eval.store import TaskRun, documents_hash, read_rows
+from llava.eval.store import TaskRun, documents_hash, read_rows, shown_tasks
 
 ALL = "all"  # the row of all documents
 
@@ -138,7 +137,7 @@ def build_kind_report(
     runs = load_runs(folders)
     reference = reference_among(runs, reference)
     places = dict(zip(runs, folders, strict=True))
-    chosen = _chosen(runs, tasks)
+    chosen = shown_tasks(runs, tasks)
     reader = _FieldReader(field, data, named=tasks is not None, alone=len(chosen) == 1)
     tables: list[KindTable] = []
     warnings: list[str] = []
@@ -159,16 +158,6 @@ def build_kind_report(
     warnings += [*_unpaired(tables, reference), *provenance.warnings(blocks)]
     notes = ["A document of several kinds counts in each of them.", *provenance.notes(blocks, False, averages=False)]
     return KindReport(field, blocks, reference, tables, warnings, notes)
-
-
-def _chosen(runs: dict[str, dict[str, TaskRun]], tasks: Sequence[str] | None) -> list[str]:
-    """The tasks that are shown, in the order of the benchmarks; others behind them."""
-    present = [row.task for row in BENCHMARKS if any(row.task in of_run for of_run in runs.values())]
-    present += [task for of_run in runs.values() for task in of_run]
-    present = list(dict.fromkeys(present))
-    if wrong := [task for task in tasks or () if task not in present]:
-        raise LlavaError(unknown("task", wrong[0], present))
-    return [task for task in present if tasks is None or task in tasks]
 
 
 def _lacking(name: str, run: TaskRun) -> list[str]:
@@ -240,11 +229,8 @@ def _of_kind(part: _Parted, metric: str, kind: str | None) -> TaskRun:
 def _unpaired(tables: Sequence[KindTable], reference: str) -> list[str]:
     lines: dict[str, None] = {}
     for table in tables:
-        for name in [name for row in table.rows if reference in row.scores for name in row.scores if name != reference]:
-            if any(
-                name in row.scores and reference in row.scores and name not in row.differences for row in table.rows
-            ):
-                lines[f"{name} and {reference} have other documents in {table.task}: where they do, no difference"] = (
-                    None
-                )
+        compared = [row for row in table.rows if reference in row.scores]
+        names = [name for row in compared for name in row.scores if name not in (reference, *row.differences)]
+        rest = f"and {reference} have other documents in {table.task}: where they do, no difference"
+        lines |= dict.fromkeys(f"{name} {rest}" for name in names)
     return list(lines)
