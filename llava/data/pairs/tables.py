@@ -114,7 +114,7 @@ def _mapped(file: Path) -> pa.Table:
 
 
 def _keep(file: Path, name: str, key: FileKey) -> Path:
-    """Writes the file as arrow, in the first place where that can be."""
+    """Writes the file as arrow, in the first place where that can be, and removes what was kept of it as it was."""
     reasons = []
     for home in homes(file):
         unfinished = None
@@ -125,6 +125,10 @@ def _keep(file: Path, name: str, key: FileKey) -> Path:
                 raise DataError(f"data file {file} changed while it was read")
             sync(unfinished)
             unfinished.rename(home / name)
+            for other in home.glob("pairs-*.arrow"):
+                if other.name != name:
+                    with suppress(OSError):
+                        other.unlink()
             return home / name
         except OSError as error:
             reasons.append(f"{home}: {error.strerror or one_line(str(error))}")

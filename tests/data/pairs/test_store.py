@@ -70,6 +70,14 @@ def test_parquet_and_json_give_the_same_pairs(tmp_path, monkeypatch, kept):
     assert not list(tmp_path.glob(".llava-index/*/*.unfinished"))
 
 
+def test_a_changed_file_is_kept_anew_and_its_old_copy_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "SMALL", 0)
+    for count in (2, 5):
+        store = load(write_parquet(tmp_path / "p.parquet", captions(count)))
+    assert store.num_images == 5
+    assert len(list(tmp_path.glob(".llava-index/p.parquet/pairs-*.arrow"))) == 1
+
+
 def test_records_of_the_same_path_are_the_same_image(tmp_path):
     rows = [{"image": name, "caption": "a page"} for name in ("b.png", "a.png", "b.png")]
     store = load(write_json(tmp_path / "j.jsonl", rows), "captions")
