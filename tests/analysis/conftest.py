@@ -9,18 +9,9 @@ from pyarrow import parquet
 
 from llava.fusion.configs.none import NoneConfig
 from tests.data.pairs.conftest import processor, tokenizer
+from tests.eval.conftest import README
 
 __all__ = ["processor", "tokenizer"]
-
-README = """\
----
-configs:
-  - config_name: default
-    data_files:
-      - split: test
-        path: "*.parquet"
----
-"""
 
 
 @pytest.fixture(scope="session")
