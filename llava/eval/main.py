@@ -70,6 +70,10 @@ def _main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
     args = _parser().parse_args(argv)
+    for name in ("limit", "batch_size", "processes"):
+        value = vars(args)[name]
+        if value is not None and value < 1:
+            raise LlavaError(f"--{name} must be at least 1, found {value}")
     return _run(two_tower_jobs(args) if is_two_tower(args.model) else _jobs(args), args.processes)
 
 
@@ -150,10 +154,6 @@ def _jobs(args: Namespace) -> list[Job]:
         raise LlavaError("--suite names tasks, and so does --tasks; give one of them")
     choices = choose_tasks(SUITES[args.suite or PAPER] if args.tasks is None else args.tasks.split(","))
     tasks = [choice.name for choice in choices]
-    for name in ("limit", "batch_size", "processes"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise LlavaError(f"--{name} must be at least 1, found {value}")
     if find_spec("lmms_eval") is None:
         raise LlavaError("lmms-eval is not installed; docs/evaluate.md says how")
     check_folder(args.model)

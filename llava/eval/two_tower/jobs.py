@@ -37,10 +37,6 @@ def two_tower_jobs(args: Namespace) -> list[Job]:
             raise LlavaError(f"--{name} is for models that generate text; {args.model} is a two-tower model")
     if args.device == SPREAD:
         raise LlavaError(f"--device {SPREAD} is for models that generate text; name one device")
-    for name in ("limit", "batch_size", "processes"):
-        value = vars(args)[name]
-        if value is not None and value < 1:
-            raise LlavaError(f"--{name} must be at least 1, found {value}")
     if args.data is not None and not args.data.is_file():
         raise LlavaError(
             f"--data {args.data}: a two-tower model's is a mixture of pairs or a data file (docs/evaluate.md)"

@@ -139,6 +139,7 @@ def test_a_model_and_data_that_do_not_fit(tmp_path, save, evaluate, capsys):
         (("--tasks", "vqa"), "unknown task 'vqa'"),
         (("--data", tmp_path), "a two-tower model's is a mixture of pairs or a data file"),
         (("--image_noise",), "--image_noise is for models that generate text"),
+        (("--limit", "0"), "--limit must be at least 1, found 0"),
         (("--tasks", "vqav2.dev", "--data", data), "has no split 'dev'; it has val"),
         (("--tasks", "vqav2.test"), r"names .*vqav2_test\.arrow, which is not there; --data FILE"),
     ):
