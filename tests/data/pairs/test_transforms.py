@@ -16,6 +16,10 @@ def draws(index=0):
     return Draws(Purpose.IMAGE, 0, 0, index)
 
 
+def test_purposes_draw_other_numbers_of_the_same_key():
+    assert len({Draws(purpose, 0, 0, 5)() for purpose in Purpose}) == len(Purpose) == 6
+
+
 def test_center_keeps_the_middle_and_the_aspect():
     image = ramp(200, 100)
     square = np.asarray(center(image, 50))

@@ -41,6 +41,13 @@ def test_a_judged_score_is_its_share_of_the_points(tmp_path):
     assert answers == [("6 of 10", 0.6, True), ("4 of 10", 0.4, False)]
 
 
+def test_where_lower_is_better_the_lower_score_is_right(tmp_path):
+    headline = {"metric": "exact_match", "value": 0.5, "factor": 1.0, "bounded": True, "higher_is_better": False}
+    for name, errors in {"one": (1.0, 0.0), "two": (0.0, 1.0)}.items():
+        save_digit_pages(tmp_path / name, *errors, headline=headline)
+    assert chosen([tmp_path / "one", tmp_path / "two"], "one right")[0] == [("digit_pages", 1, [1])]
+
+
 def test_other_documents_are_left_out_and_told(runs, save_run, tmp_path):
     other = save_run(tmp_path / "other", SCORES["manager"])
     file = other / "docvqa_val" / "samples.jsonl"
