@@ -16,6 +16,7 @@ CHOICES = {
     "weight": ("scalar", "vector"),
     "task": tuple(TASKS),
 }
+STATIC_KINDS = ("sam", "sam_split", "saum")  # of managers, whose weights no query chooses
 # ManagerTower's towers: roberta-base, and CLIP's ViT-B/16 at the size of images in pre-training.
 ROBERTA = {
     "model_type": "roberta",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.configuration import STATIC_KINDS, TwoTowerConfig
 from llava.two_tower.tasks import TASKS
 
 
@@ -116,7 +116,7 @@ def _bridges(config: TwoTowerConfig, own: int, other: int, experts: int) -> int:
     if config.bridge != "manager":
         return 0
     sums = layers * 2 * own * experts * width
-    if config.manager_kind in ("sam", "sam_split", "saum"):
+    if config.manager_kind in STATIC_KINDS:
         return sums
     fused = config.query == "fused"
     query_width = width * (2 if fused else 1)

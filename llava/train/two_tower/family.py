@@ -29,7 +29,7 @@ from llava.train.two_tower.data import (
 from llava.train.two_tower.evaluation import evaluation, held_out
 from llava.train.two_tower.memory import describe_memory, first_batch
 from llava.train.two_tower.recipe import TwoTowerRecipe
-from llava.two_tower.configuration import TwoTowerConfig
+from llava.two_tower.configuration import STATIC_KINDS, TwoTowerConfig
 from llava.two_tower.cost import PASSES, image_tokens, training_cost
 from llava.two_tower.modeling import TwoTowerForTask
 from llava.two_tower.parts import PREFIXES
@@ -121,8 +121,7 @@ def describe_bridge(config: TwoTowerConfig) -> str:
         return f"METER{', gated' if config.gated_fusion else ''}, {layers}"
     if config.bridge == "bridge_tower":
         return f"BridgeTower, {layers}"
-    adaptive = config.manager_kind not in ("sam", "sam_split", "saum")
-    how = f", {config.query} query" if adaptive else ""
+    how = "" if config.manager_kind in STATIC_KINDS else f", {config.query} query"
     experts = f"{config.text_layers} experts of text and {config.image_layers} of images"
     return f"ManagerTower, {config.manager_kind}{how}, weights {config.weight}, {experts}, {layers}"
 
