@@ -87,7 +87,7 @@ class TaskRecipe:
         name: Pre-training, or the task.
         head_width: How many times as wide as its input the classification head is inside.
         head_dropout: Share of the input of the classification head that is dropped while it trains.
-        num_answers: Answers of VQA that a dry run counts with while the data is not there.
+        num_answers: Answers of VQA that a dry run counts with; training counts those of the mixture.
     """
 
     name: Literal["pretrain", "vqav2", "snli_ve", "nlvr2", "retrieval"]
