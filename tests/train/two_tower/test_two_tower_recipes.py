@@ -3,6 +3,7 @@
 import subprocess
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -10,7 +11,8 @@ from llava.errors import LlavaError
 from llava.paper import CROSS_MODAL_LAYERS
 from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.load import StageFile, load_recipe
-from llava.train.two_tower.recipe import two_tower_keys
+from llava.train.two_tower.recipe import TaskRecipe, TwoTowerFusionRecipe, two_tower_keys
+from llava.two_tower.configuration import CHOICES, TwoTowerConfig
 from llava.two_tower.tasks import SETS, TASKS
 from tests.paths import ROOT
 
@@ -22,6 +24,14 @@ SIX = {"text_layers": 6, "image_layers": 6, "cross_modal_layers": 6}
 
 def load(stage: str, arm: str | None = None, **keys):
     return load_recipe(f"{RECIPES}/{stage}.yaml", arm, keys=keys)
+
+
+def test_a_recipe_has_the_choices_and_defaults_of_the_models_configuration():
+    config, hints = TwoTowerConfig(), get_type_hints(TwoTowerFusionRecipe)
+    assert asdict(TwoTowerFusionRecipe()) == {name: getattr(config, name) for name in hints}
+    for name in ("bridge", "manager_kind", "query", "weight"):
+        assert get_args(hints[name]) == CHOICES[name]
+    assert set(get_args(get_type_hints(TaskRecipe)["name"])) == set(CHOICES["task"])
 
 
 def test_no_recipe_is_left_out():
