@@ -169,10 +169,19 @@ def make_model(make_config):
 
 
 @pytest.fixture(scope="session")
-def tiny_model_dir(tmp_path_factory, make_model, make_processor):
-    """A saved grid + manager checkpoint with processor and tokenizer, random weights."""
+def tiny_model(make_model):
+    """A grid + manager model whose random weights are so large that it answers other prompts otherwise.
+
+    With smaller ones it repeats a token, and maybe one that no text shows.
+    """
+    return make_model(initializer_range=0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory, tiny_model, make_processor):
+    """tiny_model as a saved checkpoint, with processor and tokenizer."""
     folder = tmp_path_factory.mktemp("tiny_model")
-    make_model().save_pretrained(folder)
+    tiny_model.save_pretrained(folder)
     make_processor().save_pretrained(folder)
     return folder
 

@@ -321,8 +321,8 @@ def chat(image: Image.Image, question: str) -> list[dict]:
     ]
 
 
-def test_the_pipeline_answers_as_the_model_does(pipe, make_model, make_processor, make_image):
-    processor, model = make_processor(), make_model()
+def test_the_pipeline_answers_as_the_model_does(pipe, tiny_model, make_processor, make_image):
+    processor, model = make_processor(), tiny_model
     cases = [(make_image(100, 70), "What is it?"), (make_image(30, 170, 1), "Hi"), (make_image(150, 97), "A car?")]
     expected = []
     for image, question in cases:

@@ -302,15 +302,15 @@ def test_loss_at_supervised_positions_equals_the_full_loss(make_model, mixed_bat
             torch.testing.assert_close(parameter.grad, expected[name], msg=name)
 
 
-def test_a_saved_checkpoint_loads_strictly_through_the_auto_classes(make_model, tiny_model_dir, mixed_batch):
+def test_a_saved_checkpoint_loads_strictly_through_the_auto_classes(tiny_model, tiny_model_dir, mixed_batch):
     config = AutoConfig.from_pretrained(tiny_model_dir)
-    assert config.fusion == make_model().config.fusion
-    assert config.tiling == make_model().config.tiling
+    assert config.fusion == tiny_model.config.fusion
+    assert config.tiling == tiny_model.config.tiling
     model, report = AutoModelForImageTextToText.from_pretrained(tiny_model_dir, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     with torch.no_grad():
-        assert torch.equal(model(**mixed_batch).logits, make_model()(**mixed_batch).logits)
+        assert torch.equal(model(**mixed_batch).logits, tiny_model(**mixed_batch).logits)
     processor = AutoProcessor.from_pretrained(tiny_model_dir)
     assert processor.image_processor.tiling == config.tiling
 
