@@ -7,16 +7,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from llava.data.tile_lines import INK, PAPER, Cuts, count_tiles, lined, sized
 from llava.eval.cases.content import Case
-from llava.eval.tiling import Cuts, cuts
+from llava.eval.tiling import cuts
 from llava.picture_text import set_text
 
-LARGEST, SMALLEST = 1200, 400  # pixels of the longer side: what is larger shrinks, what is smaller grows by whole times
 MOST = 8  # images of a document that are shown
 WIDTH, MARGIN, GAP, LINE, FONT_SIZE = 1000, 20, 12, 24, 17  # of the PNG, in pixels
 THUMBNAIL = 470  # pixels of the longer side where there are several
-BRIGHT, DARK = 3, 5  # pixels: a white line, and a dark one below it, by which it is seen on paper
-PAPER, INK, FAINT, GREEN, RED = (255, 255, 255), (30, 30, 30), (105, 105, 105), (0, 110, 45), (190, 20, 30)
+FAINT, GREEN, RED = (105, 105, 105), (0, 110, 45), (190, 20, 30)
 COLOURS = {"plain": INK, "faint": FAINT, "right": GREEN, "wrong": RED, "none": FAINT}
 FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"  # in matplotlib: Latin, Greek, Cyrillic and more
 
@@ -47,9 +46,9 @@ def show_images(images: Sequence[Image.Image], tilings: Mapping[str, dict | None
                 runs_of.setdefault(cuts(tiling, image.size, several), []).append(run)
         whole = f"one crop: {', '.join(runs_of.pop(((), ()), []))}"
         captions = [_tiles(places, runs) for places, runs in runs_of.items()]
-        pictures = [_lined(image, places) for places in runs_of]
+        pictures = [lined(image, places) for places in runs_of]
         if several or not captions:
-            pictures, captions = [_sized(image)], [name if several else ""]
+            pictures, captions = [sized(image)], [name if several else ""]
         if not several and not whole.endswith(": "):
             captions[-1] = "; ".join(filter(None, [captions[-1], whole]))
         shown += [
@@ -60,28 +59,7 @@ def show_images(images: Sequence[Image.Image], tilings: Mapping[str, dict | None
 
 
 def _tiles(places: Cuts, runs: Sequence[str]) -> str:
-    return f"{(len(places[0]) + 1) * (len(places[1]) + 1)} tiles: {', '.join(runs)}"
-
-
-def _sized(image: Image.Image) -> Image.Image:
-    longest = max(image.size)
-    if longest > LARGEST:
-        sides = [max(1, round(side * LARGEST / longest)) for side in image.size]
-        return image.resize((sides[0], sides[1]), Image.Resampling.LANCZOS)
-    times = max(1, SMALLEST // longest)
-    return image.resize((image.width * times, image.height * times), Image.Resampling.LANCZOS)
-
-
-def _lined(image: Image.Image, places: Cuts) -> Image.Image:
-    picture = _sized(image).copy()
-    draw = ImageDraw.Draw(picture)
-    across, down = picture.width / image.width, picture.height / image.height
-    for width, colour in ((DARK, INK), (BRIGHT, PAPER)):
-        for x in places[0]:
-            draw.line((round(x * across), 0, round(x * across), picture.height), fill=colour, width=width)
-        for y in places[1]:
-            draw.line((0, round(y * down), picture.width, round(y * down)), fill=colour, width=width)
-    return picture
+    return f"{count_tiles(places)} tiles: {', '.join(runs)}"
 
 
 def draw_case(case: Case, shown: Sequence[Shown]) -> Image.Image:
