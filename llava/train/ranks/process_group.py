@@ -37,6 +37,8 @@ def start_process_group(run: RunRecipe) -> None:
         raise LlavaError("run.deepspeed needs torchrun: use scripts/train/stage*.sh, or pass --run.deepspeed none")
     if torch.cuda.is_available():
         return
+    # As DeepSpeed's launcher says it, in torchrun's words; else ZeRO-3 starts numactl at every reduction, to count.
+    os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     import deepspeed
     import deepspeed.ops
 

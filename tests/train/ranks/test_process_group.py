@@ -7,12 +7,14 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from torch import distributed
 
 from llava.errors import DataError, LlavaError
-from llava.train.ranks.process_group import first_on_each_host, gathered, on_first_rank, rank
+from llava.train.ranks.process_group import first_on_each_host, gathered, on_first_rank, rank, start_process_group
 from llava.train.ranks.waiting import meet, run_store
 from tests.train.hosts import free_port
 from tests.train.run_ranks import run_ranks
@@ -44,6 +46,20 @@ def test_the_first_rank_decides_and_alone_tells_a_fault(tmp_path, processes):
     ends = ["DataError row 0 is bad"] + ["SystemExit 2"] * ((processes or 1) - 1)
     facts = [json.loads((tmp_path / f"{number}.json").read_text()) for number in range(len(ends))]
     assert facts == [[{"rank": 0}, everything, end, False] for end in ends]
+
+
+def test_deepspeed_knows_the_ranks_of_this_host_and_starts_no_process_to_count_them():
+    import deepspeed
+
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_SIZE"}
+    run = SimpleNamespace(deepspeed="zero3.json", collective_timeout=60)
+    with (
+        mock.patch.dict(os.environ, environment | {"RANK": "0", "LOCAL_WORLD_SIZE": "3"}, clear=True),
+        mock.patch.object(deepspeed, "init_distributed"),
+        mock.patch.object(subprocess, "Popen", side_effect=AssertionError),
+    ):
+        start_process_group(run)
+        assert deepspeed.get_accelerator().device_count() == 3
 
 
 def wait(out: Path) -> None:
