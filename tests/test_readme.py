@@ -104,9 +104,10 @@ def test_lines_are_as_long_as_those_of_the_code():
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
-def test_every_training_command_of_the_readme_dry_runs(command):
+def test_every_training_command_of_the_readme_dry_runs(command, forked_python):
     words = [*command.split(), "--dry_run"] if "--dry_run" not in command else command.split()
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PATH": forked_python.path}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "trainable" in done.stdout
 
