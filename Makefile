@@ -9,7 +9,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install browser demo-real demo-two-tower test test-mixed test-exits test-real lint quickstart bench-fusion gpu-check clean
+.PHONY: install browser demo-real demo-two-tower test test-mixed test-exits test-real lint quickstart quickstart-two-tower bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -57,6 +57,11 @@ lint: install
 quickstart: install
 	PATH="$(BIN):$$PATH" bash scripts/quickstart.sh "$(ARMS)" $(SEEDS)
 
+# The two towers on drawings with names: ARMS=all SEEDS=3 trains METER, BridgeTower and ManagerTower with three seeds.
+quickstart-two-tower: ARMS := manager
+quickstart-two-tower: demo-two-tower
+	PATH="$(BIN):$$PATH" bash scripts/quickstart_two_tower.sh "$(ARMS)" $(SEEDS)
+
 # Every method of fusion and every control with three seeds on the digit pages; goes on where it was stopped. Hours:
 # BENCH_ARGS=--dry_run tells how many, BENCH_ARGS="--methods manager --seeds 2" is less.
 bench-fusion: install
@@ -67,4 +72,4 @@ gpu-check: install
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
 
 clean:
-	rm -rf $(VENV) playground/quickstart playground/quickstart_seeds
+	rm -rf $(VENV) playground/quickstart playground/quickstart_seeds playground/quickstart_two_tower

@@ -12,16 +12,15 @@
 #                  with SEEDS, playground/quickstart_seeds (what is done there stays)
 # QUICKSTART_SIZE  full (default), or smoke: a few steps of everything, to see that it runs
 set -euo pipefail
-cd "$(dirname "$0")/.."
-
-fail() { echo "error: $1" >&2 && exit 2; }
 case ${1:-} in -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0" && exit ;; esac
+cd "$(dirname "$0")/.."
+source scripts/quickstart/common.sh
 arms=${1:-grid_manager} seeds=${2:-}
 [ "$arms" = all ] && arms="baseline manager grid grid_manager"
-case $seeds in *[!0-9]* | 0*) fail "SEEDS must be a whole number above 0, found $seeds" ;; esac
-out=${QUICKSTART_DIR:-playground/quickstart${seeds:+_seeds}} started=.quickstart
-if [ -n "$(ls -A "$out" 2> /dev/null)" ]; then
-    [ -f "$out/$started" ] || fail "$out is not empty and was not made by the quickstart; name another QUICKSTART_DIR"
+check_seeds "$seeds"
+out=${QUICKSTART_DIR:-playground/quickstart${seeds:+_seeds}}
+check_out
+if [ -f "$out/$started" ]; then
     if [ -z "$seeds" ] && [ -s "$out/$started" ]; then
         fail "$out holds the runs of several seeds; remove it, or name another QUICKSTART_DIR"
     elif [ -n "$seeds" ] && [ ! -s "$out/$started" ]; then
@@ -49,23 +48,7 @@ smoke)
 *) fail "QUICKSTART_SIZE must be full or smoke, found $size" ;;
 esac
 
-export CUDA_VISIBLE_DEVICES= # on the CPU also where GPUs are
-# Two processes of one thread each; threads that spin while they wait would starve the other process.
-export NPROC_PER_NODE=2 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu
-
-say() { printf '\n== %s (%d:%02d) ==\n' "$1" $((SECONDS / 60)) $((SECONDS % 60)); }
-
-settings() { # what runs of several seeds must have in common: "HASH  FILE" of code and recipes, and the size
-    find llava/{data,demo,engine,eval/tasks,fusion,mllm,train} scripts/quickstart scripts/train/recipes -name '*.py' \
-        -o -name '*.yaml' -o -name '*.json' | LC_ALL=C sort | xargs sha256sum
-    echo "$size  QUICKSTART_SIZE"
-}
-
-once() { # FOLDER COMMAND ..: the command makes the folder, whole or not at all; one that is there stays
-    [ -d "$1" ] && return
-    rm -rf "$1.unfinished" && mkdir -p "$(dirname "$1")"
-    "${@:2}" "$1.unfinished" && mv "$1.unfinished" "$1"
-}
+use_two_cores
 
 make_data() {
     say "data: pages of handwritten digits"
@@ -157,14 +140,8 @@ if [ -z "$seeds" ]; then
     printf 'expected  %s\nanswer    ' "$(example "['answers'][0]")"
     llava chat --model "$last" --image "$out/data/example.png" "$question"
 else
-    used=$(settings)
-    if [ -f "$out/$started" ]; then
-        changed=$(sort - "$out/$started" <<< "$used" | uniq -u | head -n 1)
-        [ -z "$changed" ] || fail "$out was started with another ${changed##* }; name another QUICKSTART_DIR"
-    fi
-    mkdir -p "$out" && echo "$used" > "$out/$started"
-    exec 9> "$out/.lock" # held by whatever an ended quickstart left at work, too
-    flock --nonblock 9 || fail "$out: another quickstart is at work there"
+    # What runs of several seeds must have in common.
+    start_or_go_on "$size" llava/{data,demo,engine,eval/tasks,fusion,mllm,train} scripts/quickstart scripts/train/recipes
     tell_rest
     once "$out/data" make_data
     for seed in $(seq "$seeds"); do train_arms; done

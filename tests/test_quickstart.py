@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from llava.train.recipe.load import load_recipe
+from llava.train.two_tower.recipe import TwoTowerFusionRecipe
 from tests.bench.test_seeds import save
 from tests.paths import ROOT
 
@@ -43,12 +45,17 @@ def test_quickstart_at_smoke_size(forked_python, tmp_path):
 
 LLAVA = """#!/usr/bin/env bash
 [ "$1" = bench ] && [ -n "${REAL:-}" ] && exec "$PYTHON" -m llava.cli "$@"
-[ "$1 $2" = "demo pretrain" ] && what="pretrain $(basename "$(dirname "$3")") $4 $5" || what="$1 $2"
+case "$1 $2" in
+"demo pretrain" | "demo emoji_towers") what="$2 $(basename "$(dirname "$3")") $4 $5" ;;
+*) what="$1 $2" ;;
+esac
 [ "$1" = eval ] && run=${9#"$QUICKSTART_DIR/"} && what=$run
 [ "$what" = "$FAILS" ] && exit 1
 echo "$what" >> "$CALLS"
 [ "$1" = bench ] && exit
-if [ "$1" = eval ]; then mkdir -p "$9" && cp -r "$MADE_UP/$run/." "$9"; else mkdir -p "$3"; fi
+[ "$1" = eval ] || exec mkdir -p "$3"
+mkdir -p "$9/${5##*,}" && touch "$9/${5##*,}/results.json"
+[ ! -d "$MADE_UP/$run" ] || cp -r "$MADE_UP/$run/." "$9"
 """
 PYTHON = """#!/usr/bin/env bash
 arguments=" $* "
@@ -81,10 +88,10 @@ def noted(tmp_path_factory):
     environment = os.environ | {"PYTHON": sys.executable, "MADE_UP": str(folder), "CALLS": str(folder / "calls")}
     environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
 
-    def start(out, *arguments: str, fails: str = "nothing", **changes) -> tuple[list[str], int, str]:
+    def start(out, *arguments: str, fails: str = "nothing", script="quickstart", **changes):
         (folder / "calls").write_text("")
         done = subprocess.run(
-            ["bash", "scripts/quickstart.sh", *arguments],
+            ["bash", f"scripts/{script}.sh", *arguments],
             cwd=ROOT,
             env=environment | {"QUICKSTART_DIR": str(out), "FAILS": fails} | changes,
             capture_output=True,
@@ -94,6 +101,27 @@ def noted(tmp_path_factory):
         return (folder / "calls").read_text().splitlines(), done.returncode, done.stdout + done.stderr
 
     return start
+
+
+def test_the_two_towers_go_on_where_they_were(noted, tmp_path):
+    """Data once, towers and floor once a seed, every stage with the seed; then a table of each task."""
+
+    def of_seed(seed: int) -> list[str]:
+        calls = [f"emoji_towers seed{seed} --seed {seed}", "demo emoji_floor"]
+        for arm in ("meter", "bridge_tower", "manager"):
+            calls += [f"pretrain-{arm} {seed}", f"vqav2-{arm} {seed}", f"eval/questions/{arm}/seed{seed}"]
+            calls += [f"flickr30k-{arm} {seed}", f"eval/retrieval/{arm}/seed{seed}"]
+        return calls
+
+    everything = ["demo emoji_pages", *of_seed(1), *of_seed(2), *["bench seeds"] * 4]
+    out, broken = tmp_path / "towers", "flickr30k-bridge_tower 2"
+    before, status, printed = noted(out, "all", "2", script="quickstart_two_tower", fails=broken)
+    assert (before, status) == (everything[: everything.index(broken)], 1), printed
+    rest, status, printed = noted(out, "all", "2", script="quickstart_two_tower")
+    assert (before + rest, status) == (everything, 0), printed
+    assert "== floors to beat, of the towers of seed 2 " in printed
+    message = f"error: {out} was started with another QUICKSTART_SIZE; name another QUICKSTART_DIR\n"
+    assert noted(out, "all", "2", script="quickstart_two_tower", QUICKSTART_SIZE="smoke") == ([], 2, message)
 
 
 def of_seed(seed: int) -> list[str]:
@@ -165,12 +193,26 @@ def test_two_at_once_are_refused(noted, tmp_path):
         assert noted(out, "manager", "1") == ([], 2, message)
 
 
-def test_help_is_the_scripts_own_description():
+@pytest.mark.parametrize("stage", ["pretrain", "vqav2", "flickr30k"])
+@pytest.mark.parametrize("arm", ["meter", "bridge_tower", "manager"])
+def test_the_two_towers_stages_differ_in_the_bridge_alone(stage, arm):
+    file, folder = f"scripts/train/recipes/two_tower/{stage}.yaml", "scripts/quickstart/two_tower"
+    recipe = load_recipe(file, arm, overrides=[f"{folder}/model.yaml", f"{folder}/{stage}.yaml"])
+    assert recipe.fusion == TwoTowerFusionRecipe(
+        bridge=arm, cross_modal_layers=3, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+    )
+    assert (recipe.data.image_size, recipe.data.transform, recipe.rates.towers) == (96, "center", 0)
+    assert recipe.optim.max_steps is None
+    assert recipe.task.name == {"flickr30k": "retrieval"}.get(stage, stage)
+
+
+@pytest.mark.parametrize("script", ["quickstart", "quickstart_two_tower"])
+def test_help_is_the_scripts_own_description(script):
     done = subprocess.run(
-        ["bash", "scripts/quickstart.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        ["bash", f"scripts/{script}.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "bash scripts/quickstart.sh [ARMS] [SEEDS]" in done.stdout
+    assert f"bash scripts/{script}.sh [ARMS] [SEEDS]" in done.stdout
     assert "QUICKSTART_SIZE" in done.stdout.splitlines()[-1]
 
 

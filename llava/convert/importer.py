@@ -159,6 +159,10 @@ def _two_tower_source(arguments: Namespace, path: Path) -> "TwoTowerSource":
     for option in ("vision_tower", "language_model"):
         if getattr(arguments, option) is not None:
             raise LlavaError(f"--{option} is not for two-tower models: SOURCE {arguments.source} has its towers")
+    if NEWLINE_CHOICES[arguments.newline_after_one_crop] is not None:
+        raise LlavaError(
+            f"--newline_after_one_crop is not for two-tower models: SOURCE {arguments.source} has no newline vector"
+        )
     from llava.convert.two_tower import bridgetower_source, ckpt_source
 
     text_tower = local_path(arguments.text_tower, "--text_tower") if arguments.text_tower is not None else None

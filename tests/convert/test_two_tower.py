@@ -78,6 +78,7 @@ def test_the_authors_checkpoints(golden, convert, family, name, task, logits):
         ({"num_layers": 4}, ("--task", "vqav2"), "keys do not fit"),
         ({"num_heads": 5}, ("--task", "vqav2"), "bt.ckpt: hidden_size 48 is no multiple of 5 heads"),
         ({}, ("--task", "vqav2", "--language_model", "."), "--language_model is not for two-tower models: SOURCE"),
+        ({}, ("--newline_after_one_crop", "true"), "--newline_after_one_crop is not for two-tower models: SOURCE"),
         ({}, ("--task", "vqav2", "--text_tower", "nowhere"), "--text_tower nowhere: no such file or folder"),
     ],
 )

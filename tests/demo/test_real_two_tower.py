@@ -1,5 +1,7 @@
 """The drawings and the text tower that `make demo-two-tower` installs: `make test-real`."""
 
+import os
+import subprocess
 import zipfile
 
 import numpy as np
@@ -11,6 +13,7 @@ from transformers import BertModel
 from llava.demo import emoji_towers, emojis
 from llava.demo.wheels import packaged_file
 from llava.errors import LlavaError
+from tests.paths import ROOT
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
@@ -45,3 +48,24 @@ def test_minilm_is_its_file_to_the_bit_and_knows_what_words_mean(drawings, tmp_p
     dog, puppy, card = emoji_towers.embed_texts(tmp_path / "text", ["a dog barks", "a puppy is barking", "credit card"])
     assert dog @ puppy > 0.7
     assert abs(dog @ card) < 0.2
+
+
+def test_quickstart_at_smoke_size(drawings, tmp_path):
+    """Data, towers, floors, three stages on two processes, evaluation and tables; a second start trains nothing."""
+    environment = os.environ | {"QUICKSTART_DIR": f"{tmp_path}/out", "QUICKSTART_SIZE": "smoke"}
+    for number, left in enumerate(((), ("towers", "pretrain", "evaluation"))):
+        done = subprocess.run(
+            ["bash", "scripts/quickstart_two_tower.sh"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        said = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+        assert not any(line.startswith(f"== {what}") for line in said for what in left), number
+        for task in ("vqav2.test", "retrieval.test", "retrieval.drawings", "retrieval.names"):
+            assert any(line.startswith(f"== {task}, seeds 1 to 1 ") for line in said)
+            assert (tmp_path / "out" / f"{task}.json").is_file()
+        assert "retrieval: frozen towers, joined by ridge regression" in done.stdout

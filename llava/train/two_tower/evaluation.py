@@ -147,8 +147,8 @@ class RetrievalEvaluation(PairEvaluation):
             return {}
 
     def _recalls(self, trainer: LlavaTrainer) -> dict[str, float]:
-        store, numbers = self.pairs.dataset.store, range(self.pairs.count)
-        images, image_of_text = np.unique([store.image_index(number) for number in numbers], return_inverse=True)
+        of_text = self.pairs.dataset.store.image_indices()[: self.pairs.count]
+        images, image_of_text = np.unique(of_text, return_inverse=True)
         ranks, place = (1, 0) if trainer.zero_stage == 3 else (self.ranks, self.place)
         retrieval = Retrieval(trainer.model, self.rerank, self.batch_size)
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
