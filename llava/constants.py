@@ -10,6 +10,10 @@ MODEL_TYPE = "llava_ov_manager"  # of this model, in config.json
 # Checkpoints that `llava convert import` makes ours of: the reference's code and its kin, and transformers' own format.
 RELEASED_MODEL_TYPES = ("llava_qwen", "llava_qwen_manager", "llava")
 ONEVISION_MODEL_TYPE = "llava_onevision"
+# What a model can be made of, by transformers' model_type of the part's own configuration. SigLIP2's models
+# but NaFlex are of SigLIP's type, Qwen2.5 is of Qwen2's.
+TOWER_TYPES = ("siglip_vision_model", "clip_vision_model", "dinov2", "dinov2_with_registers")
+LANGUAGE_MODEL_TYPES = ("qwen2", "qwen3")
 Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops become one sequence, see TilingConfig
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 # The tests are those of a CPU, also where GPUs are.
@@ -112,14 +113,20 @@ def make_processor(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def make_config(tiny_tokenizer):
-    """A function: tiling and fusion ("paper", "released", a FusionConfig or None) to a tiny configuration."""
+    """A function: tiling and fusion ("paper", "released", a FusionConfig or None) to a tiny configuration.
 
-    def make(tiling: TilingConfig = GRID, fusion="paper", **text) -> LlavaOVManagerConfig:
+    tower, language_model: in place of SigLIP and Qwen2, a configuration and a class of one.
+    """
+
+    def make(
+        tiling: TilingConfig = GRID, fusion="paper", tower=None, language_model=Qwen2Config, **text
+    ) -> LlavaOVManagerConfig:
         vision_layers, text_layers = 4, 6
         if isinstance(fusion, str):
             fusion = ManagerConfig(layer_set=fusion, interval=2)
         return LlavaOVManagerConfig(
-            vision_config=SiglipVisionConfig(
+            vision_config=deepcopy(tower)
+            or SiglipVisionConfig(
                 hidden_size=32,
                 intermediate_size=48,
                 num_hidden_layers=vision_layers,
@@ -128,7 +135,7 @@ def make_config(tiny_tokenizer):
                 patch_size=PATCH,
                 vision_use_head=False,
             ),
-            text_config=Qwen2Config(
+            text_config=language_model(
                 vocab_size=320,
                 hidden_size=24,
                 intermediate_size=48,

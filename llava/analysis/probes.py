@@ -232,7 +232,7 @@ class TowerDistance:
     """The tower's mean attention distance, of the layers that run."""
 
     def __init__(self, model: LlavaOVManagerForConditionalGeneration):
-        self.modules = [layer.self_attn for layer in model.model.vision_tower.encoder.layers]
+        self.modules = model.model.vision_tower.attentions
         config = model.config
         self._side, self._patch = config.patches_per_side, config.vision_config.patch_size
         self._found: list[torch.Tensor] = []  # (C, H) of each layer

@@ -7,21 +7,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llava.checkpoint.folder import IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG, read_json
+from llava.checkpoint.folder import CONFIG, IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG, read_json
 from llava.checkpoint.match import Part, Rules, check_tied_head, match_keys, read_matched
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.errors import LlavaError
 from llava.mllm.configuration import LlavaOVManagerConfig
-from llava.mllm.parts import FUSION, HEAD, NEWLINE, POST_LAYERNORM, PROJECTOR
+from llava.mllm.kinds import TOWER_KINDS
+from llava.mllm.parts import FINAL_NORMS, FUSION, HEAD, NEWLINE, PROJECTOR
 
+# Names in a tower's folder, of all kinds: none means two things. Prefixes are those of a whole model or a classifier.
+_TOWER = r"(?:vision_model\.|dinov2\.|dinov2_with_registers\.)?"
+_DINOV2 = {  # published DINOv2's names of a layer's matrices: ours
+    r"attention\.attention\.query": "attention.q_proj",
+    r"attention\.attention\.key": "attention.k_proj",
+    r"attention\.attention\.value": "attention.v_proj",
+    r"attention\.output\.dense": "attention.o_proj",
+    r"mlp\.weights_out": "mlp.down_proj",
+}
 TOWER_RULES = Rules(
-    renames=((r"(?:vision_model\.)?((?:embeddings|encoder|post_layernorm)\..+)", r"model.vision_tower.\1"),),
+    renames=(
+        *(
+            (rf"{_TOWER}(encoder\.layer\.\d+)\.{theirs}\.(.+)", rf"model.vision_tower.\1.{ours}.\2")
+            for theirs, ours in _DINOV2.items()
+        ),
+        (
+            _TOWER + r"((?:embeddings|pre_layrnorm|encoder|post_layernorm|layernorm)\..+)",
+            r"model.vision_tower.\1",
+        ),
+    ),
     ignored=(
         (r"(?:vision_model\.)?head\..+", "pooling head"),
-        (r"(?:vision_model\.)?embeddings\.position_ids", "position buffer"),
-        (r"text_model\..+|logit_scale|logit_bias", "text tower"),
+        (_TOWER + r"embeddings\.position_ids", "position buffer"),
+        (r"text_model\..+|text_projection\.weight|logit_scale|logit_bias", "text tower"),
+        (r"visual_projection\.weight|classifier\..+", "head of another task"),
     ),
 )
 LANGUAGE_MODEL_RULES = Rules(
@@ -33,13 +55,34 @@ LANGUAGE_MODEL_RULES = Rules(
 )
 
 
+def part_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a language model, or of a vision tower with all its layers, alone or beside a text tower.
+
+    Raises:
+        LlavaError: config.json has values that the model does not take.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
+        raise LlavaError(f"{folder / CONFIG}: no configuration of a model ({' '.join(str(error).split())})") from error
+    return config.vision_config if "vision_config" in config.sub_configs else config
+
+
 def tower_part(folder: Path) -> Part:
-    """SigLIP's weights, of the whole model or of its vision tower alone."""
-    return Part.open(folder, TOWER_RULES)
+    """The tower's weights, of the whole model or of its vision tower alone."""
+    return Part.open(folder, TOWER_RULES, apart=_gate_and_up)
+
+
+def _gate_and_up(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The two matrices that published DINOv2 folders with SwiGLU hold as one."""
+    if ".mlp.weights_in." not in name:
+        return {name: tensor}
+    gate, up = tensor.chunk(2)
+    return {name.replace("weights_in", "gate_proj"): gate, name.replace("weights_in", "up_proj"): up}
 
 
 def language_model_part(folder: Path) -> Part:
-    """Qwen2's weights."""
+    """The language model's weights."""
     return Part.open(folder, LANGUAGE_MODEL_RULES)
 
 
@@ -54,14 +97,14 @@ def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder
 
     Args:
         model: Of this class, not on the meta device.
-        tower_folder: SigLIP's, with its unused layers or without.
-        language_model_folder: Qwen2's.
+        tower_folder: The tower's, with its unused layers or without.
+        language_model_folder: The language model's.
 
     Raises:
         LlavaError: A weight is missing, unknown or of another shape.
     """
     parts = (tower_part(tower_folder), language_model_part(language_model_folder))
-    match = match_keys(parts, expected_shapes(model), (POST_LAYERNORM, PROJECTOR, NEWLINE, FUSION))
+    match = match_keys(parts, expected_shapes(model), (*FINAL_NORMS, PROJECTOR, NEWLINE, FUSION))
     name = f"{tower_folder} + {language_model_folder}"
     match.check(name)
     check_tied_head(match, parts, name)
@@ -80,13 +123,14 @@ def make_processor(
     Args:
         config: Of the model: tiling, and sizes of crops and patches.
         tokenizer: Its own.
-        statistics: `image_mean` and `image_std` per channel; SigLIP's 0.5 where they are not given.
+        statistics: `image_mean` and `image_std` per channel; those of the tower's kind where they are not given.
     """
+    mean, std = TOWER_KINDS[config.vision_config.model_type].statistics
     image_processor = LlavaOVManagerImageProcessor(
         size=config.vision_config.image_size,
         patch_size=config.vision_config.patch_size,
         tiling=config.tiling,
-        **statistics,
+        **{"image_mean": mean, "image_std": std} | statistics,
     )
     return LlavaOVManagerProcessor(image_processor=image_processor, tokenizer=tokenizer)
 

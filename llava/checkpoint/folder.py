@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from llava.constants import ADAPTER_FOLDER, MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES
+from llava.constants import ADAPTER_FOLDER, MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES, TOWER_TYPES
 from llava.errors import LlavaError
 from llava.files import file_hash
 
@@ -50,8 +50,7 @@ IDENTITY = (
 )
 STAGE_WORKING, STAGE_CHECKPOINTS = ".unfinished", ".checkpoints"  # behind the name of what a stage trains to
 OTHER_BYTES = 100 * 2**20  # of all that stands beside the weights: tokenizer, processor, logs
-TOWER_TYPES = ("siglip_vision_model", "siglip")
-LANGUAGE_MODEL_TYPES = ("qwen2",)
+TOWER_FOLDER_TYPES = (*TOWER_TYPES, "siglip", "clip")  # the last two hold a text tower, too
 
 
 def read_json(path: Path) -> dict:

@@ -12,7 +12,7 @@ from llava.errors import LlavaError
 from llava.mllm.parts import EMBEDDINGS, HEAD, PREFIXES, VISION_TOWER
 
 LISTED = 10  # names of one kind that the table shows; the error line shows the first
-LAYER = re.compile(rf"{re.escape(VISION_TOWER)}encoder\.layers\.(\d+)\..+")
+LAYER = re.compile(rf"{re.escape(VISION_TOWER)}encoder\.layers?\.(\d+)\..+")
 TIED, UNUSED_LAYER = "tied to the embeddings", "vision layer above the used ones"
 
 

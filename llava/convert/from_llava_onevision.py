@@ -7,6 +7,7 @@ from transformers import LlavaOnevisionConfig
 from llava.anyres import TilingConfig
 from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part, Rules
+from llava.constants import LANGUAGE_MODEL_TYPES
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
 from llava.fusion.configs.none import NoneConfig
@@ -80,10 +81,11 @@ def tiling_from_onevision(config: LlavaOnevisionConfig, newline_after_one_crop: 
 def check_supported(config: LlavaOnevisionConfig, folder: Path) -> None:
     """Raises LlavaError for parts or settings that this model does not have."""
     where = folder / CONFIG
-    for key, kind in (("vision_config", "siglip_vision_model"), ("text_config", "qwen2")):
+    for key, kinds in (("vision_config", ("siglip_vision_model",)), ("text_config", LANGUAGE_MODEL_TYPES)):
         model_type = getattr(config, key).model_type
-        if model_type != kind:
-            raise LlavaError(f"{where}: its {key} is of type {model_type!r}; only {kind!r} is supported")
+        if model_type not in kinds:
+            supported = " and ".join(map(repr, kinds))
+            raise LlavaError(f"{where}: its {key} is of type {model_type!r}; only {supported} is supported")
     for key, value in SUPPORTED.items():
         if getattr(config, key) != value:
             raise LlavaError(f"{where}: {key} {getattr(config, key)!r} is not supported, only {value!r}")

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import Qwen2Config, SiglipVisionConfig
+from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
-from llava.checkpoint.compose import language_model_part, tower_part
-from llava.checkpoint.folder import CONFIG, TOWER_TYPES, read_json
+from llava.checkpoint.compose import language_model_part, part_config, tower_part
+from llava.checkpoint.folder import CONFIG, TOWER_FOLDER_TYPES, read_json
 from llava.checkpoint.match import Part, Rules
 from llava.constants import RELEASED_MODEL_TYPES
 from llava.convert.parts import LAYERS_DROPPED
@@ -21,7 +21,7 @@ from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
-from llava.mllm.parts import NEWLINE, POST_LAYERNORM
+from llava.mllm.parts import FINAL_NORMS, NEWLINE
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
 _ADAPTER = (
@@ -151,7 +151,7 @@ def released_source(
         name: As the user gave it.
         folder: Of the checkpoint.
         config: The fields of its config.json.
-        tower_folder: SigLIP's, for its sizes, and for its weights if the checkpoint lacks them.
+        tower_folder: The tower's, for its sizes, and for its weights if the checkpoint lacks them.
         newline_after_one_crop: None decides by model_type: only the original code, `llava`, appends one.
 
     Raises:
@@ -176,7 +176,7 @@ def released_source(
         fusion=fusion_from_released(config),
         tiling=tiling,
         folders=(folder, *([tower_folder] if tower_folder else [])),
-        may_be_new=(POST_LAYERNORM, *newline_if_unused(tiling)),
+        may_be_new=(*FINAL_NORMS, *newline_if_unused(tiling)),
         notes=video_notes(config),
     )
 
@@ -191,8 +191,8 @@ def projector_source(
     Args:
         name: As the user gave it.
         file: mm_projector.bin.
-        tower_folder: SigLIP's.
-        language_model_folder: Qwen2's.
+        tower_folder: The tower's.
+        language_model_folder: The language model's.
         newline_after_one_crop: None decides by model_type, as for a whole checkpoint.
 
     Raises:
@@ -202,7 +202,7 @@ def projector_source(
     config = read_released_config(described) if described.is_file() else {"mm_projector_type": "mlp2x_gelu"}
     check_supported(config, file.parent)
     tower, language_model = tower_part(tower_folder), language_model_part(language_model_folder)
-    vision = read_config(SiglipVisionConfig, tower_folder)
+    vision = part_config(tower_folder)
     vision.num_hidden_layers -= LAYERS_DROPPED
     if newline_after_one_crop is None:
         newline_after_one_crop = config.get("model_type") == "llava"
@@ -211,11 +211,11 @@ def projector_source(
         kind="stage-1 projector",
         parts=(Part.open(file, ADAPTER_RULES, convert_tensor), tower, language_model),
         vision=vision,
-        text=read_config(Qwen2Config, language_model_folder),
+        text=part_config(language_model_folder),
         fusion=fusion_from_released(config),
         tiling=tiling_from_released(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
-        may_be_new=(POST_LAYERNORM, NEWLINE),  # the newline is made when stage 1 is over
+        may_be_new=(*FINAL_NORMS, NEWLINE),  # the newline is made when stage 1 is over
         notes=video_notes(config),
     )
 
@@ -259,13 +259,13 @@ def _text_config(config: dict, folder: Path) -> Qwen2Config:
 def _named_folder(config: dict) -> Path | None:
     """The tower's folder where the configuration names one that is there."""
     path = Path(config.get("mm_vision_tower") or "") / CONFIG
-    return path.parent if path.is_file() and read_json(path).get("model_type") in TOWER_TYPES else None
+    return path.parent if path.is_file() and read_json(path).get("model_type") in TOWER_FOLDER_TYPES else None
 
 
-def _tower_config(config: dict, folder: Path, tower_folder: Path | None) -> SiglipVisionConfig:
+def _tower_config(config: dict, folder: Path, tower_folder: Path | None) -> PreTrainedConfig:
     """The tower as it is built, before its last layer is removed."""
     if tower_folder is not None:
-        return read_config(SiglipVisionConfig, tower_folder)
+        return part_config(tower_folder)
     named = config.get("mm_vision_tower")
     sizes = next((sizes for name, sizes in TOWERS.items() if name in (named or "")), None)
     if sizes is None:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from llava.arguments import ArgumentParser, shown
 from llava.checkpoint.folder import (
     CONFIG,
-    LANGUAGE_MODEL_TYPES,
-    TOWER_TYPES,
+    TOWER_FOLDER_TYPES,
     check_folder,
     has_weights,
     model_type_of,
     models_inside,
 )
-from llava.constants import MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES
+from llava.constants import LANGUAGE_MODEL_TYPES, MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES
 from llava.convert.output import check_free
 from llava.errors import LlavaError
 from llava.sizes import UNITS
@@ -57,9 +56,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder to write; must not hold anything yet"
     )
-    parser.add_argument("--vision_tower", metavar="DIR", help="SigLIP folder: sizes and weights that the source lacks")
     parser.add_argument(
-        "--language_model", metavar="DIR", help="Qwen2 folder: what a projector or a bare tower is joined to"
+        "--vision_tower", metavar="DIR", help="SigLIP, CLIP or DINOv2 folder: sizes and weights that the source lacks"
+    )
+    parser.add_argument(
+        "--language_model", metavar="DIR", help="Qwen2 or Qwen3 folder: what a projector or a bare tower is joined to"
     )
     parser.add_argument("--tokenizer", metavar="DIR", help="folder of the tokenizer, if the source has none")
     parser.add_argument(
@@ -126,7 +127,7 @@ def open_source(arguments: Namespace) -> "Source | TwoTowerSource":
     for option in ("task", "text_tower"):
         if getattr(arguments, option) is not None:
             raise LlavaError(f"--{option} is for two-tower models: a .ckpt file or transformers' BridgeTower")
-    tower = _part_folder(arguments, "vision_tower", TOWER_TYPES)
+    tower = _part_folder(arguments, "vision_tower", TOWER_FOLDER_TYPES)
     language_model = _part_folder(arguments, "language_model", LANGUAGE_MODEL_TYPES)
     if path is None:
         _require(arguments, "without a SOURCE")
@@ -178,7 +179,7 @@ def _two_tower_source(arguments: Namespace, path: Path) -> "TwoTowerSource":
 def _why_not(model_type: str | None) -> str:
     if model_type in (MODEL_TYPE, TWO_TOWER_TYPE):
         return "is a checkpoint of this model already and needs no conversion"
-    if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_TYPES):
+    if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_FOLDER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
     known = (*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE, BRIDGETOWER_MODEL_TYPE)
     return f"unknown model_type {model_type!r}; known: {', '.join(known)}"

@@ -4,33 +4,33 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, Qwen2Config, SiglipVisionConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from llava.anyres import TilingConfig
-from llava.checkpoint.compose import language_model_part, tower_part
+from llava.checkpoint.compose import language_model_part, part_config, tower_part
 from llava.checkpoint.folder import GENERATION_CONFIG, read_json
 from llava.checkpoint.match import KeyMatch
-from llava.convert.source import Source, read_config
+from llava.convert.source import Source
 from llava.fusion.configs.none import NoneConfig
-from llava.mllm.parts import NEWLINE, POST_LAYERNORM, PROJECTOR
+from llava.mllm.parts import FINAL_NORMS, NEWLINE, PROJECTOR
 
-LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used
+LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used; of every tower the state before the last
 
 
 def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
     """A baseline of one square crop: projector and newline are new."""
-    vision = read_config(SiglipVisionConfig, tower_folder)
+    vision = part_config(tower_folder)
     vision.num_hidden_layers -= LAYERS_DROPPED
     return Source(
         name=f"{tower_folder} + {language_model_folder}",
         kind="vision tower + language model",
         parts=(tower_part(tower_folder), language_model_part(language_model_folder)),
         vision=vision,
-        text=read_config(Qwen2Config, language_model_folder),
+        text=part_config(language_model_folder),
         fusion=NoneConfig(),
         tiling=TilingConfig(),
         folders=(language_model_folder, tower_folder),
-        may_be_new=(POST_LAYERNORM, PROJECTOR, NEWLINE),
+        may_be_new=(*FINAL_NORMS, PROJECTOR, NEWLINE),
     )
 
 

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase, Qwen2Config, SiglipVisionConfig
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from llava.anyres import TilingConfig
 from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
-from llava.mllm.parts import NEWLINE, POST_LAYERNORM
+from llava.mllm.parts import FINAL_NORMS, NEWLINE
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Source:
     name: str
     kind: str
     parts: tuple[Part, ...]
-    vision: SiglipVisionConfig
-    text: Qwen2Config
+    vision: PreTrainedConfig
+    text: PreTrainedConfig
     fusion: FusionConfig
     tiling: TilingConfig
     folders: tuple[Path, ...]
-    may_be_new: tuple[str, ...] = (POST_LAYERNORM,)
+    may_be_new: tuple[str, ...] = FINAL_NORMS
     visual_token_ids: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

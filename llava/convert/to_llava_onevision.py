@@ -20,7 +20,12 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
     Raises:
         LlavaError: The format has no words for the model or its tiling; the message says what would be lost.
     """
-    tiling = config.tiling
+    tiling, tower = config.tiling, config.vision_config.model_type
+    if tower != "siglip_vision_model":
+        raise LlavaError(
+            f"the model's tower is of type {tower}; llava_onevision is written of siglip_vision_model alone: export it "
+            "with --format remote_code"
+        )
     if config.fusion != NoneConfig():
         raise LlavaError(
             f"the model has {config.fusion.describe()}; llava_onevision has no place for that and the model would be "

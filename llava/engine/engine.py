@@ -39,6 +39,7 @@ from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import best_attention, check_can_run
+from llava.mllm.kinds import head_width
 from llava.mllm.parts import PREFIXES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
@@ -207,7 +208,7 @@ class Engine:
                 raise _StoppedError
 
         def work() -> None:
-            layers = [*self.model.model.language_model.layers, *self.model.model.vision_tower.encoder.layers]
+            layers = [*self.model.model.language_model.layers, *self.model.model.vision_tower.layers]
             hooks = [layer.register_forward_pre_hook(interrupt) for layer in layers]
             criteria = StoppingCriteriaList([is_stopped])
             try:
@@ -257,7 +258,7 @@ def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
 def _check_widths(folder: Path) -> None:
     """Raises LlavaError for a language model whose matrices are not whole blocks; on some CPUs they fail when used."""
     text = LlavaOVManagerConfig.from_pretrained(folder).text_config
-    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    head = head_width(text)
     for name, width, block in (
         ("hidden_size", text.hidden_size, BLOCK_OF_4BIT),
         ("intermediate_size", text.intermediate_size, BLOCK_OF_4BIT),

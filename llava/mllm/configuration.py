@@ -7,18 +7,22 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from llava.anyres import TilingConfig
+from llava.constants import LANGUAGE_MODEL_TYPES, TOWER_TYPES
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig, Sizes
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.methods import fusion_config
+from llava.mllm.kinds import check_kind, settle_tower
 
 
 class LlavaOVManagerConfig(PreTrainedConfig):
     r"""Vision tower, language model, fusion and tiling.
 
     Args:
-        vision_config (`SiglipVisionConfig` or `dict`): the tower as it is used: its last state is the visual input.
-        text_config (`Qwen2Config` or `dict`): the language model.
+        vision_config (`SiglipVisionConfig`, another of TOWER_TYPES or `dict`): the tower as it is used: its last state
+            is the visual input. Without `model_type` it is SigLIP's.
+        text_config (`Qwen2Config`, `Qwen3Config` or `dict`): the language model. Without
+            `model_type` it is Qwen2's.
         fusion (`FusionConfig` or `dict`, *optional*): how the tower's layers reach the language model, `method` and its
             fields; default `none`. Files before it have `managers`, the fields of the method `manager`, or null.
         tiling (`TilingConfig` or `dict`, *optional*): how images become crops and tokens; default one square crop.
@@ -61,15 +65,11 @@ class LlavaOVManagerConfig(PreTrainedConfig):
                 raise LlavaError("managers is the former name of fusion: both are given")
             self.fusion = {"method": "manager", **managers} if managers is not None else None
         super().__post_init__(**kwargs)
-        for part, name, kind in (
-            (self.vision_config, "the tower", "siglip_vision_model"),
-            (self.text_config, "the language model", "qwen2"),
-        ):
-            if part.model_type != kind:
-                raise LlavaError(f"{name} is of type {part.model_type!r}; this model computes {kind} alone")
+        check_kind(self.vision_config, "the tower", TOWER_TYPES)
+        check_kind(self.text_config, "the language model", LANGUAGE_MODEL_TYPES)
+        settle_tower(self.vision_config)
         self.tie_word_embeddings = self.text_config.tie_word_embeddings
         self.tiling = _tiling(self.tiling if self.tiling is not None else {})
-        self.vision_config.vision_use_head = False  # the pooling head of a SigLIP folder is not part of the model
         tile = self.vision_config.image_size
         for width, height in self.tiling.pinpoints:
             if width % tile or height % tile:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llava.mllm.configuration import LlavaOVManagerConfig
+from llava.mllm.kinds import head_width, leading_tokens, mlp_sizes
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,14 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
 
 
 def _tower(config: LlavaOVManagerConfig) -> tuple[int, int]:
-    """Of one crop: the embedding of patches, and all layers (four attention and two MLP matrices, attention itself)."""
+    """Of one crop: the embedding of patches, and all layers (matrices of attention and MLP, attention itself)."""
     vision, patches = config.vision_config, config.patches_per_side**2
     width = vision.hidden_size
     embedding = 2 * vision.num_channels * vision.patch_size**2 * width
-    matrices = 2 * (4 * width**2 + 2 * width * vision.intermediate_size)
-    return patches * embedding, patches * vision.num_hidden_layers * (matrices + 4 * patches * width)
+    in_mlp, mlp_width = mlp_sizes(vision)
+    matrices = 2 * (4 * width**2 + in_mlp * width * mlp_width)
+    tokens = leading_tokens(vision) + patches
+    return patches * embedding, tokens * vision.num_hidden_layers * (matrices + 4 * tokens * width)
 
 
 def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
@@ -113,10 +116,10 @@ def _projector(config: LlavaOVManagerConfig, maps: int) -> tuple[int, int]:
 def _text_layer(config: LlavaOVManagerConfig) -> int:
     """Of one token in one layer: query, key, value and output matrices and three of the MLP."""
     text = config.text_config
-    width, key_width = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-    return 2 * width * (2 * width + 2 * key_width + 3 * text.intermediate_size)
+    queries, keys = (head_width(text) * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
+    return 2 * text.hidden_size * (2 * queries + 2 * keys + 3 * text.intermediate_size)
 
 
 def _text_attention(config: LlavaOVManagerConfig) -> int:
     """Of one token pair in one layer: scores and weighted values, 4 operations a channel; causality leaves half."""
-    return 2 * config.text_config.hidden_size
+    return 2 * head_width(config.text_config) * config.text_config.num_attention_heads

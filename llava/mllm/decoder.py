@@ -1,13 +1,15 @@
-"""The language model: Qwen2 with visual deltas added before chosen layers."""
+"""The language model: Qwen2 or Qwen3 with visual deltas added before chosen layers."""
 
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import DynamicCache, Qwen2Model
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Model
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -15,8 +17,17 @@ from llava.fusion.base import Delta
 from llava.mllm.attention import apart, packed_lengths, whole_row
 
 
-class ManagedQwen2Model(Qwen2Model):
-    """Qwen2Model whose forward adds what fusion prepared; without deltas it is Qwen2Model."""
+class ManagedDecoder(nn.Module):
+    """What makes a model of transformers' class one whose forward adds what fusion prepared; stands in front of it.
+
+    Without deltas it is that class: their forward passes are alike but for what a layer is.
+    """
+
+    config: Any
+    embed_tokens: Any
+    layers: nn.ModuleList
+    norm: Any
+    rotary_emb: Any
 
     @merge_with_config_defaults
     @capture_outputs
@@ -33,7 +44,7 @@ class ManagedQwen2Model(Qwen2Model):
         visual_deltas: Mapping[int, Delta] | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As Qwen2Model.forward, with what is added at visual tokens.
+        """As that of transformers' class, with what is added at visual tokens.
 
         position_ids: also of samples that share a row, see packed_lengths; no cache is made of such a row.
         sequence_lengths: tokens of each sample, where rows that need no mask are padded, or samples share a row.
@@ -57,7 +68,7 @@ class ManagedQwen2Model(Qwen2Model):
         masks = self._attention_masks(attention_mask, inputs_embeds, past_key_values, mask_positions, bool(told_apart))
         kwargs = (told_apart or whole_row(inputs_embeds, masks, past_key_values, self.config)) | kwargs
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
-        layer_types = cast(list[str], self.config.layer_types)  # Qwen2Config fills them in
+        layer_types = cast(list[str], self.config.layer_types)  # the configuration fills them in
         visual_deltas = visual_deltas or {}
 
         hidden_states = inputs_embeds
@@ -101,6 +112,17 @@ class ManagedQwen2Model(Qwen2Model):
             )
             for kind in set(self.config.layer_types or ()) - set(unmasked)
         }
+
+
+class ManagedQwen2Model(ManagedDecoder, Qwen2Model):
+    """Qwen2 and Qwen2.5."""
+
+
+class ManagedQwen3Model(ManagedDecoder, Qwen3Model):
+    """Qwen3, whose layers have a norm on queries and keys, and heads of a width of their own."""
+
+
+DECODERS: dict[str, type[ManagedDecoder]] = {"qwen2": ManagedQwen2Model, "qwen3": ManagedQwen3Model}
 
 
 def add_at(hidden_states: torch.Tensor, positions: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:

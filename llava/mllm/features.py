@@ -18,7 +18,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.packing import pack, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.recompute import recompute
-from llava.mllm.vision import MultiLayerSiglip
+from llava.mllm.vision import VisionTower
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
 Layouts = list[ImageLayout | VideoLayout]
@@ -52,7 +52,7 @@ class VisualFeaturesMixin:
     config: LlavaOVManagerConfig
     dtype: torch.dtype
     training: bool
-    vision_tower: MultiLayerSiglip
+    vision_tower: VisionTower
     multi_modal_projector: MultiModalProjector
     image_newline: ImageNewline
     fusion: Fusion

@@ -31,14 +31,14 @@ from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
 from llava.errors import LlavaError
 from llava.fusion.base import Context, Delta, SelfInitialised
 from llava.mllm.configuration import LlavaOVManagerConfig
-from llava.mllm.decoder import ManagedQwen2Model
+from llava.mllm.decoder import DECODERS
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.former_names import load_former_names
 from llava.mllm.guidance import batch_context, guiding_questions, questions_for_features
 from llava.mllm.head import LanguageHead
 from llava.mllm.places import check_lengths, recognised_ids
 from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.vision import MultiLayerSiglip
+from llava.mllm.vision import TOWERS
 from llava.request_errors import of_request
 
 load_former_names(LlavaOVManagerConfig.model_type)
@@ -52,7 +52,6 @@ class LlavaOVManagerPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "video", "text"]
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2DecoderLayer", "SiglipEncoderLayer", "SiglipVisionEmbeddings"]
     _skip_keys_device_placement = ["past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -95,14 +94,14 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
         text_width = config.text_config.hidden_size
-        self.vision_tower = MultiLayerSiglip(config.vision_config)
+        self.vision_tower = TOWERS[config.vision_config.model_type](config.vision_config)
         fusion, sizes = config.fusion, config.sizes
         self.multi_modal_projector = MultiModalProjector(
             fusion.visual_width(sizes), text_width, fusion.drawn_width(sizes), fusion.hidden_width(sizes)
         )
         self.image_newline = ImageNewline(text_width)
         self.fusion = fusion.implementation()(fusion, sizes)
-        self.language_model = ManagedQwen2Model(config.text_config)
+        self.language_model = DECODERS[config.text_config.model_type](config.text_config)
         self.post_init()
 
     def _visual_deltas(self, visuals: list[VisualFeatures], context: Context) -> Mapping[int, Delta]:

@@ -10,15 +10,15 @@ import pytest
 
 from llava.checkpoint.folder import (
     ADAPTER_FILES,
-    LANGUAGE_MODEL_TYPES,
     NEEDED_PROCESSOR_FILES,
-    TOWER_TYPES,
+    TOWER_FOLDER_TYPES,
     check_folder,
     identity_files,
     read_json,
     weight_files,
     weights_id,
 )
+from llava.constants import LANGUAGE_MODEL_TYPES
 from llava.errors import LlavaError
 
 
@@ -108,7 +108,7 @@ def test_the_parts_of_a_model_are_not_to_be_imported(tmp_path, monkeypatch):
     """What is asked for is a tower or a language model: the import makes neither."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "llava_qwen"}')
-    for types in (TOWER_TYPES, LANGUAGE_MODEL_TYPES):
+    for types in (TOWER_FOLDER_TYPES, LANGUAGE_MODEL_TYPES):
         for path, message in (
             (tmp_path, f"x {tmp_path}: holds a model of type 'llava_qwen'; expected {' or '.join(types)}"),
             ("owner/name", "x owner/name: no such model folder"),

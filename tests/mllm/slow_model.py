@@ -4,7 +4,8 @@ Of the model's own code it runs only single layers of the tower and of the langu
 """
 
 import torch
-from transformers import SiglipVisionModel
+from torch.func import functional_call
+from transformers import AutoModel
 
 from llava.anyres import image_layout
 
@@ -58,10 +59,21 @@ def delta(manager, maps: torch.Tensor, state: torch.Tensor, asked: torch.Tensor)
     return sum(scores[index] * manager.gate[index] * maps[index] for index in range(len(maps)))
 
 
+def tower_states(tower, crops: torch.Tensor) -> list[torch.Tensor]:
+    """All hidden states (C, T, width) of the patches, of transformers' own model with the tower's weights."""
+    config = tower.config
+    given = dict(tower.named_parameters())
+    states = functional_call(AutoModel.from_config(config), given, (crops,), {"output_hidden_states": True})
+    leading = {"siglip_vision_model": 0, "clip_vision_model": 1, "dinov2": 1}.get(config.model_type)
+    if config.model_type == "dinov2_with_registers":
+        leading = 1 + config.num_register_tokens
+    return [state[:, leading:] for state in states.hidden_states]
+
+
 def visual_tokens(model, crops: torch.Tensor, size: tuple[int, int], several: bool):
     """Of one image, in order: (its visual input (D,), its maps (N, D), whether managers reach it) of every token."""
     config = model.config
-    states = SiglipVisionModel.forward(model.model.vision_tower, crops, output_hidden_states=True).hidden_states
+    states = tower_states(model.model.vision_tower, crops)
     project = model.model.multi_modal_projector
     newline = model.model.image_newline()
     managers = config.fusion if config.fusion.method == "manager" else None

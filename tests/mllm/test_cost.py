@@ -10,7 +10,6 @@ from llava.mllm.cost import Cost, forward_cost, training_cost
 from llava.mllm.parts import PREFIXES
 from llava.train.mllm.build import config_from_sizes
 from llava.train.recipe.load import load_recipe
-from tests.conftest import TILE
 
 # By managers: their sums are no matrix products, and torch does not count them.
 TOLERANCES = {"paper": 0.002, "released": 0.002, None: 1e-9}
@@ -19,12 +18,12 @@ FROZEN_TOWER = tuple(name for name in PREFIXES if name != "vision_tower")
 
 def counted(model, text_tokens: int, supervised: int, size=(200, 90), backward: bool = False) -> tuple[int, tuple]:
     """torch's count for one sample (eager attention is plain matrix products), and its crops, tokens and supervised."""
-    config = model.config
-    layout = image_layout(*size, config.tiling, tile=TILE, side=config.patches_per_side, several_images=False)
+    config, tile = model.config, model.config.vision_config.image_size
+    layout = image_layout(*size, config.tiling, tile=tile, side=config.patches_per_side, several_images=False)
     ids = [5] * (text_tokens - supervised) + [config.image_token_id] * layout.num_tokens + [6] * supervised
     labels = [-100] * (len(ids) - supervised) + [6] * supervised
     batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "skip_logits": True}
-    pixels = torch.randn(layout.num_crops, 3, TILE, TILE)
+    pixels = torch.randn(layout.num_crops, 3, tile, tile)
     with FlopCounterMode(display=False) as counter:
         loss = model(**batch, pixel_values=pixels, image_sizes=torch.tensor([size[::-1]])).loss
         if backward:

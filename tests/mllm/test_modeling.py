@@ -4,13 +4,13 @@ from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    CLIPVisionConfig,
-    Dinov2Config,
     LlamaConfig,
     Qwen2Config,
-    Qwen3Config,
+    Qwen3MoeConfig,
     Siglip2VisionConfig,
     SiglipVisionConfig,
+    SiglipVisionModel,
+    ViTConfig,
 )
 
 from llava.anyres import TilingConfig
@@ -23,6 +23,10 @@ from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGenerat
 SQUARE = TilingConfig()
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
 ANYRES = TilingConfig.from_llava("anyres", "spatial_unpad", PINPOINTS, 56)
+COMPUTED = {
+    "vision_config": "siglip_vision_model, clip_vision_model, dinov2 and dinov2_with_registers",
+    "text_config": "qwen2 and qwen3",
+}
 QUESTION = "<image>\nWhat is in the picture?"
 
 
@@ -150,9 +154,7 @@ def test_only_the_needed_vision_layers_run(make_model, make_processor, make_imag
         layer.register_forward_hook(lambda module, args, output, index=index: ran.append(index))
     states = model.model.vision_tower(inputs["pixel_values"], [2, 0])
     assert ran == [1, 2]
-    expected = super(type(model.model.vision_tower), model.model.vision_tower).forward(
-        inputs["pixel_values"], output_hidden_states=True
-    )
+    expected = SiglipVisionModel.forward(model.model.vision_tower, inputs["pixel_values"], output_hidden_states=True)
     torch.testing.assert_close(states[0], expected.hidden_states[2])
     torch.testing.assert_close(states[1], expected.hidden_states[0])
 
@@ -346,14 +348,16 @@ def test_a_pinpoint_that_is_no_whole_number_of_tiles_is_refused(make_config):
 
 @pytest.mark.parametrize(
     ("part", "other"),
-    [("vision_config", kind) for kind in (CLIPVisionConfig, Dinov2Config, Siglip2VisionConfig)]
-    + [("text_config", kind) for kind in (Qwen3Config, LlamaConfig)],
+    [("vision_config", kind) for kind in (Siglip2VisionConfig, ViTConfig)]
+    + [("text_config", kind) for kind in (Qwen3MoeConfig, LlamaConfig)],
 )
 def test_another_tower_or_language_model_is_refused_by_name(make_config, part, other):
-    """Else Qwen3's layers would be computed as Qwen2's, without its norms of queries and keys."""
+    """Else layers would be computed as another's; SigLIP2's own type is NaFlex: images of sizes of their own."""
     fields = make_config(fusion=None).to_dict()
     for given in (other(), other().to_dict()):
-        with pytest.raises(LlavaError, match=rf"is of type '{other.model_type}'; this model computes \w+ alone"):
+        with pytest.raises(
+            LlavaError, match=rf"is of type '{other.model_type}'; this model computes {COMPUTED[part]} alone"
+        ):
             LlavaOVManagerConfig(**{**fields, part: given})
 
 

@@ -14,8 +14,8 @@ bucket of w `reduce_bucket_size`, two if communication overlaps. ZeRO-3 (zero/st
 that are gathered while they are in use, at most w min(P, stage3_max_live_parameters) (1 - 1 / n). Both: the step's
 fp32 gradients, 4 T / n. What is offloaded counts for the host.
 
-Activations are rough: they follow the tensors that autograd keeps of SigLIP's and Qwen2's layers. Neither the
-allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
+Activations are rough: they follow the tensors that autograd keeps of the layers of towers and language models. Neither
+the allocator's fragmentation nor CUDA's own 0.5 to 1 GB are in the sum.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -26,6 +26,7 @@ import numpy as np
 from llava.anyres import ImageLayout, image_layout
 from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.head import CHUNK
+from llava.mllm.kinds import NORMS_QUERIES_AND_KEYS, head_width, leading_tokens, mlp_sizes
 from llava.sizes import UNITS, duration, in_bytes, unit_of
 from llava.text_table import text_table
 from llava.train.family import StageRecipe
@@ -205,10 +206,11 @@ def activation_bytes(
         kept = text.num_hidden_layers * tokens * text.hidden_size + layer
     else:
         kept = text.num_hidden_layers * layer
-    layer = patches * _tower_layer(vision)
+    in_tower = patches + work.samples * work.crops * leading_tokens(vision)
+    layer = in_tower * _tower_layer(vision)
     if "vision_tower" in trained:
         layers = vision.num_hidden_layers
-        kept += layers * patches * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
+        kept += layers * in_tower * vision.hidden_size + layer if "vision_tower" in checkpointed else layers * layer
     else:
         kept += states * patches * vision.hidden_size
     in_front = {"vision_tower", "projector", *(["fusion"] if fusion.before_projector else [])}
@@ -234,20 +236,28 @@ def activation_bytes(
 
 
 def _text_layer(text, trained: bool, width: int) -> int:
-    """Values that a Qwen2 layer keeps for a token: of norms (each in fp32 and scaled), attention and the MLP.
+    """Values that a layer keeps for a token: of norms (each in fp32 and scaled), attention and the MLP.
 
     Inputs of its matrices are kept only when these train.
     """
-    hidden, keys = text.hidden_size, text.hidden_size // text.num_attention_heads * text.num_key_value_heads
-    norms = 2 * (FP32 // width + 1) * hidden
-    attention, mlp = 2 * hidden + 2 * keys, 3 * text.intermediate_size
-    inputs = 3 * hidden + text.intermediate_size if trained else 0
+    hidden = text.hidden_size
+    queries, keys = (head_width(text) * heads for heads in (text.num_attention_heads, text.num_key_value_heads))
+    normed = 2 * hidden + (queries + keys if text.model_type in NORMS_QUERIES_AND_KEYS else 0)
+    norms = (FP32 // width + 1) * normed
+    attention, mlp = 2 * queries + 2 * keys, 3 * text.intermediate_size
+    inputs = 2 * hidden + queries + text.intermediate_size if trained else 0
     return norms + attention + mlp + inputs
 
 
 def _tower_layer(vision) -> int:
-    """Values that a trained SigLIP layer keeps for a patch: norms, attention, inputs of the matrices, the MLP."""
-    return 9 * vision.hidden_size + 2 * vision.intermediate_size
+    """Values that a trained layer keeps for a token: norms, attention, inputs of the matrices, the MLP.
+
+    CLIP's activation is a product, DINOv2's SwiGLU one of two matrices; DINOv2 scales what attention and MLP add.
+    """
+    matrices, inside = mlp_sizes(vision)
+    activations = 4 if matrices == 3 else 3 if vision.hidden_act == "quick_gelu" else 2
+    scaled = 2 if "layerscale_value" in vision.to_dict() else 0
+    return (9 + scaled) * vision.hidden_size + activations * inside
 
 
 def precision_width(recipe: StageRecipe) -> int:

@@ -8,15 +8,9 @@ ranks are connected, see llava/train/ranks/shared_weights.py.
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    GenerationConfig,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from llava.checkpoint.compose import load_parts, make_processor, pixel_statistics
+from llava.checkpoint.compose import load_parts, make_processor, part_config, pixel_statistics
 from llava.checkpoint.folder import GENERATION_CONFIG
 from llava.checkpoint.loading import load_model
 from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
@@ -48,8 +42,7 @@ def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> Lla
         check_fusion_fits(recipe, start.fusion, fusion, start.sizes)
         token_ids = {name: getattr(start, name) for name in TOKEN_IDS} | (token_ids or {})
         return _assembled(recipe, start.vision_config, start.text_config, fusion, token_ids)
-    vision = SiglipVisionConfig.from_pretrained(recipe.model.vision_tower)
-    text = Qwen2Config.from_pretrained(recipe.model.language_model)
+    vision, text = (part_config(Path(name)) for name in (recipe.model.vision_tower, recipe.model.language_model))
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
     return _assembled(recipe, vision, text, recipe.fusion, token_ids)
 
@@ -57,9 +50,14 @@ def model_config(recipe: Recipe, token_ids: dict[str, int] | None = None) -> Lla
 def config_from_sizes(recipe: Recipe) -> LlavaOVManagerConfig:
     """The configuration that `model.sizes` describes, for a dry run without any model folder."""
     sizes = read_yaml(recipe.model.sizes)
-    vision, text = SiglipVisionConfig(**sizes["vision"]), Qwen2Config(**sizes["text"])
+    vision, text = _sized(sizes["vision"], "siglip_vision_model"), _sized(sizes["text"], "qwen2")
     vision.num_hidden_layers = _used_layers(recipe, vision.num_hidden_layers)
     return _assembled(recipe, vision, text, recipe.fusion)
+
+
+def _sized(fields: dict, usual: str) -> PreTrainedConfig:
+    """The configuration of a part from its fields; of the usual kind where they name none."""
+    return AutoConfig.for_model(**{"model_type": usual} | fields)
 
 
 def _used_layers(recipe: Recipe, built: int) -> int:
@@ -72,7 +70,6 @@ def _used_layers(recipe: Recipe, built: int) -> int:
 
 
 def _assembled(recipe, vision, text, fusion, token_ids=None) -> LlavaOVManagerConfig:
-    vision.vision_use_head = False
     tiling = recipe.tiling.config(vision.image_size)
     return LlavaOVManagerConfig(
         vision_config=vision, text_config=text, fusion=fusion, tiling=tiling, **(token_ids or {})
@@ -165,7 +162,7 @@ def _continue(recipe: Recipe, with_weights: bool):
 def _compose(recipe: Recipe, with_weights: bool):
     """From a vision tower and a language model; projector, fusion and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
-    vocabulary = Qwen2Config.from_pretrained(recipe.model.language_model).vocab_size
+    vocabulary = part_config(Path(recipe.model.language_model)).vocab_size
     config = model_config(recipe, add_visual_tokens(tokenizer, vocabulary) | turn_token_ids(tokenizer))
     model = _new_model(config, recipe, torch.device("cpu" if with_weights else "meta"))
     if with_weights:

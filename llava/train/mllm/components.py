@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from llava.mllm.parts import POST_LAYERNORM, PREFIXES
+from llava.mllm.parts import PREFIXES, UNUSED
 from llava.train.loop.components import ADAPTERS, Component, parts_of
 from llava.train.recipe.schema import ComponentRecipe, Recipe
 
@@ -30,5 +30,5 @@ def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -
         asked.trained and not through_adapters,
         own.lr if own.lr is not None else recipe.optim.lr,
         own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
-        unused=frozenset(parameter for parameter in parameters if parameter.startswith(POST_LAYERNORM)),
+        unused=frozenset(parameter for parameter in parameters if parameter.startswith(UNUSED)),
     )

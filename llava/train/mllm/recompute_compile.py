@@ -9,6 +9,8 @@ from llava.mllm.recompute import recompute
 from llava.train.recipe.schema import LAYERED, Recipe, named_components
 
 BACKEND = "inductor"
+# Fields of configurations by which layers that hold no module of their own for it draw random numbers in training.
+DROP_RATES = ("attention_dropout", "attention_probs_dropout_prob", "drop_path_rate")
 
 
 def prepare_layers(model: LlavaOVManagerForConditionalGeneration, recipe: Recipe) -> None:
@@ -47,7 +49,7 @@ def checkpoint(
 def _draws(part: PreTrainedModel) -> bool:
     """Whether something inside the part's layers is random while it trains."""
     dropped = any(isinstance(module, nn.Dropout) and module.p > 0 for module in part.modules())
-    return dropped or part.config.attention_dropout > 0
+    return dropped or any(part.config.to_dict().get(rate) for rate in DROP_RATES)
 
 
 def compile_layers(model: LlavaOVManagerForConditionalGeneration, components: tuple[str, ...]) -> None:
@@ -66,5 +68,4 @@ def compile_layers(model: LlavaOVManagerForConditionalGeneration, components: tu
 
 def layers(model: LlavaOVManagerForConditionalGeneration, component: str) -> nn.ModuleList:
     """The repeated layers of `vision_tower` or `language_model`."""
-    part = getattr(model.model, component)
-    return part.encoder.layers if component == "vision_tower" else part.layers
+    return getattr(model.model, component).layers

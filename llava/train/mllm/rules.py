@@ -8,12 +8,11 @@ from pathlib import Path
 
 from llava.bounds import LARGEST
 from llava.checkpoint.folder import (
-    LANGUAGE_MODEL_TYPES,
     NEEDED_PROCESSOR_FILES,
     NEEDED_TOKENIZER_FILES,
-    TOWER_TYPES,
+    TOWER_FOLDER_TYPES,
 )
-from llava.constants import MODEL_TYPE
+from llava.constants import LANGUAGE_MODEL_TYPES, MODEL_TYPE
 from llava.data.inspect import inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture, missing_files, mixture_entries
@@ -195,7 +194,7 @@ def start_faults(recipe: Recipe) -> list[str]:
         partial(check_source, recipe.model, *kind)
         for kind in (
             ("start_from", (MODEL_TYPE,), NEEDED_PROCESSOR_FILES),
-            ("vision_tower", TOWER_TYPES, ()),
+            ("vision_tower", TOWER_FOLDER_TYPES, ()),
             ("language_model", LANGUAGE_MODEL_TYPES, NEEDED_TOKENIZER_FILES),
         )
     )

@@ -45,8 +45,8 @@ class ModelRecipe:
         sizes: YAML file with the configurations that a dry run uses when the folders are not there.
         start_from: Checkpoint folder that the stage starts from; none takes `vision_tower` and `language_model`. A
             stage that follows another starts from that one's, in the folder `--checkpoints`, where nothing names it.
-        vision_tower: Folder of a SigLIP model to start from.
-        language_model: Folder of a Qwen2 model to start from.
+        vision_tower: Folder of a SigLIP, CLIP or DINOv2 model to start from.
+        language_model: Folder of a Qwen2 or Qwen3 model to start from.
         vision_layers_dropped: Layers taken off the end of `vision_tower`; real SigLIP has 27, of which 26 are used.
         attention: The kernel of attention; `auto` takes flash_attention_2 when it is installed and there is a GPU, else
             sdpa.

@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import SiglipVisionModel
 
 from llava.fusion.config import FusionConfig
-from tests.mllm.slow_model import packed_slowly, shrink
+from tests.mllm.slow_model import packed_slowly, shrink, tower_states
 
 
 @dataclass
@@ -129,7 +128,7 @@ def slow_logits(twin: Twin, ids: list[int], visuals: list) -> torch.Tensor:
     for crops, size in visuals:
         left = free["video" if size is None else "image"]
         question = question_of(model.config, ids, left[0])
-        states = SiglipVisionModel.forward(inner.vision_tower, crops, output_hidden_states=True).hidden_states
+        states = tower_states(inner.vision_tower, crops)
         of_crops = [[state[crop] for state in states] for crop in range(len(crops))]
         tokens = torch.stack(
             [inner.multi_modal_projector(twin.visual_input(one, embedded[question])) for one in of_crops]
@@ -140,7 +139,7 @@ def slow_logits(twin: Twin, ids: list[int], visuals: list) -> torch.Tensor:
             features = torch.stack([torch.stack(twin.features(one), 1) for one in of_crops])
             packed = packed_of(twin, features, torch.stack(newlines), size, several)
         places, left[:] = left[: len(tokens)], left[len(tokens) :]
-        shown.append(Shown(list(states), size, places, question, packed))
+        shown.append(Shown(states, size, places, question, packed))
         for place, token in zip(places, tokens, strict=True):
             hidden[place] = token[0]
     assert free == {"image": [], "video": []}

@@ -165,6 +165,30 @@ def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, forked_python, tmp_pa
     assert found.buffers > buckets
 
 
+def autograd_keeps(stage, checkpointed) -> tuple[int, float]:
+    """Of the stage's first sample as a micro-batch in fp32: bytes that autograd keeps, and those that are estimated."""
+    trainer, model = stage.trainer, stage.trainer.model.train()
+    batch = trainer.data_collator([trainer.train_dataset[0]])
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    layered = set(checkpointed) & {"vision_tower", "language_model"}
+    for layer in (layer for name in layered for layer in recompute_compile.layers(model, name)):
+        layer.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.compute_loss(model, batch)
+    supervised = int((batch["labels"] >= 0).sum())
+    work = Work(1, batch["input_ids"].shape[1], batch["pixel_values"].shape[0], supervised)
+    names = [component.name for component in trainer.components if component.trained]
+    return sum(size for size, _ in kept.values()), activation_bytes(model.config, work, names, 4, checkpointed)
+
+
 @pytest.mark.parametrize("arm", ["grid", "grid_manager"])
 @pytest.mark.parametrize(
     ("frozen", "checkpointed"),
@@ -182,28 +206,8 @@ def test_real_tensors_that_autograd_keeps(tiny_recipe, arm, frozen, checkpointed
     """Of a micro-batch in fp32. The estimate is rough: within a third."""
     trained = {f"components.{name}.trained": name not in frozen for name in ("vision_tower", "language_model")}
     stage = prepare(tiny_recipe("1", arm, **trained, **{"run.gradient_checkpointing": checkpointed}))
-    trainer, model = stage.trainer, stage.trainer.model.train()
-    batch = trainer.data_collator([trainer.train_dataset[0]])
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept = {}
-
-    def keep(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
-    layered = set(checkpointed) & {"vision_tower", "language_model"}
-    for layer in (layer for name in layered for layer in recompute_compile.layers(model, name)):
-        layer.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainer.compute_loss(model, batch)
-    measured = sum(size for size, _ in kept.values())
-    supervised = int((batch["labels"] >= 0).sum())
-    work = Work(1, batch["input_ids"].shape[1], batch["pixel_values"].shape[0], supervised)
-    names = [component.name for component in trainer.components if component.trained]
-    guessed = activation_bytes(model.config, work, names, 4, checkpointed)
-    print(arm, frozen, work, f"measured {measured:,} bytes, estimated {guessed:,.0f}, ratio {guessed / measured:.2f}")
+    measured, guessed = autograd_keeps(stage, checkpointed)
+    print(arm, frozen, f"measured {measured:,} bytes, estimated {guessed:,.0f}, ratio {guessed / measured:.2f}")
     assert guessed == pytest.approx(measured, rel=1 / 3)
 
 
