@@ -25,7 +25,7 @@ for arm in $arms; do # one that there is not is refused
 done
 size=${QUICKSTART_SIZE:-full}
 case $size in
-full) pages=(--pages 4000 --held_out_pages 150) steps=() training=() limit=() ;;
+full) pages=(--pages 2000 --held_out_pages 150) steps=() training=() limit=() ;;
 smoke) pages=(--pages 70 --held_out_pages 6) steps=(--steps 3) training=(--optim.max_steps 2) limit=(--limit 8) ;;
 *) fail "QUICKSTART_SIZE must be full or smoke, found $size" ;;
 esac
