@@ -231,6 +231,10 @@ def literal(text: str) -> str:
     return re.sub(f"<(?={IMAGE_TOKEN[1:]}|{VIDEO_TOKEN[1:]})", _WORD, text)
 
 
+def as_written(text: str) -> str:
+    """The text without the marks of `literal`."""
+    return text.replace(_WORD, "<")
+
+
 def _text_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    text = text.replace(_WORD, "<")
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return tokenizer(as_written(text), add_special_tokens=False, split_special_tokens=True)["input_ids"]

@@ -23,6 +23,7 @@ from llava.eval.job import Job
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, judge_settings
 from llava.eval.plugin import MODEL_ID
 from llava.eval.record import of_first_filter, run_block, sample_rows
+from llava.eval.server.settings import ServerSettings
 from llava.eval.store import ANSWERS, save_task_run
 from llava.eval.task import build_task, task_config
 from llava.files import whole_file
@@ -176,6 +177,7 @@ def _load_model(job: Job, model_class: type) -> "LlavaOVManager":
         weights=job.weights,
         stored_only=job.mode == "judge",
         image_noise=job.image_noise,
+        server=ServerSettings(**job.server) if job.server else None,
     )
 
 

@@ -13,7 +13,8 @@ class Job:
     documents. image_noise: the blind model (see llava/eval/lmms_model.py). protocol: see llava/eval/benchmarks.py.
     mode: "run" (predict and score), "predict" (answers are stored and nothing is scored) or "judge" (score what is
     stored). judge: the fields of `JudgeSettings`; None takes them from the environment. weights: the model's
-    `weights_id`, computed once for all tasks; None leaves it to the task's process.
+    `weights_id`, computed once for all tasks; None leaves it to the task's process. server: the fields of
+    `ServerSettings` where a server answers, of whose models `model` may be the name; None: the model in this process.
     """
 
     model: str
@@ -31,3 +32,4 @@ class Job:
     weights: str | None = None
     file: str | None = None
     groups: list[dict] = field(default_factory=list)
+    server: dict | None = None

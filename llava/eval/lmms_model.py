@@ -43,6 +43,9 @@ from llava.eval.messages import (
     with_rgb_images,
 )
 from llava.eval.questions import Question, blind, prompt_cost, reason
+from llava.eval.server.ask import ask_all
+from llava.eval.server.client import Server
+from llava.eval.server.settings import ServerSettings
 from llava.eval.task import task_names
 
 WINDOW = 8  # batches that are loaded and sorted together: images of all documents at once would fill the memory
@@ -58,6 +61,7 @@ class LlavaOVManager(lmms):
     answers: a folder where answers are stored as they come, and from where they are taken; see llava/eval/answers.py.
     weights: the folder's `weights_id` where it is known; computing it reads the whole checkpoint.
     stored_only: generate nothing, a missing answer is an error; the checkpoint may then be absent.
+    server: answers in place of the checkpoint, which may be absent where `weights` says of which model the answers are.
     max_num_frames: of each video. image_noise: replaces every image by uniform noise of its size, seeded by the
     document, so that the model answers blind: with the same prompts and token counts, but nothing to see.
     """
@@ -77,12 +81,13 @@ class LlavaOVManager(lmms):
         stored_only: bool = False,
         max_num_frames: int = MAX_FRAMES,
         image_noise: bool = False,
+        server: ServerSettings | None = None,
     ):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise LlavaError(f"batch_size must be a whole number from 1, found {batch_size!r}")
         check_dtype(dtype)
-        if not stored_only:
+        if not stored_only and server is None:
             check_folder(pretrained)
             check_attention(attn_implementation)
         self.accelerator = Accelerator(cpu=on_cpu(device), kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
@@ -94,6 +99,8 @@ class LlavaOVManager(lmms):
         self.stored_only, self.max_num_frames, self.image_noise = stored_only, max_num_frames, image_noise
         self.store = AnswerStore(Path(answers) if answers is not None else None, self._rank)
         self.weights = weights or self._weights_id()
+        self._computed = (dtype, attn_implementation) if server is None else server.identity  # what answers depend on
+        self._server = None if server is None else Server(server)
         self._engine: Engine | None = None
         self._failures: list[str] = []
         self._used: set[tuple[str, str]] = set()  # (device, dtype) that the answers given here come from
@@ -130,8 +137,7 @@ class LlavaOVManager(lmms):
         with tqdm(total=count, desc="answers", unit="doc", disable=self.rank != 0) as progress:
             for settings, indices in groups.items():
                 for window in self._windows(requests, indices, settings):
-                    for batch, inputs in read_ahead(self._prepared, self._batches(window, settings)):
-                        self._answer(batch, inputs, settings)
+                    self._answer_missing(window, settings)
                     for question in window:
                         if question.key in self.store:
                             row = self.store.row(question.key)
@@ -143,7 +149,8 @@ class LlavaOVManager(lmms):
 
     def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
         """The questions of a few batches at a time, read ahead."""
-        step, copies = self.batch_size * WINDOW, Counter()
+        together = self.batch_size if self._server is None else self._server.settings.requests
+        step, copies = together * WINDOW, Counter()
 
         def read(part: list[int]) -> list[Question]:
             ImageFile.LOAD_TRUNCATED_IMAGES = False  # lmms-eval turns it on: half a page would be answered as a whole
@@ -163,7 +170,7 @@ class LlavaOVManager(lmms):
             return None
         if self.image_noise:
             dialogue = blind(dialogue, doc_id)
-        key = answer_key(dialogue, self.weights, self.dtype, self.attn_implementation, task, split, doc_id, settings)
+        key = answer_key(dialogue, self.weights, *self._computed, task, split, doc_id, settings)
         copies[key] += 1
         if copies[key] > 1:  # the harness's `repeats`: the same question, another answer
             key = f"{key}-{copies[key]}"
@@ -184,19 +191,28 @@ class LlavaOVManager(lmms):
             ChatMessages(messages=doc_to_messages(doc)).messages, self.max_num_frames, self._has_places(request)
         )
 
+    def _answer_missing(self, window: list[Question], settings: Settings) -> None:
+        """Generates and stores the answers that are not there, or notes for each why there is none."""
+        missing = [question for question in window if question.key not in self.store]
+        if self.stored_only:
+            for question in missing:
+                self._fail(question.name, LlavaError("no stored answer to what is asked"))
+        elif self._server is not None:
+            for question, text, error in ask_all(self._server, missing, settings):
+                if error is None:
+                    self._store(question, text, self._server.settings.url, self._server.settings.told_dtype)
+                else:
+                    self._fail(question.name, error)
+        elif missing:
+            for batch, inputs in read_ahead(self._prepared, self._batches(window, settings)):
+                self._answer(batch, inputs, settings)
+
     def _batches(self, window: list[Question], settings: Settings) -> Iterator[list[Question]]:
         """The batches that have answers to generate, the most costly first.
 
         They are cut from all questions, answered or not: in bfloat16 an answer may depend on the batch it came in, and
         a run that goes on shall have the batches of one that never stopped.
         """
-        missing = [question for question in window if question.key not in self.store]
-        if self.stored_only:
-            for question in missing:
-                self._fail(question.name, LlavaError("no stored answer to what is asked"))
-            return
-        if not missing:
-            return
         engine = self.engine
         costs = {question.index: self._cost(engine, question) for question in window}
         ranked = [question for question in window if costs[question.index] is not None]
@@ -231,10 +247,14 @@ class LlavaOVManager(lmms):
                 f"{batch[0].name}: the memory of {self.engine.device} does not hold a batch of {len(batch)}; what is "
                 "stored stays: go on with a smaller batch_size"
             ) from None
-        made = {"device": str(self.engine.device), "dtype": str(self.engine.model.dtype).removeprefix("torch.")}
+        dtype = str(self.engine.model.dtype).removeprefix("torch.")
         for question, text in zip(batch, texts, strict=True):
             if question.key not in self.store:
-                self.store.append(question.key, question.doc_id, text, weights=self.weights, **made)
+                self._store(question, text, str(self.engine.device), dtype)
+
+    def _store(self, question: Question, text: str, device: str, dtype: str) -> None:
+        made = {"weights": self.weights, "device": device, "dtype": dtype}
+        self.store.append(question.key, question.doc_id, text, **made)
 
     def _fail(self, name: str, error: Exception) -> None:
         self._failures.append(f"{name}: {reason(error)}")

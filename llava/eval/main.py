@@ -23,6 +23,15 @@ from llava.eval.job import Job
 from llava.eval.judge.main import judge_jobs
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report
+from llava.eval.server.settings import (
+    BATCH_SIZE,
+    NOT_TOLD,
+    TRANSFORMERS,
+    ServerSettings,
+    add_engine_arguments,
+    base_url,
+    check_engine,
+)
 from llava.eval.store import RESULTS, discard_task_run
 from llava.eval.suites import PAPER, SUITES
 from llava.eval.task import data_folder
@@ -70,11 +79,17 @@ def _main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
     args = _parser().parse_args(argv)
-    for name in ("limit", "batch_size", "processes"):
+    for name in ("limit", "batch_size", "processes", "requests"):
         value = vars(args)[name]
         if value is not None and value < 1:
             raise LlavaError(f"--{name} must be at least 1, found {value}")
-    return _run(two_tower_jobs(args) if is_two_tower(args.model) else _jobs(args), args.processes)
+    check_engine(args)
+    args.name, args.model = args.model, Path(args.model)
+    if not is_two_tower(args.model):
+        return _run(_jobs(args), args.processes)
+    if args.engine != TRANSFORMERS:
+        raise LlavaError(f"--engine {args.engine} is for models that generate text; {args.model} is a two-tower model")
+    return _run(two_tower_jobs(args), args.processes)
 
 
 def _run(jobs: list[Job], processes: int) -> int:
@@ -116,7 +131,9 @@ def _parser() -> ArgumentParser:
         epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", required=True, type=Path, metavar="DIR", help="checkpoint folder")
+    parser.add_argument(
+        "--model", required=True, metavar="DIR", help="checkpoint folder; with an address for --engine, a name there"
+    )
     parser.add_argument(
         "--suite",
         choices=SUITES,
@@ -138,12 +155,13 @@ def _parser() -> ArgumentParser:
         help="paper (default): prompts and answer lengths as in the paper's run; harness: lmms-eval's own settings",
     )
     parser.add_argument("--predict_only", action="store_true", help="store the answers, score nothing, ask no judge")
-    parser.add_argument("--batch_size", type=int, default=8, metavar="N", help="dialogues per batch (default 8)")
+    parser.add_argument("--batch_size", type=int, metavar="N", help=f"dialogues per batch (default {BATCH_SIZE})")
     parser.add_argument("--image_noise", action="store_true", help="replace every image by noise: the blind model")
     devices = f"cpu, cuda, cuda:1, ..., or {SPREAD}: layer by layer over all GPUs (default: a GPU if there is one)"
     parser.add_argument("--device", metavar="NAME", help=devices)
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, float16 (default: bfloat16 on a GPU)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="split the documents over N processes")
+    parser.add_argument("--processes", type=int, metavar="N", help="split the documents over N processes (default 1)")
+    add_engine_arguments(parser)
     add_judge_arguments(parser)
     return parser
 
@@ -156,17 +174,36 @@ def _jobs(args: Namespace) -> list[Job]:
     tasks = [choice.name for choice in choices]
     if find_spec("lmms_eval") is None:
         raise LlavaError("lmms-eval is not installed; docs/evaluate.md says how")
-    check_folder(args.model)
+    remote = args.engine != TRANSFORMERS
+    if not remote:
+        check_folder(args.model)
     check_dtype(args.dtype)
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
     folders = {task: data_folder(args.data, task, alone=len(tasks) == 1) for task in tasks}
-    weights = weights_id(args.model)  # last: it reads the whole checkpoint
-    return [_job(args, choice, folders[choice.name], judge, weights) for choice in choices]
+    server = _server(args)
+    weights = NOT_TOLD if remote else weights_id(args.model)  # last: it reads the whole checkpoint
+    return [_job(args, choice, folders[choice.name], judge, weights, server) for choice in choices]
 
 
-def _job(args: Namespace, choice: TaskChoice, data: str | None, judge: JudgeSettings | None, weights: str) -> Job:
+def _server(args: Namespace) -> ServerSettings | None:
+    """The server that answers, which is there and has the model; None where the model in a process does."""
+    if args.engine == TRANSFORMERS:
+        return None
+    from llava.eval.server.client import server_at  # imports httpx
+
+    return server_at(base_url(args.engine), args.name, args.requests)
+
+
+def _job(
+    args: Namespace,
+    choice: TaskChoice,
+    data: str | None,
+    judge: JudgeSettings | None,
+    weights: str,
+    server: ServerSettings | None,
+) -> Job:
     return Job(
-        model=str(args.model),
+        model=args.name,
         task=choice.name,
         file=None if choice.file is None else str(choice.file.resolve()),
         groups=list(map(asdict, choice.groups)),
@@ -181,6 +218,7 @@ def _job(args: Namespace, choice: TaskChoice, data: str | None, judge: JudgeSett
         mode="predict" if args.predict_only else "run",
         judge=asdict(judge) if judge and is_judged(choice.name) else None,
         weights=weights,
+        server=server and asdict(server),
     )
 
 

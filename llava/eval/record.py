@@ -12,6 +12,7 @@ from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
 from llava.eval.headline import benchmark_headline, document_score, task_headline
 from llava.eval.job import Job
+from llava.eval.server.settings import TRANSFORMERS, ServerSettings
 from llava.eval.task import task_names
 from llava.eval.tiling import stored_tiling
 from llava.train.folders.stage_folder import trained_arm
@@ -53,6 +54,7 @@ def run_block(
     return {
         **asdict(job),
         **_facts_of_run(job, started, source, results),
+        "engine": ServerSettings(**job.server).engine if job.server else TRANSFORMERS,
         **_facts_of_model(job, model),
         **_facts_of_score(job, task, results["results"][job.task], rows, reviewer),
     }

@@ -27,11 +27,21 @@ from llava.eval.headline import (
     is_number,
     mean_score,
 )
+from llava.eval.server.settings import TRANSFORMERS
 from llava.files import whole_folder
 
 RESULTS, SAMPLES, ANSWERS, UNFINISHED = "results.json", "samples.jsonl", ".answers", ".unfinished"
 # What the first runs did not record.
-LATER_KEYS = {"protocol": None, "arm": None, "judge": None, "notes": [], "headline": None, "groups": [], "tiling": None}
+LATER_KEYS = {
+    "protocol": None,
+    "arm": None,
+    "judge": None,
+    "notes": [],
+    "headline": None,
+    "groups": [],
+    "tiling": None,
+    "engine": TRANSFORMERS,
+}
 KEYS = ("documents", "limit", "model", "weights", "image_noise", "device", "dtype", "date", "task_version", "versions")
 JUDGE_KEYS = ("name", "prompts", "failed_reviews")
 

@@ -39,11 +39,16 @@ def question(payload: dict) -> str:
 class JudgeServer:
     """script: from a request's payload and its number (from 0) to an `Answer`, or to a text. requests: (time, payload).
 
-    dies_after: from this request on, connections are closed without a word.
+    dies_after: from this request on, connections are closed without a word. models: that it lists, and whose they are.
     """
 
-    def __init__(self, script: Callable[[dict, int], Answer | str], dies_after: int | None = None):
-        self.script, self.dies_after = script, dies_after
+    def __init__(
+        self,
+        script: Callable[[dict, int], Answer | str],
+        dies_after: int | None = None,
+        models: dict[str, str] | None = None,
+    ):
+        self.script, self.dies_after, self.models = script, dies_after, models
         self.requests: list[tuple[float, dict]] = []
         self.keys: set[str] = set()
         self.at_once = self.most_at_once = 0
@@ -55,6 +60,14 @@ class JudgeServer:
 
             def do_POST(self):
                 server._answer(self)
+
+            def do_GET(self):
+                rows = [{"id": name, "owned_by": owner} for name, owner in (server.models or {}).items()]
+                body = json.dumps({"data": rows}).encode()
+                self.send_response(200 if self.path == "/v1/models" and server.models is not None else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
 
             def log_message(self, *_):
                 pass

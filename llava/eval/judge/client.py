@@ -4,7 +4,6 @@ The key comes from the environment (OPENAI_API_KEY) alone; it is neither stored 
 repeats it in an error.
 """
 
-import base64
 import hashlib
 import json
 import os
@@ -12,9 +11,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from io import BytesIO
 from typing import Any
 
 import httpx
@@ -23,6 +19,8 @@ from PIL import Image
 from llava.data.color import to_rgb
 from llava.errors import LlavaError
 from llava.eval.judge.settings import KEY, JudgeSettings
+from llava.eval.server.messages import data_url
+from llava.eval.server.retry import PASSING, retry_after
 
 NO_KEY = "none"  # what a server without keys is sent
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a failed request is repeated; doubled each time
@@ -32,7 +30,6 @@ UNUSABLE = {
     403: f"refuses this key (403); check what {KEY} may use",
     404: "knows no such address or model (404); check --judge and --judge_model",
 }
-PASSING = (408, 409, 429)  # worth repeating, like every 5xx
 CHANGEABLE = ("max_tokens", "temperature")  # what some models refuse, and say so
 THOUGHTS = 4096  # tokens for a model that wants max_completion_tokens, which its thoughts use up too
 HOTTER = 0.5  # added to the temperature after an unreadable reply: the same request would bring the same reply
@@ -58,7 +55,7 @@ class Prompt:
     def messages(self) -> list[dict]:
         """One user message as the endpoint takes it; images as PNG in data URLs."""
         text = {"type": "text", "text": self.text}
-        images = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in self.images]
+        images = [{"type": "image_url", "image_url": {"url": data_url(to_rgb(image)[0])}} for image in self.images]
         if not images:
             return [{"role": "user", "content": self.text}]
         return [{"role": "user", "content": [*images, text] if self.images_first else [text, *images]}]
@@ -150,7 +147,7 @@ class Judge:
             reason = f"status {status}: {self._shown(response.text)}"
             if status not in PASSING and status < 500:
                 raise ReviewError(reason)
-            pause = _retry_after(response.headers.get("Retry-After"))
+            pause = retry_after(response.headers.get("Retry-After"))
             if pause is not None and pause > LONGEST_REQUESTED_PAUSE:
                 raise ReviewError(f"{reason} (it asks to wait {pause:.0f} s)")
             raise _PassingError(reason, pause)
@@ -217,26 +214,6 @@ def _refused_parameter(response: httpx.Response) -> str | None:
     except (ValueError, LookupError, TypeError):
         return None
     return name if name in CHANGEABLE else None
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date; None without a readable one."""
-    if value is None:
-        return None
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _data_url(image: Image.Image) -> str:
-    buffer = BytesIO()
-    to_rgb(image)[0].save(buffer, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _image_tokens(width: int, height: int) -> int:

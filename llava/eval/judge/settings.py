@@ -5,10 +5,10 @@ from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from llava.arguments import ArgumentParser
 from llava.errors import LlavaError
+from llava.eval.server.settings import base_url, check_base_url
 
 KEY, URL, MODEL = "OPENAI_API_KEY", ("OPENAI_API_URL", "OPENAI_BASE_URL"), "MODEL_VERSION"
 NO_JUDGE = (
@@ -34,15 +34,7 @@ class JudgeSettings:
     prices: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        try:
-            parts = urlsplit(self.url)
-            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # a port that is no number, an unfinished IPv6 address
-            usable = False
-        if not usable:
-            raise LlavaError("the judge's address must be a base URL like https://host/v1")
-        if parts.username or parts.password or parts.query:
-            raise LlavaError(f"the judge's address must hold no user, password or query; a key goes into {KEY}")
+        check_base_url(self.url, "the judge's address", KEY)
         for name, least in (("parallel", 1), ("per_minute", 1), ("retries", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -66,7 +58,7 @@ def judge_settings(
         return None
     if not model:
         raise LlavaError(f"a judge needs the name of a model: --judge_model NAME or {MODEL}")
-    return JudgeSettings(url.rstrip("/").removesuffix("/chat/completions"), model, **settings)
+    return JudgeSettings(base_url(url), model, **settings)
 
 
 def add_judge_arguments(parser: ArgumentParser) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.report.intervals import RESAMPLES, SEED
+from llava.eval.server.settings import NOT_TOLD
 from llava.eval.suites import PAPER_BENCHMARKS
 
 Runs = dict[str, dict[str, dict]]
@@ -14,7 +15,7 @@ Place = tuple[str, str]  # run, task
 
 
 def warnings(runs: Runs) -> list[str]:
-    """A line for each thing that differs and makes scores hard to compare: protocol, harness, task, judge, prompts.
+    """A line for each thing that differs and makes scores hard to compare: protocol, harness, engine, task, ...
 
     Likewise where one run, hence one column, mixes weights, precisions, or true images with noise.
     """
@@ -25,6 +26,7 @@ def warnings(runs: Runs) -> list[str]:
         _difference(
             "lmms-eval", {place: block["versions"].get("lmms-eval", "not recorded") for place, block in blocks.items()}
         ),
+        _difference("engine", {place: block["engine"] for place, block in blocks.items()}),
         _difference("judge", {place: judge["name"] for place, judge in judged.items()}),
     ]
     for task in dict.fromkeys(task for _, task in blocks):
@@ -100,7 +102,9 @@ def _settings(block: dict) -> str:
     images = "images replaced by noise" if block["image_noise"] else "images as they are"
     protocol = f"{block['protocol']} protocol" if block["protocol"] else "protocol not recorded"
     versions = ", ".join(f"{package} {version}" for package, version in block["versions"].items())
-    computed = f"{block['dtype']} on {block['device']}"
+    computed = f"{block['dtype']} on {block['device']}, engine {block['engine']}"
+    if block["dtype"] == NOT_TOLD:
+        computed = f"precision {computed}"
     return f"{block['model']} (weights {block['weights']}), {images}, {protocol}, {computed}, {versions}"
 
 

@@ -1,0 +1,101 @@
+"""Which engine answers, from flags: the model in this process, or a server by its address."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from llava.arguments import ArgumentParser, unknown
+from llava.errors import LlavaError
+
+TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
+KEY = "LLAVA_ENGINE_KEY"  # apart from the judge's: a key goes to the server that it is for
+NOT_TOLD = "not told"  # what a server does not say of itself
+BATCH_SIZE, REQUESTS = 8, 16
+IN_PROCESS = ("batch_size", "device", "dtype", "processes")  # flags that the model in this process alone can keep to
+OF_SERVERS = ("requests",)
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """A server that answers, and how it is asked.
+
+    url: the endpoint's base ("http://.../v1"). model: its name there. engine: what the run's record calls it.
+    requests: at a time. dtype: that it was told to compute in, "auto" where it was told none. plain: whether it takes
+    `repetition_penalty` and must be told to use none; vLLM would take the model folder's.
+    """
+
+    url: str
+    model: str
+    engine: str = SERVER
+    requests: int = REQUESTS
+    dtype: str = "auto"
+    plain: bool = False
+
+    @property
+    def identity(self) -> tuple:
+        """What answers depend on, beside the question: where the server runs is no part of it."""
+        return self.engine, self.model, self.dtype
+
+    @property
+    def told_dtype(self) -> str:
+        """What a run's record says of its precision."""
+        return NOT_TOLD if self.dtype == "auto" else self.dtype
+
+
+def add_engine_arguments(parser: ArgumentParser) -> None:
+    """The flags that say which engine answers."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--engine",
+        default=TRANSFORMERS,
+        metavar="NAME",
+        help=f"{TRANSFORMERS} (default): the model in this process; or the base URL, http://.../v1, of an "
+        f"OpenAI-compatible server, of which --model names a model (key: {KEY})",
+    )
+    group.add_argument("--requests", type=int, metavar="N", help=f"to a server at a time (default {REQUESTS})")
+
+
+def check_engine(args: argparse.Namespace) -> None:
+    """Fills in the defaults of what only some engines take.
+
+    Raises:
+        LlavaError: for an unknown engine, and for a flag that the engine cannot keep to.
+    """
+    if args.engine != TRANSFORMERS and "/" not in args.engine:
+        raise LlavaError(unknown("engine", args.engine, [TRANSFORMERS, "http://HOST:PORT/v1"]))
+    if args.engine != TRANSFORMERS:
+        check_base_url(args.engine, "--engine", KEY)
+    given = {name for name in (*IN_PROCESS, *OF_SERVERS) if vars(args)[name] not in (None, "auto")}
+    refused = set(OF_SERVERS if args.engine == TRANSFORMERS else IN_PROCESS)
+    if wrong := sorted(given & refused):
+        raise LlavaError(f"--{wrong[0]} says nothing to --engine {args.engine}; leave one of them out")
+    args.batch_size = args.batch_size or BATCH_SIZE
+    args.processes = args.processes or 1
+    args.requests = args.requests or REQUESTS
+
+
+def check_base_url(url: str, whose: str, key: str) -> None:
+    """Raises LlavaError for what is no base URL, and for one with a secret in it. key: where a key goes."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, an unfinished IPv6 address
+        usable = False
+    if not usable:
+        raise LlavaError(f"{whose} must be a base URL like https://host/v1")
+    if parts.username or parts.password or parts.query:
+        raise LlavaError(f"{whose} must hold no user, password or query; a key goes into {key}")
+
+
+def base_url(url: str) -> str:
+    """The address without what some add to it."""
+    return url.rstrip("/").removesuffix("/chat/completions")
+
+
+def server_key() -> str:
+    """The key for the server; "none" for one that wants none."""
+    key = os.environ.get(KEY, "").strip() or "none"
+    if not (key.isascii() and key.isprintable()):
+        raise LlavaError(f"{KEY} holds characters that no key can have")
+    return key
