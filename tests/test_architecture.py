@@ -18,7 +18,7 @@ FLOORS = [
     {"checkpoint"},
     {"engine"},
     {"train"},
-    {"eval", "convert", "chat", "prepare_data", "demo"},
+    {"eval", "convert", "chat", "prepare_data", "demo", "vllm_plugin"},
     {"bench", "analysis"},
     {"cli"},
 ]

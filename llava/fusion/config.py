@@ -123,6 +123,11 @@ class FusionConfig:
         return False
 
     @property
+    def static(self) -> bool:
+        """Whether what a visual token receives is known before the language model runs, whose states it needs not."""
+        return True
+
+    @property
     def guided(self) -> bool:
         """Whether what the projector gets of an image depends on the question about it, found by question_rule."""
         return False

@@ -4,7 +4,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from llava.anyres import TilingConfig
 from llava.constants import LANGUAGE_MODEL_TYPES, TOWER_TYPES
@@ -13,6 +12,7 @@ from llava.fusion.config import FusionConfig, Sizes
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.methods import fusion_config
 from llava.mllm.kinds import check_kind, settle_tower
+from llava.mllm.sub_configs import SubConfigSpec, complete
 
 
 class LlavaOVManagerConfig(PreTrainedConfig):
@@ -44,6 +44,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
         ),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
     }
+    sub_configs = {name: AutoConfig for name in sub_configs_defaults}
 
     vision_config: Any = None
     text_config: Any = None
@@ -64,6 +65,7 @@ class LlavaOVManagerConfig(PreTrainedConfig):
             if self.fusion is not None:
                 raise LlavaError("managers is the former name of fusion: both are given")
             self.fusion = {"method": "manager", **managers} if managers is not None else None
+        complete(self, self.sub_configs_defaults)
         super().__post_init__(**kwargs)
         check_kind(self.vision_config, "the tower", TOWER_TYPES)
         check_kind(self.text_config, "the language model", LANGUAGE_MODEL_TYPES)

@@ -21,10 +21,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin, modeling_utils
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
@@ -354,7 +353,9 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
             hidden = outputs.last_hidden_state.flatten(0, 1).index_select(0, supervised_positions)
             loss = self.lm_head(hidden, shift_labels.index_select(0, supervised_positions), num_items_in_batch)
         else:
-            logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+            # By its module: vLLM's plugin imports this file beside a transformers without it, and runs another head.
+            hidden = modeling_utils.slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep)
+            logits = self.lm_head(hidden)
             if shift_labels is not None:
                 loss = self.loss_function(
                     logits=logits,

@@ -48,6 +48,11 @@ class CliReconstructionConfig(StatesConfig):
         )
 
     @property
+    def static(self) -> bool:
+        """No: it is made of the hidden states."""
+        return False
+
+    @property
     def whole_images(self) -> bool:
         """A gate is an image's."""
         return True

@@ -47,6 +47,11 @@ class CrossAttentionConfig(StatesConfig):
         return replace(self, vision_layers=vision, injection_layers=injection)
 
     @property
+    def static(self) -> bool:
+        """No: it is made of the hidden states."""
+        return False
+
+    @property
     def whole_images(self) -> bool:
         """Every token attends to all of its image."""
         return True

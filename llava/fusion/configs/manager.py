@@ -136,6 +136,11 @@ class ManagerConfig(FusionConfig):
         return with_visual_input(layers[-1:] if self.maps == "last" else layers, num_vision_layers)
 
     @property
+    def static(self) -> bool:
+        """Whether no manager adapts its weights to the hidden states."""
+        return self.query is None
+
+    @property
     def question_rule(self) -> str | None:
         """The rule where some manager asks with the question about an image."""
         return self.question if self.query not in (None, "self") else None

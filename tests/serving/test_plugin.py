@@ -1,0 +1,68 @@
+"""What vLLM's plugin knows without vLLM."""
+
+import importlib
+import random
+import tomllib
+
+import pytest
+
+from llava.constants import SYSTEM_MESSAGE
+from llava.data.conversation import encode_prompt
+from llava.data.schema import Turn
+from llava.errors import LlavaError
+from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
+from llava.fusion.configs.cross_attention import CrossAttentionConfig
+from llava.fusion.configs.manager import ManagerConfig
+from llava.fusion.configs.tgif import TgifConfig
+from llava.fusion.methods import METHODS
+from llava.vllm_plugin.checks import check_static
+from llava.vllm_plugin.entry import misfit, register
+from llava.vllm_plugin.requests import most_image_tokens, questions_of_prompt
+from tests.conftest import GRID
+from tests.paths import ROOT
+from tests.serving.small_models import MODELS, SQUARE
+
+
+def test_it_is_an_entry_point_of_vllm():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, function = project["entry-points"]["vllm.general_plugins"]["llava_ov_manager"].partition(":")
+    assert getattr(importlib.import_module(module), function) is register
+
+
+@pytest.mark.parametrize(
+    ("release", "fits"), [("0.32.0", True), ("0.33.1+cpu", True), ("0.31.2", False), ("0.34.0", False), ("1.0", False)]
+)
+def test_which_releases_fit(release, fits):
+    assert (misfit(release) is None) == fits
+    if not fits:
+        assert f"fits vLLM 0.32 to 0.33, and this is vLLM {release}" in misfit(release)
+
+
+def test_methods_that_read_hidden_states_are_refused():
+    refused = {name for name, kind in METHODS.items() if not kind().static}
+    assert refused == {"cross_attention", "cli_reconstruction"}
+    assert {fusion.method for _, fusion in MODELS.values()} >= set(METHODS) - refused - {"concat", "sci"}
+    for fusion in (ManagerConfig(query="self"), CrossAttentionConfig(), CliReconstructionConfig()):
+        with pytest.raises(LlavaError, match=r"reads the hidden states.*llava eval --engine transformers"):
+            check_static(fusion.resolved(26, 24))
+    check_static(ManagerConfig().resolved(26, 24))
+
+
+@pytest.mark.parametrize("tiling", [SQUARE, GRID])
+def test_no_image_has_more_tokens_than_the_most(make_processor, tiling):
+    processor = make_processor(tiling).image_processor
+    most, size = most_image_tokens(processor)
+    assert most * 0.8 <= processor.layout(size, several_images=False).num_tokens <= most
+    rng = random.Random(0)
+    sizes = [(rng.randint(1, 900), rng.randint(1, 900)) for _ in range(3000)]
+    assert max(processor.layout(one, several).num_tokens for one in sizes for several in (False, True)) <= most
+
+
+def test_questions_are_found_before_placeholders_are_expanded(make_processor, make_config):
+    """By the text of the turn, without placeholders."""
+    processor, config = make_processor(SQUARE), make_config(SQUARE, TgifConfig())
+    turns = [Turn("human", "<image>\nA red car?"), Turn("gpt", "Yes."), Turn("human", "<image> <image>\nWhat 12?")]
+    tokenizer = processor.tokenizer
+    prompt = encode_prompt(tokenizer, tuple(turns), SYSTEM_MESSAGE, images=3, videos=0)
+    questions = questions_of_prompt(prompt, config)["image"]
+    assert [tokenizer.decode(question).strip() for question in questions] == ["A red car?", "What 12?", "What 12?"]

@@ -1,0 +1,137 @@
+"""vLLM with the plugin against transformers, model by model: the same prompts, ids, and probabilities.
+
+Part of `make test-vllm`, which makes vLLM's environment; LLAVA_VLLM_PYTHON names its Python.
+"""
+
+import json
+import os
+import pickle
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava.data.image_processor import LlavaOVManagerImageProcessor
+from llava.data.options import AS_UINT8
+from llava.data.processor import LlavaOVManagerProcessor
+from llava.engine.engine import Engine
+from tests.paths import ROOT
+from tests.serving.small_models import MODELS, PATCH, TILE, mixed_requests, small_model
+
+pytestmark = pytest.mark.vllm
+EACH = 18  # requests to each model
+TOKENS = 8  # of an answer
+TIE = 1e-4  # of logarithms of probability, between which rounding decides
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+@pytest.fixture(scope="module")
+def vllm_python() -> str:
+    python = os.environ.get("LLAVA_VLLM_PYTHON")
+    if python is None:
+        pytest.fail("LLAVA_VLLM_PYTHON names no Python that has vLLM: run `make test-vllm`")
+    return python
+
+
+@pytest.fixture(scope="module")
+def answered(vllm_python, tiny_tokenizer, tmp_path_factory) -> Path:
+    """A folder of models, each with requests and what vLLM and transformers answered."""
+    root = tmp_path_factory.mktemp("models")
+    names = os.environ.get("LLAVA_VLLM_MODELS", ",".join(MODELS)).split(",")
+    for name in names:
+        folder, model = root / name, small_model(tiny_tokenizer, name)
+        processor = LlavaOVManagerProcessor(
+            LlavaOVManagerImageProcessor(TILE, PATCH, model.config.tiling), tiny_tokenizer
+        )
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        requests, expected = [], []
+        engine = Engine(model, processor)
+        for request in mixed_requests(name, EACH):
+            requests.append((prompt_of(processor, request), request.images, request.videos))
+            expected.append(transformers_answer(engine, request))
+        (folder / "requests.pickle").write_bytes(pickle.dumps(requests))
+        (folder / "expected.json").write_text(json.dumps(expected))
+    script = ROOT / "tests/serving/vllm_answers.py"
+    with open(root / "log.txt", "w") as log:
+        done = subprocess.run(
+            [vllm_python, script, root, str(TOKENS)],
+            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ENVIRONMENT,
+            stdout=log, stderr=subprocess.STDOUT, cwd=root, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
+    return root
+
+
+def prompt_of(processor, request) -> str:
+    roles = {"human": "user", "gpt": "assistant"}
+    messages = [{"role": roles[turn.role], "content": turn.text} for turn in request.turns]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def transformers_answer(engine, request) -> dict:
+    inputs = engine.processor.encode_prompts([request.dialogue], pixels=AS_UINT8)
+    length = inputs["input_ids"].shape[1]
+    with torch.inference_mode():
+        output = engine.model.generate(
+            **inputs, max_new_tokens=TOKENS, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    ids = output.sequences[0, length:].tolist()
+    steps = torch.cat(output.logits).log_softmax(-1)
+    best = steps.topk(2).values
+    ties = ((best[:, 0] - best[:, 1]) < TIE).nonzero().flatten().tolist()
+    return {
+        "prompt": inputs["input_ids"][0].tolist(),
+        "ids": ids,
+        "logprobs": [steps[place, token].item() for place, token in enumerate(ids)],
+        "decided": ties[0] if ties else len(ids),  # as many tokens, before two are as likely
+    }
+
+
+def pairs(answered: Path):
+    for folder in sorted(path.parent for path in answered.glob("*/answers.json")):
+        ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("answers", "expected"))
+        assert len(ours) == len(theirs) == EACH
+        yield from ((folder.name, number, *pair) for number, pair in enumerate(zip(ours, theirs)))
+
+
+def test_prompts_are_the_same(answered):
+    assert [(name, n) for name, n, ours, theirs in pairs(answered) if ours["prompt"] != theirs["prompt"]] == []
+
+
+def test_greedy_ids_are_the_same(answered):
+    found = list(pairs(answered))
+    ties = sum(theirs["decided"] < len(theirs["ids"]) for *_, theirs in found)
+    print(f"{len(found)} requests to {len({name for name, *_ in found})} models, {ties} of them up to a tie")
+    different = [
+        (name, number, ours["ids"], theirs["ids"])
+        for name, number, ours, theirs in found
+        if ours["ids"][: theirs["decided"]] != theirs["ids"][: theirs["decided"]]
+    ]
+    assert different == []
+    assert ties < len(found) / 20
+
+
+def test_probabilities_are_the_same(answered):
+    most = 0.0
+    for name, number, ours, theirs in pairs(answered):
+        gaps = [abs(a - b) for a, b in zip(ours["logprobs"][: theirs["decided"]], theirs["logprobs"])]
+        assert max(gaps, default=0) < 1e-3, (name, number, gaps)
+        most = max(most, *gaps)
+    print(f"largest difference of a logarithm of probability: {most:.1e}")
+
+
+def test_answers_differ_and_beginnings_were_reused(answered):
+    """Else the comparison would show nothing."""
+    found = list(pairs(answered))
+    assert len({tuple(ours["ids"]) for *_, ours, _ in found}) > len(found) / 2
+    assert sum(ours["cached"] > 0 for *_, ours, _ in found) > 0
+    assert max(len(ours["prompt"]) for *_, ours, _ in found) > 256  # which is cut into chunks
