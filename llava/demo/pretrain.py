@@ -2,8 +2,8 @@
 
 The tower learns to label the patches of tiles (which character or nothing, and which patch) and is saved like the real
 one, with one layer more than is used: the state before the last layer is what is supervised. The language model learns
-the questions on pages and notes written as text, laid out as the visual tokens will be: crop 0, then the map's rows,
-each with a newline.
+the questions on pages written as text, and to copy notes, laid out as the visual tokens will be: crop 0, then the map's
+rows, each with a newline.
 """
 
 import multiprocessing
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import (
@@ -34,30 +35,36 @@ from llava.data.images import normalize
 from llava.data.schema import Turn
 from llava.demo.digit_pages import (
     CHARACTERS,
-    DIGITS,
-    NOTE,
     PAGE,
     PATCH,
+    SIDE,
+    SLIP,
     TILE,
-    Sheet,
+    Cell,
     ask,
     ask_arithmetic,
+    caption_of,
     cells_of,
+    copy_out,
     draw_characters,
     draw_numbers,
+    draw_page,
+    note_cells,
     page_turns,
     places_of,
-    read_page,
+    read_row,
 )
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 from llava.files import follow_umask
 
-SIDE = TILE // PATCH
 SPACE, NEWLINE = "\u0120", "\u010a"  # as byte-level BPE writes them
-NOTHING = len(CHARACTERS)  # the label of an empty patch
-CHAT = ("place",) * 2 + ("read",) * 4 + ("count",) * 2 + ("compare",) * 2  # the questions of a conversation
+EMPTY = len(CHARACTERS)  # the label of an empty patch
+CHAT = ("place",) * 2 + ("read",) * 2 + ("count",) * 2 + ("compare",) * 4  # the questions of a conversation
 DRILL_SHARE = 1 / 3  # of the language model's steps
 CAPTION_SHARE = 0.1
+SHRUNKEN = 0.15  # of the tower's images, which show a page as crop 0 does
+NOISE, LOUDEST = 0.03, 16.0  # added to the language model's inputs, and the most by which they are multiplied
+STATE_SIZE = 0.1  # of the tower's states, of what training makes them
 TOWER_LAYERS = 7  # the last is dropped when LLaVA is built, as with the real tower
 
 
@@ -90,7 +97,7 @@ def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2
     )
     tower = SiglipVisionModel(config)
     # Two heads on every patch: which character it shows, and where it is.
-    head = nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, NOTHING + 1))
+    head = nn.Sequential(nn.LayerNorm(config.hidden_size), nn.Linear(config.hidden_size, EMPTY + 1))
     place_head = nn.Linear(config.hidden_size, SIDE * SIDE)
 
     def loss(step: int) -> torch.Tensor:
@@ -106,28 +113,45 @@ def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2
         pixels, labels = tiles([seed, 2**31 - 1], 400, test=True)
         states = tower(pixels, output_hidden_states=True).hidden_states
         right = head(states[TOWER_LAYERS - 1]).argmax(-1) == labels
+    _resize_states(tower, STATE_SIZE)
     tower.save_pretrained(folder)
     SiglipImageProcessorPil(
         size={"height": TILE, "width": TILE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     ).save_pretrained(folder)
     follow_umask(folder)
-    return right[labels != NOTHING].float().mean().item()
+    return right[labels != EMPTY].float().mean().item()
+
+
+@torch.no_grad()
+def _resize_states(tower: SiglipVisionModel, size: float) -> None:
+    """Multiplies all hidden states by `size`; as layers normalise what they read, they say what they said.
+
+    Training leaves them so large that a new projector's tokens are ten times a word's, and become forty in stage 1.
+    """
+    writes = [module for layer in tower.encoder.layers for module in (layer.self_attn.out_proj, layer.mlp.fc2)]
+    for module in (tower.embeddings, *writes):
+        for weight in module.parameters():
+            weight.mul_(size)
 
 
 def tiles(seed: list[int], count: int, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tiles with characters in some patches: pixels (count, 3, TILE, TILE), labels (count, patches)."""
+    """Notes, and pages as crop 0 shows them, in which nothing can be read.
+
+    Returns pixels (count, 3, TILE, TILE) and labels (count, patches).
+    """
     rng = np.random.default_rng(seed)
-    images, labels = [], np.full((count, SIDE * SIDE), NOTHING)
+    images, labels = [], np.full((count, SIDE, SIDE), EMPTY)
     for index in range(count):
-        patches = rng.choice(SIDE * SIDE, int(rng.integers(1, 9)), replace=False)
-        drawn = np.where(
-            rng.random(len(patches)) < 0.7, rng.integers(0, 10, len(patches)), rng.integers(10, NOTHING, len(patches))
-        )
-        labels[index, patches] = drawn
-        cells = [(int(p) // SIDE, int(p) % SIDE, CHARACTERS[which]) for p, which in zip(patches, drawn)]
+        if rng.random() < SHRUNKEN:
+            page = draw_page(rng, draw_numbers(rng), test)
+            images.append(np.asarray(page.resize((TILE, TILE), Image.Resampling.BICUBIC)))
+            continue
+        cells = note_cells(rng)
+        for row, column, character in cells:
+            labels[index, row, column] = CHARACTERS.index(character)
         images.append(draw_characters(rng, TILE, cells, test))
     pixels = np.stack(images)[:, None].repeat(3, axis=1)
-    return torch.from_numpy(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), torch.from_numpy(labels)
+    return torch.from_numpy(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), torch.from_numpy(labels).flatten(1)
 
 
 def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: float = 1.5e-3, seed: int = 0) -> float:
@@ -155,7 +179,8 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: f
         batch = text_batch(tokenizer, seed, size, write)
         labels = batch["labels"][:, 1:]
         supervised = labels != IGNORE_INDEX
-        states = model.model(batch["input_ids"]).last_hidden_state[:, :-1]
+        words = _blurred(model.get_input_embeddings()(batch["input_ids"]))
+        states = model.model(inputs_embeds=words).last_hidden_state[:, :-1]
         return model.lm_head(states[supervised]), labels[supervised]
 
     def loss(step: int) -> torch.Tensor:
@@ -173,6 +198,12 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: f
     return (logits.argmax(-1) == labels).float().mean().item()
 
 
+def _blurred(words: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, L, D) as inexact, and as differently large, as what a projector makes of a tower's states."""
+    size = LOUDEST ** torch.rand(*words.shape[:2], 1)
+    return size * (words + NOISE * torch.randn_like(words))
+
+
 def text_batch(
     tokenizer: PreTrainedTokenizerBase, seed: list[int], size: int, write: Callable[..., tuple[list[int], list[int]]]
 ) -> dict[str, torch.Tensor]:
@@ -184,16 +215,19 @@ def text_batch(
 
 
 def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """A page or a note and everything that can be asked of it, in random order and a word or two each.
+    """A page, or a slip, and everything that can be asked of it, in random order and a word or two each.
 
     Such rows learn to look places up in a quarter of the time that conversations take, which ask little in many tokens.
     """
     numbers = draw_numbers(rng)
-    rows = [([f"{SPACE}row", SPACE, str(row)], [*number, NEWLINE]) for row, number in enumerate(numbers, 1)]
+    rows = [
+        ([f"{SPACE}row", SPACE, str(row + 1)], [*tokenizer.tokenize(read_row(numbers, row)), NEWLINE])
+        for row in range(len(numbers))
+    ]
     places = [([f"{SPACE}{place}"], [digit]) for place, digit in places_of(numbers)]
     count, larger = (ask(rng, numbers, kind).answer for kind in ("count", "compare"))
     asked = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
-    ids = tokenizer.convert_tokens_to_ids(_as_tokens(numbers, NOTE if rng.random() < 0.5 else PAGE))
+    ids = tokenizer.convert_tokens_to_ids(_note(cells_of(numbers, SLIP)) if rng.random() < 0.5 else _page(numbers))
     labels = [IGNORE_INDEX] * len(ids)
     for index in rng.permutation(len(asked)):
         question, answer = map(tokenizer.convert_tokens_to_ids, asked[index])
@@ -203,9 +237,9 @@ def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
 
 def _caption(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """A note and its caption, as in stage 1."""
-    numbers = draw_numbers(rng)
-    turns = (Turn("human", "<image>"), Turn("gpt", read_page(numbers)))
-    return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "plain", "answers", images=1), numbers, NOTE)
+    cells = note_cells(rng)
+    turns = (Turn("human", "<image>"), Turn("gpt", caption_of(cells)))
+    return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "plain", "answers", images=1), _note(cells))
 
 
 def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
@@ -216,28 +250,31 @@ def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         return encode_conversation(tokenizer, turns, "qwen_1_5", "answers")
     numbers = draw_numbers(rng)
     turns = page_turns(rng, numbers, CHAT)
-    return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "qwen_1_5", "answers", images=1), numbers, PAGE)
+    return _with_page(
+        tokenizer, *encode_conversation(tokenizer, turns, "qwen_1_5", "answers", images=1), _page(numbers)
+    )
 
 
-def _with_page(tokenizer, ids: list[int], labels: list[int], numbers: tuple[str, ...], sheet: Sheet):
-    """The placeholder replaced by the sheet as text."""
+def _with_page(tokenizer, ids: list[int], labels: list[int], page: list[str]) -> tuple[list[int], list[int]]:
+    """The placeholder replaced by a page's or a note's tokens."""
     at = ids.index(tokenizer.convert_tokens_to_ids("<image>"))
-    page = tokenizer.convert_tokens_to_ids(_as_tokens(numbers, sheet))
-    return ids[:at] + page + ids[at + 1 :], labels[:at] + [IGNORE_INDEX] * len(page) + labels[at + 1 :]
+    shown = tokenizer.convert_tokens_to_ids(page)
+    return ids[:at] + shown + ids[at + 1 :], labels[:at] + [IGNORE_INDEX] * len(shown) + labels[at + 1 :]
 
 
-def _as_tokens(numbers: tuple[str, ...], sheet: Sheet) -> list[str]:
-    """One token per visual token: a digit, a letter as it stands in questions, behind a space, or a dot for nothing.
+def _note(cells: list[Cell]) -> list[str]:
+    """One token per visual token of a crop."""
+    return [_token(shown) for row in copy_out(cells) for shown in row]
 
-    Crop 0 of a page shows nothing readable.
-    """
-    side = sheet.size // PATCH
-    rows = [["."] * side for _ in range(side)]
-    for row, column, character in cells_of(numbers, sheet):
-        rows[row][column] = character if character in DIGITS else f"{SPACE}{character}"
-    if sheet is NOTE:
-        return [token for row in rows for token in row]
-    return ["."] * SIDE * SIDE + [token for row in rows for token in (*row, NEWLINE)]
+
+def _page(numbers: tuple[str, ...]) -> list[str]:
+    """One token per visual token of a page: crop 0, in which nothing can be read, then the map."""
+    rows = copy_out(cells_of(numbers), PAGE.size // PATCH)
+    return _note([]) + [token for row in rows for token in (*map(_token, row), NEWLINE)]
+
+
+def _token(shown: str) -> str:
+    return shown.replace(" ", SPACE)
 
 
 def _train(what: str, parameters: list, loss: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:

@@ -5,7 +5,7 @@ from transformers import Qwen2Tokenizer
 
 from llava.constants import SYSTEM_MESSAGE
 from llava.data.processor import add_visual_tokens
-from llava.demo.digit_pages import CAPTION, KINDS, ask, ask_arithmetic, draw_numbers, read_page
+from llava.demo.digit_pages import CAPTION, KINDS, ask, ask_arithmetic, draw_numbers, read_row
 
 VOCABULARY = 384  # 256 bytes, merges, and the special tokens; a multiple of 64
 
@@ -26,5 +26,5 @@ def _texts() -> list[str]:
     for _ in range(200):
         numbers = draw_numbers(rng)
         questions = [ask(rng, numbers, kind) for kind in KINDS] + [ask_arithmetic(rng)]
-        texts += [question.text for question in questions] + [read_page(numbers)]
+        texts += [question.text for question in questions] + [read_row(numbers, row) for row in range(len(numbers))]
     return texts

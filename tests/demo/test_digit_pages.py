@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionModel
+import torch
+from transformers import AutoTokenizer, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from llava.cli import main
 from llava.data.conversation import encode_prompt
@@ -10,7 +11,18 @@ from llava.data.inspect import inspect_samples
 from llava.data.mixture import load_mixture
 from llava.data.schema import Turn
 from llava.demo import digit_pages, pretrain
-from llava.demo.digit_pages import DIGITS, KINDS, NOTE, PAGE, ask, cells_of, draw_numbers, draw_page
+from llava.demo.digit_pages import (
+    DIGITS,
+    KINDS,
+    PAGE,
+    SLIP,
+    ask,
+    caption_of,
+    cells_of,
+    draw_numbers,
+    draw_page,
+    note_cells,
+)
 from llava.demo.pages import rng_for
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 
@@ -69,18 +81,20 @@ def test_training_never_sees_the_test_digits():
     assert set(train) == set(test) == {*DIGITS, *"abcdef"}
 
 
-@pytest.mark.parametrize("sheet", [PAGE, NOTE], ids=["page", "note"])
-def test_every_character_lies_in_its_patch(sheet):
+def test_every_character_lies_in_its_patch():
     """All six letters, and a digit to the right of as many as the numbers are long."""
     numbers = ("407", "15")
-    pixels = np.asarray(draw_page(rng_for(0, "test", 3), numbers, sheet, test=True)).astype(int)
+    pixels = np.asarray(draw_page(rng_for(0, "test", 3), numbers, test=True)).astype(int)
     paper = pixels.max()
-    side = sheet.size // 14
-    inked = {(y, x) for y in range(side) for x in range(side) if (paper - patch(pixels, y, x)).max() > 40}
-    letters = set(sheet.letters.values())
-    digits = {(row, column + 1) for row, column in (sheet.letters[place] for place in "abcde")}
+    inked = {(y, x) for y in range(8) for x in range(8) if (paper - patch(pixels, y, x)).max() > 40}
+    letters = set(PAGE.letters.values())
+    digits = {(row, column + 1) for row, column in (PAGE.letters[place] for place in "abcde")}
     assert inked == letters | digits
-    assert {(row, column): character for row, column, character in cells_of(numbers, sheet)} == {
+
+
+@pytest.mark.parametrize("sheet", [PAGE, SLIP], ids=["page", "slip"])
+def test_letters_and_digits_stand_beside_each_other(sheet):
+    assert {(row, column): character for row, column, character in cells_of(("407", "15"), sheet)} == {
         **{sheet.letters[place]: place for place in "abcdef"},
         **dict(zip(((row, column + 1) for row, column in map(sheet.letters.get, "abcde")), "40715")),
     }
@@ -98,8 +112,8 @@ def test_questions_are_answered_right():
     }
     assert asked == {
         **{f"Which digit is at place {place}?": digit for place, digit in zip("abcde", "40715")},
-        "Which number is in row 1?": "407",
-        "Which number is in row 2?": "15",
+        "Read row 1.": "a4 b0 c7",
+        "Read row 2.": "d1 e5",
         "How many digits are on the page?": "5",
         "Which row has the larger number?": "1",
     }
@@ -108,7 +122,7 @@ def test_questions_are_answered_right():
 def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
     """The language model is pretrained on the layout that it will meet."""
     layout = make_processor().image_processor.layout((112, 112), several_images=False)
-    tokens = pretrain._as_tokens(("407", "15"), PAGE)
+    tokens = pretrain._page(("407", "15"))
     assert len(tokens) == layout.num_tokens
     assert [token for token in tokens if token not in ".\u010a"] == [
         "Ġa",
@@ -125,16 +139,42 @@ def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
     ]
     newlines = [index for index, token in enumerate(tokens) if token == "\u010a"]
     assert newlines == [16 + 9 * row + 8 for row in range(8)]
-    assert len(pretrain._as_tokens(("407", "15"), NOTE)) == 16
+
+
+def test_captions_copy_notes_out_patch_by_patch():
+    tokenizer = train_tokenizer()
+    assert caption_of([(0, 1, "7"), (1, 3, "b"), (3, 3, "0")]) == ".7..... b.......0"
+    for seed in range(20):
+        cells = note_cells(np.random.default_rng(seed))
+        tokens = tokenizer.tokenize(caption_of(cells))
+        assert tokens == pretrain._note(cells)
+        shown = {4 * row + column: character for row, column, character in cells}
+        assert [token.strip("\u0120") for token in tokens] == [shown.get(index, ".") for index in range(16)]
+
+
+def test_resized_states_say_the_same(tmp_path):
+    tower = SiglipVisionModel(
+        SiglipVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28)
+    )
+    pixels = 3 * torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before = tower(pixels, output_hidden_states=True).hidden_states
+        pretrain._resize_states(tower, 0.25)
+        after = tower(pixels, output_hidden_states=True).hidden_states
+    assert len(after) == 4
+    for state, resized in zip(before, after):
+        torch.testing.assert_close(resized, 0.25 * state, atol=1e-3, rtol=1e-3)
 
 
 def test_tiles_are_labelled_where_they_are_inked():
-    pixels, labels = pretrain.tiles([0], 20, test=True)
-    assert pixels.shape == (20, 3, 56, 56)
-    for tile, of_tile in zip(pixels[:, 0].numpy(), labels.numpy()):
+    pixels, labels = pretrain.tiles([0], 30, test=True)
+    assert pixels.shape == (30, 3, 56, 56)
+    read = [index for index, of_tile in enumerate(labels) if (of_tile != pretrain.EMPTY).any()]
+    assert 0.7 * len(labels) < len(read) < len(labels), "the rest are shrunken pages"
+    for tile, of_tile in zip(pixels[read, 0].numpy(), labels[read].numpy()):
         for index, label in enumerate(of_tile):
             contrast = np.ptp(patch(tile, index // 4, index % 4))
-            assert (contrast > 0.3) == (label != pretrain.NOTHING)
+            assert (contrast > 0.3) == (label != pretrain.EMPTY)
     assert set(labels.unique().tolist()) == set(range(17))
 
 
