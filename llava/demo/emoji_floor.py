@@ -6,11 +6,9 @@ caption's embedding. Questions: a blind model, ridge regression from the questio
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
 from transformers import CLIPVisionModel
@@ -22,35 +20,20 @@ from llava.data.pairs.pair import Pair
 from llava.data.pairs.transforms import Transform
 from llava.demo.emoji_towers import BATCH, embed_texts
 from llava.text_table import text_table
-from llava.two_tower.metrics import RECALLS
+from llava.two_tower.metrics import RECALLS, Ranks, ranks_of
 
 MOST = 2000  # pairs that are learned from
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of ridge regression; the best one on the split val is taken
 
 
-@dataclass(frozen=True)
-class Recalls:
-    """In percent. text_to_image, image_to_text: at each of RECALLS."""
-
-    texts: int
-    images: int
-    text_to_image: tuple[float, ...]
-    image_to_text: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """R_MEAN, of all six."""
-        return float(np.mean(self.text_to_image + self.image_to_text))
-
-
-def retrieval_floor(text_tower: Path, image_tower: Path, mixture: Path) -> dict[str, Recalls]:
-    """{split: recalls} of every split of a mixture of captions but `train`, which the regression learns from."""
+def retrieval_floor(text_tower: Path, image_tower: Path, mixture: Path) -> dict[str, Ranks]:
+    """{split: ranks} of every split of a mixture of captions but `train`, which the regression learns from."""
     known = read_pair_mixture(mixture)
     features = {split: _features(text_tower, image_tower, _pairs(mixture, split)) for split in known.splits}
     texts, images, index = features["train"]
     fits = [_ridge(images[index], texts, penalty) for penalty in PENALTIES]
-    best = max(fits, key=lambda fit: _recalls(features["val"], fit).mean)
-    return {split: _recalls(features[split], best) for split in known.splits if split != "train"}
+    best = max(fits, key=lambda fit: _ranks(features["val"], fit).recalls()["r_mean"])
+    return {split: _ranks(features[split], best) for split in known.splits if split != "train"}
 
 
 def blind_floor(text_tower: Path, mixture: Path, answers: Sequence[str]) -> dict[str, float]:
@@ -72,17 +55,17 @@ def blind_floor(text_tower: Path, mixture: Path, answers: Sequence[str]) -> dict
     return {"all": 100 * sum(hits) / len(hits)} | {kind: 100 * of_kind[kind] / asked[kind] for kind in sorted(asked)}
 
 
-def render(recalls: dict[str, Recalls], blind: dict[str, float]) -> str:
+def render(ranks: dict[str, Ranks], blind: dict[str, float]) -> str:
     """Both floors as text."""
     head = ["split", "texts", "images", *(f"IR@{k}" for k in RECALLS), *(f"TR@{k}" for k in RECALLS), "R_MEAN"]
     rows = [
         [
             split,
-            str(of.texts),
-            str(of.images),
-            *(f"{value:.1f}" for value in (*of.text_to_image, *of.image_to_text, of.mean)),
+            str(len(of.of_texts)),
+            str(len(of.of_images)),
+            *(f"{100 * share:.1f}" for share in of.recalls().values()),
         ]
-        for split, of in recalls.items()
+        for split, of in ranks.items()
     ]
     kinds = [["questions", "right"], *([kind, f"{share:.1f}"] for kind, share in blind.items())]
     return "\n\n".join(
@@ -127,13 +110,7 @@ def _ridge(features: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torc
     return torch.linalg.solve(gram, known.T @ wanted.double()).float()
 
 
-def _recalls(features: tuple[torch.Tensor, ...], fit: torch.Tensor) -> Recalls:
-    """An image may have several texts: the best of them counts."""
+def _ranks(features: tuple[torch.Tensor, ...], fit: torch.Tensor) -> Ranks:
     texts, images, index = features
-    similarity_TI = normalize(texts, dim=-1) @ normalize(_with_one(images) @ fit, dim=-1).T
-    own = similarity_TI[torch.arange(len(texts)), index]
-    of_text = (similarity_TI > own[:, None]).sum(1)
-    best = torch.full((len(images),), -torch.inf).scatter_reduce(0, index, own, "amax")
-    of_image = (similarity_TI > best).sum(0)
-    shares = [tuple(100 * float((rank < k).float().mean()) for k in RECALLS) for rank in (of_text, of_image)]
-    return Recalls(len(texts), len(images), *shares)
+    similarity_IT = normalize(_with_one(images) @ fit, dim=-1) @ normalize(texts, dim=-1).T
+    return ranks_of(similarity_IT.numpy(), index.numpy())

@@ -156,9 +156,9 @@ def _emoji_floor(arguments: Namespace) -> None:
     from llava.demo.emoji_floor import blind_floor, render, retrieval_floor
 
     text_tower, image_tower = arguments.towers / "text", arguments.towers / "image"
-    recalls = retrieval_floor(text_tower, image_tower, arguments.data / "retrieval.yaml")
+    ranks = retrieval_floor(text_tower, image_tower, arguments.data / "retrieval.yaml")
     answers = read_answers(arguments.data / "answers.json")
-    print(render(recalls, blind_floor(text_tower, arguments.data / "questions.yaml", answers)))
+    print(render(ranks, blind_floor(text_tower, arguments.data / "questions.yaml", answers)))
 
 
 def _pretrain(arguments: Namespace) -> None:

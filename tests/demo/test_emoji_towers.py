@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, CLIPVisionModel, PreTrainedToken
 from llava.data.pairs.vocabulary import read_answers
 from llava.demo import emoji_towers
 from llava.demo.emoji_data import write_emoji_pages
-from llava.demo.emoji_floor import _recalls, _ridge, _with_one, blind_floor, render, retrieval_floor
+from llava.demo.emoji_floor import _ranks, _ridge, _with_one, blind_floor, render, retrieval_floor
 from llava.demo.emoji_towers import Cells, TowerSize, embed_texts, write_image_tower
 from llava.errors import LlavaError
 from tests.demo.emoji_stand_ins import COLORS, LEVELS, STAND_INS
@@ -91,24 +91,30 @@ def test_recalls_are_those_of_sorted_similarities():
     rng = torch.Generator().manual_seed(0)
     texts, images = torch.randn(24, 5, generator=rng), torch.randn(12, 4, generator=rng)
     index, fit = torch.arange(24) // 2, torch.randn(5, 5, generator=rng)
-    recalls = _recalls((texts, images, index), fit)
+    recalls = _ranks((texts, images, index), fit).recalls()
     mapped = _with_one(images) @ fit
     similar = torch.cosine_similarity(texts[:, None], mapped[None], dim=-1)
-    for place, k in enumerate((1, 5, 10)):
+    for k in (1, 5, 10):
         of_text = [index[row].item() in similar[row].argsort(descending=True)[:k] for row in range(24)]
         of_image = [
             bool({2 * row, 2 * row + 1} & set(similar[:, row].argsort(descending=True)[:k].tolist()))
             for row in range(12)
         ]
-        assert recalls.text_to_image[place] == pytest.approx(100 * sum(of_text) / 24)
-        assert recalls.image_to_text[place] == pytest.approx(100 * sum(of_image) / 12)
-    assert recalls.mean == pytest.approx(sum(recalls.text_to_image + recalls.image_to_text) / 6)
+        assert recalls[f"ir_r{k}"] == pytest.approx(sum(of_text) / 24)
+        assert recalls[f"tr_r{k}"] == pytest.approx(sum(of_image) / 12)
+    assert recalls.pop("r_mean") == pytest.approx(sum(recalls.values()) / 6)
+
+
+def test_equal_similarities_count_against_the_floor():
+    """As they count against a trained model: what tells nothing apart finds nothing."""
+    texts, images = torch.ones(22, 5), torch.ones(11, 4)
+    assert set(_ranks((texts, images, torch.arange(22) // 2), torch.zeros(5, 5)).recalls().values()) == {0}
 
 
 def test_floors_of_a_small_data_set(towers, tmp_path):
     write_emoji_pages(tmp_path, STAND_INS, {"train": 12, "val": 6, "test": 6}, names=["questions", "retrieval"])
-    recalls = retrieval_floor(towers / "text", towers / "image", tmp_path / "retrieval.yaml")
-    assert {split: (of.texts, of.images) for split, of in recalls.items()} == {
+    ranks = retrieval_floor(towers / "text", towers / "image", tmp_path / "retrieval.yaml")
+    assert {split: (len(of.of_texts), len(of.of_images)) for split, of in ranks.items()} == {
         "val": (6, 6),
         "test": (6, 6),
         "names": (43, 43),
@@ -117,6 +123,6 @@ def test_floors_of_a_small_data_set(towers, tmp_path):
     answers = read_answers(tmp_path / "answers.json")
     blind = blind_floor(towers / "text", tmp_path / "questions.yaml", answers)
     assert set(blind) <= {"all", "what", "where", "where_new", "there", "there_new", "count"}
-    printed = render(recalls, blind)
+    printed = render(ranks, blind)
     assert "IR@10" in printed
-    assert all(f"\n{name}" in printed for name in (*recalls, *blind))
+    assert all(f"\n{name}" in printed for name in (*ranks, *blind))
