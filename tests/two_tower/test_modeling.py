@@ -1,5 +1,6 @@
 """The two-tower model: its sizes, what it takes and refuses, and how transformers runs and keeps it."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -81,6 +82,50 @@ def test_every_weight_learns_and_belongs_to_one_part(task):
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert sum(name.startswith(prefixes) for prefixes in PREFIXES.values()) == 1, name
+
+
+def gated(layers, gate):
+    """METER's gated sum, token by token. layers: (B, L, W) each, the last one is taken whole."""
+    sums = torch.empty_like(layers[-1])
+    for row, token in np.ndindex(*sums.shape[:2]):
+        *lower, last = (states[row, token] for states in layers)
+        scores = [(gate.weight @ state + gate.bias).exp() for state in lower]
+        sums[row, token] = last + sum(score / sum(scores) * state for score, state in zip(scores, lower))
+    return sums
+
+
+def twin_of_gated_meter(model, input_ids, attention_mask, pixel_values):
+    """What enters the cross-modal layers from hooks on the towers' own."""
+    texts, images = [], []
+    hooks = [
+        layer.register_forward_hook(lambda *call, kept=kept: kept.append(call[-1]))
+        for layers, kept in ((model.text_tower.encoder.layer, texts), (model.image_tower.encoder.layers, images))
+        for layer in layers
+    ]
+    model.text_tower(input_ids=input_ids, attention_mask=attention_mask)
+    model.image_tower(pixel_values=pixel_values)
+    for hook in hooks:
+        hook.remove()
+    text = model.text_projection(gated(texts, model.text_gate.gate)) + model.type_embedding.weight[0]
+    normed = list(map(model.image_tower.post_layernorm, images))
+    image = model.image_projection(gated(normed, model.image_gate.gate)) + model.type_embedding.weight[1]
+    padding = attention_mask.bool()[:, None, None]
+    for layer in model.cross_modal.layers:
+        text, image = layer.text(text, image, padding, None), layer.image(image, text, None, padding)
+    return text, image
+
+
+def test_gated_meter_is_its_slow_twin():
+    model = tiny_model("snli_ve", bridge="meter", gated_fusion=True).model
+    batch, results = batch_of(model.config), []
+    output = model(**batch)
+    for text, image in ((output.text_features, output.image_features), twin_of_gated_meter(model, **batch)):
+        model.zero_grad()
+        (text.square().sum() + image.square().sum()).backward()
+        named = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        results.append({"text": text, "image": image, **named})
+    assert {"text_gate.gate.weight", "image_gate.gate.bias"} < results[1].keys()
+    torch.testing.assert_close(*results, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("bridge", ["manager", "bridge_tower", "meter"])
