@@ -6,7 +6,6 @@ repeats it in an error.
 
 import hashlib
 import json
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,12 +16,12 @@ import httpx
 from PIL import Image
 
 from llava.data.color import to_rgb
-from llava.errors import LlavaError
 from llava.eval.judge.settings import KEY, JudgeSettings
 from llava.eval.server.messages import data_url
-from llava.eval.server.retry import PASSING, retry_after
+from llava.eval.server.responses import PASSING, in_one_line, retry_after, without_key
+from llava.eval.server.settings import key_in
 
-NO_KEY = "none"  # what a server without keys is sent
+WORDS = 200  # characters of what a server says
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds before a failed request is repeated; doubled each time
 LONGEST_REQUESTED_PAUSE = 600.0  # a server that asks for more by Retry-After is not waited for
 UNUSABLE = {
@@ -86,9 +85,7 @@ class Judge:
 
     def __init__(self, settings: JudgeSettings):
         self.settings = settings
-        self._key = os.environ.get(KEY, "").strip() or NO_KEY
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise LlavaError(f"{KEY} holds characters that no key can have")
+        self._key = key_in(KEY)
         self._refused: set[str] = set()  # those of CHANGEABLE that this judge does not take
         self._pace = _Pace(settings.per_minute)
         self._client = httpx.Client(
@@ -165,15 +162,10 @@ class Judge:
             raise _RefusedError(f"the judge refused: {self._shown(str(refusal or 'content filter'))}")
         if not isinstance(text, str) or not text.strip():
             raise _RefusedError("empty reply")
-        return Reply(self._without_key(text.strip()), *counts)
-
-    def _without_key(self, text: str) -> str:
-        return text if self._key == NO_KEY else text.replace(self._key, "***")
+        return Reply(without_key(text.strip(), self._key), *counts)
 
     def _shown(self, text: str) -> str:
-        """A server's words in one line of at most 200 characters, without the key."""
-        line = " ".join(self._without_key(text).split())
-        return line if len(line) <= 200 else line[:200] + "..."
+        return in_one_line(text, self._key, WORDS)
 
 
 class _PassingError(Exception):

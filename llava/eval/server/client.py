@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import httpx
 
 from llava.errors import LlavaError
-from llava.eval.server.retry import PASSING, retry_after
-from llava.eval.server.settings import KEY, VLLM, ServerSettings, server_key
+from llava.eval.server.responses import PASSING, in_one_line, retry_after
+from llava.eval.server.settings import KEY, VLLM, ServerSettings, key_in
 
 RETRIES, FIRST_PAUSE, LONGEST_PAUSE = 6, 1.0, 30.0  # seconds, doubled each time
 TIMEOUT = 600.0  # seconds without an answer: a long one, behind all others that are in flight
@@ -41,7 +41,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings):
         self.settings = settings
-        self._key = server_key()
+        self._key = key_in(KEY)
         self._ended = threading.Event()  # set where no more is asked
         self._client = httpx.Client(
             timeout=httpx.Timeout(TIMEOUT, connect=30.0),
@@ -157,9 +157,7 @@ class Server:
         return self._shown(response.text)
 
     def _shown(self, text: str) -> str:
-        """A server's words in one line, without the key."""
-        line = " ".join((text if self._key == "none" else text.replace(self._key, "***")).split())
-        return line if len(line) <= WORDS else line[:WORDS] + "..."
+        return in_one_line(text, self._key, WORDS)
 
 
 def server_at(url: str, model: str, requests: int) -> ServerSettings:

@@ -10,6 +10,7 @@ from llava.errors import LlavaError
 
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 KEY = "LLAVA_ENGINE_KEY"  # apart from the judge's: a key goes to the server that it is for
+NO_KEY = "none"  # what a server without keys is sent
 NOT_TOLD = "not told"  # what a server does not say of itself
 BATCH_SIZE, REQUESTS = 8, 16
 IN_PROCESS = ("batch_size", "device", "dtype", "processes")  # flags that the model in this process alone can keep to
@@ -93,9 +94,9 @@ def base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/chat/completions")
 
 
-def server_key() -> str:
-    """The key for the server; "none" for one that wants none."""
-    key = os.environ.get(KEY, "").strip() or "none"
+def key_in(name: str) -> str:
+    """The key for a server, from the environment's variable of that name; NO_KEY for one that wants none."""
+    key = os.environ.get(name, "").strip() or NO_KEY
     if not (key.isascii() and key.isprintable()):
-        raise LlavaError(f"{KEY} holds characters that no key can have")
+        raise LlavaError(f"{name} holds characters that no key can have")
     return key
