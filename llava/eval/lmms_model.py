@@ -34,14 +34,7 @@ from llava.engine.placement import on_cpu
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.answers import AnswerStore, answer_key
-from llava.eval.messages import (
-    MAX_FRAMES,
-    Settings,
-    dialogue_from,
-    dialogue_of_context,
-    settings_from,
-    with_rgb_images,
-)
+from llava.eval.messages import MAX_FRAMES, Settings, dialogue_from, dialogue_of_context, settings_from, with_rgb_images
 from llava.eval.questions import Question, blind, prompt_cost, reason
 from llava.eval.server.ask import ask_all
 from llava.eval.server.client import Server
@@ -164,7 +157,8 @@ class LlavaOVManager(lmms):
         _, _, doc_id, task, split = self._fields(request)
         name = f"{task} document {doc_id}"
         try:
-            dialogue = self._dialogue(request, with_rgb_images(self.task_dict[task][split][doc_id]))
+            doc = with_rgb_images(self.task_dict[task][split][doc_id])
+            dialogue = self._dialogue(request, doc, has_places=task not in task_names())
         except Exception as error:  # the task's own functions run on whatever a damaged document holds
             self._fail(name, error)
             return None
@@ -181,15 +175,10 @@ class LlavaOVManager(lmms):
         _, doc_to_messages, gen_kwargs, doc_id, task, split = request.args
         return doc_to_messages, gen_kwargs, doc_id, task, split
 
-    def _has_places(self, request: Instance) -> bool:
-        """Whether `<image>` in a text is a place, as lmms-eval has it; in the tasks of `llava eval` it is a word."""
-        return self._fields(request)[3] not in task_names()
-
-    def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
-        doc_to_messages = self._fields(request)[0]
-        return dialogue_from(
-            ChatMessages(messages=doc_to_messages(doc)).messages, self.max_num_frames, self._has_places(request)
-        )
+    def _dialogue(self, request: Instance, doc: dict, has_places: bool) -> Dialogue:
+        """has_places: whether `<image>` in a text is one, as for lmms-eval; in tasks of `llava eval` it is a word."""
+        messages = ChatMessages(messages=self._fields(request)[0](doc)).messages
+        return dialogue_from(messages, self.max_num_frames, has_places)
 
     def _answer_missing(self, window: list[Question], settings: Settings) -> None:
         """Generates and stores the answers that are not there, or notes for each why there is none."""
@@ -253,8 +242,7 @@ class LlavaOVManager(lmms):
                 self._store(question, text, str(self.engine.device), dtype)
 
     def _store(self, question: Question, text: str, device: str, dtype: str) -> None:
-        made = {"weights": self.weights, "device": device, "dtype": dtype}
-        self.store.append(question.key, question.doc_id, text, **made)
+        self.store.append(question.key, question.doc_id, text, weights=self.weights, device=device, dtype=dtype)
 
     def _fail(self, name: str, error: Exception) -> None:
         self._failures.append(f"{name}: {reason(error)}")
@@ -303,7 +291,5 @@ class SimpleLlavaOVManager(LlavaOVManager):
         _, gen_kwargs, doc_to_visual, doc_id, task, split = request.args
         return doc_to_visual, gen_kwargs, doc_id, task, split
 
-    def _dialogue(self, request: Instance, doc: dict) -> Dialogue:
-        return dialogue_of_context(
-            request.args[0], self._fields(request)[0](doc), self.max_num_frames, self._has_places(request)
-        )
+    def _dialogue(self, request: Instance, doc: dict, has_places: bool) -> Dialogue:
+        return dialogue_of_context(request.args[0], self._fields(request)[0](doc), self.max_num_frames, has_places)
