@@ -203,7 +203,7 @@ def _job(
     server: ServerSettings | None,
 ) -> Job:
     return Job(
-        model=args.name,
+        model=args.name if server else str(args.model),
         task=choice.name,
         file=None if choice.file is None else str(choice.file.resolve()),
         groups=list(map(asdict, choice.groups)),

@@ -226,7 +226,9 @@ def command(tmp_path, *words):
     return main(["eval", "--tasks", "digit_pages", "--out", str(tmp_path / "run"), *map(str, words)])
 
 
-def test_the_command_asks_the_server_before_anything_is_started(digit_pages, tmp_path, monkeypatch, capsys):
+def test_the_command_asks_the_server_before_anything_is_started(
+    digit_pages, tiny_model_dir, tmp_path, monkeypatch, capsys
+):
     jobs = []
     monkeypatch.setattr(eval_main, "_run", lambda started, processes: jobs.extend(started) or 0)
     server = JudgeServer(
@@ -246,6 +248,8 @@ def test_the_command_asks_the_server_before_anything_is_started(digit_pages, tmp
     first = {"url": server.url, "model": NAME, "engine": "server", "requests": 5, "dtype": "auto", "plain": False}
     assert jobs[0].server == first
     assert (jobs[0].weights, jobs[1].server["requests"]) == ("not told", 16)
+    assert command(tmp_path, "--data", digit_pages, "--model", f"{tiny_model_dir}/") == 0  # a folder, not a name
+    assert (jobs[2].model, jobs[2].server) == (str(tiny_model_dir), None)
 
 
 @pytest.mark.parametrize(
