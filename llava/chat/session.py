@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from random import Random
+from threading import Event
 from typing import TYPE_CHECKING
 
 from llava.chat.exchange import PLACEHOLDERS, Exchange, Timing, as_text, checked_system, placed
@@ -35,22 +36,23 @@ class Session:
         self._kept = engine.new_cache()
         self.system = checked_system(system)
 
-    def ask(self, question: str, show: Callable[[str], None]) -> Exchange:
+    def ask(self, question: str, show: Callable[[str], None], stopped: Event | None = None) -> Exchange:
         """Answers, giving each piece to `show` as it comes; both are remembered.
 
         What waits goes in front of the question, or where it says `<image>` and `<video>`.
         KeyboardInterrupt ends an answer; what has come of it is remembered before the interrupt goes on to the caller.
         After any other error, and when nothing has come yet, the conversation is as it was.
+        stopped: when another thread sets it the answer ends, as one that is interrupted, and is returned.
         Raises LlavaError for a question that is no text, or has more or fewer places than there are images or videos.
         """
         asked = Exchange(as_text(question, "the question"), tuple(self.waiting))
-        return self._answer(self.exchanges, asked, show, "answer")
+        return self._answer(self.exchanges, asked, show, "answer", Event() if stopped is None else stopped)
 
     def retry(self, show: Callable[[str], None]) -> Exchange:
         """Answers the last question again, in place of the last answer; errors as in ask."""
         last, waiting = self._last(), self.waiting
         try:
-            return self._answer(self.exchanges[:-1], Exchange(last.question, last.media), show, "retry")
+            return self._answer(self.exchanges[:-1], Exchange(last.question, last.media), show, "retry", Event())
         finally:
             self.waiting = waiting
 
@@ -103,30 +105,39 @@ class Session:
             raise LlavaError("the conversation has no turn yet")
         return self.exchanges[-1]
 
-    def _answer(self, before: list[Exchange], asked: Exchange, show: Callable[[str], None], event: str) -> Exchange:
+    def _answer(
+        self,
+        before: list[Exchange],
+        asked: Exchange,
+        show: Callable[[str], None],
+        event: str,
+        stopped: Event,
+    ) -> Exchange:
         dialogue = self._dialogue([*before, asked])
         pieces: list[str] = []
         begin = time.perf_counter()
-        first, interrupt = None, None
+        first, interrupt, is_whole = None, None, False
         try:
-            with closing(self.engine.stream(dialogue, **self._options(), kept=self._kept)) as stream:
+            options = {**self._options(), "kept": self._kept, "stopped": stopped}
+            with closing(self.engine.stream(dialogue, **options)) as stream:
                 for piece in stream:
                     first = first or time.perf_counter()
                     if piece:
                         pieces.append(piece)
                         show(piece)
+                is_whole = not stopped.is_set()
         except KeyboardInterrupt as caught:
             if not pieces:
                 raise
             interrupt = caught
+        if interrupt is None and not is_whole and not pieces:
+            raise LlavaError("stopped before an answer came")
         end = time.perf_counter()
         answer = "".join(pieces)
         for placeholder in PLACEHOLDERS.values():  # that a model writes must not move the images of later turns
             answer = answer.replace(placeholder, "")
         timing = Timing((first or end) - begin, end - begin)
-        exchange = Exchange(
-            asked.question, asked.media, answer.strip(), interrupt is not None, self._kept.usage, timing
-        )
+        exchange = Exchange(asked.question, asked.media, answer.strip(), not is_whole, self._kept.usage, timing)
         self.exchanges, self.waiting = [*before, exchange], []
         self.record(event, exchange)
         if interrupt is not None:

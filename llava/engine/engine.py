@@ -188,23 +188,28 @@ class Engine:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         kept: KeptCache | None = None,
+        stopped: Event | None = None,
     ) -> Iterator[str]:
         """Yields the answer in pieces, one a token, "" within a word. Closing the iterator stops it, at any time.
 
         temperature 0 is greedy. top_k: 0 for all tokens. seed: of the tokens that are drawn, None for others each time.
         kept: what was computed for the turns before; it is used, brought up to date and told the number of tokens.
+        stopped: when another thread sets it the answer ends, as by closing.
         The model works in a thread of its own; what it raises is raised here.
         """
         kept = KeptCache() if kept is None else kept
         options = _options(max_new_tokens, temperature, top_p, top_k=top_k, repetition_penalty=repetition_penalty)
         streamer = TextIteratorStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stopped = Event()
+        closed = Event()
+
+        def ends() -> bool:
+            return closed.is_set() or (stopped is not None and stopped.is_set())
 
         def is_stopped(input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-            return torch.full((len(input_ids),), stopped.is_set(), device=input_ids.device)
+            return torch.full((len(input_ids),), ends(), device=input_ids.device)
 
         def interrupt(layer: torch.nn.Module, arguments: tuple) -> None:
-            if stopped.is_set() and arguments[0].shape[1] > 1:  # a single token is soon done, and worth keeping
+            if ends() and arguments[0].shape[1] > 1:  # a single token is soon done, and worth keeping
                 raise _StoppedError
 
         def work() -> None:
@@ -229,7 +234,7 @@ class Engine:
             try:
                 yield from streamer
             finally:
-                stopped.set()
+                closed.set()
             answer.result()
 
 

@@ -1,31 +1,20 @@
 """The page in a real headless browser: filters, keys, a phone, darkness, and answers that are shown and not run.
 
-The browser is the machine's: Debian's is `apt-get install chromium`, which `make browser` does. Where there is none,
-these tests are skipped, and test_page.py has read the page with a parser.
+Where there is no browser these tests are skipped, and test_page.py has read the page with a parser.
 """
-
-import os
-import shutil
 
 import pytest
 
+from tests.browser import needs_browser, open_browser
 from tests.eval.cases.conftest import HOSTILE
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
-
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason=f"no browser: none of {', '.join(NAMES)}")
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=PROGRAM, args=options)
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

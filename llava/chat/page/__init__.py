@@ -1,0 +1,1 @@
+"""The conversation in a browser: `llava demo-page`."""
