@@ -14,7 +14,7 @@
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
-source scripts/quickstart/common.sh
+source scripts/quickstart/common.bash
 arms=${1:-grid_manager} seeds=${2:-}
 [ "$arms" = all ] && arms="baseline manager grid grid_manager"
 check_seeds "$seeds"

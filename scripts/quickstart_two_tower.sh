@@ -14,7 +14,7 @@
 set -euo pipefail
 case ${1:-} in -h | --help) sed -n '2,14s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "$0")/.."
-source scripts/quickstart/common.sh
+source scripts/quickstart/common.bash
 arms=${1:-manager} seeds=${2:-1}
 [ "$arms" = all ] && arms="meter bridge_tower manager"
 check_seeds "$seeds"

@@ -78,13 +78,7 @@ def _main(argv: list[str]) -> int:
         return _run(judge_jobs(argv[1:]), processes=1)
     if argv and not argv[0].startswith("-"):
         raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
-    args = _parser().parse_args(argv)
-    for name in ("limit", "batch_size", "processes", "requests"):
-        value = vars(args)[name]
-        if value is not None and value < 1:
-            raise LlavaError(f"--{name} must be at least 1, found {value}")
-    check_engine(args)
-    args.name, args.model = args.model, Path(args.model)
+    args = _parse(argv)
     if not is_two_tower(args.model):
         return _run(_jobs(args), args.processes)
     if args.engine != TRANSFORMERS:
@@ -122,6 +116,18 @@ def _print_outcome(jobs: list[Job]) -> None:
         from llava.eval.report.tables import render_text
 
         print(render_text(build_report([Path(job.out)])), end="")
+
+
+def _parse(argv: list[str]) -> Namespace:
+    """The options; `name`: the model as it was written, which a server knows it by."""
+    args = _parser().parse_args(argv)
+    for name in ("limit", "batch_size", "processes", "requests"):
+        value = vars(args)[name]
+        if value is not None and value < 1:
+            raise LlavaError(f"--{name} must be at least 1, found {value}")
+    check_engine(args)
+    args.name, args.model = args.model, Path(args.model)
+    return args
 
 
 def _parser() -> ArgumentParser:

@@ -104,7 +104,7 @@ def evaluate(tiny_model_dir, tmp_path, monkeypatch):
         )
         out = tmp_path / name
         arguments = ["--model", tiny_model_dir, "--tasks", words, "--out", out, "--device", "cpu"]
-        for job in eval_main._jobs(eval_main._parser().parse_args(list(map(str, arguments)))):
+        for job in eval_main._jobs(eval_main._parse(list(map(str, arguments)))):
             run(replace(job, **changes))
         return out
 
@@ -129,7 +129,7 @@ def test_the_default_is_the_paper_and_a_suite_excludes_tasks(tiny_model_dir, tmp
     arguments = ["--model", str(tiny_model_dir), "--out", str(tmp_path / "run")]
 
     def asked(*more):
-        return [job.task for job in eval_main._jobs(eval_main._parser().parse_args([*arguments, *more]))]
+        return [job.task for job in eval_main._jobs(eval_main._parse([*arguments, *more]))]
 
     assert asked("--predict_only") == list(SUITES["paper"])
     assert asked("--suite", "text_rich") == ["textvqa_val", "chartqa", "docvqa_val", "infovqa_val", "ocrbench"]
