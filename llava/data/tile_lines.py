@@ -1,4 +1,7 @@
-"""Where an image is cut into tiles, and the cuts drawn over it as white lines."""
+"""Where an image is cut into tiles, the cuts drawn over it as white lines, and what a page holds of the picture."""
+
+import base64
+import io
 
 from PIL import Image, ImageDraw
 
@@ -7,6 +10,7 @@ from llava.anyres import TilingConfig, best_resolution, fit_inside
 Cuts = tuple[tuple[float, ...], tuple[float, ...]]  # x of those that are upright, y of those that lie; in pixels
 LARGEST, SMALLEST = 1200, 400  # pixels of the longer side: what is larger shrinks, what is smaller grows by whole times
 BRIGHT, DARK = 3, 5  # pixels: a white line, and a dark one below it, by which it is seen on paper
+QUALITY = 88  # of JPEG
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 
 
@@ -51,3 +55,10 @@ def lined(image: Image.Image, places: Cuts) -> Image.Image:
         for y in places[1]:
             draw.line((0, round(y * down), picture.width, round(y * down)), fill=colour, width=width)
     return picture
+
+
+def jpeg_uri(picture: Image.Image) -> str:
+    """The picture itself as the address that a page gives it."""
+    content = io.BytesIO()
+    picture.save(content, format="JPEG", quality=QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

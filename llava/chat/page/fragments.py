@@ -1,18 +1,13 @@
 """Parts of the page as HTML: pictures with their tiles, managers' weights as bars, a sentence. All text is escaped."""
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
-
-from PIL import Image
 
 from llava.chat.media import Medium
 from llava.chat.page.visit import Seat, Visit
 from llava.chat.weights_chart import ManagerWeights
-from llava.data.tile_lines import Cuts, count_tiles, lined
+from llava.data.tile_lines import Cuts, count_tiles, jpeg_uri, lined
 
-QUALITY = 88  # of JPEG
 NOTHING_YET = "Pictures appear here as the models see them, with the edges of their tiles as white lines."
 
 
@@ -34,15 +29,9 @@ def _figures(number: int, medium: Medium, seats: Sequence[Seat], count: int) -> 
         cut = f"{tiles} tiles and the whole" if tiles > 1 else "one crop"
         whose = f" ({', '.join(models)})" if len(models_of) > 1 else ""
         caption = escape(f"{number}. {medium}: {cut}{whose}")
-        picture = _data_uri(lined(medium.content, places))
+        picture = jpeg_uri(lined(medium.content, places))
         figures.append(f'<figure><img src="{picture}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
     return "".join(figures)
-
-
-def _data_uri(picture: Image.Image) -> str:
-    content = io.BytesIO()
-    picture.save(content, format="JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def weights_html(weights: list[ManagerWeights] | None) -> str:

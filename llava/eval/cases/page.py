@@ -2,19 +2,17 @@
 
 import base64
 import hashlib
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image
 
+from llava.data.tile_lines import jpeg_uri
 from llava.eval.cases.content import Case
 from llava.eval.cases.picture import Shown
 
 HERE = Path(__file__).parent
-QUALITY = 88  # of JPEG
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Picture:
     @classmethod
     def of(cls, shown: Shown) -> "Picture":
         """The image as JPEG."""
-        return cls(_data_uri(shown.picture), *shown.picture.size, shown.caption, shown.alt)
+        return cls(jpeg_uri(shown.picture), *shown.picture.size, shown.caption, shown.alt)
 
 
 @dataclass(frozen=True)
@@ -73,12 +71,6 @@ def _kinds(entries: Sequence[Entry]) -> dict[tuple[str, str], list[str]]:
     for entry in entries:
         kinds.setdefault((entry.case.task, entry.case.name), {}).update(dict.fromkeys(entry.case.kinds))
     return {task: sorted(of_task) for task, of_task in kinds.items()}
-
-
-def _data_uri(picture: Image.Image) -> str:
-    content = io.BytesIO()
-    picture.save(content, format="JPEG", quality=QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def _hash(text: str) -> str:
