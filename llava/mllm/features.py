@@ -18,7 +18,7 @@ from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.packing import pack, pack_mask
 from llava.mllm.projector import ImageNewline, MultiModalProjector
 from llava.mllm.recompute import recompute
-from llava.mllm.vision import VisionTower
+from llava.mllm.vision import TOWERS, VisionTower
 from llava.mllm.visual_input import VisualInput, image_input, video_input
 
 Layouts = list[ImageLayout | VideoLayout]
@@ -58,6 +58,16 @@ class VisualFeaturesMixin:
     fusion: Fusion
     without_images: str = "nothing"
     recomputes_projector: bool = False
+
+    def build_vision_side(self, config: LlavaOVManagerConfig) -> None:
+        """Makes the tower, the projector, the newline and the fusion, in this order."""
+        width, fusion, sizes = config.text_config.hidden_size, config.fusion, config.sizes
+        self.vision_tower = TOWERS[config.vision_config.model_type](config.vision_config)
+        self.multi_modal_projector = MultiModalProjector(
+            fusion.visual_width(sizes), width, fusion.drawn_width(sizes), fusion.hidden_width(sizes)
+        )
+        self.image_newline = ImageNewline(width)
+        self.fusion = fusion.implementation()(fusion, sizes)
 
     def get_image_features(
         self,

@@ -36,8 +36,6 @@ from llava.mllm.former_names import load_former_names
 from llava.mllm.guidance import batch_context, guiding_questions, questions_for_features
 from llava.mllm.head import LanguageHead
 from llava.mllm.places import check_lengths, recognised_ids
-from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.vision import TOWERS
 from llava.request_errors import of_request
 
 load_former_names(LlavaOVManagerConfig.model_type)
@@ -92,14 +90,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
 
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__(config)
-        text_width = config.text_config.hidden_size
-        self.vision_tower = TOWERS[config.vision_config.model_type](config.vision_config)
-        fusion, sizes = config.fusion, config.sizes
-        self.multi_modal_projector = MultiModalProjector(
-            fusion.visual_width(sizes), text_width, fusion.drawn_width(sizes), fusion.hidden_width(sizes)
-        )
-        self.image_newline = ImageNewline(text_width)
-        self.fusion = fusion.implementation()(fusion, sizes)
+        self.build_vision_side(config)
         self.language_model = DECODERS[config.text_config.model_type](config.text_config)
         self.post_init()
 

@@ -11,8 +11,6 @@ from torch import nn
 from llava.fusion.base import Context, Questions
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.features import VisualFeaturesMixin
-from llava.mllm.projector import ImageNewline, MultiModalProjector
-from llava.mllm.vision import TOWERS
 from llava.mllm.visual_input import VisualInput
 
 
@@ -25,13 +23,7 @@ class VisionSide(VisualFeaturesMixin, nn.Module):
     def __init__(self, config: LlavaOVManagerConfig):
         super().__init__()
         self.config = config
-        width, fusion, sizes = config.text_config.hidden_size, config.fusion, config.sizes
-        self.vision_tower = TOWERS[config.vision_config.model_type](config.vision_config)
-        self.multi_modal_projector = MultiModalProjector(
-            fusion.visual_width(sizes), width, fusion.drawn_width(sizes), fusion.hidden_width(sizes)
-        )
-        self.image_newline = ImageNewline(width)
-        self.fusion = fusion.implementation()(fusion, sizes)
+        self.build_vision_side(config)
         if self.dtype == torch.float16:  # which would overflow there, as in transformers' way
             for module in (self.multi_modal_projector, self.image_newline, self.fusion):
                 module.float()
