@@ -1,6 +1,6 @@
 """Pictures of vLLM's requests, read by this package: its formats, its rule of colors, its choice of a video's frames.
 
-Chosen by VLLM_MEDIA_CONNECTOR, which `llava serve` sets.
+Chosen by the environment: VLLM_MEDIA_CONNECTOR=llava_ov_manager.
 """
 
 import asyncio
