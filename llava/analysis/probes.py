@@ -229,7 +229,10 @@ class Attention:
 
 
 class TowerDistance:
-    """The tower's mean attention distance, of the layers that run."""
+    """The tower's mean attention distance, of the layers that run.
+
+    A class token and registers neither ask nor are asked; the weights of patches sum to 1.
+    """
 
     def __init__(self, model: LlavaOVManagerForConditionalGeneration):
         self.modules = model.model.vision_tower.attentions
