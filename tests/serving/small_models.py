@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
 from llava.data.schema import Dialogue, Turn
@@ -20,11 +19,9 @@ from llava.fusion.configs.mmfuser import MmfuserConfig
 from llava.fusion.configs.none import NoneConfig
 from llava.fusion.configs.sti import StiConfig
 from llava.fusion.configs.tgif import TgifConfig
-from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.questions import turn_token_ids
+from llava.mllm import LlavaOVManagerForConditionalGeneration
+from tests.conftest import GRID
 
-TILE, PATCH = 56, 14
-GRID = TilingConfig.from_llava("anyres_max_9", "spatial_unpad", "(1x1),...,(6x6)", TILE)
 SQUARE = TilingConfig()
 MANAGERS = ManagerConfig(layer_set="paper", interval=2)
 MODELS: dict[str, tuple[TilingConfig, FusionConfig]] = {
@@ -56,42 +53,13 @@ class Request:
         return Dialogue(self.turns, self.images, self.videos)
 
 
-def small_config(tokenizer, tiling: TilingConfig, fusion: FusionConfig) -> LlavaOVManagerConfig:
-    return LlavaOVManagerConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            image_size=TILE,
-            patch_size=PATCH,
-            vision_use_head=False,
-        ),
-        text_config=Qwen2Config(
-            vocab_size=320,
-            hidden_size=128,
-            intermediate_size=160,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            tie_word_embeddings=True,
-            initializer_range=0.1,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
-        fusion=fusion,
-        tiling=tiling,
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        **turn_token_ids(tokenizer),
-    )
-
-
-def small_model(tokenizer, name: str) -> LlavaOVManagerForConditionalGeneration:
+def small_model(make_config, name: str) -> LlavaOVManagerForConditionalGeneration:
     """Random, no part of its fusion at zero, so that what the fusion does shows in every answer."""
     torch.manual_seed(0)
-    model = LlavaOVManagerForConditionalGeneration(small_config(tokenizer, *MODELS[name])).eval()
+    sizes = {"hidden_size": 128, "intermediate_size": 160, "max_position_embeddings": 4096, "initializer_range": 0.1}
+    config = make_config(*MODELS[name], **sizes)
+    config.image_mean = config.image_std = None  # as in older folders: the image processor's are taken
+    model = LlavaOVManagerForConditionalGeneration(config).eval()
     for parameter in model.model.fusion.parameters():
         torch.nn.init.normal_(parameter, mean=0.1, std=0.2)
     return model

@@ -16,8 +16,9 @@ from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.options import AS_UINT8
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.engine.engine import Engine
+from tests.conftest import PATCH, TILE
 from tests.paths import ROOT
-from tests.serving.small_models import MODELS, PATCH, TILE, mixed_requests, small_model
+from tests.serving.small_models import MODELS, mixed_requests, small_model
 
 pytestmark = pytest.mark.vllm
 EACH = 18  # requests to each model
@@ -42,12 +43,12 @@ def vllm_python() -> str:
 
 
 @pytest.fixture(scope="module")
-def answered(vllm_python, tiny_tokenizer, tmp_path_factory) -> Path:
+def answered(vllm_python, make_config, tiny_tokenizer, tmp_path_factory) -> Path:
     """A folder of models, each with requests and what vLLM and transformers answered."""
     root = tmp_path_factory.mktemp("models")
     names = os.environ.get("LLAVA_VLLM_MODELS", ",".join(MODELS)).split(",")
     for name in names:
-        folder, model = root / name, small_model(tiny_tokenizer, name)
+        folder, model = root / name, small_model(make_config, name)
         processor = LlavaOVManagerProcessor(
             LlavaOVManagerImageProcessor(TILE, PATCH, model.config.tiling), tiny_tokenizer
         )
