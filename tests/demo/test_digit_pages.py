@@ -152,7 +152,7 @@ def test_captions_copy_notes_out_patch_by_patch():
         assert [token.strip("\u0120") for token in tokens] == [shown.get(index, ".") for index in range(16)]
 
 
-def test_resized_states_say_the_same(tmp_path):
+def test_resized_states_say_the_same():
     tower = SiglipVisionModel(
         SiglipVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28)
     )
@@ -164,6 +164,18 @@ def test_resized_states_say_the_same(tmp_path):
     assert len(after) == 4
     for state, resized in zip(before, after):
         torch.testing.assert_close(resized, 0.25 * state, atol=1e-3, rtol=1e-3)
+
+
+def test_blurred_words_are_inexact_and_one_to_sixteen_times_as_large():
+    torch.manual_seed(0)
+    words = torch.randn(8, 50, 96)
+    blurred = pretrain._blurred(words)
+    size = (blurred / words).median(-1).values
+    noise = blurred / size[..., None] - words
+    assert 0.02 < noise.std() < 0.04
+    assert 0.95 < size.min() < 1.2
+    assert 13 < size.max() < 17
+    assert 2.5 < size.median() < 6  # as often below four times as above
 
 
 def test_tiles_are_labelled_where_they_are_inked():
