@@ -3,7 +3,6 @@
 import os
 
 import pytest
-import torch
 
 README = """\
 ---
@@ -50,18 +49,4 @@ def digit_pages(tmp_path_factory, make_image):
     )
     datasets.Dataset.from_list(rows, features=features).to_parquet(folder / "test.parquet")
     (folder / "README.md").write_text(README)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def lively_model_dir(tmp_path_factory, make_model, make_processor):
-    """A model whose answers depend on what it is asked and shown; fresh weights repeat one letter to everything."""
-    folder, model = tmp_path_factory.mktemp("lively_model"), make_model()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
-    model.save_pretrained(folder)
-    make_processor().save_pretrained(folder)
     return folder

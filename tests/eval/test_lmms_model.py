@@ -78,11 +78,11 @@ def documents(kinds):
 
 
 @pytest.fixture(scope="module")
-def make_adapter(lively_model_dir):
+def make_adapter(tiny_model_dir):
     """A function: chat type or simple, with changes to the arguments, over the given documents of a task `kinds`."""
 
     def make(documents, simple=False, **changes):
-        settings = {"pretrained": str(lively_model_dir), "device": "cpu", "max_num_frames": 4} | changes
+        settings = {"pretrained": str(tiny_model_dir), "device": "cpu", "max_num_frames": 4} | changes
         model = get_model(MODEL_ID, force_simple=simple)(**settings)
         model.task_dict = {"kinds": {"test": documents}}
         return model

@@ -29,11 +29,11 @@ harness.main(sys.argv[1:])
 
 
 def test_killed_resumed_by_two_processes_and_read_again(
-    forked_python, lively_model_dir, digit_pages, tmp_path, monkeypatch
+    forked_python, tiny_model_dir, digit_pages, tmp_path, monkeypatch
 ):
     def job(out):
         data, settings = str(digit_pages), {"batch_size": 4, "device": "cpu"}
-        return Job(model=str(lively_model_dir), task="digit_pages", data=data, out=str(tmp_path / out), **settings)
+        return Job(model=str(tiny_model_dir), task="digit_pages", data=data, out=str(tmp_path / out), **settings)
 
     def rows(out):
         return (tmp_path / out / "digit_pages" / "samples.jsonl").read_text()
@@ -53,7 +53,7 @@ def test_killed_resumed_by_two_processes_and_read_again(
     assert not (tmp_path / "run" / "digit_pages").exists()
 
     command = [forked_python.command, "-m", "llava.cli", "eval", "--tasks", "digit_pages", "--device", "cpu"]
-    command += ["--model", lively_model_dir, "--data", digit_pages, "--out", tmp_path / "run", "--batch_size", "4"]
+    command += ["--model", tiny_model_dir, "--data", digit_pages, "--out", tmp_path / "run", "--batch_size", "4"]
     resumed = subprocess.run([*map(str, command), "--processes", "2"], capture_output=True, text=True)
     assert resumed.returncode == 0, resumed.stderr
     assert (rows("run"), scores("run")) == (rows("whole"), scores("whole"))

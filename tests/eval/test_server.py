@@ -38,8 +38,8 @@ NAME = "lively"
 
 
 @pytest.fixture(scope="module")
-def engine(lively_model_dir):
-    return Engine.from_pretrained(lively_model_dir, device="cpu")
+def engine(tiny_model_dir):
+    return Engine.from_pretrained(tiny_model_dir, device="cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +78,9 @@ def stored(out) -> list[dict]:
     return [json.loads(line) for line in (out / "digit_pages.answers" / "rank0.jsonl").read_text().splitlines()]
 
 
-def test_a_server_answers_as_the_model_in_this_process(answered, lively_model_dir, digit_pages, tmp_path):
+def test_a_server_answers_as_the_model_in_this_process(answered, tiny_model_dir, digit_pages, tmp_path):
     """Byte for byte; a server that goes away loses nothing, and the report names both engines."""
-    run(job(digit_pages, tmp_path / "here", model=str(lively_model_dir), batch_size=4, device="cpu"))
+    run(job(digit_pages, tmp_path / "here", model=str(tiny_model_dir), batch_size=4, device="cpu"))
     dying = JudgeServer(answered, dies_after=4)
     with dying.running(), pytest.raises(LlavaError, match=r"no connection to .*/v1 .*; what is stored stays, the same"):
         run(job(digit_pages, tmp_path / "there", server=asdict(dying), weights="not told"))

@@ -60,10 +60,10 @@ def many_pages(digit_pages, tmp_path):
     return folder
 
 
-def test_nothing_outlives_the_command_and_the_next_goes_on(lively_model_dir, many_pages, tmp_path, mark, capsys):
+def test_nothing_outlives_the_command_and_the_next_goes_on(tiny_model_dir, many_pages, tmp_path, mark, capsys):
     """SIGKILL with two ranks, then SIGINT with one, on a machine without a GPU and without --device."""
     out = tmp_path / "run"
-    options = ["--tasks", "digit_pages", "--model", lively_model_dir, "--data", many_pages, "--out", out]
+    options = ["--tasks", "digit_pages", "--model", tiny_model_dir, "--data", many_pages, "--out", out]
     options = ["eval", *map(str, options), "--batch_size", "1"]
 
     def started(*more: str) -> subprocess.Popen:
