@@ -89,10 +89,13 @@ class TextPage:
 
 
 def compose(rng: np.random.Generator, layout: Layout, test: bool, framed: bool = True) -> TextPage:
-    """A page, or with `framed` False a note; with at least one word that can be asked for by the word before it."""
+    """A page, or with `framed` False a note; with at least one word that can be asked for by the word before it.
+
+    One whose heading is wider than the page is composed again, for other words.
+    """
     while True:
         page = _compose(rng, layout, test, framed)
-        if _asked_after(page):
+        if _asked_after(page) and _fits(page):
             return page
 
 
@@ -203,6 +206,12 @@ def ask(rng: np.random.Generator, page: TextPage, kind: str) -> Question:
     if kind == "number":
         return Question(kind, "Which number is at the bottom?", page.number)
     return Question(kind, "How many lines are between the heading and the number?", str(len(page.lines)))
+
+
+def _fits(page: TextPage) -> bool:
+    """Whether every word ends before the right margin."""
+    ends = (placed.x + width(page.face, placed.size, placed.word) for placed in page.placed)
+    return max(ends) <= page.side - MARGIN
 
 
 def _asked_after(page: TextPage) -> list[int]:
