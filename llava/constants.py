@@ -14,6 +14,8 @@ ONEVISION_MODEL_TYPE = "llava_onevision"
 # but NaFlex are of SigLIP's type, Qwen2.5 is of Qwen2's.
 TOWER_TYPES = ("siglip_vision_model", "clip_vision_model", "dinov2", "dinov2_with_registers")
 LANGUAGE_MODEL_TYPES = ("qwen2", "qwen3")
+# Of a llava_onevision model, as transformers publishes them: every token is a patch. Its language model is any of ours.
+ONEVISION_TOWER_TYPES = TOWER_TYPES[:1]
 Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops become one sequence, see TilingConfig
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name

@@ -7,7 +7,7 @@ from transformers import LlavaOnevisionConfig
 from llava.anyres import TilingConfig
 from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part, Rules
-from llava.constants import LANGUAGE_MODEL_TYPES
+from llava.constants import LANGUAGE_MODEL_TYPES, ONEVISION_TOWER_TYPES
 from llava.convert.source import Source, read_config
 from llava.errors import LlavaError
 from llava.fusion.configs.none import NoneConfig
@@ -81,7 +81,7 @@ def tiling_from_onevision(config: LlavaOnevisionConfig, newline_after_one_crop: 
 def check_supported(config: LlavaOnevisionConfig, folder: Path) -> None:
     """Raises LlavaError for parts or settings that this model does not have."""
     where = folder / CONFIG
-    for key, kinds in (("vision_config", ("siglip_vision_model",)), ("text_config", LANGUAGE_MODEL_TYPES)):
+    for key, kinds in (("vision_config", ONEVISION_TOWER_TYPES), ("text_config", LANGUAGE_MODEL_TYPES)):
         model_type = getattr(config, key).model_type
         if model_type not in kinds:
             supported = " and ".join(map(repr, kinds))

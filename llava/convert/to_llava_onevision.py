@@ -2,7 +2,7 @@
 
 from transformers import LlavaOnevisionConfig
 
-from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
+from llava.constants import IMAGE_TOKEN, ONEVISION_TOWER_TYPES, VIDEO_TOKEN
 from llava.errors import LlavaError
 from llava.fusion.configs.none import NoneConfig
 from llava.mllm.configuration import LlavaOVManagerConfig
@@ -21,10 +21,10 @@ def check_expressible(config: LlavaOVManagerConfig) -> tuple[list[str], list[str
         LlavaError: The format has no words for the model or its tiling; the message says what would be lost.
     """
     tiling, tower = config.tiling, config.vision_config.model_type
-    if tower != "siglip_vision_model":
+    if tower not in ONEVISION_TOWER_TYPES:
         raise LlavaError(
-            f"the model's tower is of type {tower}; llava_onevision is written of siglip_vision_model alone: export it "
-            "with --format remote_code"
+            f"the model's tower is of type {tower}; llava_onevision is written of {', '.join(ONEVISION_TOWER_TYPES)} "
+            "alone: export it with --format remote_code"
         )
     if config.fusion != NoneConfig():
         raise LlavaError(

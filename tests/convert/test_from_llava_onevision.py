@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+from transformers import AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
 from llava.cli import main
 from llava.convert.from_llava_onevision import tiling_from_onevision
 from tests.conftest import TILE
 from tests.convert.conftest import load_strictly
+from tests.parts import LANGUAGE_MODELS
 
 PINPOINTS_HW = [[56, 56], [56, 112], [112, 56], [112, 112], [56, 168], [168, 112]]
 SIZES_HW = [(70, 100), (56, 56), (130, 60), (333, 41), (200, 210)]
@@ -19,10 +20,14 @@ SIZES_HW = [(70, 100), (56, 56), (130, 60), (333, 41), (200, 210)]
 
 @pytest.fixture
 def onevision(tmp_path, make_config, tiny_tokenizer):
-    """A function: names on disk ("saved", "first", "classes") and fields to (folder, transformers' model)."""
+    """A function: names on disk ("saved", "first", "classes") and fields to (folder, transformers' model).
 
-    def make(names: str = "saved", tie: bool = True, **fields):
-        ours = make_config(fusion=None)
+    kind: of the language model, one of tests/parts.py; None for Qwen2.
+    """
+
+    def make(names: str = "saved", tie: bool = True, kind: str | None = None, **fields):
+        language_model, text = LANGUAGE_MODELS[kind] if kind is not None else (Qwen2Config, {})
+        ours = make_config(fusion=None, language_model=language_model, **text)
         ours.text_config.tie_word_embeddings = tie
         config = LlavaOnevisionConfig(
             vision_config=ours.vision_config,
@@ -79,6 +84,16 @@ def test_logits_are_transformers_own(names, size, onevision, convert):
     folder, theirs = onevision(names)
     ours = load_strictly(convert(folder)[0])
     expected, found = both_logits(theirs, ours, size)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+@pytest.mark.parametrize("names", ["saved", "first", "classes"])
+def test_other_language_models(names, kind, onevision, convert):
+    folder, theirs = onevision(names, kind=kind)
+    ours = load_strictly(convert(folder)[0])
+    assert ours.config.text_config.model_type == LANGUAGE_MODELS[kind][0].model_type
+    expected, found = both_logits(theirs, ours, SIZES_HW[0])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -144,7 +159,11 @@ def test_the_default_pinpoints_are_the_published_ones():
         ({"vision_feature_layer": [-1, -2]}, "vision_feature_layer [-1, -2] does not name one of 4 layers"),
         ({"vision_aspect_ratio": "square_max_3"}, "unknown image_aspect_ratio 'square_max_3'"),
         ({"image_token_index": 7}, "image_token_id is 7 in config.json, 3"),
-        ({"text_config": {"model_type": "llama"}}, "its text_config is of type 'llama'; only 'qwen2'"),
+        ({"text_config": {"model_type": "llama"}}, "its text_config is of type 'llama'; only 'qwen2' and 'qwen3'"),
+        (
+            {"vision_config": {"model_type": "clip_vision_model"}},
+            "its vision_config is of type 'clip_vision_model'; only 'siglip_vision_model' is supported",
+        ),
     ],
 )
 def test_what_this_model_lacks_is_refused(fields, message, onevision, refused):

@@ -20,6 +20,7 @@ from llava.anyres import TilingConfig
 from llava.checkpoint.shards import read_tensors
 from llava.errors import LlavaError
 from tests.conftest import GRID, TILE
+from tests.parts import LANGUAGE_MODELS, TOWERS
 
 SAME = replace(GRID, newline_after_one_crop=True, unpad_rounding="round")  # nothing is different there
 TILINGS = {
@@ -29,6 +30,8 @@ TILINGS = {
     "small budget": replace(SAME, max_tiles=2),
     "few pinpoints, wide first": replace(SAME, pinpoints=((3 * TILE, TILE), (TILE, 2 * TILE), (2 * TILE, 2 * TILE))),
 }
+TEXTS = {f"as transformers, {name}": {"language_model": kind, **text} for name, (kind, text) in LANGUAGE_MODELS.items()}
+TILINGS |= dict.fromkeys(TEXTS, SAME)
 PROMPT = "<|im_start|>user\n{visual}\nWhat is in the picture?<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -73,7 +76,7 @@ def assert_equal(model, peer, ours, theirs):
 @pytest.mark.parametrize("name", TILINGS)
 def test_plain_transformers_computes_the_same(name, tmp_path, save_model, make_processor, make_image, export, capsys):
     tiling = TILINGS[name]
-    model = save_model(tmp_path / "model", tiling)
+    model = save_model(tmp_path / "model", tiling, **TEXTS.get(name, {}))
     accept = ["--accept_differences"] if name == "as released" else []
     assert export(tmp_path / "model", "--out", tmp_path / "out", "--format", "llava_onevision", *accept) == 0
     printed = capsys.readouterr().out
@@ -159,6 +162,16 @@ REFUSED = {
 def test_a_tiling_without_words_is_refused(name, tmp_path, save_model, export):
     save_model(tmp_path / "model", REFUSED[name])
     with pytest.raises(LlavaError, match=f"tiling is {REFUSED[name].mode} with merge {REFUSED[name].merge}"):
+        export(tmp_path / "model", "--out", tmp_path / "out", "--format", "llava_onevision", "--accept_differences")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", sorted(TOWERS.keys() - {"siglip2"}))
+def test_other_towers_are_refused(name, tmp_path, save_model, export):
+    """They have tokens beside the patches, for which the format has no number."""
+    save_model(tmp_path / "model", TilingConfig(), tower=TOWERS[name])
+    told = f"tower is of type {TOWERS[name].model_type}; llava_onevision is written of siglip_vision_model alone: "
+    with pytest.raises(LlavaError, match=f"{told}export it with --format remote_code"):
         export(tmp_path / "model", "--out", tmp_path / "out", "--format", "llava_onevision", "--accept_differences")
     assert not (tmp_path / "out").exists()
 
