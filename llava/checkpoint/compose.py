@@ -16,8 +16,8 @@ from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import LlavaError
 from llava.mllm.configuration import LlavaOVManagerConfig
-from llava.mllm.kinds import TOWER_KINDS
-from llava.mllm.parts import FINAL_NORMS, FUSION, HEAD, NEWLINE, PROJECTOR
+from llava.mllm.kinds import TOWER_KINDS, square_sizes
+from llava.mllm.parts import FUSION, HEAD, NEWLINE, PROJECTOR, UNUSED
 
 # Names in a tower's folder, of all kinds: none means two things. Prefixes are those of a whole model or a classifier.
 _TOWER = r"(?:vision_model\.|dinov2\.|dinov2_with_registers\.)?"
@@ -65,7 +65,13 @@ def part_config(folder: Path) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, TypeError, ValueError, KeyError, StrictDataclassError) as error:
         raise LlavaError(f"{folder / CONFIG}: no configuration of a model ({' '.join(str(error).split())})") from error
-    return config.vision_config if "vision_config" in config.sub_configs else config
+    part = config.vision_config if "vision_config" in config.sub_configs else config
+    if part.model_type in TOWER_KINDS:
+        try:
+            square_sizes(part)
+        except LlavaError as error:
+            raise LlavaError(f"{folder / CONFIG}: {error}") from None
+    return part
 
 
 def tower_part(folder: Path) -> Part:
@@ -104,7 +110,7 @@ def load_parts(model: PreTrainedModel, tower_folder: Path, language_model_folder
         LlavaError: A weight is missing, unknown or of another shape.
     """
     parts = (tower_part(tower_folder), language_model_part(language_model_folder))
-    match = match_keys(parts, expected_shapes(model), (*FINAL_NORMS, PROJECTOR, NEWLINE, FUSION))
+    match = match_keys(parts, expected_shapes(model), (*UNUSED, PROJECTOR, NEWLINE, FUSION))
     name = f"{tower_folder} + {language_model_folder}"
     match.check(name)
     check_tied_head(match, parts, name)

@@ -21,7 +21,7 @@ from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
-from llava.mllm.parts import FINAL_NORMS, NEWLINE
+from llava.mllm.parts import NEWLINE, UNUSED
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
 _ADAPTER = (
@@ -176,7 +176,7 @@ def released_source(
         fusion=fusion_from_released(config),
         tiling=tiling,
         folders=(folder, *([tower_folder] if tower_folder else [])),
-        may_be_new=(*FINAL_NORMS, *newline_if_unused(tiling)),
+        may_be_new=(*UNUSED, *newline_if_unused(tiling)),
         notes=video_notes(config),
     )
 
@@ -215,7 +215,7 @@ def projector_source(
         fusion=fusion_from_released(config),
         tiling=tiling_from_released(config, vision.image_size, newline_after_one_crop),
         folders=(file.parent, language_model_folder, tower_folder),
-        may_be_new=(*FINAL_NORMS, NEWLINE),  # the newline is made when stage 1 is over
+        may_be_new=(*UNUSED, NEWLINE),  # the newline is made when stage 1 is over
         notes=video_notes(config),
     )
 

@@ -12,7 +12,7 @@ from llava.checkpoint.folder import GENERATION_CONFIG, read_json
 from llava.checkpoint.match import KeyMatch
 from llava.convert.source import Source
 from llava.fusion.configs.none import NoneConfig
-from llava.mllm.parts import FINAL_NORMS, NEWLINE, PROJECTOR
+from llava.mllm.parts import MASK_TOKEN, NEWLINE, PROJECTOR, UNUSED
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used; of every tower the state before the last
 
@@ -30,7 +30,7 @@ def parts_source(tower_folder: Path, language_model_folder: Path) -> Source:
         fusion=NoneConfig(),
         tiling=TilingConfig(),
         folders=(language_model_folder, tower_folder),
-        may_be_new=(*FINAL_NORMS, PROJECTOR, NEWLINE),
+        may_be_new=(*UNUSED, PROJECTOR, NEWLINE),
     )
 
 
@@ -51,7 +51,9 @@ def new_parameters(
     tensors = {}
     for prefix in prefixes:
         names = [name for name in match.new if name.startswith(prefix)]
-        if names:
+        if names == [MASK_TOKEN]:  # no module, and what it is does nothing; DINOv2's own begins so
+            tensors[MASK_TOKEN] = torch.zeros(model.get_parameter(MASK_TOKEN).shape, dtype=dtype)
+        elif names:
             module = model.get_submodule(prefix.removesuffix(".")).to_empty(device="cpu")
             module.apply(model._init_weights)
             tensors |= {name: module.state_dict()[name.removeprefix(prefix)].to(dtype) for name in names}

@@ -11,7 +11,7 @@ from llava.checkpoint.folder import CONFIG
 from llava.checkpoint.match import Part
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig
-from llava.mllm.parts import FINAL_NORMS, NEWLINE
+from llava.mllm.parts import NEWLINE, UNUSED
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Source:
     fusion: FusionConfig
     tiling: TilingConfig
     folders: tuple[Path, ...]
-    may_be_new: tuple[str, ...] = FINAL_NORMS
+    may_be_new: tuple[str, ...] = UNUSED
     visual_token_ids: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

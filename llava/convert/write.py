@@ -16,7 +16,7 @@ from llava.convert.source import Source, read_tokenizer
 from llava.data.processor import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
-from llava.mllm.parts import EMBEDDINGS, FINAL_NORMS, FUSION, NEWLINE, PROJECTOR
+from llava.mllm.parts import EMBEDDINGS, FUSION, NEWLINE, PROJECTOR, UNUSED
 from llava.mllm.questions import turn_token_ids
 
 
@@ -45,7 +45,7 @@ def convert(source: Source, out: Path, tokenizer_folder: Path | None, max_shard_
     processor = make_processor(config, tokenizer, pixel_statistics(source.folders))
     config.image_mean, config.image_std = processor.image_processor.image_mean, processor.image_processor.image_std
     torch.manual_seed(seed)
-    new = new_parameters(model, match, config.dtype, (*FINAL_NORMS, PROJECTOR, NEWLINE, FUSION))
+    new = new_parameters(model, match, config.dtype, (*UNUSED, PROJECTOR, NEWLINE, FUSION))
     check_room(out, source.name, [owner.infos[name] for owner, name in match.mapped.values()])
     with new_folder(out) as folder:
         config.save_pretrained(folder)

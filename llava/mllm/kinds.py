@@ -62,15 +62,26 @@ def check_kind(part: Any, name: str, kinds: tuple[str, ...]) -> None:
         raise LlavaError(f"{name} is of type {part.model_type!r}; this model computes {computed} alone")
 
 
+def square_sizes(vision: Any) -> None:
+    """Makes the sides of crops and patches one number each, where a tower's configuration gives height and width.
+
+    Raises LlavaError unless they are squares.
+    """
+    for name in ("image_size", "patch_size"):
+        size = getattr(vision, name)
+        if isinstance(size, int):
+            continue
+        if len(set(size)) != 1:
+            raise LlavaError(f"the tower's {name} must be of a square; found {' x '.join(map(str, size))}")
+        setattr(vision, name, size[0])
+
+
 def settle_tower(vision: Any) -> None:
     """Makes a tower's configuration what is used of it: without SigLIP's pooling head, without stages of a backbone.
 
     Raises LlavaError unless crops and patches are squares.
     """
-    for name in ("image_size", "patch_size"):
-        size = getattr(vision, name)
-        if not isinstance(size, int):
-            raise LlavaError(f"the tower's {name} must be one number, of a square; found {size}")
+    square_sizes(vision)
     if vision.model_type == "siglip_vision_model":
         vision.vision_use_head = False
     if "stage_names" in vision.to_dict():  # DINOv2 names a stage for each layer that it was built with

@@ -6,7 +6,8 @@ NEWLINE, LANGUAGE_MODEL = "model.image_newline.", "model.language_model."
 # the norm behind the tower's last layer, by both its names, and what stands for a masked patch in pre-training.
 POST_LAYERNORM = f"{VISION_TOWER}post_layernorm."
 FINAL_NORMS = (POST_LAYERNORM, f"{VISION_TOWER}layernorm.")
-UNUSED = (*FINAL_NORMS, f"{VISION_TOWER}embeddings.mask_token")
+MASK_TOKEN = f"{VISION_TOWER}embeddings.mask_token"
+UNUSED = (*FINAL_NORMS, MASK_TOKEN)
 HEAD, EMBEDDINGS = "lm_head.weight", f"{LANGUAGE_MODEL}embed_tokens.weight"
 # Parameter names start with these; the head belongs to the language model, as do its embeddings.
 PREFIXES = {

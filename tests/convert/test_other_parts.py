@@ -1,13 +1,16 @@
 """Every kind of tower with every kind of language model: two folders imported, and exported to run without us."""
 
 import json
+import shutil
 from itertools import product
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor
 
 from llava.anyres import TilingConfig
+from llava.checkpoint.compose import load_parts
 from llava.cli import main
 from tests.convert.conftest import load_strictly
 from tests.convert.elsewhere import run_elsewhere
@@ -113,6 +116,46 @@ def test_the_parts_then_the_import_then_the_export_compute_the_same(pair, parts,
     assert torch.equal(its_logits, found)
     ids = model.generate(**batch, max_new_tokens=3, do_sample=False)[0, batch["input_ids"].shape[1] :]
     assert its_answer == piped == processor.decode(ids, skip_special_tokens=True) != ""
+
+
+@pytest.mark.parametrize("tower", ["dinov2", "registers"])
+def test_a_mask_token_that_is_not_there_changes_nothing(tower, parts, tmp_path, convert):
+    """It stands for masked patches in DINOv2's own pre-training alone."""
+    text = ("--language_model", parts["qwen3"])
+    whole = load_strictly(convert("--vision_tower", parts[tower], *text, out="whole")[0]).state_dict()
+    shutil.copytree(parts[tower], tmp_path / "tower")
+    weights = load_file(tmp_path / "tower/model.safetensors")
+    assert weights.pop("embeddings.mask_token").any()
+    save_file(weights, tmp_path / "tower/model.safetensors", metadata={"format": "pt"})
+    folder, _ = convert("--vision_tower", tmp_path / "tower", *text, out="without")
+    model = load_strictly(folder)
+    found = model.state_dict()
+    load_parts(model, tmp_path / "tower", parts["qwen3"])  # as stage 1 does
+    assert not found.pop("model.vision_tower.embeddings.mask_token").any()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in found.items())
+    assert len(found) == len(whole) - 1
+
+
+def change_size(source, folder, size) -> None:
+    shutil.copytree(source, folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, "image_size": size}))
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_size_as_height_and_width(tower, parts, tmp_path, convert):
+    side = TOWERS[tower].image_size
+    change_size(parts[tower], tmp_path / "tower", [side, side])
+    folder, _ = convert("--vision_tower", tmp_path / "tower", "--language_model", parts["qwen3"])
+    assert load_strictly(folder).config.vision_config.image_size == side
+    assert AutoProcessor.from_pretrained(folder).image_processor.size == side
+
+
+@pytest.mark.parametrize("tower", TOWERS)
+def test_a_size_that_is_no_square_is_refused(tower, parts, tmp_path, refused):
+    change_size(parts[tower], tmp_path / "tower", [64, 48])
+    error = refused("--vision_tower", tmp_path / "tower", "--language_model", parts["qwen3"])
+    assert f"{tmp_path}/tower/config.json: the tower's image_size must be of a square; found 64 x 48" in error
 
 
 def test_every_pair_is_another_model(elsewhere):
