@@ -53,12 +53,17 @@ def make_awake(make_config, make_processor):
 
     def make(case: Case, tiling: TilingConfig | None = None):
         model = make_new(make_config(tiling or tiling_of(case), case.config))
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.model.fusion.parameters():
-            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+        wake(model.model.fusion)
         return model, make_processor(model.config.tiling)
 
     return make
+
+
+def wake(module) -> None:
+    """Changes every weight."""
+    generator = torch.Generator().manual_seed(1)
+    for parameter in module.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
 def tiling_of(case: Case) -> TilingConfig:
@@ -144,7 +149,12 @@ def test_videos_equal_the_slow_model(case, make_awake, clips):
 
 @each_case
 def test_gradients_equal_those_of_the_slow_model(case, make_awake, samples):
-    (model, processor), found = make_awake(case), {}
+    assert_gradients_equal_the_slow_models(case, *make_awake(case), samples)
+
+
+def assert_gradients_equal_the_slow_models(case, model, processor, samples) -> None:
+    """Of all weights, over the first and the last sample."""
+    found = {}
     for backward in ("slow", "fast", "recomputed"):
         if backward == "recomputed":  # two samples in one batch, too
             checkpoint(model.train(), ("vision_tower", "projector", "language_model"))
@@ -255,14 +265,19 @@ def test_exported_code_is_the_same_model(case, exported, make_awake, samples):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.neutral is not None])
 def test_it_begins_as_the_baseline_bit_for_bit(name, make_config, make_processor, samples):
-    """Forward and backward, with the projector's first columns for the baseline's."""
-    case, found = CASES[name], []
-    model, baseline = (make_new(make_config(tiling_of(case), fusion)) for fusion in (case.neutral, NoneConfig()))
+    case = CASES[name]
+    models = [make_new(make_config(tiling_of(case), fusion)) for fusion in (case.neutral, NoneConfig())]
+    assert_begins_as_the_baseline(*models, make_processor(models[0].config.tiling), samples)
+
+
+def assert_begins_as_the_baseline(model, baseline, processor, samples) -> None:
+    """Bit for bit, forward and backward, with the projector's first columns for the baseline's."""
+    found = []
     width = baseline.config.vision_config.hidden_size
     first = "model.multi_modal_projector.linear_1.weight"
     weights = {key: weight for key, weight in model.state_dict().items() if not key.startswith(FUSION)}
     baseline.load_state_dict(weights | {first: weights[first][:, :width].contiguous()})
-    inputs = make_processor(model.config.tiling).encode_prompts(samples)
+    inputs = processor.encode_prompts(samples)
     for one in (model, baseline):
         logits = one(**inputs).logits
         logits.square().mean().backward()

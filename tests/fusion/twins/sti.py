@@ -13,10 +13,10 @@ class StiTwin(Twin):
     """Of states 1 and 2 of a tower of 4 layers, which are the 8th and the 16th of 26; 5 of 16 tokens are a pool."""
 
     def visual_input(self, states, question):
-        """A mean of 5 tokens for each pool; the 16th token is in none."""
-        tokens = list(states[4])
+        """A mean of 5 tokens for each pool; the last of 16 tokens is in none."""
+        tokens, pools = list(states[4]), len(states[4]) // 5
         for layer in (1, 2):
-            for first in (0, 5, 10):
+            for first in range(0, 5 * pools, 5):
                 tokens.append(sum(states[layer][first + number] for number in range(5)) / 5)
         return torch.stack(tokens)
 
