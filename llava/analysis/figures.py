@@ -86,7 +86,8 @@ FIGURES = {
         "distance",
         "layer of the tower, from 1",
         "distance, pixels",
-        "A dot is a head, the line their mean: low is attention to near patches, high is attention across the crop.",
+        "A dot is a head, the line their mean: low is attention to near patches, high is attention across the crop; of "
+        "patches alone, without class token and registers.",
         "has no tower whose attention is seen",
     ),
     "movement": Figure(

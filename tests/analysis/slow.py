@@ -4,7 +4,8 @@ import math
 from itertools import pairwise
 
 import torch
-from transformers import SiglipVisionModel
+from torch.func import functional_call
+from transformers import AutoModel
 
 from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 
@@ -70,27 +71,23 @@ def part_statistics(rows, queries: list[int], visual: list[int]) -> list[float]:
 
 @torch.no_grad()
 def distances(model, crops) -> list[list[float]]:
-    """(layers, heads), of the crops of one sample."""
+    """(layers, heads), of the crops of one sample, from the rows of transformers' own tower."""
     tower, vision = model.model.vision_tower, model.config.vision_config
-    heads, width = vision.num_attention_heads, vision.hidden_size // vision.num_attention_heads
-    states = SiglipVisionModel.forward(tower, crops, output_hidden_states=True).hidden_states
+    own = AutoModel.from_config(vision, attn_implementation="eager").eval()
+    rows = functional_call(own, dict(tower.named_parameters()), (crops,), {"output_attentions": True}).attentions
     side, patch = vision.image_size // vision.patch_size, vision.patch_size
     apart = torch.tensor(
         [[math.dist(divmod(a, side), divmod(b, side)) * patch for b in range(side**2)] for a in range(side**2)]
     )
     found = []
-    for layer, state in zip(tower.encoder.layers, states):
-        normed = layer.layer_norm1(state)
-        query, key = layer.self_attn.q_proj(normed), layer.self_attn.k_proj(normed)
-        of_heads = []
-        for head in range(heads):
-            part = slice(head * width, (head + 1) * width)
-            of_crops = []
-            for q, k in zip(query[..., part], key[..., part]):
-                weights = (q @ k.T / width**0.5).softmax(-1)
-                of_crops.append(mean((weights * apart).sum(1).tolist()))
-            of_heads.append(mean(of_crops))
-        found.append(of_heads)
+    for rows_CHTT in rows:
+        leading = rows_CHTT.shape[-1] - side**2
+        patches = rows_CHTT[:, :, leading:, leading:]
+        of_crops = []
+        for heads in patches:
+            weights = [[row / row.sum() for row in head] for head in heads]
+            of_crops.append([mean([float(row @ away) for row, away in zip(head, apart)]) for head in weights])
+        found.append([mean(list(of_head)) for of_head in zip(*of_crops)])
     return found
 
 

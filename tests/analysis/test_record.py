@@ -11,6 +11,8 @@ from llava.analysis.data import NOT_OF_MODEL
 from llava.analysis.places import Row
 from llava.analysis.probes import Batch
 from llava.analysis.record import PROBES, Recorder
+from llava.anyres import TilingConfig
+from llava.checkpoint.compose import make_processor as make_processor_of
 from llava.data.collator import Collator
 from llava.data.schema import Sample, Turn
 from llava.errors import LlavaError
@@ -22,7 +24,9 @@ from llava.fusion.configs.none import NoneConfig
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.questions import question_finder
 from tests.analysis.slow import slow_arrays
+from tests.conftest import GRID
 from tests.fusion.test_methods import CASES, tiling_of
+from tests.parts import LANGUAGE_MODELS, PAIRS, TOWERS
 
 # Methods that only change what the projector gets.
 WITHOUT_INJECTIONS = {"none", "concat", "sci", "dci", "mmfuser", "sti", "tgif", "igva"}
@@ -35,14 +39,15 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def make_awake(make_model):
-    """A function: a fusion to a model of which every part does something, with sharp attention."""
+    """A function: as make_model, to a model of which every part does something, with sharp attention."""
 
-    def make(fusion, **text):
-        model, generator = make_model(fusion=fusion, **text), torch.Generator().manual_seed(1)
+    def make(fusion, tiling=GRID, **parts):
+        model, generator = make_model(tiling, fusion, **parts), torch.Generator().manual_seed(1)
         for parameter in model.model.fusion.parameters():
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-        for layer in (*model.model.language_model.layers, *model.model.vision_tower.encoder.layers):
-            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+        layers = [layer.self_attn for layer in model.model.language_model.layers]
+        for module in (*layers, *model.model.vision_tower.attentions):
+            for projection in (module.q_proj, module.k_proj):
                 projection.weight.data = 0.4 * torch.randn(projection.weight.shape, generator=generator)
         return model
 
@@ -62,7 +67,21 @@ def samples(make_image):
 @pytest.mark.parametrize("fusion", METHODS.values(), ids=METHODS)
 def test_a_left_padded_batch_is_as_the_slow_way(fusion, make_awake, make_processor, samples, monkeypatch):
     monkeypatch.setitem(attention.BLOCK, "cpu", 3 * 4 * 60)  # blocks of a few queries, of unequal number
-    model, processor = make_awake(fusion), make_processor()
+    assert_as_the_slow_way(make_awake(fusion), make_processor(), samples)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_other_towers_and_language_models_are_as_the_slow_way(pair, make_awake, tiny_tokenizer, samples):
+    tower, (kind, fields) = TOWERS[PAIRS[pair][0]], LANGUAGE_MODELS[PAIRS[pair][1]]
+    tiling = TilingConfig.from_llava("anyres_max_4", "spatial_unpad", "(1x1),...,(2x2)", tower.image_size)
+    model = make_awake(METHODS["adaptive"], tiling, tower=tower, language_model=kind, **fields)
+    for parameter in model.model.vision_tower.parameters():  # class tokens and registers begin at zero
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    assert_as_the_slow_way(model, make_processor_of(model.config, tiny_tokenizer, {}), samples)
+
+
+def assert_as_the_slow_way(model, processor, samples) -> None:
+    """What is recorded of a padded batch, of each sample."""
     inputs = processor.encode_prompts(samples)
     assert (inputs["attention_mask"][:, 0] == 0).any(), "some row is padded"
     model.set_attn_implementation("sdpa")
