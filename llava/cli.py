@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": ("llava.bench.main", "methods of fusion side by side, the paper's ablations and its Table IV"),
     "chat": ("llava.chat.cli", "talk with a model about images"),
     "demo-page": ("llava.chat.page.main", "a page in the browser to try a model, or two side by side"),
+    "serve": ("llava.serve.main", "an OpenAI-compatible server of a model, by vLLM or transformers"),
     "data": ("llava.prepare_data.main", "download, prepare, check and preview training data"),
     "convert": ("llava.convert.main", "bring in checkpoints of other formats, hand ours out in them"),
     "demo": ("llava.demo.main", "make the digit pages and pretrain their tiny tower and language model"),

@@ -16,9 +16,9 @@ FLOORS = [
     {"fusion", "data"},
     {"mllm", "two_tower"},
     {"checkpoint"},
-    {"engine"},
-    {"train"},
-    {"eval", "convert", "chat", "prepare_data", "demo", "vllm_plugin"},
+    {"engine", "vllm_plugin"},
+    {"train", "serve"},
+    {"eval", "convert", "chat", "prepare_data", "demo"},
     {"bench", "analysis"},
     {"cli"},
 ]

@@ -61,6 +61,7 @@ def test_every_subcommand_is_known(monkeypatch, capsys):
         "eval": (),
         "chat": (),
         "demo-page": (),
+        "serve": (),
         "data": ("check", "download", "prepare", "preview"),
         "convert": ("export", "import", "merge-lora"),
         "demo": (
@@ -139,6 +140,8 @@ def test_wrong_arguments_of_every_command_are_told_before_torch(tmp_path):
         "unknown task 'ai2'; did you mean ai2d?": ["eval", "--model", other, "--out", absent, "--tasks", "ai2"],
         "missing: MODEL": ["demo-page"],
         "--port must be from 1 to 65535, found 0": ["demo-page", other, "--port", "0"],
+        "--pictures must be at least 0, found -1": ["serve", other, "--pictures", "-1"],
+        "llava_onevision": ["serve", other],
         f"{absent}: no such model folder": ["eval", "--model", absent, "--out", absent],
         f"{absent}: no such run folder": ["eval", "judge", absent],
         "--figures: unknown figure '4'": ["analyze", absent, "--data", absent, "--out", absent, "--figures", "4"],

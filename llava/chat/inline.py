@@ -10,10 +10,10 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
-from llava.chat.fetch import is_url
 from llava.chat.media import SUFFIXES, is_image, kind_of
 from llava.chat.paths import locate, plain, plain_names
 from llava.errors import LlavaError
+from llava.fetch import is_url
 
 LONGEST, LONGEST_NAME = 1024, 255  # characters of a path and of a name in it, with blanks that are not quoted
 _QUOTES = {"`": "`", "“": "”", "„": "“", "\u2018": "\u2019", "«": "»"}  # that no shell knows

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 from PIL import ImageGrab
 
-from llava.chat.fetch import check_url, fetch, is_url
 from llava.chat.paths import local_path, locate
 from llava.constants import FILE_LIMITS, MEBIBYTE
 from llava.data.images import read_header, read_image
 from llava.data.video import VideoSampling, read_video
 from llava.errors import DataError, MissingFileError, OversizedImageError
+from llava.fetch import check_url, fetch, is_url
 from llava.files import file_hash
 
 SUFFIXES = {

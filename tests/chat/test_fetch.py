@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from llava.chat import fetch as module
-from llava.chat.fetch import fetch
+from llava import fetch as module
 from llava.errors import DataError
+from llava.fetch import fetch
 
 LIMIT = 2**18
 

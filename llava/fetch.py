@@ -1,7 +1,8 @@
 """Images and videos from the web: into a file, within limits of size and time, from the host that was named.
 
 Whoever types a URL may name any host, also one of a private network or this machine: what comes back is only looked at.
-A redirect, which somebody else wrote, may not lead to another host, nor from https to http.
+A server's clients are strangers, whose URLs may lead to public addresses alone. A redirect, which somebody else wrote,
+may not lead to another host, nor from https to http.
 """
 
 import time
@@ -16,6 +17,7 @@ from urllib.parse import urljoin, urlsplit
 from llava import __version__
 from llava.constants import MEBIBYTE
 from llava.errors import DataError
+from llava.public_hosts import PublicHandler
 
 SECONDS_OF_SILENCE = 10
 SECONDS = 120
@@ -29,17 +31,19 @@ def is_url(text: str) -> bool:
     return bool(separator and rest) and scheme.isalnum()
 
 
-def fetch(url: str, target: Path, kind: str, limit: int) -> None:
+def fetch(url: str, target: Path, kind: str, limit: int, public: bool = False) -> None:
     """Writes what is found at `url` to the file `target`. kind: `image` or `video`. limit: bytes.
 
+    public: whether only hosts of the public internet are asked, then directly, without a proxy.
     Raises DataError with one line that names the URL: for another scheme than http and https, a host that cannot be
-    reached, an answer that is an error, a web page, too large or too slow, and a redirect to elsewhere.
+    reached or is not public, an answer that is an error, a web page, too large or too slow, and a redirect to
+    elsewhere.
     """
     check_url(url)
     deadline, place = time.monotonic() + SECONDS, url
     try:
         for _ in range(MOST_REDIRECTS + 1):
-            with _open(place) as response:
+            with _open(place, public) as response:
                 if response.status not in REDIRECTS:
                     _save(response, target, url, kind, limit, deadline)
                     return
@@ -50,16 +54,19 @@ def fetch(url: str, target: Path, kind: str, limit: int) -> None:
         silent = isinstance(error.reason, TimeoutError)
         reason = f"nothing came for {SECONDS_OF_SILENCE} seconds" if silent else error.reason
         raise DataError(f"{url} cannot be reached: {reason}") from None
+    except UnicodeError as error:  # of a host's name, and of characters that a URL writes as %XX
+        raise DataError(f"{url} is not a URL: {error}") from None
     except (HTTPException, OSError) as error:  # the connection broke, or it does not speak HTTP
         raise DataError(f"{url} cannot be read: {' '.join(str(error).split()) or type(error).__name__}") from None
     raise DataError(f"{url} is refused: it redirects more than {MOST_REDIRECTS} times")
 
 
-def _open(place: str):
+def _open(place: str, public: bool):
     """The response, also where it is an error or a redirect."""
     request = urllib.request.Request(place, headers={"User-Agent": f"llava-ov-manager/{__version__}"})
+    handlers = [urllib.request.ProxyHandler({}), PublicHandler] if public else []
     try:
-        return urllib.request.build_opener(_NoRedirect).open(request, timeout=SECONDS_OF_SILENCE)
+        return urllib.request.build_opener(_NoRedirect, *handlers).open(request, timeout=SECONDS_OF_SILENCE)
     except urllib.error.HTTPError as response:
         return response
 
