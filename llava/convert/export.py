@@ -48,13 +48,8 @@ def run(arguments: Namespace) -> int:
     """Exports and prints what was written; LlavaError for a wrong model, a taken --out, and what cannot be exported."""
     source, out = arguments.model, arguments.out
     check_free(out)
-    two_tower = model_type_of(source) == TWO_TOWER_TYPE
-    if two_tower:
+    if model_type_of(source) == TWO_TOWER_TYPE:
         check_folder(source, "MODEL", (TWO_TOWER_TYPE,), weights=True)
-        if arguments.scores or arguments.license or arguments.push:
-            raise LlavaError(
-                f"MODEL {source} is a two-tower model, which has no card yet: no --scores, --license, --push"
-            )
     else:
         check_folder(source, "MODEL", files=NEEDED_PROCESSOR_FILES, weights=True)
     if has_adapters(source):
@@ -62,7 +57,7 @@ def run(arguments: Namespace) -> int:
     if arguments.private and arguments.push is None:
         raise LlavaError("--private is about the repository that --push makes")
     name, is_remote = arguments.push or out.resolve().name, arguments.format == "remote_code"
-    card = "" if two_tower else model_card(source, name, is_remote, arguments.scores, arguments.license)
+    card = model_card(source, name, is_remote, arguments.scores, arguments.license)
     if arguments.push is not None:
         check_login(arguments.push)
     from llava.convert.formats import export_as

@@ -23,7 +23,7 @@ from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes
 from llava.convert.model_card import CARD
 from llava.convert.output import new_folder
 from llava.convert.to_llava_onevision import check_expressible, onevision_config, onevision_name, onevision_processor
-from llava.convert.to_remote_code import MLLM, TWO_TOWER, write_code
+from llava.convert.to_remote_code import MLLM, TWO_TOWER, task_class, write_code
 from llava.data.pairs.vocabulary import FILE as ANSWERS
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
@@ -33,8 +33,6 @@ from llava.two_tower.modeling import TwoTowerForTask
 
 # Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
 _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
-# What loads a two-tower model with its heads, by its task; the others classify a pair.
-_TASK_CLASSES = {"pretrain": "AutoModelForPreTraining", "vqav2": "AutoModelForVisualQuestionAnswering"}
 
 
 def export_as(format_name: str, source: Path, out: Path, accept_differences: bool, card: str) -> list[str]:
@@ -45,7 +43,7 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
         source: The checkpoint.
         out: The folder; nothing is left there after an error.
         accept_differences: Whether to export also what llava_onevision computes otherwise.
-        card: The model card's text; of no use to a two-tower model.
+        card: The model card's text.
 
     Returns:
         What the user should know about it, a line each.
@@ -54,7 +52,7 @@ def export_as(format_name: str, source: Path, out: Path, accept_differences: boo
         LlavaError: The format cannot hold the model, or weights do not fit it.
     """
     if model_type_of(source) == TwoTowerConfig.model_type:
-        return _export_two_tower(format_name, source, out)
+        return _export_two_tower(format_name, source, out, card)
     config = LlavaOVManagerConfig.from_pretrained(source)
     if format_name == "llava_onevision":
         return _export_onevision(source, out, config, accept_differences, card)
@@ -104,17 +102,18 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig, c
     return []
 
 
-def _export_two_tower(format_name: str, source: Path, out: Path) -> list[str]:
+def _export_two_tower(format_name: str, source: Path, out: Path, card: str) -> list[str]:
     """Tokenizer and image processor are transformers' own, and stand beside the code as they are."""
     if format_name != "remote_code":
         raise LlavaError(f"{format_name} holds no two-tower model; pass --format remote_code")
     config = TwoTowerConfig.from_pretrained(source)
     _check_names(source, TwoTowerForTask, config)
     model = read_json(source / CONFIG)
-    for_task = _TASK_CLASSES.get(config.task, "AutoModelForSequenceClassification")
+    for_task = task_class(config.task)
     model["auto_map"] = TWO_TOWER.auto_map("AutoConfig", "AutoModel", for_task)
     with new_folder(out) as folder:
         _write_json(folder / CONFIG, model)
+        (folder / CARD).write_text(card, encoding="utf-8")
         _carry(source, folder, (*TOKENIZER_FILES, IMAGE_PROCESSOR_CONFIG, ANSWERS))
         write_code(folder, TWO_TOWER)
         write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)

@@ -64,7 +64,14 @@ TWO_TOWER = Code(
         "AutoModelForSequenceClassification": _FOR_TASK,
     },
 )
+# What loads a two-tower model with its heads, by its task; the others classify a pair.
+_TASK_CLASSES = {"pretrain": "AutoModelForPreTraining", "vqav2": "AutoModelForVisualQuestionAnswering"}
 _SOURCES = Path(llava.__file__).parent
+
+
+def task_class(task: str) -> str:
+    """The auto class that loads a two-tower model of a task with its heads."""
+    return _TASK_CLASSES.get(task, "AutoModelForSequenceClassification")
 
 
 def write_code(folder: Path, code: Code = MLLM) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -65,6 +66,26 @@ def export():
         return run(parser.parse_args([str(argument) for argument in arguments]))
 
     return call
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What was asked of the hub, in order; a name of `refusing` makes that call fail."""
+    asked = SimpleNamespace(calls=[], refusing=set(), token="hf_x")
+
+    class Hub:
+        def __getattr__(self, name):
+            def call(*positional, **named):
+                asked.calls.append((name, positional, named))
+                if name in asked.refusing:
+                    raise OSError("401 Unauthorized")
+                return "https://huggingface.co/me/model"
+
+            return call
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: asked.token)
+    return asked
 
 
 @pytest.fixture

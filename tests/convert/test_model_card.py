@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -44,26 +43,6 @@ def trained(tmp_path_factory, save_model):
     save_model(folder, GRID, "paper")
     (folder / "run.json").write_text(json.dumps(RUN))
     return folder
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """What was asked of the hub, in order; a name of `refusing` makes that call fail."""
-    asked = SimpleNamespace(calls=[], refusing=set(), token="hf_x")
-
-    class Hub:
-        def __getattr__(self, name):
-            def call(*positional, **named):
-                asked.calls.append((name, positional, named))
-                if name in asked.refusing:
-                    raise OSError("401 Unauthorized")
-                return "https://huggingface.co/me/model"
-
-            return call
-
-    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: asked.token)
-    return asked
 
 
 def parts(card: str) -> tuple[dict, dict]:
