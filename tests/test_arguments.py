@@ -80,7 +80,10 @@ def test_long_and_empty_values_are_told_in_a_line(parser):
     [
         ("chta", "unknown command 'chta'; did you mean chat?"),
         ("trian --dry_run", "unknown command 'trian'; did you mean train?"),
-        ("xyz", "unknown command 'xyz'; choose of train, analyze, eval, bench, chat, demo-page, serve, data, convert, demo"),
+        (
+            "xyz",
+            "unknown command 'xyz'; choose of train, analyze, eval, bench, chat, demo-page, serve, data, convert, demo",
+        ),
         ("--verion", "unknown option '--verion'; did you mean --version?"),
         ("data chek", "unknown command 'chek'; did you mean check?"),
         ("data", "missing: a command, one of check, download, prepare, preview; see llava data --help"),

@@ -2,12 +2,12 @@
 
 A pair that is near in either direction is scored once: of the two directions' scores, of which the reference takes the
 higher one, one is this, and the other is the same or none. Images are gone through one by one, so that of the towers'
-states those of all texts are kept, and of one image.
+states those of all texts are kept, and of one image; of the images that are ranked anew, the pixels.
 
 Legend: I images, T texts, C width of the space in which ITC compares.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,17 +103,17 @@ def scores_of(near: Iterable[list[int]], logits: Iterable[list[float]], num_text
 def score_all(
     retrieval: Retrieval,
     texts: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    images: Callable[[], Iterator[torch.Tensor]],
+    images: Sequence[torch.Tensor],
 ) -> np.ndarray:
     """Scores (I, T) of all images with all texts, in this one process.
 
     Args:
         retrieval: The model.
         texts: As encode_texts takes them.
-        images: Gives the pixels (3, S, S) of one image after the other; asked twice.
+        images: The pixels (3, S, S) of each.
     """
     encoded = retrieval.encode_texts(texts)
-    embedded = retrieval.embed_images(pixels[None] for pixels in images())
+    embedded = retrieval.embed_images(pixels[None] for pixels in images)
     near = retrieval.near(embedded, encoded.embeddings)
-    logits = [retrieval.match(pixels, encoded, numbers) for pixels, numbers in zip(images(), near, strict=True)]
+    logits = [retrieval.match(pixels, encoded, numbers) for pixels, numbers in zip(images, near, strict=True)]
     return scores_of(near, logits, len(encoded.embeddings))

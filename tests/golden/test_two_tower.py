@@ -295,7 +295,7 @@ def test_retrieval(retrieval_case, two_tower_dir, record_difference):
         for name, value in recall(scores, tensors["image_id_of_text"]).items():
             assert value == pytest.approx(recalls[name]), name
     batches = zip(tensors["text_ids"].split(7), tensors["text_masks"].split(7))
-    by_images = score_all(Retrieval(task, count, batch_size=7), batches, lambda: iter(tensors["image"]))
+    by_images = score_all(Retrieval(task, count, batch_size=7), batches, tensors["image"])
     assert difference(torch.from_numpy(by_images), ranked.T) <= TOLERANCE
     recalls = ranks_of(by_images, tensors["image_id_of_text"].numpy()).recalls()
     assert recalls == pytest.approx({name: expected[name] for name in recalls})

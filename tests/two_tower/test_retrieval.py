@@ -48,7 +48,7 @@ def test_near_pairs_are_scored_once_and_as_in_both_directions(k):
     model = tiny_model("retrieval")
     pixels, ids, mask = made_up()
     batches = ((ids[first : first + 5], mask[first : first + 5]) for first in range(0, TEXTS, 5))
-    scores = score_all(Retrieval(model, min(k, 12), batch_size=5), batches, lambda: iter(pixels))
+    scores = score_all(Retrieval(model, min(k, 12), batch_size=5), batches, pixels)
     expected = slow_scores(model, k)
     assert np.abs(scores - expected).max() < 1e-5
     assert (scores == NOT_RANKED).any() == (k == 3)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -127,14 +128,22 @@ class _Evaluation:
         ids, mask = (torch.tensor([row[name] for row in tokens]) for name in ("input_ids", "attention_mask"))
         size = self.job.batch_size
         encoded = retrieval.encode_texts(zip(ids.split(size), mask.split(size)))
-        pixels = (batch["pixel_values"] for _, batch in self._batches(images.tolist()))
-        near = retrieval.near(retrieval.embed_images(pixels), encoded.embeddings)
         part = self._part(range(len(images)))
-        waiting = [place for place in part if self._image_key(place) not in self.answers]
-        for place in tqdm(waiting, desc="images", disable=not self.accelerator.is_main_process):
-            item = self.dataset[int(images[place])]
-            logits = retrieval.match(item["pixel_values"].to(self.dtype), encoded, near[place])
+        waiting = {place for place in part if self._image_key(place) not in self.answers}
+        kept: dict[int, torch.Tensor] = {}
+        near = retrieval.near(retrieval.embed_images(self._opened(images.tolist(), waiting, kept)), encoded.embeddings)
+        for place, pixels in tqdm(kept.items(), desc="images", disable=not self.accelerator.is_main_process):
+            logits = retrieval.match(pixels, encoded, near[place])
             self._store(self._image_key(place), place, json.dumps({"texts": near[place], "logits": logits}))
+
+    def _opened(self, images: list[int], waiting: set[int], kept: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The pixels of all images, (B, 3, S, S) each time; those of the places that wait are kept, on the CPU."""
+        places = iter(range(len(images)))
+        for positions, batch in self._batches(images):
+            for place, pixels in zip(islice(places, len(positions)), batch["pixel_values"].cpu(), strict=True):
+                if place in waiting:
+                    kept[place] = pixels
+            yield batch["pixel_values"]
 
     def _image_key(self, place: int) -> str:
         sizes = len(self.documents.images), len(self.documents.texts[0])  # which texts are near depends on all

@@ -138,7 +138,7 @@ class RetrievalEvaluation(PairEvaluation):
     def metrics(self, trainer: LlavaTrainer, batches: Iterable[dict]) -> dict[str, float]:
         """Recalls at 1, 5 and 10 both ways, and their mean; none, which is told, where an image cannot be read.
 
-        Every rank embeds all; ITM's part they share, unless all need each other (ZeRO-3).
+        Every rank embeds all, and keeps the pixels of its part of ITM: of all where ranks need each other (ZeRO-3).
         """
         try:
             return self._recalls(trainer)
@@ -153,10 +153,11 @@ class RetrievalEvaluation(PairEvaluation):
         retrieval = Retrieval(trainer.model, self.rerank, self.batch_size)
         with trainer.compute_loss_context_manager(), trainer.accelerator.autocast():
             texts = retrieval.encode_texts(self._texts())
-            embedded = retrieval.embed_images(self._pixels(number)[None] for number in images.tolist())
-            near = retrieval.near(embedded, texts.embeddings)
+            kept: dict[int, torch.Tensor] = {}
             mine = range(len(images))[place::ranks]
-            logits = [(row, retrieval.match(self._pixels(int(images[row])), texts, near[row])) for row in mine]
+            embedded = retrieval.embed_images(self._opened(images.tolist(), mine, kept))
+            near = retrieval.near(embedded, texts.embeddings)
+            logits = [(row, retrieval.match(pixels, texts, near[row])) for row, pixels in kept.items()]
         by_row = dict(gathered(logits))
         table = scores_of(near, [by_row[row] for row in range(len(images))], self.pairs.count)
         return ranks_of(table, image_of_text).recalls()
@@ -167,6 +168,14 @@ class RetrievalEvaluation(PairEvaluation):
             chosen = range(first, min(first + self.batch_size, self.pairs.count))
             encoded = dataset.processor.encode([dataset.store[number].text for number in chosen])
             yield torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])
+
+    def _opened(self, images: list[int], mine: range, kept: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The pixels of each image (1, 3, S, S); those of the rows in `mine` are kept."""
+        for row, image in enumerate(images):
+            pixels = self._pixels(image)
+            if row in mine:
+                kept[row] = pixels
+            yield pixels[None]
 
     def _pixels(self, image: int) -> torch.Tensor:
         dataset = self.pairs.dataset

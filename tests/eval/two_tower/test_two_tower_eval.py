@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from llava.data.pairs.dataset import PairDataset
 from llava.errors import LlavaError
 from llava.eval import main as command
 from llava.eval.job import Job
@@ -108,10 +109,21 @@ def test_sentences_are_scored_by_accuracy(tmp_path, save, evaluate):
     assert build_report([out]).rows["snli_ve.val", "accuracy"]["one"].interval == "wilson"
 
 
-def test_retrieval_is_scored_by_recalls(tmp_path, save, evaluate):
+def opened_images(monkeypatch) -> list[str]:
+    """Where each image that is opened from now on comes from."""
+    opened, own = [], PairDataset.open
+    monkeypatch.setattr(
+        PairDataset, "open", lambda self, image, origin: opened.append(origin) or own(self, image, origin)
+    )
+    return opened
+
+
+def test_retrieval_is_scored_by_recalls(tmp_path, save, evaluate, monkeypatch):
     model, data, out = save("retrieval"), data_of(tmp_path, "captions", val=captions(15)), tmp_path / "one"
     words = ("--model", model, "--tasks", "retrieval", "--data", data, "--out", out, "--batch_size", 4, "--limit", 12)
+    opened = opened_images(monkeypatch)
     assert evaluate(*words) == 0
+    assert len(opened) == len(set(opened)) == 12
     rows = read_rows(out / "retrieval.val")
     texts, images = ([row for row in rows if row["doc"]["query"] == query] for query in ("text", "image"))
     assert (len(texts), len(images)) == (24, 12)
