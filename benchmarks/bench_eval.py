@@ -3,20 +3,26 @@
     python benchmarks/bench_eval.py                                   # on a GPU
     python benchmarks/bench_eval.py --checkpoint DIR                  # digit pages with the quickstart's model in DIR
     python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2  # a small machine
+    python benchmarks/bench_eval.py --checkpoint DIR --engine vllm --images 0  # and a server, by its URL or started
 
 The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, with noise for images. As `llava eval` does it, batches
 hold questions of similar cost, the most costly first. `ahead` is what it does: threads cut a batch's images into uint8
 crops while the batch before is answered. The other sides cut and normalise them in one thread, in turn with the model.
 All sides take turns, so that what else the machine does hits all; printed are medians. Random weights never end an
 answer, so that all answers are equally long; in float32 all sides must answer the same. Decoding files is not part of
-it, tiling is. On a CPU seconds are processor time, all threads together, which reading ahead does not save.
+it, tiling is. On a CPU seconds are processor time, all threads together, which reading ahead does not save. With
+--engine a server is asked the digit pages, too, as `llava eval --engine` asks it, so many requests at a time, which
+takes its turn; seconds are then the clock's on all sides, and the server's answers are counted, not checked.
 """
 
 import argparse
 import json
 import time
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -32,6 +38,10 @@ from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.eval.questions import prompt_cost
+from llava.eval.server.client import Server, server_at
+from llava.eval.server.messages import messages_of
+from llava.eval.server.own import check_own, own_server
+from llava.eval.server.settings import REQUESTS, VLLM, ServerSettings
 
 ARM = "grid_manager"
 INPUTS = ("384x384", "640x480", "1000x1000")
@@ -40,7 +50,10 @@ QUESTION = "<image>\nRead row 1."
 
 @dataclass
 class Result:
-    """One side on one set of images. seconds: median of the runs. same: answers as those of batch size 1."""
+    """One side on one set of images. seconds: median of the runs. same: answers as those of batch size 1.
+
+    engine: of a server, whose batch_size is as many requests as it is sent at a time; "" for the model in this process.
+    """
 
     case: str
     batch_size: int
@@ -50,6 +63,7 @@ class Result:
     tokens: int
     same: int
     seconds: float
+    engine: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -92,11 +106,12 @@ def random_engine(options: argparse.Namespace, tiny: bool) -> Engine:
 
 
 def answer_all(
-    engine: Engine, dialogues: list[Dialogue], batch_size: int, ahead: bool, new_tokens: int
+    engine: Engine, dialogues: list[Dialogue], batch_size: int, ahead: bool, new_tokens: int, by_clock: bool = False
 ) -> tuple[list[str], float]:
     """All answers, in the order of the dialogues, and the seconds that they took.
 
-    On a CPU they are seconds of processor time, all threads together, so that other processes' work does not count.
+    On a CPU they are seconds of processor time, all threads together, so that other processes' work does not count,
+    unless they are to be the clock's.
     """
     encode = engine.prepare if ahead else engine.processor.encode_prompts
 
@@ -104,7 +119,7 @@ def answer_all(
         return batch, encode([dialogues[index] for index in batch])
 
     on_gpu = engine.device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
+    clock = time.perf_counter if on_gpu or by_clock else time.process_time
     started, answers = clock(), [""] * len(dialogues)
     costs = [prompt_cost(engine, dialogue) for dialogue in dialogues]
     ranked = sorted(range(len(dialogues)), key=costs.__getitem__, reverse=True)
@@ -118,27 +133,59 @@ def answer_all(
     return answers, clock() - started
 
 
-def bench_case(case: str, engine: Engine, dialogues: list[Dialogue], options: argparse.Namespace) -> list[Result]:
-    """One at a time, in batches, and in batches that are read ahead, in turns.
+def ask_all(server: Server, dialogues: list[Dialogue], new_tokens: int) -> tuple[list[str], float]:
+    """As answer_all, of a server, by the clock; the pictures are written as PNG meanwhile."""
 
-    Raises LlavaError when they answer differently in float32.
+    def ask(index: int) -> str:
+        payload = {"model": server.settings.model, "messages": messages_of(dialogues[index])}
+        payload |= {"max_tokens": new_tokens, "temperature": 0}
+        return server.completion(payload | ({"repetition_penalty": 1.0} if server.settings.plain else {})).strip()
+
+    started, answers = time.perf_counter(), [""] * len(dialogues)
+    for index, text, error in server.answers(range(len(dialogues)), ask):
+        if error is not None:
+            raise error
+        answers[index] = text
+    return answers, time.perf_counter() - started
+
+
+def bench_case(
+    case: str,
+    engine: Engine,
+    dialogues: list[Dialogue],
+    options: argparse.Namespace,
+    settings: ServerSettings | None = None,
+) -> list[Result]:
+    """One at a time, in batches, in batches that are read ahead, and by a server, in turns.
+
+    Raises LlavaError when those in this process answer differently in float32.
     """
-    sides = [(1, False), (options.batch_size, False), (options.batch_size, True)]
-    answer_all(engine, dialogues[: options.batch_size], *sides[-1], options.new_tokens)  # what is set up once
+    sides: list[tuple] = [(1, False), (options.batch_size, False), (options.batch_size, True)]
+    in_process = set(sides)
+    server = Server(settings) if settings else None
+    if settings:
+        sides.append((settings.requests, False, settings.engine))
+        ask_all(server, dialogues, options.new_tokens)
+    answer_all(engine, dialogues[: options.batch_size], options.batch_size, True, options.new_tokens)  # set up once
     seconds, answers = {side: [] for side in sides}, {}
     for run in range(options.runs):
         for side in sides[:: 1 if run % 2 == 0 else -1]:
-            answers[side], took = answer_all(engine, dialogues, *side, options.new_tokens)
+            if side in in_process:
+                answers[side], took = answer_all(engine, dialogues, *side, options.new_tokens, settings is not None)
+            else:
+                answers[side], took = ask_all(server, dialogues, options.new_tokens)
             seconds[side].append(took)
     same = {side: sum(map(str.__eq__, answers[sides[0]], answers[side])) for side in sides}
-    for size, ahead in sides[1:]:
-        number = same[size, ahead]
-        if engine.model.dtype == torch.float32 and number != len(dialogues):
-            raise LlavaError(f"{case}: batches of {size} answer {number} of {len(dialogues)} as one at a time")
+    for side in in_process:
+        if engine.model.dtype == torch.float32 and same[side] != len(dialogues):
+            raise LlavaError(f"{case}: batches of {side[0]} answer {same[side]} of {len(dialogues)} as one at a time")
     pictures = engine.processor.image_processor
     crops = sum(pictures.layout(dialogue.images[0].size, False).num_crops for dialogue in dialogues)
     tokens = sum(map(engine.count_tokens, dialogues))
-    return [Result(case, *side, len(dialogues), crops, tokens, same[side], median(seconds[side])) for side in sides]
+    return [
+        Result(case, *side[:2], len(dialogues), crops, tokens, same[side], median(seconds[side]), *side[2:])
+        for side in sides
+    ]
 
 
 def table(results: list[Result], options: argparse.Namespace) -> str:
@@ -151,9 +198,9 @@ def table(results: list[Result], options: argparse.Namespace) -> str:
     ]
     for result in results:
         ratio = result.images_per_second / first.images_per_second
-        side = f"{result.batch_size}, ahead" if result.ahead else f"{result.batch_size}"
+        side = f"{result.engine} {result.batch_size}, ahead" if result.ahead else f"{result.engine} {result.batch_size}"
         lines.append(
-            f"{side:<12}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
+            f"{side.strip():<12}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
             f"{f'{result.same} of {result.images}':>14}"
         )
     return "\n".join(lines)
@@ -169,12 +216,36 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=48, help="images at real size (default 48), 0 to leave them out")
     parser.add_argument("--inputs", nargs="+", default=INPUTS, metavar="WIDTHxHEIGHT", help="their sizes, in turn")
     parser.add_argument("--tiny", action="store_true", help="tiny widths for the real size, to try this script out")
+    parser.add_argument("--engine", metavar="NAME", help="vllm, or the base URL of a server that has the checkpoint")
+    parser.add_argument("--requests", type=int, default=REQUESTS, help=f"to it at a time (default {REQUESTS})")
     parser.add_argument("--json", help="also write the numbers to this file")
     return parser.parse_args()
 
 
+def served(options: argparse.Namespace, stack: ExitStack) -> ServerSettings | None:
+    """The server that --engine says; one that is started ends with the stack."""
+    if options.engine is None:
+        return None
+    if options.checkpoint is None:
+        raise LlavaError("--engine needs --checkpoint, of which a server can have the weights")
+    if options.engine != VLLM:
+        return server_at(options.engine, options.checkpoint, options.requests)
+    check_own(Path(options.checkpoint))
+    out = Path(stack.enter_context(TemporaryDirectory(prefix="bench_eval_")))
+    own = argparse.Namespace(
+        model=options.checkpoint, out=out, dtype=options.dtype, requests=options.requests, options=[]
+    )
+    return stack.enter_context(own_server(own))
+
+
 def main() -> None:
     options = parse_arguments()
+    with ExitStack() as stack:
+        bench(options, served(options, stack))
+
+
+def bench(options: argparse.Namespace, settings: ServerSettings | None) -> None:
+    """Every case on every side. settings: of a server that has the checkpoint."""
     cases = []
     if options.pages:
         name = f"digit pages, {options.checkpoint or 'tiny random weights'}"
@@ -194,7 +265,7 @@ def main() -> None:
             f"{config.vision_config.hidden_size}, {config.text_config.num_hidden_layers} text layers of width "
             f"{config.text_config.hidden_size}, medians of {options.runs} runs"
         )
-        found = bench_case(name, engine, dialogues, options)
+        found = bench_case(name, engine, dialogues, options, settings if checkpoint else None)
         print(table(found, options), end="\n\n", flush=True)
         results += found
     if options.json:

@@ -189,7 +189,7 @@ class LlavaOVManager(lmms):
         elif self._server is not None:
             for question, text, error in ask_all(self._server, missing, settings):
                 if error is None:
-                    self._store(question, text, self._server.settings.url, self._server.settings.told_dtype)
+                    self._store(question, text, self._server.settings.place, self._server.settings.told_dtype)
                 else:
                     self._fail(question.name, error)
         elif missing:

@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 from argparse import Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from llava.arguments import ArgumentParser, unknown
 from llava.checkpoint.folder import check_folder, weights_id
@@ -23,10 +25,12 @@ from llava.eval.job import Job
 from llava.eval.judge.main import judge_jobs
 from llava.eval.judge.settings import NO_JUDGE, JudgeSettings, add_judge_arguments, judge_settings_from
 from llava.eval.report import main as report
+from llava.eval.server.own import check_own, own_server
 from llava.eval.server.settings import (
     BATCH_SIZE,
     NOT_TOLD,
     TRANSFORMERS,
+    VLLM,
     ServerSettings,
     add_engine_arguments,
     base_url,
@@ -47,7 +51,8 @@ EPILOG = """\
 `llava eval judge RUN` scores stored answers later or elsewhere.
 `llava eval report RUN ...` prints finished runs side by side, `llava eval cases RUN ...` shows where they differ.
 docs/evaluate.md says how local data lie below --data ROOT (in short: ROOT/TASK/ holds parquet files and a README.md
-that names them, as on the hub), and how tasks outside the paper are scored.
+that names them, as on the hub), and how tasks outside the paper are scored. What stands behind -- is vLLM's, with
+--engine vllm: llava eval ... --engine vllm -- --max-model-len 8192
 """
 
 
@@ -79,11 +84,15 @@ def _main(argv: list[str]) -> int:
     if argv and not argv[0].startswith("-"):
         raise LlavaError(unknown("command", argv[0], ["cases", "judge", "report"]))
     args = _parse(argv)
-    if not is_two_tower(args.model):
-        return _run(_jobs(args), args.processes)
-    if args.engine != TRANSFORMERS:
-        raise LlavaError(f"--engine {args.engine} is for models that generate text; {args.model} is a two-tower model")
-    return _run(two_tower_jobs(args), args.processes)
+    if is_two_tower(args.model):
+        if args.engine != TRANSFORMERS:
+            raise LlavaError(
+                f"--engine {args.engine} is for models that generate text; {args.model} is a two-tower model"
+            )
+        return _run(two_tower_jobs(args), args.processes)
+    plan = _plan(args)
+    with _answering(args) as server:
+        return _run(_jobs(args, plan, server), args.processes)
 
 
 def _run(jobs: list[Job], processes: int) -> int:
@@ -119,8 +128,10 @@ def _print_outcome(jobs: list[Job]) -> None:
 
 
 def _parse(argv: list[str]) -> Namespace:
-    """The options; `name`: the model as it was written, which a server knows it by."""
-    args = _parser().parse_args(argv)
+    """The arguments; `name`: the model as it was written, which a server knows it by; `options`: vLLM's own."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = _parser().parse_args(argv[:end])
+    args.options = argv[end + 1 :]
     for name in ("limit", "batch_size", "processes", "requests"):
         value = vars(args)[name]
         if value is not None and value < 1:
@@ -172,32 +183,49 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _jobs(args: Namespace) -> list[Job]:
-    """The jobs, after checking all that can be known before a model is loaded."""
+class Plan(NamedTuple):
+    """What a run is to do, checked. data: of each task, its folder, None for the hub."""
+
+    choices: list[TaskChoice]
+    data: dict[str, str | None]
+    judge: JudgeSettings | None
+
+
+def _plan(args: Namespace) -> Plan:
+    """After checking all that can be known before a model is loaded or a server asked."""
     if args.suite is not None and args.tasks is not None:
         raise LlavaError("--suite names tasks, and so does --tasks; give one of them")
     choices = choose_tasks(SUITES[args.suite or PAPER] if args.tasks is None else args.tasks.split(","))
     tasks = [choice.name for choice in choices]
     if find_spec("lmms_eval") is None:
         raise LlavaError("lmms-eval is not installed; docs/evaluate.md says how")
-    remote = args.engine != TRANSFORMERS
-    if not remote:
+    if args.engine in (TRANSFORMERS, VLLM):
         check_folder(args.model)
+    if args.engine == VLLM:
+        check_own(args.model)
     check_dtype(args.dtype)
     judge = judge_settings_from(args) if any(map(is_judged, tasks)) and not args.predict_only else None
-    folders = {task: data_folder(args.data, task, alone=len(tasks) == 1) for task in tasks}
-    server = _server(args)
-    weights = NOT_TOLD if remote else weights_id(args.model)  # last: it reads the whole checkpoint
-    return [_job(args, choice, folders[choice.name], judge, weights, server) for choice in choices]
+    return Plan(choices, {task: data_folder(args.data, task, alone=len(tasks) == 1) for task in tasks}, judge)
 
 
-def _server(args: Namespace) -> ServerSettings | None:
-    """The server that answers, which is there and has the model; None where the model in a process does."""
+@contextmanager
+def _answering(args: Namespace) -> Iterator[ServerSettings | None]:
+    """A context in which a server answers, which is there and has the model; None where the model in a process does."""
     if args.engine == TRANSFORMERS:
-        return None
-    from llava.eval.server.client import server_at  # imports httpx
+        yield None
+    elif args.engine == VLLM:
+        with own_server(args) as server:
+            yield server
+    else:
+        from llava.eval.server.client import server_at  # imports httpx
 
-    return server_at(base_url(args.engine), args.name, args.requests)
+        yield server_at(base_url(args.engine), args.name, args.requests)
+
+
+def _jobs(args: Namespace, plan: Plan, server: ServerSettings | None) -> list[Job]:
+    ours = args.engine in (TRANSFORMERS, VLLM)
+    weights = weights_id(args.model) if ours else NOT_TOLD  # which reads the whole checkpoint
+    return [_job(args, choice, plan.data[choice.name], plan.judge, weights, server) for choice in plan.choices]
 
 
 def _job(
@@ -209,7 +237,7 @@ def _job(
     server: ServerSettings | None,
 ) -> Job:
     return Job(
-        model=args.name if server else str(args.model),
+        model=server.model if server else str(args.model),
         task=choice.name,
         file=None if choice.file is None else str(choice.file.resolve()),
         groups=list(map(asdict, choice.groups)),

@@ -9,6 +9,7 @@ import pytest
 
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
+from tests.eval.judge_server import Answer, JudgeServer
 from tests.paths import ROOT
 
 
@@ -50,3 +51,23 @@ def test_sides_that_answer_differently_are_refused(bench_eval, tiny_model_dir, m
     options = argparse.Namespace(batch_size=2, new_tokens=3, runs=1)
     with pytest.raises(LlavaError, match="pages: batches of 2 answer 1 of 3 as one at a time"):
         bench_eval.bench_case("pages", engine, bench_eval.digit_pages(3), options)
+
+
+def test_a_server_takes_its_turn(bench_eval, tiny_model_dir, monkeypatch, capsys):
+    server = JudgeServer(lambda payload, number: Answer("7", wait=0.05), models={str(tiny_model_dir): "somebody"})
+    command = ["bench_eval.py", "--device", "cpu", "--dtype", "float32", "--runs", "2", "--batch_size", "2"]
+    command += ["--new_tokens", "2", "--pages", "3", "--images", "0", "--checkpoint", str(tiny_model_dir)]
+    with server.running():
+        monkeypatch.setattr(sys, "argv", [*command, "--engine", server.url, "--requests", "2"])
+        bench_eval.main()
+    assert len(server.requests) == 3 * (1 + 2)  # once before the clock runs
+    assert server.most_at_once == 2
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " of 3" in line]
+    assert [row[:2] for row in rows][-1] == ["server", "2"]
+    assert [row[-3:] for row in rows] == [["3", "of", "3"]] * 3 + [["0", "of", "3"]]
+
+
+def test_a_server_needs_a_checkpoint(bench_eval, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench_eval.py", "--engine", "vllm"])
+    with pytest.raises(LlavaError, match="--engine needs --checkpoint"):
+        bench_eval.main()

@@ -255,7 +255,7 @@ def test_the_command_asks_the_server_before_anything_is_started(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--engine", "vlm"], "unknown engine 'vlm'; choose of transformers, http://HOST:PORT/v1"),
+        (["--engine", "vlm"], "unknown engine 'vlm'; did you mean vllm?"),
         (["--engine", "ftp://a/v1"], "--engine must be a base URL like https://host/v1"),
         (["--engine", "http://me:pw@a/v1"], "--engine must hold no user, password or query; a key goes into LLAVA_EN"),
         (["--engine", "http://a/v1", "--batch_size", "2"], "--batch_size says nothing to --engine http://a/v1; leave"),

@@ -13,8 +13,8 @@ KEY = "LLAVA_ENGINE_KEY"  # apart from the judge's: a key goes to the server tha
 NO_KEY = "none"  # what a server without keys is sent
 NOT_TOLD = "not told"  # what a server does not say of itself
 BATCH_SIZE, REQUESTS = 8, 16
-IN_PROCESS = ("batch_size", "device", "dtype", "processes")  # flags that the model in this process alone can keep to
-OF_SERVERS = ("requests",)
+REFUSED = {TRANSFORMERS: ("requests",), VLLM: ("batch_size", "device", "processes")}  # flags that it cannot keep to
+REFUSED_OF_URL = ("batch_size", "device", "dtype", "processes")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ class ServerSettings:
         return self.engine, self.model, self.dtype
 
     @property
+    def place(self) -> str:
+        """Where it is, for a run's record; the address of a server of the run's own says nothing later."""
+        return "this machine" if self.engine == VLLM else self.url
+
+    @property
     def told_dtype(self) -> str:
         """What a run's record says of its precision."""
         return NOT_TOLD if self.dtype == "auto" else self.dtype
@@ -51,8 +56,8 @@ def add_engine_arguments(parser: ArgumentParser) -> None:
         "--engine",
         default=TRANSFORMERS,
         metavar="NAME",
-        help=f"{TRANSFORMERS} (default): the model in this process; or the base URL, http://.../v1, of an "
-        f"OpenAI-compatible server, of which --model names a model (key: {KEY})",
+        help=f"{TRANSFORMERS} (default): the model in this process; {VLLM}: a server of the run's own; or the base "
+        f"URL, http://.../v1, of an OpenAI-compatible server, of which --model names a model (key: {KEY})",
     )
     group.add_argument("--requests", type=int, metavar="N", help=f"to a server at a time (default {REQUESTS})")
 
@@ -63,14 +68,15 @@ def check_engine(args: argparse.Namespace) -> None:
     Raises:
         LlavaError: for an unknown engine, and for a flag that the engine cannot keep to.
     """
-    if args.engine != TRANSFORMERS and "/" not in args.engine:
-        raise LlavaError(unknown("engine", args.engine, [TRANSFORMERS, "http://HOST:PORT/v1"]))
-    if args.engine != TRANSFORMERS:
+    if args.engine not in REFUSED:
+        if "/" not in args.engine:
+            raise LlavaError(unknown("engine", args.engine, [TRANSFORMERS, VLLM, "http://HOST:PORT/v1"]))
         check_base_url(args.engine, "--engine", KEY)
-    given = {name for name in (*IN_PROCESS, *OF_SERVERS) if vars(args)[name] not in (None, "auto")}
-    refused = set(OF_SERVERS if args.engine == TRANSFORMERS else IN_PROCESS)
-    if wrong := sorted(given & refused):
+    refused = REFUSED.get(args.engine, REFUSED_OF_URL)
+    if wrong := [name for name in refused if vars(args)[name] not in (None, "auto")]:
         raise LlavaError(f"--{wrong[0]} says nothing to --engine {args.engine}; leave one of them out")
+    if args.options and args.engine != VLLM:
+        raise LlavaError(f"{args.options[0]} is for --engine {VLLM}")
     args.batch_size = args.batch_size or BATCH_SIZE
     args.processes = args.processes or 1
     args.requests = args.requests or REQUESTS
