@@ -19,6 +19,7 @@ arms=${1:-manager} seeds=${2:-1}
 [ "$arms" = all ] && arms="meter bridge_tower manager"
 check_seeds "$seeds"
 out=${QUICKSTART_DIR:-playground/quickstart_two_tower}
+retrieved=retrieval.test,retrieval.drawings,retrieval.names # splits, ranked by ITC alone, and the nearest anew by ITM
 check_out
 for arm in $arms; do # one that there is not is refused
     bash scripts/train/two_tower.sh pretrain --arm "$arm" --checkpoints "$out" --print run.output_dir > /dev/null
@@ -56,20 +57,20 @@ stage() { # NAME DATA [--key value ...]: skips a stage that is trained already
         --data.mixture "$out/data/$2.yaml" --run.seed "$seed" "${training[@]}" "${@:3}"
 }
 
-evaluate() { # STAGE DATA TASKS
-    local run=$out/eval/$2/$arm/seed$seed last=${3##*,}
+evaluate() { # STAGE DATA TASKS [FOLDER --rerank N]
+    local run=$out/eval/${4:-$2}/$arm/seed$seed last=${3##*,}
     [ -f "$run/$last/results.json" ] && return
-    say "evaluation of $1, arm $arm, seed $seed of $seeds"
+    say "evaluation of $1${4:+ by $4}, arm $arm, seed $seed of $seeds"
     mkdir -p "$(dirname "$run")"
     OMP_NUM_THREADS=1 llava eval --model "$at/checkpoints/$1-$arm" --tasks "$3" --data "$out/data/$2.yaml" --out "$run" \
-        --batch_size 64 --processes 2 "${limit[@]}" > "$run.log" 2>&1 || { cat "$run.log" >&2 && exit 1; }
+        --batch_size 64 --processes 2 "${limit[@]}" "${@:5}" > "$run.log" 2>&1 || { cat "$run.log" >&2 && exit 1; }
 }
 
-table() { # DATA TASK
+table() { # FOLDER TASK, by its folder in eval
     local runs=()
     for arm in $arms; do runs+=("$out/eval/$1/$arm"); done
-    say "$2, seeds 1 to $seeds"
-    llava bench seeds "${runs[@]}" --task "$2" --seeds "$seeds" --markdown "$out/$2.md" --json "$out/$2.json"
+    say "$1: $2, seeds 1 to $seeds"
+    llava bench seeds "${runs[@]}" --task "$2" --seeds "$seeds" --markdown "$out/$1.$2.md" --json "$out/$1.$2.json"
 }
 
 # What all runs must have in common.
@@ -84,11 +85,13 @@ for seed in $(seq "$seeds"); do
         stage vqav2 questions
         evaluate vqav2 questions vqav2.test
         stage flickr30k retrieval
-        evaluate flickr30k retrieval retrieval.test,retrieval.drawings,retrieval.names
+        evaluate flickr30k retrieval "$retrieved" ITC --rerank 0
+        evaluate flickr30k retrieval "$retrieved" ITM --rerank 4
     done
 done
-for task in vqav2.test retrieval.test retrieval.drawings retrieval.names; do
-    case $task in vqav2.*) table questions "$task" ;; *) table retrieval "$task" ;; esac
+table questions vqav2.test
+for ranked in ITC ITM; do
+    for task in ${retrieved//,/ }; do table "$ranked" "$task"; done
 done
 for seed in $(seq "$seeds"); do
     say "floors to beat, of the towers of seed $seed"

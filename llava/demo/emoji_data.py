@@ -4,7 +4,7 @@ captions.yaml    pages with two captions, for pre-training
 questions.yaml   pages with questions and answers, as VQAv2 has them, and answers.json, the vocabulary
 statements.yaml  two pages and statements about both, as NLVR2's
 entailment.yaml  pages and sentences about them, as SNLI-VE's
-retrieval.yaml   pages with a caption each; those of val and test show only names that training does not
+retrieval.yaml   pages with two captions, all of names of the part `train`
 
 Each has the splits train, val and test, and retrieval two more: `names`, one drawing a page of every name of the part
 `test`, which is its caption; and `drawings`, the same of as many names of the part `train`, drawn by the other font.
@@ -40,12 +40,12 @@ class DataSet:
     """What a row holds.
 
     kind: of llava/data/pairs. make: a row's columns beside `id`, of its generator, the source of its pages and its
-    number. alone: whether held-out pages show held-out names alone.
+    number. known: whether held-out pages show names of the part `train` alone.
     """
 
     kind: str
     make: Callable[[np.random.Generator, Source, int], Row]
-    alone: bool = False
+    known: bool = False
 
 
 def write_emoji_pages(
@@ -64,7 +64,7 @@ def write_emoji_pages(
     for name in DATA_SETS if names is None else names:
         data_set = DATA_SETS[name]
         for split in PARTS:
-            source = Source(emojis, split, data_set.alone)
+            source = Source(emojis, "train", alone=True) if data_set.known else Source(emojis, split)
             _write(
                 folder / f"{name}_{split}.parquet",
                 (_row(name, data_set, source, split, index, seed) for index in range(rows[split])),
@@ -117,11 +117,6 @@ def _captions(rng: np.random.Generator, source: Source, index: int) -> Row:
     return {"image": _png(rng, page, source.emojis), "caption": captions(rng, page)}
 
 
-def _retrieval(rng: np.random.Generator, source: Source, index: int) -> Row:
-    page = source.compose(rng)
-    return {"image": _png(rng, page, source.emojis), "caption": captions(rng, page)[:1]}
-
-
 def _questions(rng: np.random.Generator, source: Source, index: int) -> Row:
     page = source.compose(rng)
     asked = questions(rng, page, source)
@@ -161,7 +156,7 @@ DATA_SETS = {
     "questions": DataSet("questions", _questions),
     "statements": DataSet("statements", _statements),
     "entailment": DataSet("entailment", _entailment),
-    "retrieval": DataSet("captions", _retrieval, alone=True),
+    "retrieval": DataSet("captions", _captions, known=True),
 }
 
 

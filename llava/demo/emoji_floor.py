@@ -22,7 +22,7 @@ from llava.demo.emoji_towers import BATCH, embed_texts
 from llava.text_table import text_table
 from llava.two_tower.metrics import RECALLS, Ranks, ranks_of
 
-MOST = 2000  # pairs that are learned from
+MOST = 4000  # pairs that are learned from
 PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of ridge regression; the best one on the split val is taken
 
 

@@ -5,8 +5,8 @@ a little. Of pages come captions, questions with short answers, pairs of pages w
 and sentences that follow from a page, contradict it or can not be told from it.
 
 Training pages show names of the part `train` alone. Validation and test pages show names of their own part, never seen
-in training, beside some of `train` that are answers to questions; what is retrieved shows nothing else. Everything is
-drawn from a generator that is the row's own.
+in training, beside some of `train` that are answers to questions; those that are retrieved show names of `train` alone,
+as there single drawings are for names never seen. Everything is drawn from a generator that is the row's own.
 """
 
 import math

@@ -15,6 +15,7 @@ class Job:
     stored). judge: the fields of `JudgeSettings`; None takes them from the environment. weights: the model's
     `weights_id`, computed once for all tasks; None leaves it to the task's process. server: the fields of
     `ServerSettings` where a server answers, of whose models `model` may be the name; None: the model in this process.
+    rerank: of retrieval, how many of the nearest ITM ranks anew, 0 for none; None as the data set says.
     """
 
     model: str
@@ -33,3 +34,4 @@ class Job:
     file: str | None = None
     groups: list[dict] = field(default_factory=list)
     server: dict | None = None
+    rerank: int | None = None

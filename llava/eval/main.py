@@ -47,6 +47,7 @@ Evaluates a checkpoint with lmms-eval, one process per task. A task that fails i
 the others go on. The exit status is 0 when every task has complete results, 1 when one failed, 2 after wrong arguments,
 130 after Ctrl-C, 143 after SIGTERM: what was answered is stored, and the same command goes on from there.
 """
+RERANK = "of retrieval by two towers: how many of the nearest by ITC its ITM ranks anew (default: as the set says)"
 EPILOG = """\
 `llava eval judge RUN` scores stored answers later or elsewhere.
 `llava eval report RUN ...` prints finished runs side by side, `llava eval cases RUN ...` shows where they differ.
@@ -136,6 +137,8 @@ def _parse(argv: list[str]) -> Namespace:
         value = vars(args)[name]
         if value is not None and value < 1:
             raise LlavaError(f"--{name} must be at least 1, found {value}")
+    if args.rerank is not None and args.rerank < 0:
+        raise LlavaError(f"--rerank must be at least 0, found {args.rerank}")
     check_engine(args)
     args.name, args.model = args.model, Path(args.model)
     return args
@@ -173,6 +176,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--predict_only", action="store_true", help="store the answers, score nothing, ask no judge")
     parser.add_argument("--batch_size", type=int, metavar="N", help=f"dialogues per batch (default {BATCH_SIZE})")
+    parser.add_argument("--rerank", type=int, metavar="N", help=RERANK)
     parser.add_argument("--image_noise", action="store_true", help="replace every image by noise: the blind model")
     devices = f"cpu, cuda, cuda:1, ..., or {SPREAD}: layer by layer over all GPUs (default: a GPU if there is one)"
     parser.add_argument("--device", metavar="NAME", help=devices)
@@ -195,6 +199,8 @@ def _plan(args: Namespace) -> Plan:
     """After checking all that can be known before a model is loaded or a server asked."""
     if args.suite is not None and args.tasks is not None:
         raise LlavaError("--suite names tasks, and so does --tasks; give one of them")
+    if args.rerank is not None:
+        raise LlavaError(f"--rerank is for retrieval by a two-tower model; {args.name} generates text")
     choices = choose_tasks(SUITES[args.suite or PAPER] if args.tasks is None else args.tasks.split(","))
     tasks = [choice.name for choice in choices]
     if find_spec("lmms_eval") is None:

@@ -124,6 +124,14 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         self.image_pooler = nn.Linear(width, width)
         self.post_init()
 
+    def train(self, mode: bool = True) -> "TwoTowerModel":
+        """As of any module, but a tower of which nothing learns stays as it answers, without dropout."""
+        super().train(mode)
+        for tower in (self.text_tower, self.image_tower):
+            if not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         """Of words."""
         return self.text_tower.get_input_embeddings()

@@ -65,7 +65,8 @@ def test_quickstart_at_smoke_size(drawings, tmp_path):
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         said = [line for line in done.stdout.splitlines() if line.startswith("== ")]
         assert not any(line.startswith(f"== {what}") for line in said for what in left), number
-        for task in ("vqav2.test", "retrieval.test", "retrieval.drawings", "retrieval.names"):
-            assert any(line.startswith(f"== {task}, seeds 1 to 1 ") for line in said)
-            assert (tmp_path / "out" / f"{task}.json").is_file()
+        retrieved = [f"{by}: retrieval.{split}" for by in ("ITC", "ITM") for split in ("test", "drawings", "names")]
+        for table in ("questions: vqav2.test", *retrieved):
+            assert any(line.startswith(f"== {table}, seeds 1 to 1 ") for line in said)
+            assert (tmp_path / "out" / f"{table.replace(': ', '.')}.json").is_file()
         assert "retrieval: frozen towers, joined by ridge regression" in done.stdout

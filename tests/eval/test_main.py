@@ -103,6 +103,7 @@ def test_the_script_wants_a_model():
         ({"--limit": "0"}, "--limit must be at least 1, found 0"),
         ({"--batch_size": "-2"}, "--batch_size must be at least 1, found -2"),
         ({"--processes": "0"}, "--processes must be at least 1, found 0"),
+        ({"--rerank": "4"}, "--rerank is for retrieval by a two-tower model; {model} generates text"),
     ],
 )
 def test_wrong_arguments_get_one_line(tiny_model_dir, digit_pages, tmp_path, capsys, changes, message):
@@ -110,7 +111,7 @@ def test_wrong_arguments_get_one_line(tiny_model_dir, digit_pages, tmp_path, cap
     arguments |= changes
     assert main(["eval", *(str(part) for pair in arguments.items() for part in pair)]) == 2
     shown = capsys.readouterr()
-    assert message in shown.err
+    assert message.replace("{model}", str(tiny_model_dir)) in shown.err
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert not (tmp_path / "run").exists()
 

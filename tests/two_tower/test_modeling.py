@@ -228,3 +228,17 @@ def test_images_of_another_size_are_refused():
     model = tiny_model("snli_ve")
     with pytest.raises(LlavaError, match="takes images of 16 x 16 pixels, found 8 x 24"):
         model.model.encode_image(torch.zeros(1, 3, 24, 8))
+
+
+def test_a_frozen_tower_trains_without_dropout():
+    """Its states are those of evaluation, and a tower that learns keeps its dropout."""
+    model = tiny_model("vqav2", num_answers=5).model
+    batch = batch_of(model.config)
+    answered = model.encode_text(batch["input_ids"], batch["attention_mask"]).states
+    model.train()
+    assert not torch.equal(model.encode_text(batch["input_ids"], batch["attention_mask"]).states, answered)
+    model.text_tower.requires_grad_(False)
+    model.train()
+    assert torch.equal(model.encode_text(batch["input_ids"], batch["attention_mask"]).states, answered)
+    assert (model.training, model.text_tower.training, model.image_tower.training) == (True, False, True)
+    assert model.cross_modal.training

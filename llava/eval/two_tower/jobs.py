@@ -43,7 +43,7 @@ def two_tower_jobs(args: Namespace) -> list[Job]:
         )
     task = read_json(args.model / CONFIG).get("task", "pretrain")
     words = args.tasks.split(",") if args.tasks else default_words(task)
-    choices = {choice.name: choice for choice in (choose_split(word, task, args.data) for word in words)}
+    choices = {choice.name: choice for choice in (choose_split(word, task, args.data, args.rerank) for word in words)}
     for choice in choices.values():
         _check_data(choice)
     weights = weights_id(args.model)  # last: it reads the whole checkpoint
@@ -60,6 +60,7 @@ def two_tower_jobs(args: Namespace) -> list[Job]:
             protocol=PROTOCOL,
             mode="predict" if args.predict_only else "run",
             weights=weights,
+            rerank=args.rerank,
         )
         for name in choices
     ]

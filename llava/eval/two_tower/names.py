@@ -17,7 +17,7 @@ class ChosenSplit:
     """A split that a model is asked.
 
     name: of the results, SET.SPLIT. task: a name in TASKS. mixture: the file that names its data. reranked: see
-    TaskSet.
+    TaskSet; 0 ranks by ITC alone.
     """
 
     name: str
@@ -27,16 +27,17 @@ class ChosenSplit:
     reranked: int | None
 
 
-def choose_split(word: str, model_task: str, mixture: Path | None) -> ChosenSplit:
+def choose_split(word: str, model_task: str, mixture: Path | None, reranked: int | None = None) -> ChosenSplit:
     """What a word of `--tasks` means: SET.SPLIT, or SET, of which it is the validation split.
 
     Args:
         word: SET is a name in SETS, or the model's task, for data of one's own.
         model_task: What the model was fine-tuned for.
         mixture: What `--data` names; None is the set's own.
+        reranked: What `--rerank` says, see TaskSet; None as the set says.
 
     Raises:
-        LlavaError: There is no such set, it is another task's, or it has no data.
+        LlavaError: There is no such set, it is another task's, or it has no data; or `reranked` is for no retrieval.
     """
     name, _, split = word.partition(".")
     sets = {key: row for key, row in SETS.items() if row.task != "pretrain"}
@@ -49,7 +50,10 @@ def choose_split(word: str, model_task: str, mixture: Path | None) -> ChosenSpli
     if mixture is None and not row.mixture:
         raise LlavaError(f"{name} has no data of its own: name a mixture with --data")
     file = mixture or PACKAGE / MIXTURES / row.mixture
-    reranked = (row.reranked or RERANKED) if row.task == "retrieval" else None
+    if row.task == "retrieval":
+        reranked = (row.reranked or RERANKED) if reranked is None else reranked
+    elif reranked is not None:
+        raise LlavaError(f"--rerank is for retrieval, but {name} is of the task {row.task}")
     return ChosenSplit(f"{name}.{split or row.val}", row.task, split or row.val, file, reranked)
 
 

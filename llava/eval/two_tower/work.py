@@ -79,7 +79,7 @@ class _Evaluation:
         self.processor = PairProcessor.from_pretrained(job.model)
         self.model = self._load()
         task = self.model.config.task
-        self.chosen = choose_split(job.task, task, Path(job.data) if job.data else None)
+        self.chosen = choose_split(job.task, task, Path(job.data) if job.data else None, job.rerank)
         mixture = read_pair_mixture(self.chosen.mixture, TASKS[task].pairs)
         loaded = load_pairs(mixture, self.chosen.split)
         self.dataset = PairDataset(
@@ -131,10 +131,14 @@ class _Evaluation:
         part = self._part(range(len(images)))
         waiting = {place for place in part if self._image_key(place) not in self.answers}
         kept: dict[int, torch.Tensor] = {}
-        near = retrieval.near(retrieval.embed_images(self._opened(images.tolist(), waiting, kept)), encoded.embeddings)
+        embedded = retrieval.embed_images(self._opened(images.tolist(), waiting, kept))
+        near = retrieval.near(embedded, encoded.embeddings)
         for place, pixels in tqdm(kept.items(), desc="images", disable=not self.accelerator.is_main_process):
-            logits = retrieval.match(pixels, encoded, near[place])
-            self._store(self._image_key(place), place, json.dumps({"texts": near[place], "logits": logits}))
+            if self.chosen.reranked:
+                numbers, scores = near[place], retrieval.match(pixels, encoded, near[place])
+            else:  # ITC alone: its own similarities, of all
+                numbers, scores = list(range(len(texts))), (encoded.embeddings @ embedded[place]).tolist()
+            self._store(self._image_key(place), place, json.dumps({"texts": numbers, "logits": scores}))
 
     def _opened(self, images: list[int], waiting: set[int], kept: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
         """The pixels of all images, (B, 3, S, S) each time; those of the places that wait are kept, on the CPU."""
@@ -183,9 +187,10 @@ class _Evaluation:
                 *([row[key] for row in stored] for key in ("texts", "logits")), len(self.documents.texts[0])
             )
             rows, metrics = retrieval_rows(self.documents, ranks_of(scores, self.documents.texts[1]))
+            how = f"ITM ranked the nearest {self.chosen.reranked} by ITC anew, both ways"
             notes = [
-                f"ITM ranked the nearest {self.chosen.reranked} by ITC anew, both ways; r_mean is the mean of the six "
-                "recalls, its documents are texts and images"
+                f"{how if self.chosen.reranked else 'ranked by ITC alone'}; r_mean is the mean of the six recalls, its "
+                "documents are texts and images"
             ]
         else:
             texts = [answers.row(self.documents.key(place))["answer"] for place in self.documents.pairs]

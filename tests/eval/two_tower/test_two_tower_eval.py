@@ -137,7 +137,15 @@ def test_retrieval_is_scored_by_recalls(tmp_path, save, evaluate, monkeypatch):
     assert {metric: score.value / 100 for metric, score in scores.items()} == pytest.approx(expected)
     assert scores["r_mean"].low < scores["r_mean"].value < scores["r_mean"].high
     assert texts[3]["target"] == 2
-    assert images[2]["target"] == [3, 4, 5]
+    counts = []
+    for number in (1, 0):
+        again = tmp_path / f"rerank{number}"
+        assert evaluate(*words, "--out", again, "--rerank", number) == 0
+        answers = [row["answer"] for row in read_rows(again / "retrieval.val")]
+        assert answers != [row["answer"] for row in rows]
+        notes = (again / "retrieval.val" / "results.json").read_text()
+        counts.append((notes.count("the nearest 1 by ITC anew"), notes.count("ranked by ITC alone")))
+    assert counts == [(1, 0), (0, 1)]
 
 
 def test_a_model_and_data_that_do_not_fit(tmp_path, save, evaluate, capsys):
@@ -151,6 +159,8 @@ def test_a_model_and_data_that_do_not_fit(tmp_path, save, evaluate, capsys):
         (("--tasks", "vqa"), "unknown task 'vqa'"),
         (("--data", tmp_path), "a two-tower model's is a mixture of pairs or a data file"),
         (("--image_noise",), "--image_noise is for models that generate text"),
+        (("--rerank", "4"), "--rerank is for retrieval, but vqav2 is of the task vqav2"),
+        (("--rerank", "-1"), "--rerank must be at least 0, found -1"),
         (("--limit", "0"), "--limit must be at least 1, found 0"),
         (("--tasks", "vqav2.dev", "--data", data), "has no split 'dev'; it has val"),
         (("--tasks", "vqav2.test"), r"names .*vqav2_test\.arrow, which is not there; --data FILE"),
