@@ -115,8 +115,8 @@ def test_floors_of_a_small_data_set(towers, tmp_path):
     write_emoji_pages(tmp_path, STAND_INS, {"train": 12, "val": 6, "test": 6}, names=["questions", "retrieval"])
     ranks = retrieval_floor(towers / "text", towers / "image", tmp_path / "retrieval.yaml")
     assert {split: (len(of.of_texts), len(of.of_images)) for split, of in ranks.items()} == {
-        "val": (6, 6),
-        "test": (6, 6),
+        "val": (12, 6),
+        "test": (12, 6),
         "names": (43, 43),
         "drawings": (43, 43),
     }
