@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     pretrain = commands.add_parser("pretrain", help="train the tiny SigLIP and Qwen2 of the digit pages")
     pretrain.add_argument("folder", type=Path)
     pretrain.add_argument("--tower_steps", type=int, default=1800)
-    pretrain.add_argument("--language_model_steps", type=int, default=800)
+    pretrain.add_argument("--language_model_steps", type=int, default=900)
     text_tower = commands.add_parser("text_tower", help="train a small SigLIP to read tiles of text pages")
     text_tower.add_argument("folder", type=Path)
     text_tower.add_argument("--steps", type=int, default=4000, help="of 64 tiles each (default 4000)")
