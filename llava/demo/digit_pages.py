@@ -181,7 +181,7 @@ def ask(rng: np.random.Generator, numbers: tuple[str, ...], kind: str) -> Questi
     if kind == "place":
         places = places_of(numbers)
         place, digit = places[int(rng.integers(len(places)))]
-        return Question(kind, f"Which digit is at place {place}?", digit)
+        return Question(kind, f"Read place {place}.", place + digit)
     if kind == "read":
         row = int(rng.integers(len(numbers)))
         return Question(kind, f"Read row {row + 1}.", read_row(numbers, row))

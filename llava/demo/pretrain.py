@@ -236,7 +236,9 @@ def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         ([f"{SPACE}row", SPACE, str(row + 1)], [*tokenizer.tokenize(read_row(numbers, row)), NEWLINE])
         for row in range(len(numbers))
     ]
-    places = [([f"{SPACE}{place}"], [digit]) for place, digit in places_of(numbers)]
+    places = [
+        ([f"{SPACE}place", f"{SPACE}{place}"], tokenizer.tokenize(place + digit)) for place, digit in places_of(numbers)
+    ]
     count, larger = (ask(rng, numbers, kind).answer for kind in ("count", "compare"))
     asked = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
     ids = tokenizer.convert_tokens_to_ids(_note(cells_of(numbers, SLIP)) if rng.random() < 0.5 else _page(numbers))
