@@ -42,7 +42,7 @@ def training(place: Place) -> Iterator[dict]:
         engine = Engine.from_pretrained(checkpoint.parent, device=place.device.type)
         image = Image.open(f"{data}/example.png")
         started = time.perf_counter()
-        engine.generate([Dialogue([Turn("human", "Which digit is at place a?")], [image])], max_new_tokens=8)
+        engine.generate([Dialogue([Turn("human", "Read place a.")], [image])], max_new_tokens=8)
         seconds = time.perf_counter() - started
         yield {"side": f"an answer on {engine.describe()}", "command_seconds": seconds}
 

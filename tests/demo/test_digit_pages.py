@@ -65,9 +65,9 @@ def test_the_test_set_loads_and_its_answers_are_right(data, tmp_path):
         numbers = draw_numbers(rng_for(0, "test", index))
         row = rows[2 * index]
         assert row["image"].size == (112, 112)
-        place = row["question"].removesuffix("?")[-1]
+        place = row["question"].removesuffix(".")[-1]
         line, column = divmod("abcdef".index(place), 3)
-        assert row["answers"] == [numbers[line][column]]
+        assert row["answers"] == [place + numbers[line][column]]
     example = json.loads((data / "example.json").read_text())
     assert example == {"question": rows[0]["question"], "answers": rows[0]["answers"]}
 
@@ -111,7 +111,7 @@ def test_questions_are_answered_right():
         question.text: question.answer for kind in KINDS for question in (ask(rng, numbers, kind) for _ in range(40))
     }
     assert asked == {
-        **{f"Which digit is at place {place}?": digit for place, digit in zip("abcde", "40715")},
+        **{f"Read place {place}.": place + digit for place, digit in zip("abcde", "40715")},
         "Read row 1.": "a4 b0 c7",
         "Read row 2.": "d1 e5",
         "How many digits are on the page?": "5",
@@ -197,8 +197,8 @@ def test_the_tokenizer_has_single_digits_and_the_special_tokens():
         assert len(tokenizer(character)["input_ids"]) == 1, character
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.pad_token == "<|endoftext|>"
-    ids = encode_prompt(tokenizer, (Turn("human", "<image>\nWhich digit is at place c?"),), images=1)
-    assert "<image>\nWhich digit is at place c?<|im_end|>" in tokenizer.decode(ids)
+    ids = encode_prompt(tokenizer, (Turn("human", "<image>\nRead place c."),), images=1)
+    assert "<image>\nRead place c.<|im_end|>" in tokenizer.decode(ids)
 
 
 def test_pretraining_writes_two_checkpoints(tmp_path, capsys):

@@ -11,7 +11,7 @@ from llava.data.schema import Dialogue, Turn
 from tests.paths import ROOT
 
 NOTEBOOK = ROOT / "examples/one_image.ipynb"
-QUESTION = "Which digit is at place a?"
+QUESTION = "Read place a."
 
 
 @dataclass(frozen=True)
