@@ -18,6 +18,7 @@ from llava.data.pairs.mixture import read_pair_mixture
 from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.data.pairs.vocabulary import load_answers
 from llava.errors import LlavaError
+from llava.printable import one_line
 from llava.train.loop.attention import attention_implementation, check_attention
 from llava.train.recipe.dotted import read_yaml
 from llava.train.two_tower.recipe import TwoTowerRecipe
@@ -30,12 +31,12 @@ from llava.two_tower.towers import POSITIONS, fitted_positions
 
 HEADS = "heads."
 TYPES = "model.type_embedding.weight"  # (1 + images of an example, D)
-# What a publisher's tower has and this model does not: what its own pre-training needed.
+# What a publisher's tower may have and this model does not: what its own pre-training needed.
 IGNORED = (
     *("pooler.", "lm_head.", "cls.", "head.", "classifier."),
     *("visual_projection.", "text_projection.", "text_model.", "logit_scale"),
 )
-TOWER_PREFIXES = ("roberta.", "bert.", "vision_model.", "vit.", "dinov2.")  # of a tower inside a whole model
+NEEDLESS = ("embeddings.mask_token", "position_ids")  # of DINOv2, for its own pre-training; a buffer
 
 
 def model_config(recipe: TwoTowerRecipe, num_answers: int | None = None) -> TwoTowerConfig:
@@ -152,17 +153,25 @@ def make_processor(recipe: TwoTowerRecipe, config: TwoTowerConfig, answers: tupl
 
 
 def load_tower(tower: PreTrainedModel, folder: str, key: str) -> None:
-    """Loads a publisher's tower, with or without the rest of its model around it.
+    """Loads a publisher's tower, with or without the rest of its model around it; transformers knows what names it has.
 
     key: of the recipe, for messages.
     Raises LlavaError where a weight is missing, unknown or of another shape.
     """
-    state = {}
-    for name, tensor in read_tensors(folder):
-        name = next((name.removeprefix(prefix) for prefix in TOWER_PREFIXES if name.startswith(prefix)), name)
-        if not name.startswith(IGNORED) and not name.endswith("position_ids"):
-            state[name] = tensor
-    _load(tower, _fitted(state, tower.config), f"{key} {folder}")
+    place = f"{key} {folder}"
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}  # told below
+    try:
+        loaded, loading = type(tower).from_pretrained(folder, config=tower_config(folder), **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LlavaError(f"{place}: its weights cannot be loaded: {one_line(str(error))}") from error
+    shapes = [f"{name}: found {tuple(found)}, expected {tuple(own)}" for name, found, own in loading["mismatched_keys"]]
+    faults = {"missing": loading["missing_keys"], "unexpected": loading["unexpected_keys"], "of another shape": shapes}
+    for fault, names in faults.items():
+        names = sorted(name for name in names if not name.startswith(IGNORED) and not name.endswith(NEEDLESS))
+        if names:
+            raise LlavaError(f"{place}: {len(names)} weights are {fault}, first {names[0]}")
+    state = {name: tensor for name, tensor in loaded.state_dict().items() if not name.startswith(IGNORED)}
+    _load(tower, _fitted(state, tower.config), place)
 
 
 def load_start(model: TwoTowerForTask, recipe: TwoTowerRecipe, processor: PairProcessor) -> None:
