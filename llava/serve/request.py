@@ -7,7 +7,7 @@ name that this one gives it.
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -150,13 +150,13 @@ def _kind(part: Any, number: int) -> str:
     return kind
 
 
-def _checked_content(content: str | list, number: int, pictures: Iterable[int], service: Service) -> str | list[dict]:
+def _checked_content(content: str | list, number: int, pictures: Iterator[int], service: Service) -> str | list[dict]:
     if isinstance(content, str):
         return content
     return [_checked_part(part, number, pictures, service) for part in content]
 
 
-def _checked_part(part: dict, number: int, pictures: Iterable[int], service: Service) -> dict:
+def _checked_part(part: dict, number: int, pictures: Iterator[int], service: Service) -> dict:
     kind = part["type"]
     _check_keys(part, ("type", kind), f"message {number}")
     value = part.get(kind)
@@ -169,7 +169,7 @@ def _checked_part(part: dict, number: int, pictures: Iterable[int], service: Ser
         value = value.get("url")
     if not isinstance(value, str):
         raise RefusedError(f"message {number}: {kind} must have a url, found {_shown(value)}")
-    name = f"{KINDS[kind]} {next(iter(pictures))} of the request"
+    name = f"{KINDS[kind]} {next(pictures)} of the request"
     return {"type": kind, kind: {"url": checked_url(value, KINDS[kind], name, service.limits)}}
 
 

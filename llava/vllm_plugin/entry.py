@@ -44,5 +44,5 @@ def register() -> None:
     ModelRegistry.register_model(ARCHITECTURE, f"llava.vllm_plugin.model:{ARCHITECTURE}")
     if MODE not in TokenizerRegistry.tokenizers:
         TokenizerRegistry.register(MODE, "llava.vllm_plugin.tokenizer", "PromptTokenizer")
-        RENDERER_REGISTRY.register(MODE, "vllm.renderers.hf", "HfRenderer")
+        RENDERER_REGISTRY.register(MODE, "llava.vllm_plugin.renderer", "PromptRenderer")
     importlib.import_module("llava.vllm_plugin.media")

@@ -33,7 +33,7 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.video import EVERY_SECOND
 from llava.errors import DataError
 from llava.mllm.configuration import LlavaOVManagerConfig
-from llava.vllm_plugin.requests import most_image_tokens, questions_of_prompt
+from llava.vllm_plugin.requests import check_places, most_image_tokens, questions_of_prompt
 
 SEVERAL, QUESTIONS = "several_images", "questions"  # what the processor is told beside the pictures
 SCOPES = {"image": "images_kwargs", "video": "videos_kwargs"}  # vLLM hashes a picture with those of its own kind
@@ -181,11 +181,7 @@ class MultiModalProcessor(BaseMultiModalProcessor[ProcessingInfo]):
         if given:
             raise DataError(f"mm_processor_kwargs: how pictures are read is the model's matter, found {sorted(given)}")
         counts = inputs.mm_data_items.get_all_counts()
-        tokens = {"image": config.image_token_id, "video": config.video_token_id}
-        for kind, token in tokens.items():
-            places, shown = inputs.prompt.count(token), counts.get(kind, 0)
-            if places != shown:
-                raise DataError(f"found {places} <{kind}> placeholders in the prompt but {shown} {kind}s")
+        check_places(inputs.prompt, counts, config)
         tiling = json.dumps(self.info.image_processor.to_dict(), default=str, sort_keys=True)
         keywords: dict[str, dict[str, Any]] = {kind: {"processor": tiling} for kind in SCOPES}
         keywords["image"][SEVERAL] = counts.get("image", 0) > 1

@@ -1,10 +1,11 @@
 """What of a request can be known without vLLM: the tokens of its pictures, and the questions about them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from llava.anyres import SHRINK_THRESHOLD
 from llava.data.image_processor import LlavaOVManagerImageProcessor
+from llava.errors import DataError
 from llava.fusion.question_spans import TurnMarks, question_positions
 from llava.mllm.configuration import LlavaOVManagerConfig
 
@@ -37,6 +38,14 @@ def most_image_tokens(processor: LlavaOVManagerImageProcessor) -> tuple[int, tup
         cells = max(width * height for width, height in tiling.pinpoints) // processor.patch_size**2
         most = max(most, tiling.crop_tokens(side) + min(kept, cells) + rows)
     return most, largest
+
+
+def check_places(prompt: Sequence[int], counts: Mapping[str, int], config: LlavaOVManagerConfig) -> None:
+    """Raises DataError where a prompt has more or less placeholders than pictures. counts: `image`, `video`."""
+    for kind, token in (("image", config.image_token_id), ("video", config.video_token_id)):
+        places, shown = list(prompt).count(token), counts.get(kind, 0)
+        if places != shown:
+            raise DataError(f"found {places} <{kind}> placeholders in the prompt but {shown} {kind}s")
 
 
 def questions_of_prompt(prompt: Sequence[int], config: LlavaOVManagerConfig) -> dict[str, list[list[int]]]:

@@ -11,7 +11,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.fusion.config import FusionConfig
 from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
-from llava.fusion.configs.dense_connector import DciConfig
+from llava.fusion.configs.dense_connector import ConcatConfig, DciConfig, SciConfig
 from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
@@ -32,6 +32,8 @@ MODELS: dict[str, tuple[TilingConfig, FusionConfig]] = {
     "grid_deepstack": (GRID, DeepstackConfig()),
     "grid_deepstack_qwen3": (GRID, DeepstackQwen3Config(vision_layers=(1, 2, 3))),
     "grid_layer_select": (GRID, LayerSelectConfig(vision_layers=(1, 3))),
+    "grid_concat": (GRID, ConcatConfig(vision_layers=(1, 2))),
+    "grid_sci": (GRID, SciConfig(vision_layers=(1, 2))),
     "grid_dci": (GRID, DciConfig()),
     "grid_mmfuser": (GRID, MmfuserConfig(vision_layers=(1, 2, 3), heads=4)),
     "sti": (SQUARE, StiConfig(vision_layers=(1, 2))),

@@ -9,7 +9,7 @@ import pytest
 from llava.constants import SYSTEM_MESSAGE
 from llava.data.conversation import encode_prompt
 from llava.data.schema import Turn
-from llava.errors import LlavaError
+from llava.errors import DataError, LlavaError
 from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.manager import ManagerConfig
@@ -17,7 +17,7 @@ from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.methods import METHODS
 from llava.vllm_plugin.checks import check_static
 from llava.vllm_plugin.entry import misfit, register
-from llava.vllm_plugin.requests import most_image_tokens, questions_of_prompt
+from llava.vllm_plugin.requests import check_places, most_image_tokens, questions_of_prompt
 from tests.conftest import GRID
 from tests.paths import ROOT
 from tests.serving.small_models import MODELS, SQUARE
@@ -41,7 +41,7 @@ def test_which_releases_fit(release, fits):
 def test_methods_that_read_hidden_states_are_refused():
     refused = {name for name, kind in METHODS.items() if not kind().static}
     assert refused == {"cross_attention", "cli_reconstruction"}
-    assert {fusion.method for _, fusion in MODELS.values()} >= set(METHODS) - refused - {"concat", "sci"}
+    assert {fusion.method for _, fusion in MODELS.values()} >= set(METHODS) - refused
     for fusion in (ManagerConfig(query="self"), CrossAttentionConfig(), CliReconstructionConfig()):
         with pytest.raises(LlavaError, match=r"reads the hidden states.*llava eval --engine transformers"):
             check_static(fusion.resolved(26, 24))
@@ -66,3 +66,14 @@ def test_questions_are_found_before_placeholders_are_expanded(make_processor, ma
     prompt = encode_prompt(tokenizer, tuple(turns), SYSTEM_MESSAGE, images=3, videos=0)
     questions = questions_of_prompt(prompt, config)["image"]
     assert [tokenizer.decode(question).strip() for question in questions] == ["A red car?", "What 12?", "What 12?"]
+
+
+def test_placeholders_without_pictures_are_refused(make_config):
+    config = make_config(SQUARE)
+    prompt = [1, config.image_token_id, 2, config.video_token_id]
+    check_places(prompt, {"image": 1, "video": 1}, config)
+    check_places([1, 2], {}, config)
+    with pytest.raises(DataError, match="found 1 <image> placeholders in the prompt but 0 images"):
+        check_places(prompt, {}, config)
+    with pytest.raises(DataError, match="found 1 <video> placeholders in the prompt but 2 videos"):
+        check_places(prompt, {"image": 1, "video": 2}, config)

@@ -136,3 +136,9 @@ def test_answers_differ_and_beginnings_were_reused(answered):
     assert len({tuple(ours["ids"]) for *_, ours, _ in found}) > len(found) / 2
     assert sum(ours["cached"] > 0 for *_, ours, _ in found) > 0
     assert max(len(ours["prompt"]) for *_, ours, _ in found) > 256  # which is cut into chunks
+
+
+def test_a_placeholder_without_a_picture_is_refused(answered):
+    found = {path.parent.name: path.read_text() for path in answered.glob("*/refused.txt")}
+    assert len(found) == len(list(answered.glob("*/requests.pickle")))
+    assert set(found.values()) == {"found 1 <image> placeholders in the prompt but 0 images"}

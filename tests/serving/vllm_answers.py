@@ -1,7 +1,8 @@
 """Run by vLLM's Python: answers the requests that stand in a folder, see test_vllm.py.
 
 vllm_answers.py FOLDER: of each model FOLDER/NAME the file requests.pickle, a list of (prompt, images, videos), becomes
-answers.json: of each request its prompt's ids, the answer's, and their logarithms of probability.
+answers.json: of each request its prompt's ids, the answer's, and their logarithms of probability. refused.txt: what is
+said to a prompt with a placeholder and no picture.
 """
 
 import gc
@@ -42,6 +43,17 @@ def answer(folder: Path, max_tokens: int) -> None:
         prompt = list(output.prompt_token_ids)
         answers.append({"prompt": prompt, "ids": ids, "logprobs": logprobs, "cached": output.num_cached_tokens})
     (folder / "answers.json").write_text(json.dumps(answers))
+    (folder / "refused.txt").write_text(refusal(llm, sampling))
+    assert llm.generate(prompts[:1], sampling, use_tqdm=False)  # which goes on
+
+
+def refusal(llm: LLM, sampling: SamplingParams) -> str:
+    """What is said to a prompt with a placeholder and no picture."""
+    try:
+        llm.generate({"prompt": "<image>\nWhat is it?"}, sampling, use_tqdm=False)
+    except ValueError as error:
+        return str(error)
+    return "answered"
 
 
 if __name__ == "__main__":
