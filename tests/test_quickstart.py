@@ -104,16 +104,16 @@ def noted(tmp_path_factory):
 
 
 def test_the_two_towers_go_on_where_they_were(noted, tmp_path):
-    """Data once, towers and floor once a seed, every stage with the seed; then a table of each task."""
+    """Data once, towers and floor once a seed, every stage with the seed; then a table of each task and ranking."""
 
     def of_seed(seed: int) -> list[str]:
         calls = [f"emoji_towers seed{seed} --seed {seed}", "demo emoji_floor"]
         for arm in ("meter", "bridge_tower", "manager"):
             calls += [f"pretrain-{arm} {seed}", f"vqav2-{arm} {seed}", f"eval/questions/{arm}/seed{seed}"]
-            calls += [f"flickr30k-{arm} {seed}", f"eval/retrieval/{arm}/seed{seed}"]
+            calls += [f"flickr30k-{arm} {seed}", f"eval/ITC/{arm}/seed{seed}", f"eval/ITM/{arm}/seed{seed}"]
         return calls
 
-    everything = ["demo emoji_pages", *of_seed(1), *of_seed(2), *["bench seeds"] * 4]
+    everything = ["demo emoji_pages", *of_seed(1), *of_seed(2), *["bench seeds"] * 7]
     out, broken = tmp_path / "towers", "flickr30k-bridge_tower 2"
     before, status, printed = noted(out, "all", "2", script="quickstart_two_tower", fails=broken)
     assert (before, status) == (everything[: everything.index(broken)], 1), printed
@@ -199,7 +199,7 @@ def test_the_two_towers_stages_differ_in_the_bridge_alone(stage, arm):
     file, folder = f"scripts/train/recipes/two_tower/{stage}.yaml", "scripts/quickstart/two_tower"
     recipe = load_recipe(file, arm, overrides=[f"{folder}/model.yaml", f"{folder}/{stage}.yaml"])
     assert recipe.fusion == TwoTowerFusionRecipe(
-        bridge=arm, cross_modal_layers=3, hidden_size=256, num_attention_heads=4, intermediate_size=1024
+        bridge=arm, cross_modal_layers=3, hidden_size=128, num_attention_heads=4, intermediate_size=512
     )
     assert (recipe.data.image_size, recipe.data.transform, recipe.rates.towers) == (96, "center", 0)
     assert recipe.optim.max_steps is None
