@@ -14,6 +14,7 @@ from llava.eval.benchmarks import BENCHMARKS
 from llava.eval.catalogue import choose_tasks
 from llava.eval.harness import run
 from llava.eval.headline import task_headline
+from llava.eval.job import Job
 from llava.eval.report.comparison import build_report
 from llava.eval.report.picture import draw
 from llava.eval.report.tables import render_csv, render_json, render_text
@@ -104,11 +105,16 @@ def evaluate(tiny_model_dir, tmp_path, monkeypatch):
         )
         out = tmp_path / name
         arguments = ["--model", tiny_model_dir, "--tasks", words, "--out", out, "--device", "cpu"]
-        for job in eval_main._jobs(eval_main._parse(list(map(str, arguments)))):
+        for job in jobs_of(*map(str, arguments)):
             run(replace(job, **changes))
         return out
 
     return evaluate
+
+
+def jobs_of(*arguments: str) -> list[Job]:
+    args = eval_main._parse(list(arguments))
+    return eval_main._jobs(args, eval_main._plan(args), None)
 
 
 def said(question):
@@ -129,7 +135,7 @@ def test_the_default_is_the_paper_and_a_suite_excludes_tasks(tiny_model_dir, tmp
     arguments = ["--model", str(tiny_model_dir), "--out", str(tmp_path / "run")]
 
     def asked(*more):
-        return [job.task for job in eval_main._jobs(eval_main._parse([*arguments, *more]))]
+        return [job.task for job in jobs_of(*arguments, *more)]
 
     assert asked("--predict_only") == list(SUITES["paper"])
     assert asked("--suite", "text_rich") == ["textvqa_val", "chartqa", "docvqa_val", "infovqa_val", "ocrbench"]

@@ -42,7 +42,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        print("asked", json.dumps([request["model"], request["repetition_penalty"]]), flush=True)
+        asked = json.dumps([request["model"], request["repetition_penalty"]])
+        print(f"asked {{asked}}\\n", end="", flush=True)  # in one piece, whatever other threads print
         question = request["messages"][-1]["content"][-1]["text"]
         self.reply({{"choices": [{{"message": {{"content": question.split("place ")[1][0]}}}}]}})
 

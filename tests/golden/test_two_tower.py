@@ -23,7 +23,7 @@ from tests.golden.two_tower_case import (
 
 TOLERANCE = 1e-5  # of outputs and losses
 GRADIENTS = 1e-4  # relative to the gradient's largest entry or norm, but at least to what follows
-SMALLEST, SMALLEST_NORM = 1e-3, 2e-2  # in models others have norms of 100
+SMALLEST, SMALLEST_NORM = 1e-3, 1e-1  # in models others have norms of 100; processors differ by 6e-6
 KEY_BIASES = ("key.bias", "k_proj.bias", "key_proj.bias")  # without effect: their gradients are rounding noise
 NOISE = 1e-5
 
