@@ -130,22 +130,22 @@ class _Evaluation:
         encoded = retrieval.encode_texts(zip(ids.split(size), mask.split(size)))
         part = self._part(range(len(images)))
         waiting = {place for place in part if self._image_key(place) not in self.answers}
-        kept: dict[int, torch.Tensor] = {}
-        embedded = retrieval.embed_images(self._opened(images.tolist(), waiting, kept))
+        reranked, kept = self.chosen.reranked, {}
+        embedded = retrieval.embed_images(self._opened(images.tolist(), waiting if reranked else set(), kept))
         near = retrieval.near(embedded, encoded.embeddings)
-        for place, pixels in tqdm(kept.items(), desc="images", disable=not self.accelerator.is_main_process):
-            if self.chosen.reranked:
-                numbers, scores = near[place], retrieval.match(pixels, encoded, near[place])
+        for place in tqdm(sorted(waiting), desc="images", disable=not self.accelerator.is_main_process):
+            if reranked:
+                numbers, scores = near[place], retrieval.match(kept[place], encoded, near[place])
             else:  # ITC alone: its own similarities, of all
                 numbers, scores = list(range(len(texts))), (encoded.embeddings @ embedded[place]).tolist()
             self._store(self._image_key(place), place, json.dumps({"texts": numbers, "logits": scores}))
 
-    def _opened(self, images: list[int], waiting: set[int], kept: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
-        """The pixels of all images, (B, 3, S, S) each time; those of the places that wait are kept, on the CPU."""
-        places = iter(range(len(images)))
+    def _opened(self, images: list[int], places: set[int], kept: dict[int, torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The pixels of all images, (B, 3, S, S) each time; those of some places are kept, on the CPU."""
+        numbers = iter(range(len(images)))
         for positions, batch in self._batches(images):
-            for place, pixels in zip(islice(places, len(positions)), batch["pixel_values"].cpu(), strict=True):
-                if place in waiting:
+            for place, pixels in zip(islice(numbers, len(positions)), batch["pixel_values"].cpu(), strict=True):
+                if place in places:
                     kept[place] = pixels
             yield batch["pixel_values"]
 
