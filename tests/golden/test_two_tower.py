@@ -23,7 +23,9 @@ from tests.golden.two_tower_case import (
 
 TOLERANCE = 1e-5  # of outputs and losses
 GRADIENTS = 1e-4  # relative to the gradient's largest entry or norm, but at least to what follows
-SMALLEST, SMALLEST_NORM = 1e-3, 1e-1  # in models others have norms of 100; processors differ by 6e-6
+SMALLEST, SMALLEST_NORM = 1e-3, 2e-2  # in models others have norms of 100
+# Golden's norm of it is 2.3e-6 off that in float64, one processor's 3.5e-6 to the other side.
+CANCELLED = {"cross_modal_image_layers.2.crossattention.self.query.weight": 1e-1}
 KEY_BIASES = ("key.bias", "k_proj.bias", "key_proj.bias")  # without effect: their gradients are rounding noise
 NOISE = 1e-5
 
@@ -154,7 +156,7 @@ def check_gradients(model: ModelCase, task) -> None:
         if theirs.endswith(KEY_BIASES):
             assert max(norm, expected) <= NOISE, theirs
         else:
-            assert abs(norm - expected) <= GRADIENTS * max(expected, SMALLEST_NORM), theirs
+            assert abs(norm - expected) <= GRADIENTS * max(expected, CANCELLED.get(theirs, SMALLEST_NORM)), theirs
         compared += 1
     assert compared > 100
     for theirs in model.spec["params_without_gradient"]:
