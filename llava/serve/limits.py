@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from dataclasses import asdict, dataclass, fields
 from typing import Self
 
@@ -10,6 +11,7 @@ from llava.constants import FILE_LIMITS, MEBIBYTE
 from llava.errors import LlavaError
 
 VARIABLE = "LLAVA_SERVE"  # what vLLM's process is told, which makes the middleware by its name alone
+KEY = "LLAVA_SERVE_KEY"  # which requests must have; no flag, since the machine's other users see these
 NO_URLS, PUBLIC = URLS = ("none", "public")
 
 
@@ -73,6 +75,14 @@ def add_limits(parser: ArgumentParser) -> None:
         group.add_argument(
             f"--{one.name}", type=one.type, default=one.default, choices=choices, metavar=metavar, help=text
         )
+
+
+def key_of_requests() -> str | None:
+    """What KEY holds, None where it is not set. Raises LlavaError for what no header can hold."""
+    key = os.environ.get(KEY)
+    if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
+        raise LlavaError(f"{KEY} must be a key of printable ASCII letters without spaces around it; unset it for none")
+    return key
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

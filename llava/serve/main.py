@@ -12,7 +12,7 @@ from llava.arguments import ArgumentParser
 from llava.checkpoint.folder import check_folder
 from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
-from llava.serve.limits import Limits, Service, add_limits, limits_of
+from llava.serve.limits import KEY, Limits, Service, add_limits, key_of_requests, limits_of
 from llava.serve.names import AUTO, ENGINES, TRANSFORMERS, VLLM
 from llava.serve.with_vllm import become, check_model, vllm_python
 
@@ -35,15 +35,15 @@ def main(argv: list[str]) -> int:
     check_dtype(args.dtype)
     if not 1 <= args.port <= 65535:
         raise LlavaError(f"--port must be from 1 to 65535, found {args.port}")
-    limits = limits_of(args)
+    limits, key = limits_of(args), key_of_requests()
     check_folder(args.model)
     python, reason = _choice(args)
     _check_options(args, limits, options, python)
     _check_free(args.host, args.port)
     service = Service(str(args.model), TRANSFORMERS if python is None else VLLM, limits)
     print(f"{service.engine} answers at http://{args.host}:{args.port}/v1: {reason}", file=sys.stderr, flush=True)
-    if args.host not in LOCAL:
-        print(f"note: whoever reaches {args.host} can ask it, without a key", file=sys.stderr, flush=True)
+    if args.host not in LOCAL and key is None:
+        print(f"note: whoever reaches {args.host} can ask it; {KEY} sets a key", file=sys.stderr, flush=True)
     if python is not None:
         become(python, service, args.host, args.port, args.dtype, options)
     from llava.engine.engine import Engine

@@ -1,25 +1,27 @@
 """What stands before a server, as ASGI has it: requests are checked, counted and let through one after another.
 
-client ── few paths ── body, bounded ── checked_request, in a thread ── its turn ── the server
-   └──────────────── one error form, whoever refuses ──────────────────────────────────┘
+client ── key ── few paths ── body, bounded ── checked_request, in a thread ── its turn ── the server
+   └──────────────── one error form, whoever refuses ──────────────────────────────────────────┘
 """
 
 import asyncio
+import hmac
 import os
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 from llava.constants import MEBIBYTE
-from llava.serve.limits import VARIABLE, Service
+from llava.serve.limits import VARIABLE, Service, key_of_requests
 from llava.serve.names import AT_ONCE
-from llava.serve.refusals import RefusedError, as_error, error_json
+from llava.serve.refusals import INVALID_KEY, RefusedError, as_error, error_json
 from llava.serve.request import checked_request
 
 Message = dict[str, Any]
 Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
 COMPLETIONS = "/v1/chat/completions"
-READ = ("/health", "/v1/models", "/metrics")
+HEALTH = "/health"
+READ = (HEALTH, "/v1/models", "/metrics")
 JSON = b"application/json"
 
 
@@ -32,6 +34,7 @@ class CheckedRequests:
 
     def __init__(self, app: Any, service: Service):
         self.app, self.service = app, service
+        self.key = key_of_requests()
         self.present = 0  # requests, of which some wait
         self.turns = asyncio.Semaphore(AT_ONCE[service.engine])
 
@@ -50,6 +53,7 @@ class CheckedRequests:
                 await _send_error(send, str(refused), refused.status, refused.code)
 
     async def _answer(self, scope: Any, receive: Receive, send: Send) -> None:
+        self._check_key(scope)
         if scope["path"] in READ and scope["method"] == "GET":
             await self.app(scope, receive, send)
             return
@@ -66,6 +70,16 @@ class CheckedRequests:
             await self._in_turn(_with_length(scope, body), _Once(body, receive), send)
         finally:
             self.present -= 1
+
+    def _check_key(self, scope: Any) -> None:
+        """Raises RefusedError for a request without the key, where there is one; `/health` needs none."""
+        if self.key is None or scope["path"] == HEALTH:
+            return
+        scheme, _, given = _header(scope, b"authorization").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.key.encode()):
+            raise RefusedError(
+                "this server wants its key: Authorization: Bearer KEY", HTTPStatus.UNAUTHORIZED, INVALID_KEY
+            )
 
     async def _in_turn(self, scope: Any, receive: "_Once", send: Send) -> None:
         turn = asyncio.ensure_future(self.turns.acquire())

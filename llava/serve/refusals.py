@@ -5,7 +5,7 @@ from http import HTTPStatus
 
 from llava.errors import LlavaError
 
-MISSING_MODEL = "model_not_found"  # OpenAI's word
+MISSING_MODEL, INVALID_KEY = "model_not_found", "invalid_api_key"  # OpenAI's words
 
 
 class RefusedError(LlavaError):

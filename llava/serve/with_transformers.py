@@ -53,11 +53,30 @@ class Chat(ChatCompletionHandler):
         given = body.get("max_completion_tokens") or body.get("max_tokens")
         if given and given > self.longest:
             raise of_request(LlavaError(f"max_tokens is {given}, but the model reads at most {self.longest}"))
-        config.max_new_tokens = min(config.max_new_tokens, self.longest)
         config.do_sample = bool(body.get("temperature"))
         if config.do_sample:
             config.top_k = 0  # else transformers' default of 50, which nobody asked for
         return config
+
+    def _streaming(
+        self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, gen_config: Any, **more: Any
+    ) -> Any:
+        self._keep_within(inputs, gen_config)
+        return super()._streaming(request_id, model, processor, name, inputs, gen_config, **more)
+
+    async def _non_streaming(
+        self, request_id: str, model: Any, processor: Any, name: str, inputs: Any, gen_config: Any, **more: Any
+    ) -> Any:
+        self._keep_within(inputs, gen_config)
+        return await super()._non_streaming(request_id, model, processor, name, inputs, gen_config, **more)
+
+    def _keep_within(self, inputs: Any, gen_config: Any) -> None:
+        """Ends an answer, with finish_reason `length`, where prompt and answer are as long as the model reads."""
+        prompt = inputs["input_ids"].shape[-1]
+        if prompt >= self.longest:
+            reads = f"the model reads at most {self.longest}, with its answer"
+            raise of_request(LlavaError(f"the prompt has {prompt} tokens, but {reads}"))
+        gen_config.max_new_tokens = min(gen_config.max_new_tokens, self.longest - prompt)
 
 
 def server_app(engine: Engine, service: Service) -> CheckedRequests:

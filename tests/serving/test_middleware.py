@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from llava.serve.limits import VARIABLE, Limits, Service
+from llava.errors import LlavaError
+from llava.serve.limits import KEY, VARIABLE, Limits, Service, key_of_requests
 from llava.serve.middleware import COMPLETIONS, CheckedRequests, ToldByVariable
 from llava.serve.names import AT_ONCE
 
@@ -164,3 +165,27 @@ def test_who_goes_away_while_waiting_is_not_answered():
 def test_vllm_makes_it_by_its_name(monkeypatch):
     monkeypatch.setenv(VARIABLE, SERVICE.to_json())
     assert ToldByVariable(None).service == SERVICE
+
+
+def test_with_a_key_only_who_has_it_is_answered(monkeypatch):
+    monkeypatch.setenv(KEY, "right-key")
+
+    async def run():
+        server = Server()
+        app = CheckedRequests(server, SERVICE)
+        for header in ({}, {"authorization": "Bearer wrong-key"}, {"authorization": "right-key"}):
+            for place in ({}, {"path": "/v1/models", "method": "GET"}, {"path": "/nope"}):
+                status, body = await ask(app, **place, **header)
+                assert (status, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+        assert server.seen == 0
+        assert (await ask(app, path="/health", method="GET"))[0] == 200
+        assert (await ask(app, authorization="Bearer right-key"))[0] == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("key", ["", " a", "a\n", "gr\u00fcn"])
+def test_what_is_no_key_is_refused_at_the_start(monkeypatch, key):
+    monkeypatch.setenv(KEY, key)
+    with pytest.raises(LlavaError, match="LLAVA_SERVE_KEY must be a key of printable ASCII"):
+        key_of_requests()

@@ -60,6 +60,15 @@ def test_a_streamed_answer_is_the_same(served, expected, make_image):
     assert sum("content" in piece for piece in pieces) > 1
 
 
+def test_an_answer_ends_where_the_model_reads_no_further(served):
+    """2,048 tokens; vLLM refuses such a request."""
+    body = served.body("0 " * 1000, max_tokens=2000)
+    response = served.post(body).json()
+    assert response["usage"]["prompt_tokens"] < 2048
+    assert response["usage"]["total_tokens"] == 2048
+    assert response["choices"][0]["finish_reason"] == "length"
+
+
 def test_it_samples_where_it_is_asked_to(served):
     answers = {served.answer(QUESTION, temperature=2, seed=seed) for seed in range(4)}
     assert len(answers) > 1

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from llava.errors import LlavaError
 from llava.eval.server.settings import VLLM, ServerSettings
+from llava.serve.limits import KEY
 from llava.serve.with_vllm import check_model, vllm_python
 from llava.train.loop.stop import die_with_parent
 
@@ -53,6 +54,7 @@ def own_server(args: argparse.Namespace) -> Iterator[ServerSettings]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
+            env={name: value for name, value in os.environ.items() if name != KEY},  # which is for others' requests
             start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
             preexec_fn=partial(die_with_parent, os.getpid()),
         )
