@@ -14,7 +14,8 @@ class Figure:
     """One figure.
 
     title: beside its number. probe: what records it, see record.py. x, y: the axes. reading: how to read it, in a
-    sentence. lacking: why a model has none of it, behind the model's name.
+    sentence. lacking: why a model has none of it, behind the model's name. of_two_towers: whether two-tower models may
+    have it.
     """
 
     title: str
@@ -23,6 +24,7 @@ class Figure:
     y: str
     reading: str
     lacking: str = ""
+    of_two_towers: bool = True
 
     def file(self, name: str) -> str:
         """Of the picture. name: the figure's."""
@@ -64,6 +66,7 @@ FIGURES = {
         "cosine with the layer before",
         "A dip is a layer that changes the tokens most; dotted lines are the layers before which something is added.",
         "has no language model, whose layers figure 19 shows",
+        of_two_towers=False,
     ),
     "20": Figure(
         "attention entropy",
@@ -72,6 +75,7 @@ FIGURES = {
         "entropy, nats",
         "Higher is attention that spreads over more visual tokens, 0 is attention to a single one.",
         "has no language model, whose attention figure 20 shows",
+        of_two_towers=False,
     ),
     "21": Figure(
         "diversity of attention heads",
@@ -80,6 +84,7 @@ FIGURES = {
         "KL divergence between heads, nats",
         "Higher is heads that look at different visual tokens, 0 is heads that all look alike.",
         "has no language model, whose attention figure 21 shows",
+        of_two_towers=False,
     ),
     "distance": Figure(
         "mean attention distance of the tower",
@@ -97,6 +102,7 @@ FIGURES = {
         "|delta| / |h|",
         "0.1 is an addition a tenth as long as the state that it is added to; 0 is a method that does nothing there.",
         "adds nothing inside the language model, and movement shows such additions",
+        of_two_towers=False,
     ),
 }
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Runs models over the same data, each sample once, and draws what happens inside them: similarity of
 layers and of managers, aggregation weights, entropy and diversity of attention. docs/analysis.md defines every figure.
-What was recorded stays in --out: the same command goes on where it was stopped."""
+What was recorded stays in --out: the same command goes on where it was stopped, and other data need another folder."""
 PARTS = ("renormalised", "raw")
 
 
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> int:
     if arguments.device == SPREAD:
         raise LlavaError(f"--device {SPREAD}: analyses run on one device")
     two_tower = _are_two_tower(arguments.models)
+    if two_tower and arguments.figures is None:
+        figures = [name for name in figures if FIGURES[name].of_two_towers]
     from llava.eval.workers import StopError, sole_writer, stoppable
 
     try:

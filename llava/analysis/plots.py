@@ -9,11 +9,9 @@ from matplotlib.ticker import MaxNLocator
 
 from llava.analysis.curves import Analysed, Curve
 from llava.analysis.figures import FIGURES
+from llava.eval.report.picture import COLOURS, GREY, MARKERS
 
-# Okabe and Ito's colours, told apart with any colour vision; markers help where colours are lost.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-GREY = "#777777"
+DASHES = ("-", "--", "-.", ":")
 WIDEST = 8  # panels beside each other
 PANELS = {
     "visual": "visual self-attention",
@@ -53,8 +51,14 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _look(models: Sequence[Analysed], name: str) -> dict:
-    place = [model.name for model in models].index(name)
-    return {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 3.5}
+    return _look_at([model.name for model in models].index(name))
+
+
+def _look_at(place: int) -> dict:
+    """How the line at a place among others looks; where colours come again, with other markers and dashes."""
+    again, colour = divmod(place, len(COLOURS))
+    marker, dash = MARKERS[(colour + again) % len(MARKERS)], DASHES[again % len(DASHES)]
+    return {"color": COLOURS[colour], "marker": marker, "markersize": 3.5, "linestyle": dash}
 
 
 def _line(axes: Axes, curve: Curve, label: str | None, look: dict) -> None:
@@ -68,13 +72,13 @@ def _line(axes: Axes, curve: Curve, label: str | None, look: dict) -> None:
 
 
 def _dotted(axes: Axes, models: Sequence[Analysed]) -> None:
-    """The injection layers: in grey where all models that have some have the same, else in each model's colour."""
-    those = [model for model in models if model.injection_layers]
-    alike = len({tuple(model.injection_layers) for model in those}) == 1
-    for model in those[:1] if alike else those:
-        colour = GREY if alike else _look(models, model.name)["color"]
-        for layer in model.injection_layers:
-            axes.axvline(layer, color=colour, linestyle=":", linewidth=1.2, zorder=0)
+    """The injection layers: one that a single model of several has in its colour, all others in grey."""
+    injecting = [model for model in models if model.injection_layers]
+    for layer in sorted({layer for model in injecting for layer in model.injection_layers}):
+        having = [model for model in injecting if layer in model.injection_layers]
+        own = len(having) == 1 < len(injecting)
+        colour = _look(models, having[0].name)["color"] if own else GREY
+        axes.axvline(layer, color=colour, linestyle=":", linewidth=1.2, zorder=0)
 
 
 def _by_part(name: str, curves: Sequence[Curve], models: Sequence[Analysed], attention: str) -> Figure:
@@ -125,8 +129,7 @@ def _weight_lines(name: str, curves: Sequence[Curve], models: Sequence[Analysed]
     figure, panels = _panels(name, len(groups), 2, _unit(curves))
     for axes, ((model, side), of_group) in zip(panels, groups.items()):
         for place, curve in enumerate(of_group):
-            look = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "markersize": 3.5}
-            _line(axes, curve, f"layer {curve.number}", look)
+            _line(axes, curve, f"layer {curve.number}", _look_at(place))
         _style(axes, f"{model}, {side}", FIGURES[name].x, FIGURES[name].y)
         axes.legend(fontsize=7, frameon=False, ncols=2)
     return figure

@@ -64,9 +64,12 @@ def model_names(folders: Sequence[Path]) -> list[str]:
 def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[str]:
     """Records what is missing and writes everything. Returns lines that tell what was written and how to read it.
 
-    Raises LlavaError for data that show nothing, and for models that have none of the figures.
+    Raises LlavaError for data that show nothing, for models that have none of the figures, and for a folder that shows
+    other data.
     """
-    models = [_analysed(folder, name, source, options) for folder, name in zip(folders, model_names(folders))]
+    named = dict(zip(model_names(folders), folders, strict=True))
+    begun = {name: _begun(folder, name, source, options) for name, folder in named.items()}
+    models = [_analysed(folder, name, source, options, begun[name]) for name, folder in named.items()]
     of_models = [{name: curves_of(name, model) for name in options.figures} for model in models]
     figures = {name: [curve for of_model in of_models for curve in of_model[name]] for name in options.figures}
     lacking = [[FIGURES[name].lacking for name, curves in of_model.items() if not curves] for of_model in of_models]
@@ -80,10 +83,13 @@ def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[s
     return [*notes, *_pictures(models, figures, options)]
 
 
-def _analysed(folder: Path, name: str, source: Source, options: Options) -> Analysed:
+def _begun(folder: Path, name: str, source: Source, options: Options) -> Progress:
     settings = {"version": VERSION, "weights": weights_id(folder), "data": source.identity, "probes": options.probes}
     settings |= {"device": options.device, "dtype": options.dtype}
-    progress = Progress(options.out / "progress", name, settings)
+    return Progress(options.out / "progress", name, settings)
+
+
+def _analysed(folder: Path, name: str, source: Source, options: Options, progress: Progress) -> Analysed:
     missing = [place for place, sample in enumerate(source.names) if sample not in progress.samples]
     if missing:
         with tqdm(total=len(source.names), initial=len(source.names) - len(missing), desc=name, unit="sample") as bar:

@@ -1,5 +1,6 @@
 """The documents of a task as the model is asked them, outside lmms-eval's own run."""
 
+from pathlib import Path
 from typing import Any
 
 from lmms_eval.protocol import ChatMessages
@@ -8,7 +9,7 @@ from llava.data.schema import Dialogue
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
 from llava.eval.catalogue import TaskChoice
-from llava.eval.documents import load_documents, source_of, spec_of
+from llava.eval.documents import load_documents, source_of, spec_of, state_of
 from llava.eval.fields import check_documents
 from llava.eval.messages import dialogue_from, dialogue_of_context, with_rgb_images
 from llava.eval.questions import reason
@@ -43,7 +44,8 @@ class TaskDialogues:
         self.task = build_task(name, config, source, documents, self.simple)
         self.task.build_all_requests(limit=limit)
         self.requests = self.task.instances
-        self.identity = f"{source['dataset_path']} {documents._fingerprint}"
+        place = source["dataset_path"]  # whose fingerprint is the same where a folder's files were changed in place
+        self.identity = f"{place} {documents._fingerprint if data is None else state_of(Path(place))}"
         self.names = [f"{name} document {self._where(request)[0]}" for request in self.requests]
 
     def _where(self, request: Any) -> tuple:

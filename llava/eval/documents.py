@@ -19,6 +19,7 @@ from datasets.exceptions import DatasetsError
 from PIL.Image import DecompressionBombError
 from pyarrow import ArrowInvalid, parquet
 
+from llava.constants import DATA_OPTION
 from llava.data.color import FORMATS
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
@@ -97,7 +98,7 @@ def source_of(spec: DataSpec, data: str | None) -> dict:
     """
     if data is None:
         if spec.dataset is None:
-            raise LlavaError(f"task {spec.task}: is on no hub; name its data set with --data")
+            raise LlavaError(f"task {spec.task}: is on no hub; name its data set with {DATA_OPTION}")
         return {"dataset_path": spec.dataset, "dataset_name": spec.config, "dataset_kwargs": spec.options}
     folder = Path(data).resolve()
     if not is_dataset_folder(folder):
@@ -117,10 +118,15 @@ def _cache_of(folder: Path) -> str:
 
     The datasets library tells folders apart by their last name, and takes an older cache for files changed in place.
     """
+    caches = Path(os.environ.get("HF_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
+    return str(caches / f"llava_eval_{state_of(folder)}")
+
+
+def state_of(folder: Path) -> str:
+    """A digest of the folder's files: their paths, sizes and times of change."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     state = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    caches = Path(os.environ.get("HF_DATASETS_CACHE") or datasets.config.HF_DATASETS_CACHE)
-    return str(caches / f"llava_eval_{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}")
+    return hashlib.sha256(repr(state).encode()).hexdigest()[:16]
 
 
 def load_documents(spec: DataSpec, source: Mapping) -> Dataset:
@@ -174,7 +180,7 @@ def _tried(task: str, place: str, load, *arguments: Any, **options: Any):
         if _is_empty(Path(place)):  # which the datasets library cannot read
             raise LlavaError(f"task {task}: {place} has no documents") from error
         cause = " ".join(str(error.__cause__ or error).split())
-        advice = "" if Path(place).exists() else "; a local copy can be named with --data"
+        advice = "" if Path(place).exists() else f"; a local copy can be named with {DATA_OPTION}"
         raise LlavaError(f"task {task}: the data set {place} cannot be loaded ({cause}){advice}") from error
 
 

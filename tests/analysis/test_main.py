@@ -2,13 +2,17 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
+from llava.analysis.curves import Analysed, Curve
 from llava.analysis.figures import FIGURES
+from llava.analysis.plots import GREY, draw
 from llava.analysis.progress import Progress
 from llava.analysis.record import Recorder
 from llava.analysis.run import model_names
@@ -103,6 +107,71 @@ def test_a_stopped_analysis_goes_on_where_it_was(analyze, tiny_model_dir, monkey
     assert len(np.load(out / f"{tiny_model_dir.name}.npz")["samples"]) == 2
 
 
+def test_a_folder_keeps_to_its_data_and_its_models(
+    analyze, tiny_model_dir, plain_model_dir, samples_file, tmp_path, capsys
+):
+    """Else its pictures would be of two."""
+
+    def refused(*models, **named) -> str:
+        capsys.readouterr()
+        assert analyze(*models, words=words, **named)[0] == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    words, file = ("--figures", "19"), tmp_path / "samples.json"
+    file.write_text(samples_file.read_text())
+    assert analyze(tiny_model_dir, data=file, words=words)[0] == 0
+    assert analyze(plain_model_dir, data=file, words=(*words, "--limit", "1"))[0] == 0, "one more model, fewer samples"
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")}
+    assert refused(plain_model_dir, tiny_model_dir) == (
+        f'error: {tmp_path}/out shows other data: files ["{file}"], this is ["{samples_file}"]; name another --out'
+    )
+    file.write_text(file.read_text() + "\n")
+    assert refused(plain_model_dir, data=file).endswith(
+        f"shows other data: {file} has changed since; name another --out"
+    )
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*.*")} == before
+    same_name = tmp_path / "elsewhere" / tiny_model_dir.name
+    shutil.copytree(plain_model_dir, same_name)
+    assert analyze(tiny_model_dir, out="second", words=words)[0] == 0
+    line = refused(same_name, out="second")
+    assert f"second shows a model {same_name.name} with the weights " in line
+    assert line.endswith("; name another --out")
+
+
+def test_documents_that_were_changed_in_place_are_other_data(tiny_model_dir, digit_pages, tmp_path, capsys):
+    words = [
+        "analyze",
+        str(tiny_model_dir),
+        "--data",
+        "digit_pages",
+        "--data_root",
+        str(digit_pages),
+        "--figures",
+        "19",
+    ]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    table = parquet.read_table(digit_pages / "test.parquet")
+    parquet.write_table(table.slice(1), digit_pages / "test.parquet")
+    assert main([*words, "--out", str(tmp_path / "out")]) == 2
+    assert "out shows other data: documents " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_lines_of_many_models_are_told_apart():
+    """Colours, markers and dashes of each, and of managers before each of 24 layers; injection layers are dotted."""
+    models = [Analysed(f"m{place}", "", {"injection_layers": [1, 2 + place]}, {}) for place in range(24)]
+    curves = [Curve(model.name, "visual", [1, 2], [0.0, 1.0], [None, None], [1, 1]) for model in models]
+    (axes,) = draw("19", curves, models, "renormalised").axes
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines[:24]}
+    assert len(looks) == 24
+    dotted = {line.get_xdata()[0]: line.get_color() for line in axes.lines[24:]}
+    assert dotted == {1: GREY} | {2 + place: axes.lines[place].get_color() for place in range(24)}
+    (axes,) = draw("19", curves[:1], models[:1], "renormalised").axes
+    assert {line.get_color() for line in axes.lines[1:]} == {GREY}
+    weights = [Curve("m0", "visual mean", [1, 2], [0.5, 0.5], [None, None], [1, 1], layer) for layer in range(24)]
+    (axes,) = draw("7", weights, models, "renormalised").axes
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines}) == 24
+
+
 def test_documents_of_a_task(tiny_model_dir, digit_pages, tmp_path, capsys):
     words = ["--data", "digit_pages", "--data_root", str(digit_pages), "--limit", "3", "--figures", "20,distance"]
     assert main(["analyze", str(tiny_model_dir), *words, "--attention", "raw", "--out", str(tmp_path / "out")]) == 0
@@ -154,17 +223,21 @@ def test_models_are_told_apart_by_what_differs_in_their_paths():
 
 
 def test_progress_of_other_settings_and_a_damaged_line(tmp_path):
-    one = Progress(tmp_path, "model", {"a": 1})
+    settings = {"data": {"task": "x"}, "weights": "0a"}
+    one = Progress(tmp_path, "model", settings)
     one.add("first", {"x": np.array([0.1, np.nan], np.float32)})
     one.add("second", None)
-    again = Progress(tmp_path, "model", {"a": 1}).samples
+    again = Progress(tmp_path, "model", settings).samples
     assert np.array_equal(again["first"]["x"], np.array([0.1, np.nan], np.float32), equal_nan=True)
     assert again["second"] is None
-    assert Progress(tmp_path, "model", {"a": 2}).samples == {}
+    assert Progress(tmp_path, "model", settings | {"device": "cpu"}).samples == {}
     with one.file.open("a") as stream:
         stream.write("{\n")
     with pytest.raises(LlavaError, match=r"jsonl line 4: damaged .*remove the file"):
-        Progress(tmp_path, "model", {"a": 1})
+        Progress(tmp_path, "model", settings)
+    one.file.write_text("[]\n")
+    with pytest.raises(LlavaError, match=r"jsonl line 1: damaged .*remove the file"):
+        Progress(tmp_path, "model", settings)
 
 
 def test_attention_within_a_window_is_refused(make_model):

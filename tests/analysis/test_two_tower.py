@@ -170,6 +170,10 @@ def test_the_command(pair_models, pairs, tmp_path, capsys):
     ]
     assert all(sum(bar["mean"]) == pytest.approx(1, abs=1e-5) for bar in bars), "softmaxed"
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"figure_03.png", "figure_06.png"}
+    assert main(["analyze", str(pair_models[0]), *words]) == 0
+    assert "note: " not in capsys.readouterr().out, "nobody asked for figures of a language model"
+    figures = json.loads((tmp_path / "out" / "curves.json").read_text())["figures"]
+    assert figures.keys() == {"3", "6", "7", "distance"}
 
 
 def test_wrong_input_is_one_line(pair_models, pairs, tiny_model_dir, tmp_path, capsys):
@@ -178,7 +182,7 @@ def test_wrong_input_is_one_line(pair_models, pairs, tiny_model_dir, tmp_path, c
         ("mixture pairs.json has no split 'x'; it has all", pair_models[:1], ["--data", f"{pairs}:x"]),
         ("unknown task 'vqav'; did you mean vqav2?", pair_models[:1], ["--data", "vqav"]),
         ("has no managers, and figure 6 shows their weights", pair_models[1:], ["--figures", "6"]),
-        ("pair", pair_models[:1], ["--image_folder", f"{tmp_path}/elsewhere"]),
+        ("pair", pair_models[:1], ["--image_folder", f"{tmp_path}/x", "--out", f"{tmp_path}/y"]),
     ):
         line = ["analyze", *map(str, models), "--data", str(pairs), "--out", f"{tmp_path}/out"]
         assert main([*line, "--image_folder", str(tmp_path), *words]) == 2, message

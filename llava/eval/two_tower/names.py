@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llava.arguments import unknown
+from llava.constants import DATA_OPTION
 from llava.errors import LlavaError
 from llava.two_tower.tasks import MIXTURES, SETS, TASKS, TaskSet
 
@@ -48,7 +49,7 @@ def choose_split(word: str, model_task: str, mixture: Path | None, reranked: int
         fitting = ", ".join(key for key, other in sets.items() if other.task == model_task) or "none"
         raise LlavaError(f"{name} is of the task {row.task}, but the model's is {model_task} (its sets: {fitting})")
     if mixture is None and not row.mixture:
-        raise LlavaError(f"{name} has no data of its own: name a mixture with --data")
+        raise LlavaError(f"{name} has no data of its own: name a mixture with {DATA_OPTION}")
     file = mixture or PACKAGE / MIXTURES / row.mixture
     if row.task == "retrieval":
         reranked = (row.reranked or RERANKED) if reranked is None else reranked
