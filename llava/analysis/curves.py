@@ -31,11 +31,12 @@ class Curve:
 class Analysed:
     """What is known of one model.
 
-    arrays: by the names of probes.py, each (S, ...) of S samples. facts: see Recorder.facts.
+    weights: their identity. facts: see Recorder.facts. arrays: by the names of probes.py, each (S, ...) of S samples.
     """
 
     name: str
     folder: str
+    weights: str
     facts: dict[str, Any]
     arrays: Arrays
 

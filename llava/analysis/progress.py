@@ -3,8 +3,7 @@
 FOLDER/NAME-DIGEST.jsonl   {"settings"}, {"facts"}, then {"sample", "arrays"} of each; the digest is of the settings,
                            so that other settings begin a file of their own and nothing is lost
 
-A sample that shows nothing has null for arrays. All files are of the same data, and those of one name of the same
-weights, so that the pictures beside them show what can be compared.
+A sample that shows nothing has null for arrays.
 """
 
 import hashlib
@@ -26,11 +25,10 @@ class Progress:
     Args:
         folder: need not exist.
         name: the model's, for the file.
-        settings: JSON values, all that a sample's arrays depend on; `data` and `weights` are among them.
+        settings: JSON values, all that a sample's arrays depend on.
 
     Raises:
-        LlavaError: the folder has samples of other data, or of a model of this name with other weights; a line is
-            damaged; or the file cannot be read or written.
+        LlavaError: a line is damaged, or the file cannot be read or written.
     """
 
     def __init__(self, folder: Path, name: str, settings: dict[str, Any]):
@@ -39,8 +37,6 @@ class Progress:
         self.facts: dict[str, Any] | None = None
         self.samples: dict[str, Arrays | None] = {}
         try:
-            for other in sorted(folder.glob("*.jsonl")):
-                _check_alike(other, name, settings)
             if self.file.exists():
                 cut_off_half_line(self.file)
                 for number, line in enumerate(whole_lines(self.file), start=1):
@@ -74,36 +70,3 @@ class Progress:
         self.samples[sample] = arrays
         listed = arrays and {name: array.tolist() for name, array in arrays.items()}
         append_line(self.file, {"sample": sample, "arrays": listed})
-
-
-def _check_alike(file: Path, name: str, settings: dict[str, Any]) -> None:
-    """Raises LlavaError for a file of other data, or of other weights of a model of this name."""
-    lines = whole_lines(file)
-    if not lines:
-        return
-    try:
-        before = json.loads(lines[0])["settings"]
-        data, weights = before["data"], before["weights"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise LlavaError(f"{file} line 1: damaged ({error}); remove the file to begin anew") from error
-    out = file.parent.parent
-    if data != settings["data"]:
-        raise LlavaError(f"{out} shows other data: {_differing(data, settings['data'])}; name another --out")
-    if file.stem.rpartition("-")[0] == name and weights != settings["weights"]:
-        raise LlavaError(
-            f"{out} shows a model {name} with the weights {weights}, this one has {settings['weights']}; name another "
-            "--out"
-        )
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """What differs between two identities of data, in words; of files which."""
-    found = []
-    for key in [*before, *(now.keys() - before.keys())]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += [f"{name} has changed since" for name in old if name in new and old[name] != new[name]]
-            old, new = ([name for name in one if name not in other] for one, other in ((old, new), (new, old)))
-        if old != new:
-            found.append(f"{key} {json.dumps(old)}, this is {json.dumps(new)}")
-    return "; ".join(found)

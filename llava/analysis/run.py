@@ -26,7 +26,8 @@ from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.files import whole_file
 
-FORMAT = "llava analyze 1"
+FORMAT = "llava analyze 2"
+CURVES = "curves.json"
 VERSION = 1  # to be raised when the same model gives other arrays, by a change of our code
 
 
@@ -68,8 +69,9 @@ def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[s
     other data.
     """
     named = dict(zip(model_names(folders), folders, strict=True))
-    begun = {name: _begun(folder, name, source, options) for name, folder in named.items()}
-    models = [_analysed(folder, name, source, options, begun[name]) for name, folder in named.items()]
+    weights = {name: weights_id(folder) for name, folder in named.items()}
+    _check_alike(options.out / CURVES, weights, source.identity)
+    models = [_analysed(folder, name, weights[name], source, options) for name, folder in named.items()]
     of_models = [{name: curves_of(name, model) for name in options.figures} for model in models]
     figures = {name: [curve for of_model in of_models for curve in of_model[name]] for name in options.figures}
     lacking = [[FIGURES[name].lacking for name, curves in of_model.items() if not curves] for of_model in of_models]
@@ -79,17 +81,51 @@ def analyse(folders: Sequence[Path], source: Source, options: Options) -> list[s
     for model in models:
         with whole_file(options.out / f"{model.name}.npz", "wb") as stream:
             np.savez_compressed(stream, **model.arrays)
-    _write_curves(options.out / "curves.json", models, figures, source)
+    _write_curves(options.out / CURVES, models, figures, source)
     return [*notes, *_pictures(models, figures, options)]
 
 
-def _begun(folder: Path, name: str, source: Source, options: Options) -> Progress:
-    settings = {"version": VERSION, "weights": weights_id(folder), "data": source.identity, "probes": options.probes}
+def _check_alike(file: Path, weights: dict[str, str], data: dict[str, Any]) -> None:
+    """Raises LlavaError where the curves of an earlier command are of other data, or of a model's other weights.
+
+    Its pictures are beside them, and would stand beside ours.
+    """
+    if not file.exists():
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+        if before["format"] != FORMAT:
+            raise LlavaError(f"{file} has the format {before['format']!r}, ours is {FORMAT!r}; name another --out")
+        shown, models = before["data"], {name: model["weights"] for name, model in before["models"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LlavaError(f"{file}: damaged ({type(error).__name__}: {error}); name another --out") from error
+    if shown != data:
+        raise LlavaError(f"{file.parent} shows other data: {_differing(shown, data)}; name another --out")
+    for name, before_id in models.items():
+        if weights.get(name, before_id) != before_id:
+            raise LlavaError(
+                f"{file.parent} shows a model {name} with the weights {before_id}, this one has {weights[name]}; name "
+                "another --out"
+            )
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """What differs between two identities of data, in words; of files which."""
+    found = []
+    for key in [*before, *(now.keys() - before.keys())]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += [f"{name} has changed since" for name in old if name in new and old[name] != new[name]]
+            old, new = ([name for name in one if name not in other] for one, other in ((old, new), (new, old)))
+        if old != new:
+            found.append(f"{key} {json.dumps(old)}, this is {json.dumps(new)}")
+    return "; ".join(found)
+
+
+def _analysed(folder: Path, name: str, weights: str, source: Source, options: Options) -> Analysed:
+    settings = {"version": VERSION, "weights": weights, "data": source.identity, "probes": options.probes}
     settings |= {"device": options.device, "dtype": options.dtype}
-    return Progress(options.out / "progress", name, settings)
-
-
-def _analysed(folder: Path, name: str, source: Source, options: Options, progress: Progress) -> Analysed:
+    progress = Progress(options.out / "progress", name, settings)
     missing = [place for place, sample in enumerate(source.names) if sample not in progress.samples]
     if missing:
         with tqdm(total=len(source.names), initial=len(source.names) - len(missing), desc=name, unit="sample") as bar:
@@ -100,7 +136,7 @@ def _analysed(folder: Path, name: str, source: Source, options: Options, progres
         raise LlavaError(f"none of the {len(source.names):,} examples shows an image or a video")
     names = next(iter(arrays.values()))
     stacked = {key: np.stack([of_one[key] for of_one in arrays.values()]) for key in names}
-    return Analysed(name, str(folder), progress.facts or {}, {"samples": np.array(list(arrays)), **stacked})
+    return Analysed(name, str(folder), weights, progress.facts or {}, {"samples": np.array(list(arrays)), **stacked})
 
 
 def _record(folder: Path, source: Source, missing: list[int], options: Options, progress: Progress, bar: tqdm) -> None:
@@ -137,7 +173,8 @@ def _write_curves(file: Path, models: list[Analysed], figures: dict[str, list[Cu
         "format": FORMAT,
         "data": source.identity,
         "models": {
-            model.name: {"folder": model.folder, "samples": len(model.arrays["samples"]), **model.facts}
+            model.name: {"folder": model.folder, "weights": model.weights, "samples": len(model.arrays["samples"])}
+            | model.facts
             for model in models
         },
         "figures": {
@@ -154,7 +191,7 @@ def _write_curves(file: Path, models: list[Analysed], figures: dict[str, list[Cu
 
 def _pictures(models: list[Analysed], figures: dict[str, list[Curve]], options: Options) -> list[str]:
     drawn = {name: curves for name, curves in figures.items() if curves}
-    written = [f"{options.out}/curves.json and {', '.join(f'{model.name}.npz' for model in models)}"]
+    written = [f"{options.out}/{CURVES} and {', '.join(f'{model.name}.npz' for model in models)}"]
     if find_spec("matplotlib") is None:
         return [*written, "no picture is drawn: matplotlib is not installed (pip install matplotlib)"]
     from llava.analysis.plots import draw  # imports matplotlib, which nothing else here needs

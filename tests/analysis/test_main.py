@@ -136,6 +136,8 @@ def test_a_folder_keeps_to_its_data_and_its_models(
     line = refused(same_name, out="second")
     assert f"second shows a model {same_name.name} with the weights " in line
     assert line.endswith("; name another --out")
+    (tmp_path / "second" / "curves.json").write_text("{}")
+    assert "curves.json: damaged (KeyError: 'format'); name another --out" in refused(tiny_model_dir, out="second")
 
 
 def test_documents_that_were_changed_in_place_are_other_data(tiny_model_dir, digit_pages, tmp_path, capsys):
@@ -158,7 +160,7 @@ def test_documents_that_were_changed_in_place_are_other_data(tiny_model_dir, dig
 
 def test_lines_of_many_models_are_told_apart():
     """Colours, markers and dashes of each, and of managers before each of 24 layers; injection layers are dotted."""
-    models = [Analysed(f"m{place}", "", {"injection_layers": [1, 2 + place]}, {}) for place in range(24)]
+    models = [Analysed(f"m{place}", "", "", {"injection_layers": [1, 2 + place]}, {}) for place in range(24)]
     curves = [Curve(model.name, "visual", [1, 2], [0.0, 1.0], [None, None], [1, 1]) for model in models]
     (axes,) = draw("19", curves, models, "renormalised").axes
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines[:24]}
@@ -213,6 +215,8 @@ def test_a_missing_image_is_named_and_loses_nothing(tiny_model_dir, samples_file
     assert "sample '3'" in capsys.readouterr().err.splitlines()[-1]
     (file,) = (tmp_path / "o" / "progress").iterdir()
     assert len(file.read_text().splitlines()) == 2 + 2
+    (tmp_path / "samples.json").write_text(samples_file.read_text())
+    assert main(["analyze", str(tiny_model_dir), "--figures", "19", *words]) == 0, "nothing was drawn of the others"
 
 
 def test_models_are_told_apart_by_what_differs_in_their_paths():
@@ -223,21 +227,17 @@ def test_models_are_told_apart_by_what_differs_in_their_paths():
 
 
 def test_progress_of_other_settings_and_a_damaged_line(tmp_path):
-    settings = {"data": {"task": "x"}, "weights": "0a"}
-    one = Progress(tmp_path, "model", settings)
+    one = Progress(tmp_path, "model", {"a": 1})
     one.add("first", {"x": np.array([0.1, np.nan], np.float32)})
     one.add("second", None)
-    again = Progress(tmp_path, "model", settings).samples
+    again = Progress(tmp_path, "model", {"a": 1}).samples
     assert np.array_equal(again["first"]["x"], np.array([0.1, np.nan], np.float32), equal_nan=True)
     assert again["second"] is None
-    assert Progress(tmp_path, "model", settings | {"device": "cpu"}).samples == {}
+    assert Progress(tmp_path, "model", {"a": 2}).samples == {}
     with one.file.open("a") as stream:
         stream.write("{\n")
     with pytest.raises(LlavaError, match=r"jsonl line 4: damaged .*remove the file"):
-        Progress(tmp_path, "model", settings)
-    one.file.write_text("[]\n")
-    with pytest.raises(LlavaError, match=r"jsonl line 1: damaged .*remove the file"):
-        Progress(tmp_path, "model", settings)
+        Progress(tmp_path, "model", {"a": 1})
 
 
 def test_attention_within_a_window_is_refused(make_model):

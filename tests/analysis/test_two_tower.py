@@ -182,7 +182,7 @@ def test_wrong_input_is_one_line(pair_models, pairs, tiny_model_dir, tmp_path, c
         ("mixture pairs.json has no split 'x'; it has all", pair_models[:1], ["--data", f"{pairs}:x"]),
         ("unknown task 'vqav'; did you mean vqav2?", pair_models[:1], ["--data", "vqav"]),
         ("has no managers, and figure 6 shows their weights", pair_models[1:], ["--figures", "6"]),
-        ("pair", pair_models[:1], ["--image_folder", f"{tmp_path}/x", "--out", f"{tmp_path}/y"]),
+        ("pair", pair_models[:1], ["--image_folder", f"{tmp_path}/elsewhere"]),
     ):
         line = ["analyze", *map(str, models), "--data", str(pairs), "--out", f"{tmp_path}/out"]
         assert main([*line, "--image_folder", str(tmp_path), *words]) == 2, message
