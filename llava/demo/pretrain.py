@@ -74,16 +74,20 @@ TOWER_LAYERS = 7  # the last is dropped when LLaVA is built, as with the real to
 def pretrain(
     tower: Path, language_model: Path, tower_steps: int, language_model_steps: int, seed: int = 0
 ) -> tuple[float, float]:
-    """Trains both at once into the two folders, each in a process with half of the cores.
+    """Trains both at once into the two folders, the language model in a process of its own, each with half the cores.
 
-    Returns what pretrain_tower and pretrain_language_model do.
+    Seeds torch's global generator. Returns what pretrain_tower and pretrain_language_model do.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    before, threads = torch.get_num_threads(), max(1, len(os.sched_getaffinity(0)) // 2)
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(2, spawn, torch.set_num_threads, (threads,)) as processes:
-        reads = processes.submit(pretrain_tower, tower, tower_steps, seed=seed)
-        answers = processes.submit(pretrain_language_model, language_model, language_model_steps, seed=seed)
-        return reads.result(), answers.result()
+    with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (threads,)) as process:
+        answers = process.submit(pretrain_language_model, language_model, language_model_steps, seed=seed)
+        torch.set_num_threads(threads)
+        try:
+            reads = pretrain_tower(tower, tower_steps, seed=seed)
+        finally:
+            torch.set_num_threads(before)
+        return reads, answers.result()
 
 
 def pretrain_tower(folder: Path, steps: int, batch_size: int = 64, lr: float = 2e-3, seed: int = 0) -> float:

@@ -81,6 +81,14 @@ def test_training_never_sees_the_test_digits():
     assert set(train) == set(test) == {*DIGITS, *"abcdef"}
 
 
+def test_a_variant_is_the_same_whenever_it_is_first_drawn():
+    forwards, backwards = (digit_pages.stamps.__wrapped__(True)["7"] for _ in range(2))
+    expected, found = list(forwards), [backwards[index] for index in reversed(range(len(backwards)))]
+    assert len({ink.tobytes() for ink in expected}) > 300
+    assert all(np.array_equal(ink, same) for ink, same in zip(expected, reversed(found), strict=True))
+    assert expected[0].shape == (digit_pages.PATCH, digit_pages.PATCH)
+
+
 def test_every_character_lies_in_its_patch():
     """All six letters, and a digit to the right of as many as the numbers are long."""
     numbers = ("407", "15")
