@@ -53,7 +53,7 @@ def pytest_addoption(parser):
         default=os.environ.get("TRANSFORMERS_TESTS"),
         help="source checkout of transformers, whose generation tests are then run on our model",
     )
-    parser.addoption("--mixed-steps", type=int, default=200, help="random mixed micro-steps of each strategy")
+    parser.addoption("--mixed-steps", type=int, default=120, help="random mixed micro-steps of each strategy")
     parser.addoption("--launches", type=int, default=0, help="launches that must end well, of each strategy")
     parser.addoption("--data-seed", type=int, default=0, help="of the random data that ranks are compared on")
 

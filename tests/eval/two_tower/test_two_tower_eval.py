@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
@@ -169,22 +168,12 @@ def test_a_model_and_data_that_do_not_fit(tmp_path, save, evaluate, capsys):
             evaluate("--model", model, *words, *out)
 
 
-def test_two_processes_share_the_documents(tmp_path, save, evaluate):
+def test_two_processes_share_the_documents(tmp_path, save, evaluate, forked_python):
     model, data = save("retrieval"), data_of(tmp_path, "captions", val=captions(9))
     words = ["--model", model, "--tasks", "retrieval", "--data", data, "--batch_size", "4", "--device", "cpu"]
     assert evaluate(*words, "--out", tmp_path / "one") == 0
-    line = [
-        sys.executable,
-        "-m",
-        "llava.cli",
-        "eval",
-        *map(str, words),
-        "--out",
-        str(tmp_path / "two"),
-        "--processes",
-        "2",
-    ]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    command = [forked_python.command, "-m", "llava.cli", "eval", *words, "--out", tmp_path / "two", "--processes", "2"]
+    done = subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "retrieval.val" in done.stdout
     answers = tmp_path / "two/retrieval.val.answers"

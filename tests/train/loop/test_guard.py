@@ -1,5 +1,6 @@
 """A loss or gradient that is not finite stops the run and is kept; a rank that dies takes the others with it."""
 
+import contextlib
 import os
 import platform
 import re
@@ -8,6 +9,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -141,11 +143,11 @@ def test_a_poisoned_sample_of_one_rank_stops_both(tiny_recipe, poisoned, tmp_pat
 class Script:
     """stage1.sh on two processes, for 2,000 steps, with a data loader's worker each."""
 
-    def __init__(self, keys: dict, log: Path):
+    def __init__(self, keys: dict, log: Path, path: str = os.environ["PATH"]):
         arguments = [
             word for key, value in keys.items() for word in (f"--{key}", "none" if value is None else str(value))
         ]
-        environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "NPROC_PER_NODE": "2", "OMP_NUM_THREADS": "1", "PATH": path}
         self.log = log
         with log.open("w") as out:
             command = ["bash", "scripts/train/stage1.sh", "--arm", "manager", *arguments]
@@ -158,16 +160,16 @@ class Script:
             assert time.monotonic() < end, self.log.read_text()
             time.sleep(0.1)
 
-    def ranks(self) -> list[int]:
-        """The ranks' process ids, torchrun's children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        environments = {int(child): Path(f"/proc/{child}/environ").read_bytes() for child in children}
-        by_rank = {}
-        for child, environment in environments.items():
-            rank = re.search(rb"\0RANK=(\d)\0", environment)
-            if rank:
-                by_rank[int(rank[1])] = child
-        return [by_rank[rank] for rank in sorted(by_rank)]
+
+def ranks(launcher: psutil.Process) -> list[int]:
+    """The ranks' process ids, torchrun's children."""
+    by_rank = {}
+    with contextlib.suppress(psutil.NoSuchProcess):  # it is none, and has ended meanwhile
+        for child in launcher.children():
+            environment = child.environ()
+            if "RANK" in environment:
+                by_rank[int(environment["RANK"])] = child.pid
+    return [by_rank[rank] for rank in sorted(by_rank)]
 
 
 def running(process: int) -> bool:
@@ -178,23 +180,28 @@ def running(process: int) -> bool:
 
 
 @pytest.mark.slow
-def test_the_launcher(tiny_keys, tmp_path):
-    """A rank is killed, then torchrun is asked to stop, then it is killed: each time the next start goes on."""
+def test_the_launcher(tiny_keys, tmp_path, forked_python):
+    """A rank is killed, then torchrun is asked to stop, then it is killed: each time the next start goes on.
+
+    The first two starts are forks; what dies with its launcher is the real python's.
+    """
     keys = {"run.output_dir": f"{tmp_path}/out", "data.workers": 1, "optim.epochs": 500, "run.save_steps": 10}
     keys = tiny_keys("1", **keys)
-    script = Script(keys, tmp_path / "log1")
+    script = Script(keys, tmp_path / "log1", forked_python.path)
     script.wait_for("checkpoint-10 (")
-    ranks = script.ranks()
-    assert len(ranks) == 2
+    (of_launcher,) = (found for found in map(ranks, forked_python.processes()) if found)
+    assert len(of_launcher) == 2
     killed = time.monotonic()
-    os.kill(ranks[1], signal.SIGKILL)
+    os.kill(of_launcher[1], signal.SIGKILL)
     assert script.process.wait(60) != 0
     print(f"all ended {time.monotonic() - killed:.1f} s after rank 1 was killed")
-    assert not any(map(running, ranks))
-    told = f"error: rank 1 on {platform.node()} (process {ranks[1]}) was killed by SIGKILL"
+    assert not any(map(running, of_launcher))
+    _, left = psutil.wait_procs(forked_python.processes(), timeout=30)  # the watcher of a fork ends just behind it
+    assert not left
+    told = f"error: rank 1 on {platform.node()} (process {of_launcher[1]}) was killed by SIGKILL"
     assert told in script.log.read_text()
 
-    script = Script(keys, tmp_path / "log2")
+    script = Script(keys, tmp_path / "log2", forked_python.path)
     script.wait_for("goes on after step ")
     script.wait_for("/2000  loss")
     script.process.terminate()
@@ -207,10 +214,11 @@ def test_the_launcher(tiny_keys, tmp_path):
     script = Script(keys, tmp_path / "log3")
     script.wait_for(f"goes on after step {step}, from {tmp_path}/out.checkpoints/checkpoint-{step}\n")
     script.wait_for(f"step {int(step) + 1}/2000")
-    ranks = script.ranks()
+    of_launcher = ranks(psutil.Process(script.process.pid))
+    assert len(of_launcher) == 2
     script.process.kill()
     script.process.wait()
     end = time.monotonic() + 20
-    while any(map(running, ranks)) and time.monotonic() < end:
+    while any(map(running, of_launcher)) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not any(map(running, ranks))
+    assert not any(map(running, of_launcher))
