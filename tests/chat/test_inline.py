@@ -235,8 +235,8 @@ def test_a_file_url_of_a_drive_is_looked_for_where_linux_has_it(monkeypatch):
 
 
 def test_long_text_is_read_in_time():
-    begin = time.perf_counter()
+    begin = time.process_time()
     for text in ("the quick brown a/b fox, ", "it's 'a \"", "a.b c.d, ", "/a.b ", "a\\ b", "x"):
         split_media(text * (20_000 // len(text)))
-    assert time.perf_counter() - begin < 20
+    assert time.process_time() - begin < 20
     assert os.getcwd() not in split_media("x" * 5000).question

@@ -72,7 +72,7 @@ def test_costly_and_cheap_steps_are_mixed_over_the_epoch():
 
 def test_a_million_rows_take_seconds():
     costs = np.random.default_rng(0).lognormal(size=1_000_000)
-    started = time.perf_counter()
+    started = time.process_time()
     order = epoch_order(costs, costs > 0.3, batch_size=2, world_size=16, accumulation=32, seed=0, epoch=3)
-    assert time.perf_counter() - started < 10  # half a second on an idle machine
+    assert time.process_time() - started < 10  # half a second on an idle machine
     assert len(set(order)) == 1_000_000

@@ -57,7 +57,7 @@ def left_of(folder: Path, python: ForkedPython) -> list[str]:
     """The processes of a run that have not ended: those that were started with its folder's name, and all forks."""
     commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
     left = [" ".join(command) for command in commands if any(str(folder) in word for word in command)]
-    _, forks = psutil.wait_procs(python.processes(), timeout=5)  # what forked one of them ends just behind it
+    _, forks = psutil.wait_procs(python.processes(), timeout=30)  # what forked one of them ends just behind it
     return left + [f"fork {fork.pid}" for fork in forks]
 
 

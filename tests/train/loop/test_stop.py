@@ -47,7 +47,7 @@ def end_of_rank(monkeypatch):
 
 @pytest.mark.parametrize("early", [True, False])
 def test_a_worker_ends_with_its_rank(end_of_rank, early):
-    end_of_rank(early).wait(10)
+    end_of_rank(early).wait(60)
 
 
 def test_a_worker_heeds_its_parents_sigterm_alone():
@@ -65,5 +65,5 @@ def test_a_worker_heeds_its_parents_sigterm_alone():
     started.join(0.5)
     assert started.is_alive()
     started.terminate()
-    started.join(10)
+    started.join(60)
     assert started.exitcode == 0
