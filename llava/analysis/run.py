@@ -112,7 +112,7 @@ def _check_alike(file: Path, weights: dict[str, str], data: dict[str, Any]) -> N
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two identities of data, in words; of files which."""
     found = []
-    for key in [*before, *(now.keys() - before.keys())]:
+    for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found += [f"{name} has changed since" for name in old if name in new and old[name] != new[name]]
