@@ -25,7 +25,7 @@ from llava.constants import FLASH_ATTENTION
 from llava.data.schema import Dialogue
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
-from llava.train.recipe.dotted import read_json
+from llava.text_files import read_json
 
 Rows = Iterator[dict]
 ARM = "grid_manager"
@@ -143,7 +143,7 @@ def join_alone(place: Place) -> None:
 
 def deepspeed_config(stage: int, width: int) -> dict:
     """The shipped file with what transformers puts in for `auto`. width: of the language model."""
-    config = read_json(f"scripts/train/deepspeed/zero{stage}.json")
+    config = read_json(f"scripts/train/deepspeed/zero{stage}.json", by_hand=True)
     config |= {"train_batch_size": MICRO_BATCH, "train_micro_batch_size_per_gpu": MICRO_BATCH}
     config |= {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0}
     config |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}}

@@ -2,10 +2,13 @@
 
 import codecs
 import io
+import json
 import os
 from typing import Any, TextIO
 
 import yaml
+
+from llava.errors import LlavaError
 
 _MARKS = {  # the longer first: UTF-32's begins as UTF-16's does
     codecs.BOM_UTF32_LE: "utf-32",
@@ -37,6 +40,35 @@ def read_text(path: str | os.PathLike) -> str:
     """A file's text, see open_text."""
     with open_text(path) as stream:
         return stream.read()
+
+
+def read_json(path: str | os.PathLike, by_hand: bool = False) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Args:
+        path: The file.
+        by_hand: Whether a user wrote it, who may leave a byte order mark or UTF-16, see open_text. In a model folder
+            neither may stand: transformers, which reads it after this, takes plain UTF-8 alone.
+
+    Raises:
+        LlavaError: It is missing, broken or something else; in one line.
+    """
+    try:
+        if by_hand:
+            text = read_text(path)
+        else:
+            with open(path, encoding="utf-8") as stream:
+                text = stream.read()
+        content = json.loads(text)
+    except OSError as error:
+        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
+    except RecursionError:
+        raise LlavaError(f"{path}: not readable as JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise LlavaError(f"{path}: not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise LlavaError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def parse_yaml(text: str) -> Any:

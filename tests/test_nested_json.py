@@ -2,10 +2,11 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 
-from llava.checkpoint.folder import read_index, read_json
+from llava.checkpoint.folder import read_index
 from llava.cli import main
 from llava.data import index
 from llava.data.mixture import load_mixture, mixture_entries
@@ -16,6 +17,7 @@ from llava.eval.messages import dialogue_of_context
 from llava.eval.store import RESULTS, SAMPLES, _load_task_run
 from llava.prepare_data.prepare import prepare
 from llava.prepare_data.preview import load_processor, model_positions
+from llava.text_files import read_json
 from llava.train.folders.interim import MARK, read_mark
 from llava.train.recipe import dotted
 
@@ -32,7 +34,7 @@ TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
         (mixture_entries, "a.yaml", f"datasets: {'[' * 1000}"),
         (mixture_entries, "a.yaml", "datasets: &all [*all]"),
         (dotted.read_yaml, "a.yaml", "data: &it {mixture: *it}"),
-        (dotted.read_json, "zero2.json", NESTED),
+        (partial(read_json, by_hand=True), "zero2.json", NESTED),
         (read_json, "config.json", NESTED),
         (read_index, "model.safetensors.index.json", f'{{"weight_map": {NESTED}}}'),
         (ReviewStore, "reviews.jsonl", f"{NESTED}\n"),

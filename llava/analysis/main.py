@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from llava.analysis.figures import FIGURES, figures_named
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, read_json
+from llava.checkpoint.folder import CONFIG, check_folder, model_type_of
 from llava.constants import MODEL_TYPE
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
+from llava.text_files import read_json
 from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER
 
 if TYPE_CHECKING:

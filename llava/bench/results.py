@@ -13,6 +13,7 @@ from llava.bench.rows import REFERENCE
 from llava.bench.statistics import RowScore, score_rows
 from llava.errors import LlavaError
 from llava.files import whole_file
+from llava.text_files import read_json
 
 FORMAT = "llava bench fusion 1"
 RUN_KEYS = ("right", "answers", "held_out_loss", "rate", "seconds", "training_seconds", "order", "git", "versions")
@@ -94,15 +95,9 @@ def write_results(file: Path, results: dict[str, Any]) -> None:
 
 def read_results(file: Path) -> dict[str, Any]:
     """What write_results wrote. Raises LlavaError for a file that it did not write."""
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LlavaError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise LlavaError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        found = results.get("format") if isinstance(results, dict) else type(results).__name__
-        raise LlavaError(f"{file}: expected the format {FORMAT!r}, found {found!r}")
+    results = read_json(file)
+    if results.get("format") != FORMAT:
+        raise LlavaError(f"{file}: expected the format {FORMAT!r}, found {results.get('format')!r}")
     return results
 
 

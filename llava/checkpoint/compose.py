@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from llava.checkpoint.folder import CONFIG, IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG, read_json
+from llava.checkpoint.folder import CONFIG, IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG
 from llava.checkpoint.match import Part, Rules, check_tied_head, match_keys, read_matched
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.processor import LlavaOVManagerProcessor
@@ -18,6 +18,7 @@ from llava.errors import LlavaError
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.kinds import TOWER_KINDS, square_sizes
 from llava.mllm.parts import FUSION, HEAD, NEWLINE, PROJECTOR, UNUSED
+from llava.text_files import read_json
 
 # Names in a tower's folder, of all kinds: none means two things. Prefixes are those of a whole model or a classifier.
 _TOWER = r"(?:vision_model\.|dinov2\.|dinov2_with_registers\.)?"

@@ -17,6 +17,7 @@ from pathlib import Path
 from llava.constants import ADAPTER_FOLDER, MODEL_TYPE, ONEVISION_MODEL_TYPE, RELEASED_MODEL_TYPES, TOWER_TYPES
 from llava.errors import LlavaError
 from llava.files import file_hash
+from llava.text_files import read_json
 
 CONFIG = "config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,23 +52,6 @@ IDENTITY = (
 STAGE_WORKING, STAGE_CHECKPOINTS = ".unfinished", ".checkpoints"  # behind the name of what a stage trains to
 OTHER_BYTES = 100 * 2**20  # of all that stands beside the weights: tokenizer, processor, logs
 TOWER_FOLDER_TYPES = (*TOWER_TYPES, "siglip", "clip")  # the last two hold a text tower, too
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-        LlavaError: It is missing, broken or something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))  # transformers takes no byte order mark either
-    except OSError as error:
-        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise LlavaError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise LlavaError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
 
 
 def model_type_of(folder: Path) -> str | None:

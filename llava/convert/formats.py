@@ -17,7 +17,6 @@ from llava.checkpoint.folder import (
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     model_type_of,
-    read_json,
 )
 from llava.checkpoint.shards import MAX_SHARD_BYTES, read_tensors, tensor_shapes, write_shards
 from llava.convert.model_card import CARD
@@ -28,6 +27,7 @@ from llava.data.pairs.vocabulary import FILE as ANSWERS
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.former_names import current_name
+from llava.text_files import read_json
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.modeling import TwoTowerForTask
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
 from llava.checkpoint.compose import language_model_part, part_config, tower_part
-from llava.checkpoint.folder import CONFIG, TOWER_FOLDER_TYPES, read_json
+from llava.checkpoint.folder import CONFIG, TOWER_FOLDER_TYPES
 from llava.checkpoint.match import Part, Rules
 from llava.constants import RELEASED_MODEL_TYPES
 from llava.convert.parts import LAYERS_DROPPED
@@ -22,6 +22,7 @@ from llava.fusion.config import FusionConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
 from llava.mllm.parts import NEWLINE, UNUSED
+from llava.text_files import read_json
 
 # What stage 1 trains: these names carry different prefixes where DeepSpeed or peft wrapped the model.
 _ADAPTER = (

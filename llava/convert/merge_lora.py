@@ -7,10 +7,11 @@ from pathlib import Path
 
 import llava
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import ADAPTER_CONFIG, NEEDED_PROCESSOR_FILES, check_folder, has_adapters, read_json
+from llava.checkpoint.folder import ADAPTER_CONFIG, NEEDED_PROCESSOR_FILES, check_folder, has_adapters
 from llava.constants import ADAPTER_FOLDER
 from llava.convert.output import RECORD, check_free, check_room, new_folder
 from llava.errors import LlavaError
+from llava.text_files import read_json
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from llava.checkpoint.folder import CONFIG, read_json
+from llava.checkpoint.folder import CONFIG
 from llava.convert.to_remote_code import task_class
 from llava.errors import LlavaError
+from llava.text_files import read_json
 from llava.text_table import markdown_table
 from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER_TYPE
 from llava.two_tower.tasks import TASKS

@@ -8,11 +8,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from llava.anyres import TilingConfig
 from llava.checkpoint.compose import language_model_part, part_config, tower_part
-from llava.checkpoint.folder import GENERATION_CONFIG, read_json
+from llava.checkpoint.folder import GENERATION_CONFIG
 from llava.checkpoint.match import KeyMatch
 from llava.convert.source import Source
 from llava.fusion.configs.none import NoneConfig
 from llava.mllm.parts import MASK_TOKEN, NEWLINE, PROJECTOR, UNUSED
+from llava.text_files import read_json
 
 LAYERS_DROPPED = 1  # real SigLIP has 27 layers, of which 26 are used; of every tower the state before the last
 

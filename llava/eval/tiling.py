@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG, read_json
+from llava.checkpoint.folder import IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG
+from llava.text_files import read_json
 
 if TYPE_CHECKING:  # it imports Pillow
     from llava.data.tile_lines import Cuts

@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from llava.checkpoint.folder import CONFIG, check_folder, read_json
+from llava.checkpoint.folder import CONFIG, check_folder
 from llava.data.image_folder import ImageFolder
 from llava.data.images import image_size, open_image, read_header
 from llava.data.inspect import fault_of
@@ -25,6 +25,7 @@ from llava.files import patiently
 from llava.prepare_data.check import CheckOptions
 from llava.prepare_data.check_report import BadRow, FileReport
 from llava.printable import one_line
+from llava.text_files import read_json
 from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS
 

@@ -6,7 +6,7 @@ from typing import cast
 
 from PIL import Image
 
-from llava.checkpoint.folder import CONFIG, check_folder, read_json
+from llava.checkpoint.folder import CONFIG, check_folder
 from llava.data.image_folder import ImageFolder
 from llava.data.pairs.answers import form_among
 from llava.data.pairs.dataset import PairDataset
@@ -17,6 +17,7 @@ from llava.data.pairs.processor import PairProcessor
 from llava.data.pairs.transforms import TransformName
 from llava.errors import DataError
 from llava.printable import visible
+from llava.text_files import read_json
 from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS, Task
 

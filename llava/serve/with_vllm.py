@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from llava.checkpoint.folder import CONFIG, read_json
+from llava.checkpoint.folder import CONFIG
 from llava.errors import LlavaError
 from llava.fusion.methods import fusion_config
 from llava.serve.limits import VARIABLE, Service
+from llava.text_files import read_json
 from llava.vllm_plugin.checks import check_static
 from llava.vllm_plugin.entry import MODE, installed_vllm, misfit
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments, set
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as transformers_logging
 
+from llava.text_files import read_json
 from llava.train.ends import ends_told, exit_stopped
 from llava.train.estimate.heaviest import Heaviest
 from llava.train.estimate.plan import Plan, describe
@@ -44,7 +45,6 @@ from llava.train.ranks.process_group import (
 )
 from llava.train.ranks.shared_weights import share_weights
 from llava.train.ranks.waiting import meet
-from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import RunRecipe
 
 
@@ -246,7 +246,7 @@ def training_arguments(recipe: StageRecipe, plan: Plan) -> TrainingArguments:
         max_grad_norm=optim.max_grad_norm,
         adam_beta2=optim.beta2,
         bf16=trains_in_bf16(recipe),
-        deepspeed=read_json(run.deepspeed) if run.deepspeed else None,
+        deepspeed=read_json(run.deepspeed, by_hand=True) if run.deepspeed else None,
         use_cpu=not on_gpu,
         ddp_timeout=run.collective_timeout,
         ddp_find_unused_parameters=False,

@@ -14,12 +14,12 @@ from llava.checkpoint.folder import (
     TOWER_FOLDER_TYPES,
     check_folder,
     identity_files,
-    read_json,
     weight_files,
     weights_id,
 )
 from llava.constants import LANGUAGE_MODEL_TYPES
 from llava.errors import LlavaError
+from llava.text_files import read_json
 
 
 @pytest.fixture

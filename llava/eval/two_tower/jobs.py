@@ -3,11 +3,12 @@
 from argparse import Namespace
 from pathlib import Path
 
-from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, read_json, weights_id
+from llava.checkpoint.folder import CONFIG, check_folder, model_type_of, weights_id
 from llava.engine.checks import SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.eval.job import Job
 from llava.eval.two_tower.names import ChosenSplit, choose_split, default_words
+from llava.text_files import read_json
 from llava.two_tower.parts import MODEL_TYPE
 from llava.two_tower.tasks import TASKS
 

@@ -28,10 +28,10 @@ from llava.mllm import LlavaOVManagerConfig
 from llava.mllm.head import CHUNK
 from llava.mllm.kinds import NORMS_QUERIES_AND_KEYS, head_width, leading_tokens, mlp_sizes
 from llava.sizes import UNITS, duration, in_bytes, unit_of
+from llava.text_files import read_json
 from llava.text_table import text_table
 from llava.train.family import StageRecipe
 from llava.train.loop.components import ADAPTERS, Component
-from llava.train.recipe.dotted import read_json
 from llava.train.recipe.schema import Recipe, named_components
 
 FP32 = 4
@@ -132,7 +132,7 @@ def strategies(deepspeed: str | None, hidden_size: int) -> tuple[list[Strategy],
 
 def read_strategy(path: str, hidden_size: int) -> Strategy:
     """What a DeepSpeed file asks for; `auto` is what transformers puts in its place."""
-    config = read_json(path)
+    config = read_json(path, by_hand=True)
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     bucket = zero.get("reduce_bucket_size", 5e8)

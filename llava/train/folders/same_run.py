@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 
 from llava.errors import LlavaError
+from llava.text_files import read_json
 from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.interim import PREFIX, checkpoints_folder, last_checkpoint, read_mark
-from llava.train.recipe.dotted import flatten, read_json, shown
+from llava.train.recipe.dotted import flatten, shown
 
 # Keys of a recipe of the MLLM that may change.
 FREE_KEYS = (
@@ -121,7 +122,7 @@ def _comparable(recipe: StageRecipe) -> dict:
 def resume_facts(recipe: StageRecipe, processes: int, data: str) -> dict:
     """What a checkpoint notes of its run, for check_resume, is_cut_anew and check_data_unchanged."""
     path = recipe.run.deepspeed
-    config = None if path is None else read_json(path)
+    config = None if path is None else read_json(path, by_hand=True)
     kept = {"recipe": _comparable(recipe), "processes": processes, "data": data}
     return {**kept, "deepspeed": {"file": path, "config": config}}
 
@@ -136,11 +137,11 @@ def _cut(config: dict | None) -> dict | None:
 def _cuts(mark: dict, recipe: StageRecipe) -> tuple[str | None, dict | None, dict | None]:
     """The run's DeepSpeed file, how it cut states, and how the recipe's does."""
     path = recipe.run.deepspeed
-    now = None if path is None else _cut(read_json(path))
+    now = None if path is None else _cut(read_json(path, by_hand=True))
     if "deepspeed" in mark:
         return mark["deepspeed"]["file"], _cut(mark["deepspeed"]["config"]), now
     before = mark["recipe"]["run.deepspeed"]  # of a version that noted the path alone
-    return before, now if before == path else before and _cut(read_json(before)), now
+    return before, now if before == path else before and _cut(read_json(before, by_hand=True)), now
 
 
 def _check_cut(checkpoint: Path, mark: dict, recipe: StageRecipe) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import OTHER_BYTES, STAGE_WORKING, read_json
+from llava.checkpoint.folder import OTHER_BYTES, STAGE_WORKING
 from llava.errors import LlavaError
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
+from llava.text_files import read_json
 from llava.train.family import StageRecipe
 from llava.train.folders.log_table import write_log
 

@@ -14,9 +14,10 @@ from llava.checkpoint.folder import check_folder
 from llava.data.mixture import missing_files
 from llava.engine.checks import check_attention
 from llava.errors import LlavaError, raise_faults
+from llava.text_files import read_json
 from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.same_run import check_resume
-from llava.train.recipe.dotted import flatten, read_json, read_yaml
+from llava.train.recipe.dotted import flatten, read_yaml
 from llava.train.recipe.schema import OptimRecipe, RunRecipe
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
@@ -131,7 +132,7 @@ def check_deepspeed(run: RunRecipe) -> None:
     if path is None:
         return
     try:
-        config = read_json(path)
+        config = read_json(path, by_hand=True)
     except LlavaError as error:
         raise LlavaError(f"run.deepspeed {error}") from error
     for block in BUILT_BY_TRAINER:

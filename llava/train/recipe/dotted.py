@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import inspect
-import json
 import re
 import textwrap
 import types
@@ -35,19 +34,6 @@ def read_yaml(path: str) -> dict[str, Any]:
         raise LlavaError(f"{path}: not valid YAML ({error})") from error
     if not isinstance(document, dict):
         raise LlavaError(f"{path}: expected a mapping of keys, found {type(document).__name__}")
-    return document
-
-
-def read_json(path: str) -> dict[str, Any]:
-    """A JSON object from a file; LlavaError when it is missing, broken or no object."""
-    try:
-        document = json.loads(read_text(path))
-    except OSError as error:
-        raise LlavaError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise LlavaError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise LlavaError(f"{path}: expected an object, found {type(document).__name__}")
     return document
 
 

@@ -5,9 +5,10 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
-from llava.checkpoint.folder import CONFIG, NEEDED_TOKENIZER_FILES, read_json
+from llava.checkpoint.folder import CONFIG, NEEDED_TOKENIZER_FILES
 from llava.data.pairs.mixture import PairMixture, load_pairs, read_pair_mixture
 from llava.errors import DataError, LlavaError
+from llava.text_files import read_json
 from llava.train.family import Rules
 from llava.train.folders.same_run import FREE_KEYS
 from llava.train.folders.stage_folder import check_output_folder

@@ -118,7 +118,7 @@ def test_a_deepspeed_file_may_not_replace_the_optimizer(tiny_recipe, tmp_path, b
     path.write_text(json.dumps({block: {}}))
     assert f"the block '{block}' would discard" in faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)}))[0]
     path.write_text("{")
-    assert "not valid JSON" in faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)}))[0]
+    assert "not readable as JSON" in faults_of(tiny_recipe("1", **{"run.deepspeed": str(path)}))[0]
 
 
 def test_the_shipped_deepspeed_files(tiny_recipe):

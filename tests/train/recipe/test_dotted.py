@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 
 from llava.errors import LlavaError
-from llava.train.recipe.dotted import assemble, coerce, dotted_keys, flatten, read_json, read_yaml, suggestion
+from llava.train.recipe.dotted import assemble, coerce, dotted_keys, flatten, read_yaml, suggestion
 
 
 @dataclass(frozen=True)
@@ -115,18 +115,6 @@ def test_files_from_other_editors(tmp_path, encoding):
         "base: &base {n\u00e4me: 1}\r\nother: {<<: *base, n\u00e4me: 2}\r\n", encoding=encoding
     )
     assert read_yaml(str(tmp_path / "a.yaml")) == {"base": {"n\u00e4me": 1}, "other": {"n\u00e4me": 2}}
-    (tmp_path / "a.json").write_text('{"n\u00e4me": [1]}', encoding=encoding)
-    assert read_json(str(tmp_path / "a.json")) == {"n\u00e4me": [1]}
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "not valid JSON"), ("[]", "expected an object, found list"), ("[" * 100_000, "not valid JSON")],
-)
-def test_unreadable_json(tmp_path, content, message):
-    (tmp_path / "a.json").write_text(content)
-    with pytest.raises(LlavaError, match=f"a.json: {message}"):
-        read_json(str(tmp_path / "a.json"))
 
 
 def test_a_key_that_is_given_with_a_dot_and_in_its_section():
