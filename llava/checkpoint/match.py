@@ -10,6 +10,7 @@ import torch
 from llava.checkpoint.shards import TensorInfo, read_tensors, tensor_infos
 from llava.errors import LlavaError
 from llava.mllm.parts import EMBEDDINGS, HEAD, PREFIXES, VISION_TOWER
+from llava.text_table import text_table
 
 LISTED = 10  # names of one kind that the table shows; the error line shows the first
 LAYER = re.compile(rf"{re.escape(VISION_TOWER)}encoder\.layers?\.(\d+)\..+")
@@ -146,16 +147,18 @@ class KeyMatch:
 
         components: beginnings of their names.
         """
-        lines = [f"{'component':<16}{'mapped':>8}{'new':>8}{'missing':>9}"]
+        rows = [("component", "mapped", "new", "missing", "")]
         for component, prefixes in components.items():
             counts = [
                 sum(name.startswith(prefixes) for name in names) for names in (self.mapped, self.new, self.missing)
             ]
             if any(counts):
-                lines.append(f"{component:<16}{counts[0]:>8}{counts[1]:>8}{counts[2]:>9}")
-        lines.append(f"{'unexpected':<16}{len(self.unexpected):>8}")
-        lines.append(f"{'another shape':<16}{len(self.mismatched):>8}")
-        lines += [f"{'ignored':<16}{len(names):>8}  {reason}" for reason, names in self.ignored.items()]
+                mapped, new, missing = map(str, counts)
+                rows.append((component, mapped, new, missing, ""))
+        rows.append(("unexpected", str(len(self.unexpected)), "", "", ""))
+        rows.append(("another shape", str(len(self.mismatched)), "", "", ""))
+        rows += [("ignored", str(len(names)), "", "", reason) for reason, names in self.ignored.items()]
+        lines = [text_table(rows, right=(False, True, True, True, False))]
         for kind, names in self.faults.items():
             lines += [f"{kind}: {name}" for name in names[:LISTED]]
             if len(names) > LISTED:

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava.text_table import markdown_table
+from llava.text_table import markdown_table, text_table
 
 WIDTH = 110  # of the terminal's tables: columns that do not fit beside the others stand below
 HEAD_WIDTH = 19  # longer headings take several lines, where they have spaces
@@ -75,10 +75,7 @@ def _block(table: Table, columns: list[int]) -> str:
     heads = [_head_lines(head) for head in table.head]
     height = max(len(heads[column]) for column in columns)
     heads = [[*[""] * (height - len(head)), *head] for head in heads]
-    rule = "  ".join("-" * sizes[column] for column in columns)
-
-    def line_of(cells: Sequence[str]) -> str:
-        return "  ".join(cells[column].ljust(sizes[column]) for column in columns).rstrip()
-
-    top = [line_of([head[-height:][index] for head in heads]) for index in range(height)]
-    return "\n".join([*top, rule, *(rule if line is None else line_of(line) for line in table.lines)])
+    rule = ["-" * size for size in sizes]
+    rows = [[head[-height:][index] for head in heads] for index in range(height)]
+    rows += [rule, *(rule if line is None else line for line in table.lines)]
+    return text_table([[row[column] for column in columns] for row in rows], right=[False])
