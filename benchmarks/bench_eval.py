@@ -30,40 +30,54 @@ from bench_sides import model_parser
 from PIL import Image
 from transformers import BatchFeature
 
-from llava.bench.arms import ArmModel, Side
+from llava.bench.arms import ArmModel
+from llava.bench.arms import Side as ArmSide
 from llava.data.schema import Dialogue, Turn
 from llava.demo.digit_pages import KINDS, ask, draw_numbers, draw_page
 from llava.demo.pages import rng_for
 from llava.engine.engine import Engine
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
-from llava.eval.questions import prompt_cost
+from llava.eval.messages import Settings
+from llava.eval.questions import Question, prompt_cost
+from llava.eval.server.ask import ask_all
 from llava.eval.server.client import Server, server_at
-from llava.eval.server.messages import messages_of
 from llava.eval.server.own import check_own, own_server
 from llava.eval.server.settings import REQUESTS, VLLM, ServerSettings
+from llava.text_table import text_table
 
 ARM = "grid_manager"
 INPUTS = ("384x384", "640x480", "1000x1000")
 QUESTION = "<image>\nRead row 1."
 
 
-@dataclass
-class Result:
-    """One side on one set of images. seconds: median of the runs. same: answers as those of batch size 1.
+@dataclass(frozen=True)
+class Side:
+    """Who answers the images, and how many at a time.
 
     engine: of a server, whose batch_size is as many requests as it is sent at a time; "" for the model in this process.
     """
 
-    case: str
     batch_size: int
-    ahead: bool
+    ahead: bool = False
+    engine: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine} {self.batch_size}{', ahead' if self.ahead else ''}".strip()
+
+
+@dataclass(frozen=True)
+class Result:
+    """One side on one set of images. seconds: median of the runs. same: answers as those of batch size 1."""
+
+    case: str
+    side: Side
     images: int
     crops: int
     tokens: int
     same: int
     seconds: float
-    engine: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -101,7 +115,7 @@ def random_engine(options: argparse.Namespace, tiny: bool) -> Engine:
         text_layers=options.text_layers or options.layers,
         tiny=tiny,
     )
-    model.use(Side(ARM, ARM))
+    model.use(ArmSide(ARM, ARM))
     return model.engine(ARM)
 
 
@@ -133,19 +147,17 @@ def answer_all(
     return answers, clock() - started
 
 
-def ask_all(server: Server, dialogues: list[Dialogue], new_tokens: int) -> tuple[list[str], float]:
+def ask_server(server: Server, dialogues: list[Dialogue], new_tokens: int) -> tuple[list[str], float]:
     """As answer_all, of a server, by the clock; the pictures are written as PNG meanwhile."""
-
-    def ask(index: int) -> str:
-        payload = {"model": server.settings.model, "messages": messages_of(dialogues[index])}
-        payload |= {"max_tokens": new_tokens, "temperature": 0}
-        return server.completion(payload | ({"repetition_penalty": 1.0} if server.settings.plain else {})).strip()
-
+    greedy = Settings(max_new_tokens=new_tokens, temperature=0.0, top_p=None, num_beams=1, stop=())
     started, answers = time.perf_counter(), [""] * len(dialogues)
-    for index, text, error in server.answers(range(len(dialogues)), ask):
-        if error is not None:
-            raise error
-        answers[index] = text
+    questions = [
+        Question(index, f"image {index}", str(index), index, dialogue) for index, dialogue in enumerate(dialogues)
+    ]
+    for question, text, error in ask_all(server, questions, greedy):
+        if text is None:
+            raise LlavaError(f"{question.name}: {error}")
+        answers[question.index] = text
     return answers, time.perf_counter() - started
 
 
@@ -160,50 +172,56 @@ def bench_case(
 
     Raises LlavaError when those in this process answer differently in float32.
     """
-    sides: list[tuple] = [(1, False), (options.batch_size, False), (options.batch_size, True)]
-    in_process = set(sides)
-    server = Server(settings) if settings else None
+    size = options.batch_size
+    in_process = [Side(1), Side(size), Side(size, ahead=True)]
+    sides = list(in_process)
     if settings:
-        sides.append((settings.requests, False, settings.engine))
-        ask_all(server, dialogues, options.new_tokens)
-    answer_all(engine, dialogues[: options.batch_size], options.batch_size, True, options.new_tokens)  # set up once
+        sides.append(Side(settings.requests, engine=settings.engine))
+        server = Server(settings)
+        ask_server(server, dialogues, options.new_tokens)
+    answer_all(engine, dialogues[:size], size, True, options.new_tokens)  # set up once
     seconds, answers = {side: [] for side in sides}, {}
     for run in range(options.runs):
         for side in sides[:: 1 if run % 2 == 0 else -1]:
-            if side in in_process:
-                answers[side], took = answer_all(engine, dialogues, *side, options.new_tokens, settings is not None)
+            if side.engine:
+                answers[side], took = ask_server(server, dialogues, options.new_tokens)
             else:
-                answers[side], took = ask_all(server, dialogues, options.new_tokens)
+                answers[side], took = answer_all(
+                    engine, dialogues, side.batch_size, side.ahead, options.new_tokens, settings is not None
+                )
             seconds[side].append(took)
     same = {side: sum(map(str.__eq__, answers[sides[0]], answers[side])) for side in sides}
     for side in in_process:
         if engine.model.dtype == torch.float32 and same[side] != len(dialogues):
-            raise LlavaError(f"{case}: batches of {side[0]} answer {same[side]} of {len(dialogues)} as one at a time")
+            raise LlavaError(
+                f"{case}: batches of {side.batch_size} answer {same[side]} of {len(dialogues)} as one at a time"
+            )
     pictures = engine.processor.image_processor
     crops = sum(pictures.layout(dialogue.images[0].size, False).num_crops for dialogue in dialogues)
     tokens = sum(map(engine.count_tokens, dialogues))
-    return [
-        Result(case, *side[:2], len(dialogues), crops, tokens, same[side], median(seconds[side]), *side[2:])
-        for side in sides
-    ]
+    return [Result(case, side, len(dialogues), crops, tokens, same[side], median(seconds[side])) for side in sides]
+
+
+def as_row(result: Result) -> dict:
+    """For --json: the side's fields beside the others."""
+    row = asdict(result)
+    side = row.pop("side")
+    return row | side | {"images_per_second": result.images_per_second}
 
 
 def table(results: list[Result], options: argparse.Namespace) -> str:
     """Images per second, and how many times those of batch size 1."""
     first = results[0]
-    lines = [
+    head = (
         f"{first.case}: {first.images} images, {first.crops} crops, {first.tokens:,} prompt tokens, "
-        f"answers of up to {options.new_tokens} tokens",
-        f"{'batch':<12}{'seconds':>9}{'images/s':>10}{'ratio':>7}{'same answers':>14}",
-    ]
+        f"answers of up to {options.new_tokens} tokens"
+    )
+    rows = [("batch", "seconds", "images/s", "ratio", "same answers")]
     for result in results:
-        ratio = result.images_per_second / first.images_per_second
-        side = f"{result.engine} {result.batch_size}, ahead" if result.ahead else f"{result.engine} {result.batch_size}"
-        lines.append(
-            f"{side.strip():<12}{result.seconds:>9.2f}{result.images_per_second:>10.3g}{ratio:>7.2f}"
-            f"{f'{result.same} of {result.images}':>14}"
-        )
-    return "\n".join(lines)
+        rate, ratio = result.images_per_second, result.images_per_second / first.images_per_second
+        same = f"{result.same} of {result.images}"
+        rows.append((result.side.name, f"{result.seconds:.2f}", f"{rate:.3g}", f"{ratio:.2f}", same))
+    return f"{head}\n{text_table(rows, right=(False, True))}"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -265,11 +283,11 @@ def bench(options: argparse.Namespace, settings: ServerSettings | None) -> None:
             f"{config.vision_config.hidden_size}, {config.text_config.num_hidden_layers} text layers of width "
             f"{config.text_config.hidden_size}, medians of {options.runs} runs"
         )
-        found = bench_case(name, engine, dialogues, options, settings if checkpoint else None)
-        print(table(found, options), end="\n\n", flush=True)
-        results += found
+        case_results = bench_case(name, engine, dialogues, options, settings if checkpoint else None)
+        print(table(case_results, options), end="\n\n", flush=True)
+        results += case_results
     if options.json:
-        rows = [asdict(result) | {"images_per_second": result.images_per_second} for result in results]
+        rows = [as_row(result) for result in results]
         with open(options.json, "w") as file:
             json.dump({"options": vars(options), "results": rows}, file, indent=1)
 
