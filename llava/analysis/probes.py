@@ -28,7 +28,8 @@ from llava.analysis.places import Row, rows_of, samples_of_crops
 from llava.fusion.aggregation import aggregations
 from llava.fusion.base import Delta
 from llava.fusion.layers import named
-from llava.fusion.managers import AdaptiveManager, VisualManagers
+from llava.fusion.managers import AdaptiveManager
+from llava.fusion.visual_managers import VisualManagers
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.configuration import LlavaOVManagerConfig
 

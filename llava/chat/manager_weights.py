@@ -12,7 +12,8 @@ import torch
 
 from llava.chat.weights_chart import ManagerWeights
 from llava.fusion.aggregation import aggregations
-from llava.fusion.managers import AdaptiveManager, VisualManagers
+from llava.fusion.managers import AdaptiveManager
+from llava.fusion.visual_managers import VisualManagers
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 
 

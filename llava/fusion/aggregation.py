@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from llava.fusion.layers import named
-from llava.fusion.managers import AdaptiveManager, VisualManagers
+from llava.fusion.managers import AdaptiveManager
+from llava.fusion.visual_managers import VisualManagers
 
 
 @dataclass(frozen=True)

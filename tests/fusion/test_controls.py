@@ -9,7 +9,7 @@ from llava.fusion.config import Sizes
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.none import NoneConfig
-from llava.fusion.managers import VisualManagers
+from llava.fusion.visual_managers import VisualManagers
 from llava.mllm.parts import FUSION
 from llava.train.recipe.load import load_recipe
 from tests.fusion.twins.layer_select import LayerSelectTwin

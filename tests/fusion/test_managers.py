@@ -9,7 +9,7 @@ from llava.errors import LlavaError
 from llava.fusion.config import Sizes
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.layers import layer_range
-from llava.fusion.managers import VisualManagers, draw_jitter
+from llava.fusion.visual_managers import VisualManagers, draw_jitter
 
 CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2
 SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
@@ -122,7 +122,7 @@ def test_released_jitter_is_drawn_anew_per_manager_and_sample_and_multiplies_the
         drawn.append(draw_jitter(*arguments))
         return drawn[-1]
 
-    monkeypatch.setattr("llava.fusion.managers.draw_jitter", record)
+    monkeypatch.setattr("llava.fusion.visual_managers.draw_jitter", record)
     outputs, _ = managers(maps, newline, SAMPLE_OF_CROP, SAMPLES)
     assert [factors.shape for factors in drawn] == [(SAMPLES, 3, WIDTH)] * 2
     assert not torch.equal(drawn[0], drawn[1])

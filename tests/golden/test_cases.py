@@ -61,7 +61,7 @@ def test_generation(generation_case, golden_dir, record_difference):
 
 def test_training(training_case, golden_dir, record_difference, monkeypatch):
     case = load_case(golden_dir, training_case)
-    monkeypatch.setattr("llava.fusion.managers.draw_jitter", given_jitter(case))
+    monkeypatch.setattr("llava.fusion.visual_managers.draw_jitter", given_jitter(case))
     case.model.train()
     found = run(case, with_gradients=True)
     differences = compare(case, found)

@@ -136,7 +136,7 @@ def test_noise_of_a_batch_with_a_text_only_sample(check, monkeypatch, source, te
                 return drawn
             return torch.nn.functional.pad(drawn[None, :, 0], (0, 0, 0, shape[1] - len(drawn)), value=1.0)
 
-        monkeypatch.setattr("llava.fusion.managers.draw_jitter", own)
+        monkeypatch.setattr("llava.fusion.visual_managers.draw_jitter", own)
         logits.append(next(rows)[2])
     hook.remove()
 

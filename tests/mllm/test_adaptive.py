@@ -7,7 +7,8 @@ from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.fusion.config import Sizes
 from llava.fusion.configs.manager import ManagerConfig
-from llava.fusion.managers import AdaptiveManager, VisualManagers
+from llava.fusion.managers import AdaptiveManager
+from llava.fusion.visual_managers import VisualManagers
 from tests.conftest import QUERIES
 
 

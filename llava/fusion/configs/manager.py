@@ -74,7 +74,7 @@ class ManagerConfig(FusionConfig):
     @staticmethod
     def implementation() -> "type[Fusion]":
         """VisualManagers."""
-        from llava.fusion.managers import VisualManagers
+        from llava.fusion.visual_managers import VisualManagers
 
         return VisualManagers
 
