@@ -73,18 +73,18 @@ def _from_one(values: np.ndarray) -> list[int]:
 
 def _similarity(model: Analysed) -> list[Curve]:
     """Manager 2 against manager 1, and so on."""
-    found = []
+    curves = []
     for side in PARTS:
         for part in ("unimodal", "cross-modal"):
             values = model.arrays.get(f"similarity_{side}_{part}")
             if values is not None:
-                found.append(_curve(model, f"{side} {part}", values, list(range(2, 2 + values.shape[1]))))
-    return found
+                curves.append(_curve(model, f"{side} {part}", values, list(range(2, 2 + values.shape[1]))))
+    return curves
 
 
 def _weights(model: Analysed, kinds: tuple[str, ...]) -> list[Curve]:
     """A line for each manager, over the states that it takes from."""
-    found = []
+    curves = []
     for side in PARTS:
         for size in ("mean", "absolute"):
             values = model.arrays.get(f"weights_{side}_{size}")
@@ -92,8 +92,8 @@ def _weights(model: Analysed, kinds: tuple[str, ...]) -> list[Curve]:
                 if kind in kinds:
                     there = ~np.isnan(values[:, place]).all(0)
                     x = [expert for expert, is_there in zip(model.facts["experts"][side], there) if is_there]
-                    found.append(_curve(model, f"{side} {size}", values[:, place, there], x, number))
-    return found
+                    curves.append(_curve(model, f"{side} {size}", values[:, place, there], x, number))
+    return curves
 
 
 def _hidden(model: Analysed) -> list[Curve]:
@@ -101,13 +101,13 @@ def _hidden(model: Analysed) -> list[Curve]:
 
 
 def _of_parts(model: Analysed, name: str, column: int | None = None, suffix: str = "") -> list[Curve]:
-    found = []
+    curves = []
     for part in PARTS:
         values = model.arrays.get(f"{name}_{part}")
         if values is not None:
             values = values if column is None else values[:, :, column]
-            found.append(_curve(model, f"{part}{suffix}", values, _from_one(values)))
-    return found
+            curves.append(_curve(model, f"{part}{suffix}", values, _from_one(values)))
+    return curves
 
 
 def _entropy(model: Analysed) -> list[Curve]:

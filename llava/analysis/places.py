@@ -65,14 +65,14 @@ def rows_of(inputs: Mapping[str, Any], config: LlavaOVManagerConfig) -> list[Row
 
 def samples_of_crops(inputs: Mapping[str, Any], config: LlavaOVManagerConfig) -> torch.Tensor:
     """(C,), the row of the sample of each crop, in the tower's order: of all images, then frames of all videos."""
-    found: list[int] = []
+    samples: list[int] = []
     if inputs.get("pixel_values") is not None:
         layouts = image_layouts(config, inputs["image_sizes"], inputs.get("batch_num_images"))
-        found += _repeated(inputs.get("batch_num_images"), [layout.num_crops for layout in layouts])
+        samples += _repeated(inputs.get("batch_num_images"), [layout.num_crops for layout in layouts])
     if inputs.get("pixel_values_videos") is not None:
         frames = [layout.num_crops for layout in video_layouts(config, inputs["video_num_frames"])]
-        found += _repeated(inputs.get("batch_num_videos"), frames)
-    return torch.tensor(found)
+        samples += _repeated(inputs.get("batch_num_videos"), frames)
+    return torch.tensor(samples)
 
 
 def _repeated(counts: Any, crops: list[int]) -> list[int]:

@@ -41,10 +41,10 @@ def read_visuals(
     parts = [wanted[begin : begin + BLOCK] for begin in range(0, len(wanted), BLOCK)]
     tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling) for numbers in parts)
     changed = None
-    for numbers, found in zip(parts, workers.map(_look, tasks, alone=len(parts) < 2)):
-        if found is not None:
+    for numbers, now in zip(parts, workers.map(_look, tasks, alone=len(parts) < 2)):
+        if now is not None:
             changed = np.array(visuals) if changed is None else changed
-            changed[numbers] = found
+            changed[numbers] = now
     if changed is None:
         return visuals
     if index.folder is None:
@@ -96,24 +96,20 @@ def _look(
 ) -> np.ndarray | None:
     """The images and videos as they are now; None where all are as before."""
     paths = list(index.paths(numbers))
-    found = before.copy()
-    found["size"], found["modified"], found["mode"] = np.array(
-        [_state(folder, path) for path, _ in paths], dtype=np.int64
-    ).T
-    known = (before["width"] > 0) | (before["frames"] > 0)
-    for place in np.flatnonzero(~known | (found != before)).tolist():
-        found["width"][place], found["height"][place], found["frames"][place] = _read(
-            folder, *paths[place], video_sampling
-        )
-    return None if np.array_equal(found, before) else found
+    now = before.copy()
+    now["size"], now["modified"], now["mode"] = np.array([_state(folder, path) for path, _ in paths], dtype=np.int64).T
+    sized = (before["width"] > 0) | (before["frames"] > 0)
+    for place in np.flatnonzero(~sized | (now != before)).tolist():
+        now["width"][place], now["height"][place], now["frames"][place] = _read(folder, *paths[place], video_sampling)
+    return None if np.array_equal(now, before) else now
 
 
 def _state(folder: ImageFolder, path: str) -> tuple[int, int, int]:
     try:
-        found = patiently(folder.status, path)
+        status = patiently(folder.status, path)
     except (OSError, ValueError):
         return GONE, 0, 0
-    return found.st_size, found.st_mtime_ns, found.st_mode
+    return status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def _read(folder: ImageFolder, path: str, is_video: bool, video_sampling: VideoSampling) -> tuple[int, int, int]:

@@ -87,14 +87,14 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries_CTD).float().unflatten(-1, (heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, (levels, points)).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (C * H, N, T, K)
         # grid_sample counts from -1 to 1 over the whole map, whose first token is the square from 0 to 1.
-        own = torch.arange(side, device=offsets.device) + 0.5
-        places = torch.stack(torch.meshgrid(own, own, indexing="ij")[::-1], -1).flatten(0, 1)[:, None]  # (T, 1, 2)
-        found = values.new_zeros(crops * heads, width // heads, tokens)
+        x = torch.arange(side, device=offsets.device) + 0.5
+        places = torch.stack(torch.meshgrid(x, x, indexing="ij")[::-1], -1).flatten(0, 1)[:, None]  # (T, 1, 2)
+        attended = values.new_zeros(crops * heads, width // heads, tokens)
         for level in range(levels):
             grid = (places + offsets[:, level]) * (2 / side) - 1
             samples = grid_sample(values[:, level], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-            found = found + (samples * weights[:, level, None]).sum(-1)
-        joined = found.unflatten(0, (crops, heads)).flatten(1, 2).transpose(1, 2)
+            attended = attended + (samples * weights[:, level, None]).sum(-1)
+        joined = attended.unflatten(0, (crops, heads)).flatten(1, 2).transpose(1, 2)
         return self.output(joined.to(queries_CTD))
 
 

@@ -36,12 +36,12 @@ def placeholder_positions(
         if len(said) != sum(counts.values()):
             raise LlavaError(f"found {len(said)} visual_positions but {sum(counts.values())} features")
         return said
-    found = []
+    positions = []
     for modality, count in counts.items():
-        found.append((input_ids == getattr(config, f"{modality}_token_id")).flatten().nonzero()[:, 0])
-        if len(found[-1]) != count:
-            raise LlavaError(f"found {len(found[-1])} {modality} tokens but {count} features in this batch")
-    return torch.cat(found)
+        positions.append((input_ids == getattr(config, f"{modality}_token_id")).flatten().nonzero()[:, 0])
+        if len(positions[-1]) != count:
+            raise LlavaError(f"found {len(positions[-1])} {modality} tokens but {count} features in this batch")
+    return torch.cat(positions)
 
 
 def recognised_ids(inputs_embeds: torch.Tensor, embed: nn.Module, config: LlavaOVManagerConfig) -> torch.Tensor:

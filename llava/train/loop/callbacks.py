@@ -94,11 +94,11 @@ class CompactProgress(ProgressCallback):
     ) -> None:
         """A line of the held-out loss, and of what else is measured."""
         super().on_evaluate(args, state, control, **kwargs)
-        found = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-        seconds = found.pop("runtime", 0.0)
-        told = [f"{name} {value:.4f}" for name, value in found.items() if not name.endswith("_per_second")]
-        if state.is_world_process_zero and self.training_bar is not None and told:
-            line = f"held-out {', '.join(told)}  ({seconds:.1f} s)"
+        measured = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
+        seconds = measured.pop("runtime", 0.0)
+        shown = [f"{name} {value:.4f}" for name, value in measured.items() if not name.endswith("_per_second")]
+        if state.is_world_process_zero and self.training_bar is not None and shown:
+            line = f"held-out {', '.join(shown)}  ({seconds:.1f} s)"
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  {line}")
 
 

@@ -21,14 +21,14 @@ def split_components(model: nn.Module, recipe: Recipe) -> list[Component]:
 
 
 def _component(recipe: Recipe, name: str, parameters: dict[str, nn.Parameter]) -> Component:
-    asked: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
-    own = asked if recipe.lr_groups == "components" else ComponentRecipe(asked.trained)
-    through_adapters = getattr(asked, "lora", False) and not name.endswith(ADAPTERS)
+    component: ComponentRecipe = getattr(recipe.components, name.removesuffix(ADAPTERS))
+    rates = component if recipe.lr_groups == "components" else ComponentRecipe(component.trained)
+    through_adapters = getattr(component, "lora", False) and not name.endswith(ADAPTERS)
     return Component(
         name,
         parameters,
-        asked.trained and not through_adapters,
-        own.lr if own.lr is not None else recipe.optim.lr,
-        own.weight_decay if own.weight_decay is not None else recipe.optim.weight_decay,
+        component.trained and not through_adapters,
+        rates.lr if rates.lr is not None else recipe.optim.lr,
+        rates.weight_decay if rates.weight_decay is not None else recipe.optim.weight_decay,
         unused=frozenset(parameter for parameter in parameters if parameter.startswith(UNUSED)),
     )

@@ -67,17 +67,17 @@ def _linear_layers(model: nn.Module, components: list[str]) -> Iterator[tuple[st
                 yield f"{MODULES[component]}.{name}", module
 
 
-def _target_pattern(layers: list[str], components: list[str], asked: list[str] | None) -> str:
+def _target_pattern(layers: list[str], components: list[str], target_modules: list[str] | None) -> str:
     """A regular expression that peft matches against whole names."""
-    known = list(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
-    unknown = [name for name in asked or () if name not in known]
+    names = list(dict.fromkeys(layer.rpartition(".")[2] for layer in layers))
+    unknown = [name for name in target_modules or () if name not in names]
     if unknown:
         raise LlavaError(
             f"lora.target_modules: {' and '.join(components)} have no linear layer {', '.join(unknown)}; "
-            f"they have {', '.join(known)}"
+            f"they have {', '.join(names)}"
         )
-    modules, names = (MODULES[component] for component in components), asked or known
-    return rf"({'|'.join(map(re.escape, modules))})\.(.+\.)?({'|'.join(map(re.escape, names))})"
+    modules, chosen = (MODULES[component] for component in components), target_modules or names
+    return rf"({'|'.join(map(re.escape, modules))})\.(.+\.)?({'|'.join(map(re.escape, chosen))})"
 
 
 def _quantize(model: nn.Module, layers: dict[str, nn.Linear], compute_dtype: torch.dtype) -> None:

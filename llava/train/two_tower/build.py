@@ -218,13 +218,14 @@ def _fitted(state: dict[str, torch.Tensor], tower: PreTrainedConfig, prefix: str
 
 def _load(module: nn.Module, state: dict[str, torch.Tensor], place: str) -> None:
     """Copies a whole state into a module. Raises LlavaError for the first of its faults."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    model_shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    file_shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    names = model_shapes.keys() | file_shapes.keys()
+    differing = sorted(name for name in names if model_shapes.get(name) != file_shapes.get(name))
     if differing:
         name = differing[0]
         raise LlavaError(
-            f"{place}: {len(differing)} weights do not fit the model, first {name}: {found.get(name, 'absent')} in the "
-            f"file, {wanted.get(name, 'absent')} in the model"
+            f"{place}: {len(differing)} weights do not fit the model, first {name}: "
+            f"{file_shapes.get(name, 'absent')} in the file, {model_shapes.get(name, 'absent')} in the model"
         )
     module.load_state_dict(state)
