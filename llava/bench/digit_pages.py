@@ -16,11 +16,11 @@ SECTIONS = {
 }
 
 
-def make_data(folder: Path, samples: int, held_out: int, documents: int) -> None:
+def make_data(folder: Path, captions: int, samples: int, held_out: int, documents: int) -> None:
     """See write_pages; the test's digits are of other scans."""
     from llava.demo.digit_pages import DIGIT_PAGES
 
-    write_pages(DIGIT_PAGES, folder, samples, held_out, documents)
+    write_pages(DIGIT_PAGES, folder, captions, samples, held_out, documents)
 
 
 def make_parts(folder: Path, steps: int) -> None:

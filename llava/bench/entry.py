@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava.data.schema import Dialogue
 
-TRAIN, HELD_OUT = "train.yaml", "held_out.yaml"  # mixtures in a data set's folder; paths count from the folder
+CAPTIONS, TRAIN, HELD_OUT = (
+    "captions.yaml",
+    "train.yaml",
+    "held_out.yaml",
+)  # mixtures in a data set's folder; paths count from the folder
 UNTIMED = 3  # steps at the start of a measurement that are not counted
 VISION_TOWER, LANGUAGE_MODEL = "vision_tower", "language_model"  # folders in that of the parts
 
@@ -59,12 +63,13 @@ class Parts:
 class DataSet:
     """A name that `--data` takes.
 
-    make: writes TRAIN, HELD_OUT, their images and the test, given the folder and how many samples, held-out samples and
-    documents. questions: of the test in that folder, always in one order; questions_per_document: how many each has.
-    max_new_tokens: of an answer. sample_size: bytes of a sample on disk, about. parts: what `--parts` takes.
+    make: writes CAPTIONS, TRAIN, HELD_OUT, their images and the test, given the folder and how many captions, samples,
+    held-out samples and documents. questions: of the test in that folder, always in one order; questions_per_document:
+    how many each has. max_new_tokens: of an answer. sample_size: bytes of a sample on disk, about. parts: what
+    `--parts` takes.
     """
 
-    make: Callable[[Path, int, int, int], None]
+    make: Callable[[Path, int, int, int, int], None]
     questions: Callable[[Path], Iterator[Question]]
     questions_per_document: int
     max_new_tokens: int

@@ -25,8 +25,8 @@ def disk_needed(bench: Bench) -> int:
     total = sum(LOG_SIZE for _ in all_jobs(bench))
     for data in bench.data:
         entry = data_set(data)
-        total += (settings.samples + settings.held_out + settings.documents) * entry.sample_size
-        total += parts_of(data, settings.parts).size
+        samples = settings.captions + settings.samples + settings.held_out + settings.documents
+        total += samples * entry.sample_size + parts_of(data, settings.parts).size * (1 + bench.at_once)
         questions = settings.documents * entry.questions_per_document
         total += 2 * len(bench.rows) * bench.seeds * questions * ANSWER_SIZE
     return total
@@ -51,7 +51,10 @@ def seconds_left(bench: Bench, jobs: Sequence[Job]) -> float | None:
         around = mean(one["seconds"] - one["training_seconds"] for one in of_row)
         questions = bench.settings.documents * data_set(job.data).questions_per_document
         answers = questions * mean(one["seconds_per_answer"] for one in of_row)
-        return around + step * bench.steps(job) + (answers if job.kind == "run" else 0)
+        if job.kind == "measure":
+            return around + step * bench.steps(job)
+        captions = bench.settings.captions / of_row[0]["batch_size"]  # steps, of which none costs more than others
+        return around + step * (captions + bench.steps(job)) + (answers if job.kind == "run" else 0)
 
     trainings = [job for job in jobs if isinstance(job, Training)]
     done = [

@@ -89,7 +89,7 @@ def told(bench: Bench) -> str:
             "",
             f"jobs  {len(jobs)}, {done} done: {len(bench.makings())} make {', '.join(bench.data)} and parts, "
             f"{count['measure']} measure, {count['grid']} try rates for {settings.grid_steps} steps, "
-            f"{count['run']} train for {settings.steps}",
+            f"{count['run']} train for {settings.steps}, each behind {settings.captions} captions",
             f"time  {time_left}, {bench.at_once} side by side",
             f"disk  {in_bytes(disk_needed(bench))} in {bench.out}, {in_bytes(free_bytes(bench.out))} are free",
         ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.bench.data_sets import parts_of
-from llava.bench.entry import HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
+from llava.bench.entry import CAPTIONS, HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
 from llava.bench.rows import REFERENCE, Row
 from llava.bench.sweep import Sweep
 from llava.errors import LlavaError, raise_faults
@@ -24,7 +24,9 @@ from llava.train.recipe.dotted import flatten
 from llava.train.recipe.load import Arm, load_recipe
 
 TASK, RESULT, LOG = "task.json", "result.json", "log.txt"
+STAGE_1 = "stage_1"  # the checkpoint that a job starts from, in its folder while it is at work
 NEW_PARTS = ("projector", "fusion", "newline")  # components that are drawn anew, and learn at the rate of the grid
+STAGE_1_RATE = 4  # times the rate, while the new parts learn alone, as in the quickstart
 GRID_SEED = 0  # of the short runs that choose a rate; those of the table have 1, 2, ..
 
 
@@ -32,9 +34,9 @@ GRID_SEED = 0  # of the short runs that choose a rate; those of the table have 1
 class Settings:
     """What decides the figures: two benches may differ in it only in folders of their own.
 
-    parts: of DATA_SETS. tower: `frozen` or `trained`. tiling: `square` or `anyres`. steps: of a run. grid_steps: of the
-    short runs that choose a rate. timed_steps: of a measurement. rates: of the grid. samples, held_out, documents: of
-    each data set. part_steps: of pretraining, None for the parts' own.
+    parts: of DATA_SETS. tower: `frozen` or `trained`. tiling: `square` or `anyres`. steps: of a run, stage 1 aside.
+    grid_steps: of the short runs that choose a rate. timed_steps: of a measurement. rates: of the grid. captions: of
+    stage 1; samples, held_out, documents: of each data set. part_steps: of pretraining, None for the parts' own.
     """
 
     parts: str
@@ -44,6 +46,7 @@ class Settings:
     grid_steps: int
     timed_steps: int
     rates: tuple[float, ...]
+    captions: int
     samples: int
     held_out: int
     documents: int
@@ -143,9 +146,24 @@ class Bench:
             "run.output_dir": str(self.folder(job) / "model"),
         }
         if job.kind != "measure":
+            keys |= {"model.start_from": str(self.folder(job) / STAGE_1)}
             keys |= {"eval.data": str(data / HELD_OUT), "eval.steps": steps, "eval.answers": 0}
         arm = Arm(row.arm, grid=settings.tiling == "anyres")
         return {"path": of_parts.recipe, "arm": str(arm), "keys": keys}
+
+    def stage_1_arguments(self, job: Training) -> dict[str, Any]:
+        """What the new parts of a grid's run or one of the table learn first, alone, from captions, in single crops."""
+        arguments = self.recipe_arguments(job)
+        keys = {key: value for key, value in arguments["keys"].items() if not key.startswith("eval.")}
+        del keys["model.start_from"], keys["optim.max_steps"]
+        keys |= {f"components.{name}.trained": False for name in ("vision_tower", "language_model", "newline")}
+        keys |= {f"components.{name}.lr": STAGE_1_RATE * keys[f"components.{name}.lr"] for name in NEW_PARTS}
+        keys |= {
+            "data.mixture": str(self.data_folder(job.data) / CAPTIONS),
+            "data.template": "plain",
+            "run.output_dir": str(self.folder(job) / STAGE_1),
+        }
+        return {"path": arguments["path"], "arm": str(Arm(job.row.arm)), "keys": keys}
 
     def like_section(self, data: str, row: Row) -> dict[str, int]:
         """The projector's width of a row that has another's number of parameters; {} of others, and until it is known.
@@ -176,6 +194,8 @@ class Bench:
         }
         if isinstance(job, Training):
             task["recipe"] = self.recipe_arguments(job)
+            if job.kind != "measure":
+                task["stage_1"] = self.stage_1_arguments(job)
         (folder / TASK).write_text(json.dumps(task, indent=1), encoding="utf-8")
 
     def makings(self) -> list[Making]:
@@ -227,6 +247,7 @@ class Bench:
 
 
 LEFT_OUT = (
+    "model.start_from",
     "model.vision_tower",
     "model.language_model",
     "data.mixture",

@@ -62,13 +62,14 @@ def _add_fusion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row and data set (default 3)")
     parser.add_argument("--tower", choices=("frozen", "trained"), default="trained", help="(default trained)")
     parser.add_argument("--tiling", choices=("square", "anyres"), help="(default anyres, or the sweep's)")
-    parser.add_argument("--steps", type=int, default=300, help="of a run (default 300)")
-    parser.add_argument("--grid_steps", type=int, default=100, help="of a run that tries a rate (default 100)")
+    parser.add_argument("--steps", type=int, default=100, help="of a run, behind its captions (default 100)")
+    parser.add_argument("--grid_steps", type=int, default=40, help="of a run that tries a rate (default 40)")
     parser.add_argument(
         "--timed_steps", type=int, default=15, help="of a measurement, the first 3 uncounted (default 15)"
     )
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 2e-3, 8e-3], help="of the new parts, tried")
-    parser.add_argument("--samples", type=int, default=9600, help="conversations to train on (default 9600)")
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 2e-3], help="of the new parts, tried")
+    parser.add_argument("--captions", type=int, default=2000, help="that the new parts learn from first (default 2000)")
+    parser.add_argument("--samples", type=int, default=3200, help="conversations to train on (default 3200)")
     parser.add_argument(
         "--held_out", type=int, default=400, help="conversations that rates are chosen on (default 400)"
     )

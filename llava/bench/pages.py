@@ -1,4 +1,4 @@
-"""Pages of llava/demo as the bench takes them: one mixture to train on, one held out, a test."""
+"""Pages of llava/demo as the bench takes them: captions and a mixture to train on, one held out, a test."""
 
 import io
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from llava.bench.entry import HELD_OUT, TRAIN, Question
+from llava.bench.entry import CAPTIONS, HELD_OUT, TRAIN, Question
 
 if TYPE_CHECKING:
     from llava.demo.pages import Content
@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 SEED = 0  # of the pages and of the parts: they are the same for every run
 
 
-def write_pages(content: "Content", folder: Path, samples: int, held_out: int, documents: int) -> None:
-    """Pages with `samples` conversations to train on, `held_out` others, and `documents` test pages."""
+def write_pages(content: "Content", folder: Path, captions: int, samples: int, held_out: int, documents: int) -> None:
+    """`captions` and pages with `samples` conversations to train on, `held_out` others, and `documents` test pages."""
     from llava.data.json_rows import iter_records
     from llava.demo.mixture import write_mixture
 
-    write_mixture(folder, content, captions=1, pages=samples + held_out, test_pages=documents, seed=SEED)
+    write_mixture(folder, content, captions, samples + held_out, documents, SEED)
     first, second = "stage1_5.json", "stage2.json"
     rows = sum(1 for _ in iter_records(folder / second))
-    mixtures = {TRAIN: [(first, "all"), (second, f"first:{rows - held_out}")], HELD_OUT: [(second, f"end:{held_out}")]}
+    mixtures = {
+        CAPTIONS: [("stage1.json", "all")],
+        TRAIN: [(first, "all"), (second, f"first:{rows - held_out}")],
+        HELD_OUT: [(second, f"end:{held_out}")],
+    }
     for name, entries in mixtures.items():
         listed = [{"json_path": path, "sampling_strategy": strategy} for path, strategy in entries]
         (folder / name).write_text(yaml.safe_dump({"datasets": listed}))

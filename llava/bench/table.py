@@ -106,9 +106,10 @@ def _described(lines: Sequence[Line], name: str) -> str:
 def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
     """What a reader must know of these results."""
     settings = results["settings"]
+    rates = ", ".join(f"{rate:g}" for rate in settings["rates"])
     remarks = [
-        f"{results['seeds']} seeds, {settings['steps']} steps, tower {settings['tower']}, tiling {settings['tiling']}, "
-        f"parts {settings['parts']}; rates {', '.join(f'{rate:g}' for rate in settings['rates'])} of "
+        f"{results['seeds']} seeds, {settings['steps']} steps behind {settings['captions']} captions, tower "
+        f"{settings['tower']}, tiling {settings['tiling']}, parts {settings['parts']}; rates {rates} of "
         f"{settings['grid_steps']} steps on held-out samples"
     ]
     if "sweep" in results:

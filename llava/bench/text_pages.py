@@ -26,11 +26,11 @@ def layout(size: str) -> "Layout":
     return Layout(tile=56, sizes=(9, 11), fonts="all") if size == SMALL else Layout(fonts="all")
 
 
-def make_data(size: str, folder: Path, samples: int, held_out: int, documents: int) -> None:
+def make_data(size: str, folder: Path, captions: int, samples: int, held_out: int, documents: int) -> None:
     """See write_pages; the test's topics are others."""
     from llava.demo.text_pages import text_pages
 
-    write_pages(text_pages(layout(size)), folder, samples, held_out, documents)
+    write_pages(text_pages(layout(size)), folder, captions, samples, held_out, documents)
 
 
 def make_parts(size: str, folder: Path, steps: int) -> None:

@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from llava.bench.data_sets import DATA_SETS
 from llava.bench.entry import UNTIMED, DataSet
-from llava.bench.jobs import NEW_PARTS, RESULT, TASK
+from llava.bench.jobs import NEW_PARTS, RESULT, STAGE_1, TASK
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.files import whole_file, whole_folder
@@ -31,7 +31,7 @@ from llava.train.loop.trainer import LlavaTrainer
 from llava.train.mllm.data import sizes_once
 from llava.train.ranks.fingerprint import git_state, versions
 from llava.train.recipe.load import load_recipe
-from llava.train.stage import Stage, prepare, train
+from llava.train.stage import Stage, prepare, run_stage, train
 
 TOGETHER = 50  # questions that are answered at a time, and that a measurement times
 
@@ -64,7 +64,8 @@ def main(folder: Path) -> int:
     except LlavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    shutil.rmtree(folder / "model.unfinished", ignore_errors=True)
+    for name in ("model.unfinished", STAGE_1):
+        shutil.rmtree(folder / name, ignore_errors=True)
     result |= {"seconds": time.time() - started, "git": git_state(), "versions": versions()}
     with whole_file(folder / RESULT, sync=True) as stream:
         json.dump(result, stream)
@@ -75,7 +76,7 @@ def _make(task: dict, entry: DataSet) -> dict[str, Any]:
     settings = task["settings"]
     with whole_folder(task[f"{task['kind']}_folder"]) as working:
         if task["kind"] == "data":
-            entry.make(working, settings["samples"], settings["held_out"], settings["documents"])
+            entry.make(working, *(settings[name] for name in ("captions", "samples", "held_out", "documents")))
         else:
             parts = entry.parts[settings["parts"]]
             parts.make(working, settings["part_steps"] or parts.steps)
@@ -83,11 +84,14 @@ def _make(task: dict, entry: DataSet) -> dict[str, Any]:
 
 
 def _train(task: dict, entry: DataSet) -> dict[str, Any]:
-    stage = prepare(load_recipe(**task["recipe"]))
-    trainer, clock = stage.trainer, StepClock()
-    trainer.add_callback(clock)
-    began = time.time()
+    clock = StepClock()
     try:
+        if "stage_1" in task:
+            run_stage(load_recipe(**task["stage_1"]))
+        stage = prepare(load_recipe(**task["recipe"]))
+        trainer = stage.trainer
+        trainer.add_callback(clock)
+        began = time.time()
         train(trainer)
     except NonFiniteError as error:
         if task["kind"] != "grid":

@@ -28,6 +28,7 @@ SMOKE = {
     "--grid_steps": ["1"],
     "--timed_steps": ["5"],
     "--rates": ["1e-3", "4e-3"],
+    "--captions": ["32"],
     "--samples": ["96"],
     "--held_out": ["8"],
     "--documents": ["6"],

@@ -3,7 +3,7 @@
 import pytest
 
 from llava.bench import digit_pages
-from llava.bench.entry import HELD_OUT, TRAIN, Question
+from llava.bench.entry import CAPTIONS, HELD_OUT, TRAIN, Question
 from llava.bench.rows import all_rows
 from llava.data.mixture import load_mixture
 
@@ -11,13 +11,16 @@ from llava.data.mixture import load_mixture
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages") / "digit_pages"
-    digit_pages.make_data(folder, samples=30, held_out=10, documents=3)
+    digit_pages.make_data(folder, captions=5, samples=30, held_out=10, documents=3)
     return folder
 
 
 def test_what_is_held_out_is_not_trained_on(folder):
-    train, held_out = ({sample.id for sample in load_mixture(folder / name, 0).samples} for name in (TRAIN, HELD_OUT))
-    assert (len(train), len(held_out), len(train & held_out)) == (30, 10, 0)
+    names = (CAPTIONS, TRAIN, HELD_OUT)
+    captions, train, held_out = ({sample.id for sample in load_mixture(folder / name, 0).samples} for name in names)
+    assert (len(captions), len(train), len(held_out)) == (5, 30, 10)
+    assert not train & held_out
+    assert not captions & (train | held_out)
 
 
 def test_the_questions_of_a_page_are_one_document(folder):

@@ -1,6 +1,7 @@
 """The rows and their recipes, how a rate is chosen, and what a bench says before it starts."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -24,6 +25,7 @@ SETTINGS = {
     "grid_steps": 100,
     "timed_steps": 15,
     "rates": (1e-3, 4e-3),
+    "captions": 200,
     "samples": 1000,
     "held_out": 100,
     "documents": 50,
@@ -69,6 +71,29 @@ def test_every_row_has_a_recipe(tmp_path, tower, tiling):
         for keys in resolved.values()
     ]
     assert shared.count(shared[0]) == len(shared)
+
+
+def test_in_stage_1_the_new_parts_learn_alone_and_the_run_starts_from_there(tmp_path):
+    of_folder = bench(tmp_path, ["manager_last", "deepstack_zero"])
+    for row in of_folder.rows:
+        job = Training("run", "digit_pages", replace(row, like=None), 2, 1e-3)
+        first, then = load_recipe(**of_folder.stage_1_arguments(job)), load_recipe(**of_folder.recipe_arguments(job))
+        assert (first.model.start_from, then.model.start_from) == (None, first.run.output_dir)
+        assert first.fusion == then.fusion
+        assert first.tiling.aspect_ratio == "square"
+        trained = [name for name, part in vars(first.components).items() if part.trained]
+        assert trained == ["projector", "fusion"]
+        assert first.components.projector.lr == first.components.fusion.lr == 4e-3
+        assert then.components.language_model.trained
+        assert (first.optim.max_steps, then.optim.max_steps) == (None, 300)
+        assert first.data.mixture != then.data.mixture
+        assert first.run.seed == then.run.seed == 2
+    assert "stage_1" not in written_task(of_folder, Training("measure", "digit_pages", of_folder.rows[0]))
+
+
+def written_task(of_folder: Bench, job: Training) -> dict:
+    of_folder.write_task(job)
+    return json.loads((of_folder.folder(job) / "task.json").read_text())
 
 
 def test_every_arm_of_a_method_is_a_row():
@@ -151,13 +176,15 @@ def test_time_and_disk_by_hand(tmp_path):
         training_seconds=12.0,
         step_seconds={"clock": 0.5, "processor": 0.5},
         seconds_per_answer=0.1,
+        batch_size=20,
     )
-    # 8 s around each job's steps of 0.5 s; 100 questions of 0.1 s in a run; a measurement is alone, others are two.
-    measure, grid, run = 8 + 15 * 0.5, 8 + 100 * 0.5, 8 + 300 * 0.5 + 100 * 0.1
+    # 8 s around each job's steps of 0.5 s, 10 of them of 200 captions; 100 questions of 0.1 s in a run. A measurement
+    # is alone and without captions, others are two.
+    measure, grid, run = 8 + 15 * 0.5, 8 + 110 * 0.5, 8 + 310 * 0.5 + 100 * 0.1
     assert seconds_left(of_folder, jobs) == pytest.approx(measure + (4 * grid + 6 * run) / 2)
     write_result(of_folder, of_folder.grid("digit_pages", of_folder.rows[0])[0], seconds=2 * grid, held_out_loss=1.0)
     assert seconds_left(of_folder, jobs) == pytest.approx(measure + 2 * (3 * grid + 6 * run) / 2)
-    assert 1150 * 5000 < disk_needed(of_folder) < 20e6
+    assert 1350 * 5000 + 3 * 3e6 < disk_needed(of_folder) < 25e6
 
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):

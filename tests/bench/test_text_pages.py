@@ -42,7 +42,7 @@ def test_each_recipe_cuts_a_page_into_its_tiles(data, parts, tile, dropped, monk
 def test_the_data_is_one_mixture_to_train_on_one_held_out_and_a_test(tmp_path):
     """Without the fonts of demo-real, which the entries themselves draw with."""
     content = text_pages_of(Layout(tile=56, sizes=(9, 11)))
-    write_pages(content, tmp_path, samples=12, held_out=3, documents=2)
+    write_pages(content, tmp_path, captions=1, samples=12, held_out=3, documents=2)
     samples = {name: load_mixture(tmp_path / name, 0).samples for name in (TRAIN, HELD_OUT)}
     assert [len(of_name) for of_name in samples.values()] == [12, 3]
     assert not {sample.id for sample in samples[TRAIN]} & {sample.id for sample in samples[HELD_OUT]}
@@ -62,7 +62,14 @@ def test_a_bench_of_two_rows_trains_smollm2_on_text_pages(tmp_path, monkeypatch,
         pytest.skip(str(error))
     monkeypatch.chdir(ROOT)
     options = {"--data": "text_pages_small", "--parts": "smollm2", "--methods": "manager", "--seeds": "1"}
-    options |= {"--steps": "1", "--timed_steps": "5", "--rates": "1e-3", "--samples": "12", "--held_out": "2"}
+    options |= {
+        "--steps": "1",
+        "--timed_steps": "5",
+        "--rates": "1e-3",
+        "--captions": "4",
+        "--samples": "12",
+        "--held_out": "2",
+    }
     options |= {"--documents": "2", "--part_steps": "2", "--jobs": "1", "--out": str(tmp_path / "bench")}
     words = [word for option in options.items() for word in option]
     assert main(["bench", "fusion", *words]) == 0, capsys.readouterr()
