@@ -113,13 +113,13 @@ def with_underscores(word: str, flags: Collection[str]) -> str:
     return flag + equals + value if name.startswith("--") and flag in flags else word
 
 
-def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that was probably meant by a wrong word: spelled alike, or the only one that begins so."""
-    by_lower = {name.lower(): name for name in known}
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """The one of `choices` that was probably meant by a wrong word: spelled alike, or the only one that begins so."""
+    by_lower = {name.lower(): name for name in choices}
     alike = difflib.get_close_matches(word.lower(), by_lower, n=1)
     beginning = [name for name in by_lower if word and name.startswith(word.lower())]
-    found = alike or (beginning if len(beginning) == 1 else [])
-    return by_lower[found[0]] if found else None
+    matches = alike or (beginning if len(beginning) == 1 else [])
+    return by_lower[matches[0]] if matches else None
 
 
 def did_you_mean(name: str | None) -> str:
@@ -127,9 +127,9 @@ def did_you_mean(name: str | None) -> str:
     return f"; did you mean {name}?" if name else ""
 
 
-def unknown(kind: str, word: str, known: Sequence[str]) -> str:
-    """The message about a word that is none of `known`. kind: what they are."""
-    meant, listed = did_you_mean(nearest(word, known)), ", ".join(known)
+def unknown(kind: str, word: str, choices: Sequence[str]) -> str:
+    """The message about a word that is none of `choices`. kind: what they are."""
+    meant, listed = did_you_mean(nearest(word, choices)), ", ".join(choices)
     return f"unknown {kind} {shown(word)}{meant or f'; choose of {listed}'}"
 
 

@@ -76,8 +76,8 @@ def _module(command: str) -> str:
     from llava.arguments import unknown
     from llava.errors import LlavaError
 
-    kind, known = ("option", ["--help", "--version"]) if command.startswith("-") else ("command", list(COMMANDS))
-    raise LlavaError(unknown(kind, command, known))
+    kind, choices = ("option", ["--help", "--version"]) if command.startswith("-") else ("command", list(COMMANDS))
+    raise LlavaError(unknown(kind, command, choices))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def find_files(line: str, bare: bool = False) -> list[Named]:
     ends = [end for end in range(1, len(line) + 1) if _can_end(line, end)]
     marked = [end for end in ends if _SUFFIX.search(line, max(end - 13, 0), end)]
     text = _Text(line, ends, marked, plain_names(Path.cwd()), bare)
-    found, position = [], 0
+    names, position = [], 0
     while position < len(line):
         name = None
         if _can_begin(line, position):
@@ -136,11 +136,11 @@ def find_files(line: str, bare: bool = False) -> list[Named]:
             else:
                 name = _shell_word(line, position) or _span(text, position)
         if name is not None:
-            found.append(name)
+            names.append(name)
             position = name.end
         else:
             position += 1
-    return found
+    return names
 
 
 @dataclass(frozen=True)

@@ -182,8 +182,8 @@ def _readable(model: str, session: Session) -> str:
     if session.system is not None:
         parts.append(f"System message: {session.system}")
     for exchange in session.exchanges:
-        asked = [*map(str, exchange.media), *exchange.question.splitlines()]
-        parts += ["\n".join(f"> {line}" for line in asked), exchange.answer or EMPTY]
+        quoted = [*map(str, exchange.media), *exchange.question.splitlines()]
+        parts += ["\n".join(f"> {line}" for line in quoted), exchange.answer or EMPTY]
         parts += ["(stopped)"] if exchange.stopped else []
     return "\n\n".join(parts) + "\n"
 

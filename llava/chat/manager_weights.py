@@ -48,14 +48,14 @@ class ScoreRecorder:
         managers = self._model.model.fusion
         if not isinstance(managers, VisualManagers):
             return []
-        found = []
+        weights = []
         for index, one in enumerate(aggregations(managers)):
             sizes, means = one.weights.abs().mean(1), one.weights.mean(1)
             if one.adaptive and index in self.scores:  # |score * gate| = |score| * |gate|, so the means factor
                 score_means, score_sizes = self.scores[index]
                 sizes, means = sizes * score_sizes, means * score_means
-            known = not one.adaptive or index in self.scores
-            values = (sizes.tolist(), means.tolist()) if known else (None, None)
+            measured = not one.adaptive or index in self.scores
+            values = (sizes.tolist(), means.tolist()) if measured else (None, None)
             kind = "adaptive" if one.adaptive else "static"
-            found.append(ManagerWeights(one.layer, kind, one.vision_layers, *values))
-        return found
+            weights.append(ManagerWeights(one.layer, kind, one.vision_layers, *values))
+        return weights

@@ -105,13 +105,13 @@ class MediaReader:
 
     def _opened(self, path: Path, source: str, kind: str, *, fetched=False, sampling=None, sha256=None) -> Medium:
         _check_file(path, source, kind)
-        found = file_hash(path)
-        if sha256 not in (None, found):
-            raise DataError(f"{kind} {source} has changed: its sha256 is {found[:12]}..., it was {sha256[:12]}...")
+        digest = file_hash(path)
+        if sha256 not in (None, digest):
+            raise DataError(f"{kind} {source} has changed: its sha256 is {digest[:12]}..., it was {sha256[:12]}...")
         if kind == "image":
             content, notes = read_image(path, source)
             measures = f"{content.width}x{content.height}"
-            return Medium(kind, source, path, found, content, measures, tuple(notes), fetched)
+            return Medium(kind, source, path, digest, content, measures, tuple(notes), fetched)
         sampling = sampling or self.sampling
         try:
             video = read_video(path, sampling)
@@ -119,7 +119,7 @@ class MediaReader:
             raise DataError(str(error).replace(str(path), source)) from None
         width, height = video.frames[0].size
         measures = f"{width}x{height}, {len(video.frames)} frames of {video.duration:.1f} seconds"
-        return Medium(kind, source, path, found, video.frames, measures, (), fetched, sampling)
+        return Medium(kind, source, path, digest, video.frames, measures, (), fetched, sampling)
 
 
 def kind_of(name: str) -> str | None:
@@ -155,7 +155,7 @@ def _check_file(path: Path, source: str, kind: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{kind} {source} is no regular file")
     if status.st_size > FILE_LIMITS[kind]:
-        found, limit = status.st_size / MEBIBYTE, FILE_LIMITS[kind] / MEBIBYTE
-        raise DataError(f"{kind} {source} has {found:.1f} MiB; at most {limit:g} are read")
+        size, limit = status.st_size / MEBIBYTE, FILE_LIMITS[kind] / MEBIBYTE
+        raise DataError(f"{kind} {source} has {size:.1f} MiB; at most {limit:g} are read")
     if not os.access(path, os.R_OK):
         raise DataError(f"{kind} {source} cannot be read: permission denied")

@@ -45,8 +45,8 @@ class Session:
         stopped: when another thread sets it the answer ends, as one that is interrupted, and is returned.
         Raises LlavaError for a question that is no text, or has more or fewer places than there are images or videos.
         """
-        asked = Exchange(as_text(question, "the question"), tuple(self.waiting))
-        return self._answer(self.exchanges, asked, show, "answer", Event() if stopped is None else stopped)
+        pending = Exchange(as_text(question, "the question"), tuple(self.waiting))
+        return self._answer(self.exchanges, pending, show, "answer", Event() if stopped is None else stopped)
 
     def retry(self, show: Callable[[str], None]) -> Exchange:
         """Answers the last question again, in place of the last answer; errors as in ask."""
@@ -108,12 +108,12 @@ class Session:
     def _answer(
         self,
         before: list[Exchange],
-        asked: Exchange,
+        pending: Exchange,
         show: Callable[[str], None],
         event: str,
         stopped: Event,
     ) -> Exchange:
-        dialogue = self._dialogue([*before, asked])
+        dialogue = self._dialogue([*before, pending])
         pieces: list[str] = []
         begin = time.perf_counter()
         first, interrupt, is_whole = None, None, False
@@ -137,7 +137,7 @@ class Session:
         for placeholder in PLACEHOLDERS.values():  # that a model writes must not move the images of later turns
             answer = answer.replace(placeholder, "")
         timing = Timing((first or end) - begin, end - begin)
-        exchange = Exchange(asked.question, asked.media, answer.strip(), not is_whole, self._kept.usage, timing)
+        exchange = Exchange(pending.question, pending.media, answer.strip(), not is_whole, self._kept.usage, timing)
         self.exchanges, self.waiting = [*before, exchange], []
         self.record(event, exchange)
         if interrupt is not None:

@@ -81,12 +81,12 @@ class CommandCompleter(Completer):
         text = document.text_before_cursor
         name, blank, rest = text.partition(" ")
         if not blank:
-            yield from (Completion(f"{known} ", -len(text)) for known in COMMANDS if name and known.startswith(name))
+            yield from (Completion(f"{choice} ", -len(text)) for choice in COMMANDS if name and choice.startswith(name))
             return
         wanted = COMMANDS[name].completes if name in COMMANDS else None
         if wanted == "setting":
             word = rest.split(" ")[-1]
-            yield from (Completion(f"{known}=", -len(word)) for known in SETTINGS if known.startswith(word))
+            yield from (Completion(f"{choice}=", -len(word)) for choice in SETTINGS if choice.startswith(word))
         elif wanted is not None:
             fits = SUFFIXES.get(wanted)
             paths = PathCompleter(

@@ -29,8 +29,8 @@ def chart(weights: list[ManagerWeights], width: int, plain: bool = False) -> str
     """
     if not weights:
         return "this model has no managers"
-    known = [manager for manager in weights if manager.sizes is not None]
-    largest = max((size for manager in known for size in manager.sizes), default=0.0)
+    measured = [manager for manager in weights if manager.sizes is not None]
+    largest = max((size for manager in measured for size in manager.sizes), default=0.0)
     rows = sorted({layer for manager in weights for layer in manager.vision_layers})
     label = max(len(f"V{layer}") for layer in rows) + 2
     columns = max((width - label) // CELL, 1)
@@ -43,7 +43,7 @@ def chart(weights: list[ManagerWeights], width: int, plain: bool = False) -> str
         for layer in rows:
             cells = [_cell(manager, layer, largest, plain) for manager in group]
             lines.append(f"{f'V{layer}':<{label}}{''.join(cells)}".rstrip())
-    if len(known) < len(weights):
+    if len(measured) < len(weights):
         lines += ["", "?: adaptive, decides when it sees an image"]
     return "\n".join(lines)
 

@@ -181,8 +181,8 @@ def _why_not(model_type: str | None) -> str:
         return "is a checkpoint of this model already and needs no conversion"
     if model_type in (*LANGUAGE_MODEL_TYPES, *TOWER_FOLDER_TYPES):
         return f"is a {model_type} model alone; give both parts, --vision_tower DIR --language_model DIR, and no SOURCE"
-    known = (*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE, BRIDGETOWER_MODEL_TYPE)
-    return f"unknown model_type {model_type!r}; known: {', '.join(known)}"
+    importable = (*RELEASED_MODEL_TYPES, ONEVISION_MODEL_TYPE, BRIDGETOWER_MODEL_TYPE)
+    return f"unknown model_type {model_type!r}; known: {', '.join(importable)}"
 
 
 def _part_folder(arguments: Namespace, option: str, model_types: tuple[str, ...]) -> Path | None:

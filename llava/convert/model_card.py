@@ -148,20 +148,20 @@ def _recipe(family: _Family, run: Mapping[str, Any]) -> str:
     lines = [f"- {part}: {what}" for part, what in family.parts.items()]
     if not run:
         return "\n".join([*lines, "- trained elsewhere: the checkpoint has no run.json"])
-    told = _without_paths(_chosen(run.get("recipe", {}), family.recipe_keys))
+    recipe = _without_paths(_chosen(run.get("recipe", {}), family.recipe_keys))
     for key, title in (("steps", "steps"), ("tokens_seen", "tokens seen"), ("train_loss", "mean training loss")):
         if key in run:
             lines.append(f"- {title}: {run[key]:.4g}" if key == "train_loss" else f"- {title}: {run[key]:,}")
     versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
     lines += [f"- with {versions}"] if versions else []
-    return "\n".join([*lines, "", "```yaml", yaml.safe_dump(told, sort_keys=False).rstrip(), "```"])
+    return "\n".join([*lines, "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"])
 
 
 def _chosen(recipe: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     """Of a recipe these sections, and single fields by their dotted names, where it has them."""
     dotted = {f"data.{key}": value for key, value in recipe.get("data", {}).items()}
-    known = {**recipe, **dotted}
-    return {key: known[key] for key in keys if key in known}
+    fields = {**recipe, **dotted}
+    return {key: fields[key] for key in keys if key in fields}
 
 
 def _without_paths(value: Any) -> Any:

@@ -270,7 +270,7 @@ def make_processor(source: TwoTowerSource, tokenizer_folder: Path | None) -> Pai
     text = source.config.text_config
     tokenizer = read_tokenizer(text, folder)
     check_tokenizer(tokenizer, text.vocab_size, text.pad_token_id, source.name)
-    found = pixel_statistics(source.folders)
-    statistics = {name: tuple(found[f"image_{name}"]) for name in ("mean", "std")} if found else {}
+    pixels = pixel_statistics(source.folders)
+    statistics = {name: tuple(pixels[f"image_{name}"]) for name in ("mean", "std")} if pixels else {}
     length = TASKS[source.config.task].text_length
     return PairProcessor(tokenizer, source.config.vision_config.image_size, length, **statistics)

@@ -43,13 +43,13 @@ def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         return image, []
     if image.format is not None and image.format not in FORMATS:
         raise DataError(f"{image.format} is not one of the formats that are read: {', '.join(FORMATS)}")
-    told = orientation(image) if image.format == "TIFF" else 1
+    orientation_in_file = orientation(image) if image.format == "TIFF" else 1
     _load(image)
     turn = TURNS.get(orientation(image))
     rgb, notes = _opaque(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
-    if turn is not None or told > 1:
+    if turn is not None or orientation_in_file > 1:
         notes = ["turned upright as its EXIF says", *notes]
     rgb.info = {}
     return rgb, notes
@@ -85,10 +85,10 @@ def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where none is told, and for an EXIF that cannot be read."""
     try:
         with decoding():
-            told = image.getexif().get(ExifTags.Base.Orientation, 1)
+            value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except DataError:
         return 1
-    return told if told in TURNS else 1
+    return value if value in TURNS else 1
 
 
 def _opaque(image: Image.Image) -> tuple[Image.Image, list[str]]:

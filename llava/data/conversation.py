@@ -124,9 +124,9 @@ def encode_prompt(
 def check_placeholders(turns: tuple[Turn, ...], images: int, videos: int, where: str = "") -> None:
     """Raises PlaceholderError unless the turns mark a place for each image and video. where: for the message."""
     for token, count, things in ((IMAGE_TOKEN, images, "images"), (VIDEO_TOKEN, videos, "videos")):
-        found = sum(turn.text.count(token) for turn in turns) if count else 0
-        if found != count:
-            raise PlaceholderError(f"found {found} {token} placeholders{where} but {count} {things}")
+        placeholders = sum(turn.text.count(token) for turn in turns) if count else 0
+        if placeholders != count:
+            raise PlaceholderError(f"found {placeholders} {token} placeholders{where} but {count} {things}")
 
 
 def _placeholders(images: int, videos: int) -> tuple[str, ...]:

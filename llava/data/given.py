@@ -89,9 +89,9 @@ def share_out(given: Any, texts: list[str], token: str, is_one: Callable[[Any], 
         raise DataError(f"{thing}s must be given as one list or as a list per prompt, found {kinds} side by side")
     else:
         groups = [list(entry) for entry in given]
-    found = [len(group) for group in groups]
-    if found != wanted:
-        raise DataError(f"found {wanted} {token} placeholders in the texts but {found} {thing}s")
+    counts = [len(group) for group in groups]
+    if counts != wanted:
+        raise DataError(f"found {wanted} {token} placeholders in the texts but {counts} {thing}s")
     return groups
 
 

@@ -49,12 +49,12 @@ class ImageFolder:
 
     def status(self, path: str) -> os.stat_result:
         """As os.stat, of a file that may be followed. Raises OutsideError as `file` does, and OSError."""
-        found = os.lstat(os.path.join(self.path, path))
+        status = os.lstat(os.path.join(self.path, path))
         is_plain = self.outside == "any" or (path[0] != os.sep and os.pardir not in path)
-        if is_plain and not stat.S_ISLNK(found.st_mode):
+        if is_plain and not stat.S_ISLNK(status.st_mode):
             folder = os.path.dirname(os.path.join(self.path, path))
             if self.outside != "refuse" or _is_below(folder, str(self.path)):
-                return found
+                return status
         return os.stat(self.file(path))
 
 

@@ -77,8 +77,8 @@ class FileKey(NamedTuple):
     @classmethod
     def of(cls, file: str | os.PathLike | int) -> "FileKey":
         """file: a path or an open file's number. Raises OSError."""
-        found = os.stat(file)
-        return cls(found.st_size, found.st_mtime_ns)
+        status = os.stat(file)
+        return cls(status.st_size, status.st_mtime_ns)
 
 
 class Facts(NamedTuple):
@@ -247,7 +247,7 @@ def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordInde
         sources = {file: _source(file, folder) for file, folder in folders.items()}
         parted = workers.map(_spans_of, ((source, file) for file, source in sources.items()), alone=len(files) == 1)
         spans = dict(zip(files, parted))
-        blocks = {file: range(0, len(found), BLOCK) for file, found in spans.items()}
+        blocks = {file: range(0, len(file_spans), BLOCK) for file, file_spans in spans.items()}
         tasks = (
             (sources[file], spans[file][begin : begin + BLOCK]) for file, begins in blocks.items() for begin in begins
         )

@@ -127,17 +127,17 @@ class _Table(NamedTuple):
 
 def _table(part: Part, visuals: np.ndarray, template: str) -> _Table:
     ends, counts = _places(part)
-    found = visuals[_ranges(ends - counts, counts)]
-    rows = Ragged(found, counts)
-    is_image, is_video = found["width"] > 0, found["frames"] > 0
+    part_visuals = visuals[_ranges(ends - counts, counts)]
+    rows = Ragged(part_visuals, counts)
+    is_image, is_video = part_visuals["width"] > 0, part_visuals["frames"] > 0
     unread = rows.sums(~(is_image | is_video)) > 0
     verdicts = part.column("verdicts")[:, TEMPLATES.index(template)]
     usable = part.column("usable") & ~unread
     kept = np.repeat(usable, counts)
-    sizes = np.stack([found["width"], found["height"]], axis=1)
+    sizes = np.stack([part_visuals["width"], part_visuals["height"]], axis=1)
     return _Table(
         Ragged(sizes[is_image & kept], rows.sums(is_image & kept)),
-        Ragged(found["frames"][is_video & kept], rows.sums(is_video & kept)),
+        Ragged(part_visuals["frames"][is_video & kept], rows.sums(is_video & kept)),
         odd=unread | (verdicts != CLEAN),
         opened=unread | (verdicts == FAULTY),
     )

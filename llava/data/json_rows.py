@@ -107,10 +107,10 @@ def _elements(window: "_Window", take: Callable) -> Iterator:
     """
     file = window.file
     if window.peek() not in ("[", ""):
-        found = window.value()
+        value = window.value()
         if window.peek() in ("{", "["):
             raise DataError(f"data file {file} holds one record after another, not a list; name it {file.stem}.jsonl")
-        raise NoRecordsError(f"data file {file} must hold a list of records, found {type(found).__name__}")
+        raise NoRecordsError(f"data file {file} must hold a list of records, found {type(value).__name__}")
     if not window.take():
         return  # an empty file is an empty list
     more = window.peek() != "]"
@@ -153,8 +153,8 @@ class _Window:
         size = BLOCK
         while True:
             try:
-                found, self.position = self.decode(self.text, self.position)
-                return found
+                value, self.position = self.decode(self.text, self.position)
+                return value
             except json.JSONDecodeError as error:
                 if not self._read(size):
                     self.position = error.pos

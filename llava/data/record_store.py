@@ -85,7 +85,7 @@ class TextFacts(NamedTuple):
         """Read from the index of a RecordStore, counted for other samples."""
         if isinstance(samples, RecordStore):
             columns = ([part.column(name) for part in samples.parts] for name in cls._fields)
-            return cls(*(np.concatenate([np.zeros(0, np.int64), *found]).astype(np.int64) for found in columns))
+            return cls(*(np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64) for arrays in columns))
         rows = [
             (*text_bytes(sample.turns), len(sample.turns), len(sample.images), len(sample.videos)) for sample in samples
         ]

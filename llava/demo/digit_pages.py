@@ -81,7 +81,7 @@ def stamps(test: bool) -> dict[str, Stamps]:
     """{character: all variants of the training scans, or of the held-out ones}."""
     rng = np.random.default_rng(int(test))
     scans, labels = _scans()
-    found = {}
+    drawn = {}
     for character in CHARACTERS:
         if character in LETTERS:
             images = [_printed(character)] * PRINTED
@@ -90,8 +90,8 @@ def stamps(test: bool) -> dict[str, Stamps]:
             held_out = np.arange(len(of_digit)) % TEST_EVERY == 0
             cropped = (Image.fromarray(_cropped(scan)) for scan in of_digit[held_out == test])
             images = [image for image in cropped for _ in range(VARIANTS)]
-        found[character] = Stamps(images, rng)
-    return found
+        drawn[character] = Stamps(images, rng)
+    return drawn
 
 
 @cache

@@ -40,12 +40,12 @@ class DataSet:
     """What a row holds.
 
     kind: of llava/data/pairs. make: a row's columns beside `id`, of its generator, the source of its pages and its
-    number. known: whether held-out pages show names of the part `train` alone.
+    number. known_names: whether held-out pages show names of the part `train` alone.
     """
 
     kind: str
     make: Callable[[np.random.Generator, Source, int], Row]
-    known: bool = False
+    known_names: bool = False
 
 
 def write_emoji_pages(
@@ -64,7 +64,7 @@ def write_emoji_pages(
     for name in DATA_SETS if names is None else names:
         data_set = DATA_SETS[name]
         for split in PARTS:
-            source = Source(emojis, "train", alone=True) if data_set.known else Source(emojis, split)
+            source = Source(emojis, "train", alone=True) if data_set.known_names else Source(emojis, split)
             _write(
                 folder / f"{name}_{split}.parquet",
                 (_row(name, data_set, source, split, index, seed) for index in range(rows[split])),
@@ -119,12 +119,12 @@ def _captions(rng: np.random.Generator, source: Source, index: int) -> Row:
 
 def _questions(rng: np.random.Generator, source: Source, index: int) -> Row:
     page = source.compose(rng)
-    asked = questions(rng, page, source)
+    page_questions = questions(rng, page, source)
     return {
         "image": _png(rng, page, source.emojis),
-        "questions": [question.text for question in asked],
-        "answers": [[question.answer] for question in asked],
-        "question_id": [f"{index}-{question.kind}" for question in asked],
+        "questions": [question.text for question in page_questions],
+        "answers": [[question.answer] for question in page_questions],
+        "question_id": [f"{index}-{question.kind}" for question in page_questions],
     }
 
 
@@ -156,7 +156,7 @@ DATA_SETS = {
     "questions": DataSet("questions", _questions),
     "statements": DataSet("statements", _statements),
     "entailment": DataSet("entailment", _entailment),
-    "retrieval": DataSet("captions", _captions, known=True),
+    "retrieval": DataSet("captions", _captions, known_names=True),
 }
 
 

@@ -28,12 +28,12 @@ PENALTIES = (0.1, 1.0, 10.0, 100.0)  # of ridge regression; the best one on the 
 
 def retrieval_floor(text_tower: Path, image_tower: Path, mixture: Path) -> dict[str, Ranks]:
     """{split: ranks} of every split of a mixture of captions but `train`, which the regression learns from."""
-    known = read_pair_mixture(mixture)
-    features = {split: _features(text_tower, image_tower, _pairs(mixture, split)) for split in known.splits}
+    pairs = read_pair_mixture(mixture)
+    features = {split: _features(text_tower, image_tower, _pairs(mixture, split)) for split in pairs.splits}
     texts, images, index = features["train"]
     fits = [_ridge(images[index], texts, penalty) for penalty in PENALTIES]
     best = max(fits, key=lambda fit: _ranks(features["val"], fit).recalls()["r_mean"])
-    return {split: _ranks(features[split], best) for split in known.splits if split != "train"}
+    return {split: _ranks(features[split], best) for split in pairs.splits if split != "train"}
 
 
 def blind_floor(text_tower: Path, mixture: Path, answers: Sequence[str]) -> dict[str, float]:
@@ -51,8 +51,8 @@ def blind_floor(text_tower: Path, mixture: Path, answers: Sequence[str]) -> dict
     best = max(fits, key=lambda fit: ((_with_one(embedded["val"]) @ fit).argmax(1) == right["val"]).float().mean())
     hits = ((_with_one(embedded["test"]) @ best).argmax(1) == right["test"]).tolist()
     kinds = [str(pair.question_id).partition("-")[2] for pair in _pairs(mixture, "test")]
-    of_kind, asked = Counter(kind for kind, hit in zip(kinds, hits) if hit), Counter(kinds)
-    return {"all": 100 * sum(hits) / len(hits)} | {kind: 100 * of_kind[kind] / asked[kind] for kind in sorted(asked)}
+    of_kind, totals = Counter(kind for kind, hit in zip(kinds, hits) if hit), Counter(kinds)
+    return {"all": 100 * sum(hits) / len(hits)} | {kind: 100 * of_kind[kind] / totals[kind] for kind in sorted(totals)}
 
 
 def render(ranks: dict[str, Ranks], blind: dict[str, float]) -> str:
@@ -105,9 +105,9 @@ def _with_one(features: torch.Tensor) -> torch.Tensor:
 
 def _ridge(features: torch.Tensor, wanted: torch.Tensor, penalty: float) -> torch.Tensor:
     """(width + 1, targets): the last row is what does not depend on the features."""
-    known = _with_one(features).double()
-    gram = known.T @ known + penalty * torch.eye(known.shape[1], dtype=known.dtype)
-    return torch.linalg.solve(gram, known.T @ wanted.double()).float()
+    inputs = _with_one(features).double()
+    gram = inputs.T @ inputs + penalty * torch.eye(inputs.shape[1], dtype=inputs.dtype)
+    return torch.linalg.solve(gram, inputs.T @ wanted.double()).float()
 
 
 def _ranks(features: tuple[torch.Tensor, ...], fit: torch.Tensor) -> Ranks:

@@ -61,11 +61,11 @@ class Source:
 
     def names(self, rng: np.random.Generator, count: int) -> list[str]:
         """Different names, in random order; unless `alone`, one to half of them are answers."""
-        own = self.emojis.parts[self.part]
+        names = self.emojis.parts[self.part]
         if self.alone:
-            return _some(rng, own, count)
+            return _some(rng, names, count)
         chosen = _some(rng, self.answers, 1 + int(rng.integers(0, (count + 1) // 2)))
-        left = [name for name in _some(rng, own, count) if name not in chosen]
+        left = [name for name in _some(rng, names, count) if name not in chosen]
         return [str(name) for name in rng.permutation(chosen + left[: count - len(chosen)])]
 
     def compose(self, rng: np.random.Generator, most: int = len(PLACES)) -> EmojiPage:
@@ -129,9 +129,9 @@ def _shifted(rng: np.random.Generator, room: float) -> float:
 
 def captions(rng: np.random.Generator, page: EmojiPage) -> list[str]:
     """One that names some drawings, and one that says where they are."""
-    told = _some(rng, list(page.names.values()), NAMED)
+    named = _some(rng, list(page.names.values()), NAMED)
     placed = _some(rng, list(page.names.values()), PLACED)
-    return [", ".join(told), ", ".join(f"{name} at the {page.place_of(name)}" for name in placed)]
+    return [", ".join(named), ", ".join(f"{name} at the {page.place_of(name)}" for name in placed)]
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,17 @@ class Question:
 def questions(rng: np.random.Generator, page: EmojiPage, source: Source) -> list[Question]:
     """What is at a place, if an answer is; where a drawing is; whether there is one; and how many there are."""
     shown = list(page.names.values())
-    asked = []
-    if known := [name for name in shown if name in source.answers]:
-        name = _some(rng, known, 1)[0]
-        asked.append(Question("what", f"What is at the {page.place_of(name)}?", name))
+    page_questions = []
+    if answerable := [name for name in shown if name in source.answers]:
+        name = _some(rng, answerable, 1)[0]
+        page_questions.append(Question("what", f"What is at the {page.place_of(name)}?", name))
     name = _some(rng, shown, 1)[0]
-    asked.append(Question(source.kind("where", name), f"Where is the {name}?", page.place_of(name)))
+    page_questions.append(Question(source.kind("where", name), f"Where is the {name}?", page.place_of(name)))
     there = bool(rng.integers(2))
     name = _some(rng, shown, 1)[0] if there else source.absent(rng, page)
-    asked.append(Question(source.kind("there", name), f"Is the {name} on the page?", "yes" if there else "no"))
-    asked.append(Question("count", "How many drawings are there?", str(len(shown))))
-    return asked
+    page_questions.append(Question(source.kind("there", name), f"Is the {name} on the page?", "yes" if there else "no"))
+    page_questions.append(Question("count", "How many drawings are there?", str(len(shown))))
+    return page_questions
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,8 @@ def _statement(rng: np.random.Generator, kind: str, left: EmojiPage, right: Emoj
         text = f"The {('left', 'right')[side]} page shows more drawings than the {('right', 'left')[side]} one."
         return Statement(kind, text, len(sides[side]) > len(sides[1 - side]))
     count = len(sides[0]) + len(sides[1])
-    told = count if true else max(1, count + int(rng.choice((-2, -1, 1, 2))))
-    return Statement(kind, f"The pages show {told} drawings.", told == count)
+    claimed = count if true else max(1, count + int(rng.choice((-2, -1, 1, 2))))
+    return Statement(kind, f"The pages show {claimed} drawings.", claimed == count)
 
 
 @dataclass(frozen=True)

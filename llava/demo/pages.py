@@ -42,5 +42,5 @@ def rng_for(seed: int, stream: str, index: int) -> np.random.Generator:
 
 def conversation(questions: list[Question]) -> tuple[Turn, ...]:
     """Questions and answers in turn, the page in front of the first."""
-    turns = [turn for asked in questions for turn in (Turn("human", asked.text), Turn("gpt", asked.answer))]
+    turns = [turn for question in questions for turn in (Turn("human", question.text), Turn("gpt", question.answer))]
     return (Turn("human", f"<image>\n{turns[0].text}"), *turns[1:])

@@ -244,11 +244,11 @@ def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
         ([f"{SPACE}place", f"{SPACE}{place}"], tokenizer.tokenize(place + digit)) for place, digit in places_of(numbers)
     ]
     count, larger = (ask(rng, numbers, kind).answer for kind in ("count", "compare"))
-    asked = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
+    questions = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
     ids = tokenizer.convert_tokens_to_ids(_note(cells_of(numbers, SLIP)) if rng.random() < 0.5 else _page(numbers))
     labels = [IGNORE_INDEX] * len(ids)
-    for index in rng.permutation(len(asked)):
-        question, answer = map(tokenizer.convert_tokens_to_ids, asked[index])
+    for index in rng.permutation(len(questions)):
+        question, answer = map(tokenizer.convert_tokens_to_ids, questions[index])
         ids, labels = ids + question + answer, labels + [IGNORE_INDEX] * len(question) + answer
     return ids, labels
 

@@ -35,15 +35,15 @@ def topics(test: bool) -> tuple[tuple[tuple[str, ...], ...], ...]:
 
 def sentences(text: str) -> list[tuple[str, ...]]:
     """The sentences of plain words of a help page: no headings, grammar, code or names with underscores."""
-    found = []
+    kept = []
     for paragraph in re.split(r"\n\s*\n", text):
         if any(RULE.fullmatch(line.strip()) for line in paragraph.split("\n")):
             continue
         for sentence in SENTENCE_END.split(" ".join(paragraph.translate(MARKUP).split())):
             words = tuple(sentence.split())
             if len(words) >= SHORTEST and words[-1][-1] in ".?!:" and all(map(WORD.fullmatch, words)):
-                found.append(words)
-    return found
+                kept.append(words)
+    return kept
 
 
 def bare(word: str) -> str:

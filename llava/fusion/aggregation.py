@@ -26,12 +26,12 @@ class Aggregation:
 def aggregations(managers: VisualManagers) -> list[Aggregation]:
     """Of all managers, in the order of their layers; of the control `maps: last` one map, with the sum of all W."""
     config, states = managers.config, named(managers.config.vision_layers)
-    found = []
+    aggregated = []
     for layer, manager in zip(managers.injection_layers, managers.managers, strict=True):
         adaptive = isinstance(manager, AdaptiveManager)
         weights = manager.get_parameter("gate" if adaptive else "scores").detach().float()
         layers = tuple(states[row] for row in config.rows(layer))
         if config.maps == "last":
             weights, layers = weights.sum(0, keepdim=True), states[-1:]
-        found.append(Aggregation(layer, adaptive, layers, weights))
-    return found
+        aggregated.append(Aggregation(layer, adaptive, layers, weights))
+    return aggregated

@@ -79,8 +79,8 @@ class Gate(SelfInitialised):
         summaries = [
             self._summaries(map_VH, query_H, lengths) for map_VH, query_H in zip(maps, self.queries, strict=True)
         ]
-        asked_IKH = means_IH[:, None].expand(-1, len(maps), -1)
-        given_IKG = torch.cat([torch.stack(summaries, 1), asked_IKH], -1)
+        means_IKH = means_IH[:, None].expand(-1, len(maps), -1)
+        given_IKG = torch.cat([torch.stack(summaries, 1), means_IKH], -1)
         opened_IK = self.linear_2(self.act(self.linear_1(given_IKG)))[..., 0]
         # The same function of the same shape, so that they cancel to the last bit.
         gates_IK = (opened_IK + SHUT).sigmoid() - (torch.zeros_like(opened_IK) + SHUT).sigmoid()

@@ -172,11 +172,11 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
             questions = [context.positions[:0]] * len(context.lengths)
         else:
             questions = list(context.questions(self.config.question_rule))
-        asked_positions, asked_lengths = torch.cat(questions), [len(question) for question in questions]
+        question_positions, question_lengths = torch.cat(questions), [len(question) for question in questions]
 
         def adapted(number: int, hidden_states: torch.Tensor) -> torch.Tensor:
             device = hidden_states.device
-            texts = list(hidden_states.index_select(0, asked_positions.to(device)).split(asked_lengths))
+            texts = list(hidden_states.index_select(0, question_positions.to(device)).split(question_lengths))
             visual_VD = hidden_states.index_select(0, context.positions.to(device))
             return self.adapt(number, visual_VD, context.lengths, texts, maps)
 

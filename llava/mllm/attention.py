@@ -106,10 +106,13 @@ def whole_row(
         if not isinstance(past_key_values, DynamicCache):
             return {}
         keys += past_key_values.get_seq_length()
-    found: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     for side, length in (("q", queries), ("k", keys)):
-        found |= {f"cu_seq_lens_{side}": _bounds(torch.tensor([length]), states.device), f"max_length_{side}": length}
-    return found
+        keywords |= {
+            f"cu_seq_lens_{side}": _bounds(torch.tensor([length]), states.device),
+            f"max_length_{side}": length,
+        }
+    return keywords
 
 
 def _bounds(lengths: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -108,5 +108,5 @@ def questions_for_features(
     new = inputs[:, past.get_seq_length() if past is not None else 0 :]
     text = {"inputs_embeds" if new.is_floating_point() else "input_ids": new}
     mask = given.get("attention_mask")
-    found = guidance(config, embed, lengths, attention_mask=mask, past_key_values=past, **text)
-    return {f"{modality}_questions": questions for modality, questions in found.items()}
+    by_modality = guidance(config, embed, lengths, attention_mask=mask, past_key_values=past, **text)
+    return {f"{modality}_questions": questions for modality, questions in by_modality.items()}

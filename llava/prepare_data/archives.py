@@ -149,8 +149,8 @@ def _wanted_name(member: _Member, wanted: dict[str, Wanted]) -> str | None:
 
 
 def _check_same(target: Path, member: _Member, fault: str) -> None:
-    with member.open() as content, open(target, "rb") as known:
-        is_same = all(content.read(len(block)) == block for block in _blocks(known)) and not content.read(1)
+    with member.open() as content, open(target, "rb") as earlier:
+        is_same = all(content.read(len(block)) == block for block in _blocks(earlier)) and not content.read(1)
     if not is_same:
         target.unlink()  # so that it is taken anew from a mended archive
         raise DataError(f"{fault}; leave the one that the records mean")

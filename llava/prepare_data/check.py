@@ -190,7 +190,7 @@ class RowInspector:
 
     def __call__(self, batch: list[tuple[int, Sample]]) -> list[tuple[int, str | None, str, str]]:
         """The faults and notes of the rows, each with its row, the id and the kind."""
-        return [(row, _id(sample), *found) for row, sample in batch for found in self._inspect(sample)]
+        return [(row, _id(sample), *finding) for row, sample in batch for finding in self._inspect(sample)]
 
     def _inspect(self, sample: Sample) -> list[tuple[str, str]]:
         options = self.options
@@ -288,11 +288,11 @@ class _Log:
 
 def _key(entry: MixtureEntry, options: CheckOptions) -> dict:
     """What a finished batch depends on, as JSON gives it back."""
-    found = entry.file.stat() if entry.file.is_file() else None
+    status = entry.file.stat() if entry.file.is_file() else None
     return {
         "file": str(entry.file.absolute()),
-        "size": found and found.st_size,
-        "modified": found and found.st_mtime_ns,
+        "size": status and status.st_size,
+        "modified": status and status.st_mtime_ns,
         "sampling_strategy": entry.sampling_strategy,
         "batch": BATCH,
         **asdict(options),

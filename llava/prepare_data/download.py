@@ -25,8 +25,8 @@ def download_commands(entries: Iterable[MixtureEntry], folder: str | Path) -> li
     configs: dict[str, list[str | None]] = {}
     for entry in entries:
         if entry.hub is not None:
-            known = configs.setdefault(entry.hub.repo, [])
-            known += [entry.hub.config] if entry.hub.config not in known else []
+            of_repo = configs.setdefault(entry.hub.repo, [])
+            of_repo += [entry.hub.config] if entry.hub.config not in of_repo else []
     if not configs:
         raise LlavaError("no entry of the mixture has the key 'hub': {repo, config}, so that there is nothing to fetch")
     commands = []

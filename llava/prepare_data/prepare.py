@@ -99,16 +99,16 @@ def prepare(
     """
     source, out = Path(source), Path(out)
     sets, _ = find_sets(source)
-    names = [found.name for found in sets]
+    names = [source_set.name for source_set in sets]
     for name in only or []:
         if name not in names:
             raise LlavaError(f"{source} holds no set {name!r}; its sets are {', '.join(names)}")
     repository = repository_name(source)
     try:
         works = [
-            _work(found, source, out, repository, drop_missing, decode)
-            for found in sets
-            if not only or found.name in only
+            _work(source_set, source, out, repository, drop_missing, decode)
+            for source_set in sets
+            if not only or source_set.name in only
         ]
         refused = _unpack(
             source, out / repository, [work for work in works if not work.is_parquet and work.tally is None]
@@ -133,16 +133,16 @@ def _why_empty(tally: Tally) -> str:
     return f"{tally.rows:,} rows, {', '.join(reasons) or 'none of them'}"
 
 
-def _work(found: SourceSet, source: Path, out: Path, repository: str, drop_missing: bool, decode: bool) -> _Work:
-    parts = [Part(source, out, repository, found.name, file, drop_missing, decode) for file in found.files]
-    work = _Work(found.name, found.is_parquet, parts, out / repository / f"{found.name}.json", None)
+def _work(source_set: SourceSet, source: Path, out: Path, repository: str, drop_missing: bool, decode: bool) -> _Work:
+    parts = [Part(source, out, repository, source_set.name, file, drop_missing, decode) for file in source_set.files]
+    work = _Work(source_set.name, source_set.is_parquet, parts, out / repository / f"{source_set.name}.json", None)
     if not work.target.exists():
         return work
-    known = _read_note(work.note)
-    if known is None:
+    note = _read_note(work.note)
+    if note is None:
         raise LlavaError(f"{work.target} exists and was not written by this command; move it away to prepare it anew")
-    is_same = known["key"] == work.key and known["list"] == file_key(work.target)
-    return work._replace(tally=Tally.from_dict(known["tally"])) if is_same else work
+    is_same = note["key"] == work.key and note["list"] == file_key(work.target)
+    return work._replace(tally=Tally.from_dict(note["tally"])) if is_same else work
 
 
 def _complete(work: _Work, workers: int) -> Tally:
@@ -175,9 +175,9 @@ def _note_json(part: Part) -> dict:
 def _note_records(part: Part, records_of: Callable[[Part, Tally], Iterator[dict]]) -> dict:
     """Writes a part's records, one a line, unless that was done before; returns its tally as a dict."""
     note = part.records.with_suffix(".json")
-    known = _read_note(note)
-    if known is not None and known["key"] == part.key and part.records.is_file():
-        return known["tally"]
+    earlier = _read_note(note)
+    if earlier is not None and earlier["key"] == part.key and part.records.is_file():
+        return earlier["tally"]
     tally = Tally()
     part.records.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(part.records) as stream:
@@ -221,8 +221,8 @@ def _unpack(source: Path, folder: Path, works: list[_Work]) -> dict[str, str]:
         for name, kind in _wanted_names(part, folder / IMAGES):
             target = folder / IMAGES / name
             wanted[name] = Wanted(target, kind)
-            if not os.path.exists(target) and (found := find_loose(name, part)):
-                place_whole(target, found)
+            if not os.path.exists(target) and (loose := find_loose(name, part)):
+                place_whole(target, loose)
     refused: dict[str, str] = {}
     if all(os.path.exists(file.target) for file in wanted.values()):
         return refused
@@ -231,14 +231,14 @@ def _unpack(source: Path, folder: Path, works: list[_Work]) -> dict[str, str]:
     for archive in tqdm(archives_of(source), desc="archives", unit="file", disable=None):
         note = folder / NOTES / "archives" / short_name("+".join(archive.relative_to(source).parts), ".json")
         key = file_key(archive) | {"wanted": digest}
-        known = _read_note(note) or {}
-        found = known.pop("refused", {})
-        if known != key:
-            found = extract(archive, wanted, taken)
-            for line in found.values():
+        noted = _read_note(note) or {}
+        refused_here = noted.pop("refused", {})
+        if noted != key:
+            refused_here = extract(archive, wanted, taken)
+            for line in refused_here.values():
                 tell_refused(line)
-            write_whole(note, json.dumps(key | {"refused": found}).encode())
-        refused |= found
+            write_whole(note, json.dumps(key | {"refused": refused_here}).encode())
+        refused |= refused_here
     return refused
 
 

@@ -153,10 +153,10 @@ def describe_length(sample: Sample, processor: LlavaOVManagerProcessor, **option
     """
     dataset = SupervisedDataset([sample], processor, **options)
     inspected = inspect_sample(sample, dataset.image_folder, dataset.video_sampling)
-    told = dataset.too_long(sample, inspected.image_sizes, inspected.videos)
-    if told is None:
+    remark = dataset.too_long(sample, inspected.image_sizes, inspected.videos)
+    if remark is None:
         return None
-    return f"training refuses it: {told.message}" if isinstance(told, Fault) else f"in training {told.message}"
+    return f"training refuses it: {remark.message}" if isinstance(remark, Fault) else f"in training {remark.message}"
 
 
 def preview_encoded(sample: Sample, encoded: dict, processor: LlavaOVManagerProcessor) -> Preview:

@@ -102,10 +102,10 @@ def _find(part: Part, given, where: str) -> bytes | Path:
     unsafe = _why_unsafe(given, part.source)
     if unsafe:
         raise _UnsafePathError(f"{where}: {unsafe}")
-    found = find_loose(given, part)
-    if found is None:
+    file = find_loose(given, part)
+    if file is None:
         raise MissingFileError(given)
-    return found
+    return file
 
 
 def is_path(name: str) -> bool:

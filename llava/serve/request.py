@@ -98,12 +98,12 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _check_fields(fields: dict[str, Any], engine: str) -> None:
-    known = FIELDS | OF_VLLM if engine == VLLM else FIELDS
+    accepted = FIELDS | OF_VLLM if engine == VLLM else FIELDS
     for name, value in fields.items():
-        if name not in known:
+        if name not in accepted:
             whose = ", when transformers answers" if name in OF_VLLM else ""
-            raise RefusedError(f"this server takes no {_shown(name)}{whose}; it takes {', '.join(known)}")
-        words, fits = known[name]
+            raise RefusedError(f"this server takes no {_shown(name)}{whose}; it takes {', '.join(accepted)}")
+        words, fits = accepted[name]
         if not fits(value):
             raise RefusedError(f"{name} must be {words}, found {_shown(value)}")
 
@@ -173,9 +173,9 @@ def _checked_part(part: dict, number: int, pictures: Iterator[int], service: Ser
     return {"type": kind, kind: {"url": checked_url(value, KINDS[kind], name, service.limits)}}
 
 
-def _check_keys(given: dict, known: tuple[str, ...], place: str) -> None:
+def _check_keys(given: dict, accepted: tuple[str, ...], place: str) -> None:
     for name in given:
-        if name not in known:
+        if name not in accepted:
             raise RefusedError(f"{place}: this server takes no {_shown(name)} there")
 
 

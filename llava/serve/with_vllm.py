@@ -73,8 +73,8 @@ def command(python: str, service: Service, host: str, port: int, dtype: str, opt
 
 def environment(service: Service) -> dict[str, str]:
     """Of that command: this process's, how pictures are read, and what the middleware is told."""
-    own = {"VLLM_MEDIA_CONNECTOR": MODE, VARIABLE: service.to_json()}
-    return {**os.environ, **{name: os.environ.get(name, value) for name, value in QUIET.items()}, **own}
+    variables = {"VLLM_MEDIA_CONNECTOR": MODE, VARIABLE: service.to_json()}
+    return {**os.environ, **{name: os.environ.get(name, value) for name, value in QUIET.items()}, **variables}
 
 
 def become(python: str, service: Service, host: str, port: int, dtype: str, options: Sequence[str]) -> NoReturn:

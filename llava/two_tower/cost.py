@@ -120,10 +120,10 @@ def _bridges(config: TwoTowerConfig, own: int, other: int, experts: int) -> int:
         return sums
     fused = config.query == "fused"
     query_width = width * (2 if fused else 1)
-    asked = 2 * (own + other) * width**2 + 4 * own * other * width if fused else 0
+    queries = 2 * (own + other) * width**2 + 4 * own * other * width if fused else 0
     chosen = {
         "aaum": 2 * own * query_width * experts,
         "concat_attention": 2 * own * (query_width + experts * width) * width,
         "cross_attention": 2 * own * (query_width * width + experts * width * (width + 1)),
     }[config.manager_kind]
-    return sums + (layers - 1) * (asked + chosen)
+    return sums + (layers - 1) * (queries + chosen)

@@ -52,13 +52,13 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
-    def forward(self, states_BLD: torch.Tensor, asked_BKD: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, L, D). mask: (B, 1, 1, K), True where `asked` can be attended to; None for everywhere."""
+    def forward(self, states_BLD: torch.Tensor, context_BKD: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, L, D). mask: (B, 1, 1, K), True where `context` can be attended to; None for everywhere."""
         attended, _ = self._function(mask)(
             self,
             self._heads(self.query(states_BLD)),
-            self._heads(self.key(asked_BKD)),
-            self._heads(self.value(asked_BKD)),
+            self._heads(self.key(context_BKD)),
+            self._heads(self.value(context_BKD)),
             mask,
             scaling=self.head_width**-0.5,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,

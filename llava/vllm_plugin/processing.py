@@ -98,17 +98,17 @@ class MultiModalProcessor(BaseMultiModalProcessor[ProcessingInfo]):
         """Crops of images and frames of videos, those alone that are in no cache, and what they are of."""
         processor, batch = self.info.image_processor, dict[str, torch.Tensor | list[torch.Tensor]]()
         images, videos = hf_data.get("images"), hf_data.get("videos")
-        told = _told(hf_kwargs)
+        by_kind = _by_kind(hf_kwargs)
         if images:
             pictures = [rgb_image(image, f"image {number}") for number, image in enumerate(images, start=1)]
-            several = told["image"].get(SEVERAL, len(pictures) > 1)
+            several = by_kind["image"].get(SEVERAL, len(pictures) > 1)
             crops = [processor.crops(picture, several) for picture in pictures]
             batch |= {
                 "pixel_values": torch.from_numpy(np.concatenate(crops)),
                 "image_sizes": torch.tensor([(picture.height, picture.width) for picture in pictures]),
                 "num_crops": torch.tensor([len(one) for one in crops]),
                 SEVERAL: torch.tensor([several] * len(pictures)),
-            } | _questions("image", told["image"])
+            } | _questions("image", by_kind["image"])
         if videos:
             clips = [rgb_frames(video, f"video {number}") for number, video in enumerate(videos, start=1)]
             for number, clip in enumerate(clips, start=1):
@@ -117,7 +117,7 @@ class MultiModalProcessor(BaseMultiModalProcessor[ProcessingInfo]):
                     raise DataError(f"video {number} has {len(clip)} frames, at most {most} are taken")
             encoded = processor.encode_videos([clips], AS_UINT8)
             batch |= {key: encoded[key] for key in ("pixel_values_videos", "video_num_frames")}
-            batch |= _questions("video", told["video"])
+            batch |= _questions("video", by_kind["video"])
         return BatchFeature(batch)
 
     def _get_mm_fields_config(
@@ -192,12 +192,12 @@ class MultiModalProcessor(BaseMultiModalProcessor[ProcessingInfo]):
         return {SCOPES[kind]: of_kind for kind, of_kind in keywords.items()}
 
 
-def _told(keywords: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def _by_kind(keywords: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {kind: keywords.get(scope, {}) for kind, scope in SCOPES.items()}
 
 
-def _questions(kind: str, told: Mapping[str, Any]) -> dict[str, list[torch.Tensor]]:
+def _questions(kind: str, keywords: Mapping[str, Any]) -> dict[str, list[torch.Tensor]]:
     """Token ids of the question about each, of a fusion that asks for them."""
-    if QUESTIONS not in told:
+    if QUESTIONS not in keywords:
         return {}
-    return {f"{kind}_questions": [torch.tensor(ids, dtype=torch.int64) for ids in told[QUESTIONS]]}
+    return {f"{kind}_questions": [torch.tensor(ids, dtype=torch.int64) for ids in keywords[QUESTIONS]]}

@@ -53,9 +53,9 @@ def questions_of_prompt(prompt: Sequence[int], config: LlavaOVManagerConfig) -> 
     marks = TurnMarks(config.turn_start_token_id, config.turn_end_token_id, config.newline_token_id)
     tokens = {"image": config.image_token_id, "video": config.video_token_id}
     ids, rule = list(prompt), str(config.fusion.question_rule)
-    found = {}
+    questions = {}
     for kind, token in tokens.items():
         places = [(position, 1) for position, given in enumerate(ids) if given == token]
         spans = question_positions(ids, places, rule, marks, set(tokens.values()))
-        found[kind] = [[ids[position] for position in span] for span in spans]
-    return found
+        questions[kind] = [[ids[position] for position in span] for span in spans]
+    return questions

@@ -33,18 +33,18 @@ PATIENCE = 0.5  # seconds without anything new, after which the page hears that 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model. name: on the page. lock: held by who lets it answer. asked: what ends answers not yet whole."""
+    """A loaded model. name: on the page. lock: held by who lets it answer. stop_events: end answers not yet whole."""
 
     name: str
     engine: Engine
     lock: Lock = field(default_factory=Lock)
-    asked: set[Event] = field(default_factory=set)
+    stop_events: set[Event] = field(default_factory=set)
 
     def end_answers(self) -> None:
         """Of all visitors; returns when there are no more."""
-        for stopped in list(self.asked):
+        for stopped in list(self.stop_events):
             stopped.set()
-        while self.asked:
+        while self.stop_events:
             with self.lock:
                 sleep(0.01)
 
@@ -99,7 +99,7 @@ class Seat:
         """Fills the reply. What cannot be answered leaves the conversation as it was. show: given the pieces."""
         self.session.settings, self.session.waiting = settings, list(turn.media)
         recorder = ScoreRecorder(self.model.engine.model)
-        self.model.asked.add(stopped)
+        self.model.stop_events.add(stopped)
         try:
             with self.model.lock, recorder.recording():
                 exchange = self.session.ask(turn.question, show, stopped)
@@ -112,7 +112,7 @@ class Seat:
             self.weights = recorder.weights()
         finally:
             self.session.waiting = []
-            self.model.asked.discard(stopped)
+            self.model.stop_events.discard(stopped)
 
     def cuts(self, size: tuple[int, int], several_images: bool) -> Cuts:
         """Where the model cuts a picture of (width, height) pixels."""

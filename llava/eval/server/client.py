@@ -99,13 +99,13 @@ class Server:
         except (ValueError, LookupError, TypeError, AttributeError):
             return {}
 
-    def check_model(self, known: Iterable[str]) -> None:
+    def check_model(self, models: Iterable[str]) -> None:
         """Raises ServerError that names the models where the server does not answer as this one."""
         payload = {"model": self.settings.model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
         try:
             self.completion(payload)
         except LlavaError as error:
-            listed = f"; it lists {', '.join(known)}" if known else ""
+            listed = f"; it lists {', '.join(models)}" if models else ""
             why = "" if isinstance(error, ServerError) else f"{self.settings.url}, asked for {self.settings.model!r}: "
             raise ServerError(f"{why}{error}{listed}") from error
 
@@ -164,9 +164,9 @@ def server_at(url: str, model: str, requests: int) -> ServerSettings:
     """The server at an address, after asking it for its model. Raises ServerError where that is not to be had."""
     settings = ServerSettings(url, model, requests=requests)
     server = Server(settings)
-    known = server.known_models()
-    if model not in known:
-        server.check_model(known)
-    if known.get(model) == VLLM:
+    models = server.known_models()
+    if model not in models:
+        server.check_model(models)
+    if models.get(model) == VLLM:
         return ServerSettings(url, model, f"server {VLLM}", requests, plain=True)
     return settings

@@ -284,8 +284,8 @@ class LlavaTrainer(Trainer):
         """The family's numbers over all ranks."""
         self.model_wrapped.eval()
         self.callback_handler.eval_dataloader = dataloader
-        found = self.evaluation.metrics(self, dataloader)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items()}
+        measured = self.evaluation.metrics(self, dataloader)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(self.eval_dataset))
 
     # Checkpoints

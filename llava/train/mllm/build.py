@@ -83,11 +83,11 @@ def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig,
     """
     folder = recipe.model.start_from
     if start.method == "none":
-        found, wanted = ((one.visual_width(sizes), one.hidden_width(sizes)) for one in (start, fusion))
-        if found != wanted:
+        widths, wanted = ((one.visual_width(sizes), one.hidden_width(sizes)) for one in (start, fusion))
+        if widths != wanted:
             raise LlavaError(
-                f"model.start_from {folder} has a projector of widths {found[0]} and {found[1]}, arm {recipe.arm} with "
-                f"fusion {fusion.method} needs {wanted[0]} and {wanted[1]}"
+                f"model.start_from {folder} has a projector of widths {widths[0]} and {widths[1]}, arm {recipe.arm} "
+                f"with fusion {fusion.method} needs {wanted[0]} and {wanted[1]}"
             )
         return
     if start.method != fusion.method:
@@ -95,10 +95,10 @@ def check_fusion_fits(recipe: Recipe, start: FusionConfig, fusion: FusionConfig,
             f"model.start_from {folder} has the fusion method {start.method}, arm {recipe.arm} has {fusion.method}"
         )
     wanted = fusion.weights_follow()
-    for field, found in start.weights_follow().items():
-        if found != wanted.get(field):
+    for field, value in start.weights_follow().items():
+        if value != wanted.get(field):
             raise LlavaError(
-                f"model.start_from {folder} has fusion {start.method} of {field} {found}, the recipe asks for "
+                f"model.start_from {folder} has fusion {start.method} of {field} {value}, the recipe asks for "
                 f"{wanted.get(field)}"
             )
 

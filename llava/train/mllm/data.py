@@ -73,10 +73,12 @@ def held_out(recipe: Recipe, processor: LlavaOVManagerProcessor, cost: Cost, pos
     inspection = inspect_held_out(recipe, dataset)
     sizes = dataset.sizes(inspection)
     inspected = zip(samples, inspection.image_sizes, inspection.videos)
-    whole = (sample for sample, *found in inspected if dataset.too_long(sample, *found) is None)
-    asked = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
+    whole = (
+        sample for sample, image_sizes, videos in inspected if dataset.too_long(sample, image_sizes, videos) is None
+    )
+    last_exchanges = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
-    prompts = supervised_dataset(replace(recipe, data=encoding), asked, processor, positions)
+    prompts = supervised_dataset(replace(recipe, data=encoding), last_exchanges, processor, positions)
     return HeldOut(dataset, sizes.costs(cost), prompts, recipe.eval.max_new_tokens)
 
 

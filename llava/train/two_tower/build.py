@@ -145,8 +145,8 @@ def make_processor(recipe: TwoTowerRecipe, config: TwoTowerConfig, answers: tupl
         tower = model.start_from
     else:
         tokenizer, tower = AutoTokenizer.from_pretrained(model.text_tower), model.text_tower
-        found = pixel_statistics((Path(model.vision_tower),))
-        statistics = {name: tuple(found[f"image_{name}"]) for name in ("mean", "std")} if found else {}
+        pixels = pixel_statistics((Path(model.vision_tower),))
+        statistics = {name: tuple(pixels[f"image_{name}"]) for name in ("mean", "std")} if pixels else {}
     text = config.text_config
     check_tokenizer(tokenizer, text.vocab_size, text.pad_token_id, tower)
     return PairProcessor(tokenizer, data.image_size, data.text_length, answers=answers, **statistics)
