@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llava.data.index import BLOCK, unfinished_in
+from llava.data.index import BLOCK
+from llava.data.indexing import unfinished_in
 from llava.data.record_store import RecordStore
 from llava.data.schema import Sample
 from llava.data.workers import Workers

@@ -8,7 +8,8 @@ import numpy as np
 
 from llava.data.conversation import TEMPLATES
 from llava.data.image_folder import ImageFolder
-from llava.data.index import CLEAN, FAULTY, RecordIndex, index_file
+from llava.data.index import CLEAN, FAULTY, RecordIndex
+from llava.data.indexing import index_file
 from llava.data.inspect import Inspection, SampleLines, inspect_sample, lines_of
 from llava.data.notes import notes_of
 from llava.data.ragged import Ragged

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from llava.data.index import index_files
+from llava.data.indexing import index_files
 from llava.data.json_rows import SUFFIXES, iter_records
 from llava.data.record_store import Part, RecordStore
 from llava.data.workers import Workers

@@ -6,7 +6,8 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from llava.data.index import BLOCK, RecordIndex, text_bytes
+from llava.data.index import BLOCK, RecordIndex
+from llava.data.indexing import text_bytes
 from llava.data.schema import Sample
 
 

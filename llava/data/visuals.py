@@ -13,7 +13,8 @@ import PIL
 
 from llava.data.image_folder import ImageFolder
 from llava.data.images import image_size
-from llava.data.index import RecordIndex, homes, map_array, unfinished_in
+from llava.data.index import RecordIndex, map_array
+from llava.data.indexing import homes, unfinished_in
 from llava.data.video import VideoSampling, probe_video
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from llava.data.image_folder import ImageFolder
-from llava.data.index import index_file
+from llava.data.indexing import index_file
 from llava.data.inspect import inspect_sample
 from llava.data.inspect_store import visuals_of
 from llava.data.json_rows import iter_records

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from llava.cli import main
-from llava.data import index
+from llava.data import indexing
 from llava.data.dataset import SupervisedDataset
 from llava.data.image_folder import ImageFolder
 from llava.data.inspect import inspect_samples
@@ -86,7 +86,7 @@ def test_an_image_folder_that_is_a_link_or_relative(tmp_path, images, monkeypatc
 @pytest.mark.parametrize("kept", [False, True])
 def test_training_check_and_preview_agree(tmp_path, images, tiny_model_dir, make_processor, monkeypatch, capsys, kept):
     """Also one after the other, when what was found under another rule is kept."""
-    monkeypatch.setattr(index, "SMALL", 0 if kept else 1 << 18)
+    monkeypatch.setattr(indexing, "SMALL", 0 if kept else 1 << 18)
     paths = [path.format(tmp=tmp_path) for path in PATHS]
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"id": path, "image": path, "conversations": TURNS} for path in paths]))

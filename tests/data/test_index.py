@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from llava.cli import main
-from llava.data import content, visuals
+from llava.data import content, indexing, visuals
 from llava.data import index as index_module
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
-from llava.data.index import INDEX_FOLDER, index_file
+from llava.data.indexing import INDEX_FOLDER, index_file
 from llava.data.inspect import Fault, Inspection, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.json_rows import iter_records
@@ -127,7 +127,7 @@ def plain_over_long(dataset: SupervisedDataset, samples: list, inspection: Inspe
 @pytest.fixture
 def keep_all(monkeypatch):
     """Small files are indexed as large ones are; a test need not survive a loss of power."""
-    monkeypatch.setattr(index_module, "SMALL", 0)
+    monkeypatch.setattr(indexing, "SMALL", 0)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
@@ -137,7 +137,8 @@ def workers(request, monkeypatch):
     if request.param != "memory":
         request.getfixturevalue("keep_all")
     if request.param == "processes":
-        monkeypatch.setattr(index_module, "BLOCK", 25)
+        for module in (index_module, indexing):
+            monkeypatch.setattr(module, "BLOCK", 25)
     return Workers(2 if request.param == "processes" else 1)
 
 
@@ -145,7 +146,7 @@ def workers(request, monkeypatch):
 def test_a_mixture_is_what_the_plain_loop_reads(data, tmp_path, workers, seed):
     folder = shutil.copytree(data, tmp_path / "data")
     with workers:
-        index_module.index_files([entry.file for entry in mixture_entries(folder / "mixture.yaml")], workers)
+        indexing.index_files([entry.file for entry in mixture_entries(folder / "mixture.yaml")], workers)
     store = load_mixture(folder / "mixture.yaml", seed).samples
     samples = plain_samples(folder / "mixture.yaml", seed)
     assert isinstance(store, RecordStore)
@@ -160,7 +161,7 @@ def test_a_mixture_is_what_the_plain_loop_reads(data, tmp_path, workers, seed):
     with pytest.raises(IndexError):
         store[len(samples)]
     kept = list(folder.glob(f"{INDEX_FOLDER}/*/*"))
-    assert len(kept) == (0 if index_module.SMALL else 8)
+    assert len(kept) == (0 if indexing.SMALL else 8)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +229,7 @@ def turns(question: str = "<image>\nWhat?") -> list:
 )
 @pytest.mark.parametrize("kept", [False, True])
 def test_a_fault_of_a_file_is_told_as_the_plain_loop_tells_it(tmp_path, monkeypatch, name, text, kept):
-    monkeypatch.setattr(index_module, "SMALL", 0 if kept else 1 << 20)
+    monkeypatch.setattr(indexing, "SMALL", 0 if kept else 1 << 20)
     file = tmp_path / name
     file.write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError) as expected:
@@ -260,7 +261,7 @@ def test_an_index_is_made_once_and_anew_for_another_file(tmp_path, keep_all, mon
     first = index_file(file, Workers(1))
     (one,) = (tmp_path / INDEX_FOLDER / "a.json").iterdir()
     with monkeypatch.context() as patched:
-        patched.setattr(index_module, "facts_of", None)
+        patched.setattr(indexing, "facts_of", None)
         assert index_file(file, Workers(1)).sample(8) == first.sample(8)
     file.write_text(file.read_text().replace('"8"', '"9"'))  # of the same size
     os.utime(file, ns=(0, 12345))
@@ -322,12 +323,12 @@ def test_what_becomes_of_an_image_is_noticed_and_only_that_one_is_opened(tmp_pat
 SLOW = """
 import os, sys, time
 from pathlib import Path
-from llava.data import index, visuals
+from llava.data import indexing, visuals
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
 from llava.data.workers import Workers
 
-index.SMALL = 0
+indexing.SMALL = 0
 place = sys.argv[2]
 
 def slow(function):
@@ -338,9 +339,9 @@ def slow(function):
     return call
 
 if place == "facts":
-    index.facts_of = slow(index.facts_of)
+    indexing.facts_of = slow(indexing.facts_of)
 elif place == "rename":
-    index._place = slow(index._place)
+    indexing._place = slow(indexing._place)
 elif place == "visuals":
     visuals._look = slow(visuals._look)
 elif place == "keep":
@@ -448,7 +449,7 @@ def test_check_and_prepare_leave_an_index_that_a_start_uses(tmp_path, keep_all, 
     assert main(["data", "prepare", str(source), "--out", str(out)]) == 0
     prepared = next(path for path in out.rglob("*.json") if ".prepare" not in path.parts)
     monkeypatch.setattr(visuals, "image_size", None)
-    monkeypatch.setattr(index_module, "facts_of", None)
+    monkeypatch.setattr(indexing, "facts_of", None)
     for file, folder in ((source / "rows.json", source), (prepared, out)):
         found = inspect_store(load_mixture(file, 0).samples, folder)
         assert (list(found.image_sizes), found.faults) == ([[(100, 70)]] * 3, [])

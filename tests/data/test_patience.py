@@ -7,9 +7,9 @@ import os
 import pytest
 
 from llava import files
-from llava.data import images, index, video
+from llava.data import images, index, indexing, video
 from llava.data.dataset import SupervisedDataset
-from llava.data.index import index_file
+from llava.data.indexing import index_file
 from llava.data.schema import parse_sample
 from llava.data.workers import Workers
 from llava.errors import DataError
@@ -80,7 +80,7 @@ def test_an_error_within_a_video_is_told_by_the_systems_words():
 
 
 def test_a_data_file_is_read_again_from_a_new_handle(tmp_path, fail, monkeypatch):
-    monkeypatch.setattr(index, "SMALL", 0)
+    monkeypatch.setattr(indexing, "SMALL", 0)
     monkeypatch.setattr(os, "fsync", lambda _: None)
     turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A car."}]
     (tmp_path / "a.json").write_text(json.dumps([{"id": "one", "conversations": turns}]))

@@ -1,7 +1,7 @@
 """Data files of pairs as tables whose columns are memory-mapped: ViLT's arrow files as they are, parquet, and JSON.
 
 An arrow file is mapped. Parquet and JSON cannot be mapped: they are written once as an arrow file, beside the data or
-in the user's cache folder (see llava/data/index.py), under a name that holds the data file's size and time of change;
+in the user's cache folder (see data/indexing.py), under a name that holds the data file's size and time of change;
 small ones are read into memory. So a start reads no row in Python, and all processes of a node share what is mapped.
 """
 
@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import parquet
 
-from llava.data.index import CACHE, SMALL, FileKey, homes, unfinished_in
+from llava.data.index import FileKey
+from llava.data.indexing import CACHE, SMALL, homes, unfinished_in
 from llava.data.json_rows import SUFFIXES, iter_records
 from llava.data.pairs.json_pairs import row_of
 from llava.errors import DataError, LlavaError
