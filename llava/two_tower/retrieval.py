@@ -7,7 +7,7 @@ states those of all texts are kept, and of one image; of the images that are ran
 Legend: I images, T texts, C width of the space in which ITC compares.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,22 +98,3 @@ def scores_of(near: Iterable[list[int]], logits: Iterable[list[float]], num_text
         row[numbers] = values
         rows.append(row)
     return np.stack(rows)
-
-
-def score_all(
-    retrieval: Retrieval,
-    texts: Iterable[tuple[torch.Tensor, torch.Tensor]],
-    images: Sequence[torch.Tensor],
-) -> np.ndarray:
-    """Scores (I, T) of all images with all texts, in this one process.
-
-    Args:
-        retrieval: The model.
-        texts: As encode_texts takes them.
-        images: The pixels (3, S, S) of each.
-    """
-    encoded = retrieval.encode_texts(texts)
-    embedded = retrieval.embed_images(pixels[None] for pixels in images)
-    near = retrieval.near(embedded, encoded.embeddings)
-    logits = [retrieval.match(pixels, encoded, numbers) for pixels, numbers in zip(images, near, strict=True)]
-    return scores_of(near, logits, len(encoded.embeddings))

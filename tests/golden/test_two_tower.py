@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from llava.convert.two_tower_names import reference_rules
 from llava.two_tower.metrics import ranks_of
 from llava.two_tower.objectives import negative_weights
-from llava.two_tower.retrieval import Retrieval, score_all
+from llava.two_tower.retrieval import Retrieval
 from llava.two_tower.towers import resized_positions
 from tests.golden.two_tower_case import (
     ManagerCase,
@@ -20,6 +20,7 @@ from tests.golden.two_tower_case import (
     renamed,
     scores_of,
 )
+from tests.two_tower.scoring import score_all
 
 TOLERANCE = 1e-5  # of outputs and losses
 GRADIENTS = 1e-4  # relative to the gradient's largest entry or norm, but at least to what follows

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from llava.two_tower.metrics import RECALLS, ranks_of, vqa_score
-from llava.two_tower.retrieval import NOT_RANKED, Retrieval, score_all
+from llava.two_tower.retrieval import NOT_RANKED, Retrieval
+from tests.two_tower.scoring import score_all
 from tests.two_tower.tiny import tiny_model
 
 IMAGES, TEXTS = 7, 12
