@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -133,7 +134,7 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _setting(name: str):
+def _setting(name: str) -> Callable[[str], float | None]:
     """The type of a setting's flag."""
 
     def parse(text: str) -> float | None:

@@ -230,7 +230,7 @@ def text_batch(
     return Collator(tokenizer.pad_token_id)(items)
 
 
-def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def _drills(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """A page, or a slip, and everything that can be asked of it, in random order and a word or two each.
 
     Such rows learn to look places up in a quarter of the time that conversations take, which ask little in many tokens.
@@ -253,14 +253,14 @@ def _drills(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     return ids, labels
 
 
-def _caption(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def _caption(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """A note and its caption, as in stage 1."""
     cells = note_cells(rng)
     turns = (Turn("human", "<image>"), Turn("gpt", caption_of(cells)))
     return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "plain", "answers", images=1), _note(cells))
 
 
-def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
+def _chat(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """A conversation about a page, or a sum."""
     if rng.random() < 0.05:
         question = ask_arithmetic(rng)
@@ -273,7 +273,9 @@ def _chat(tokenizer, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     )
 
 
-def _with_page(tokenizer, ids: list[int], labels: list[int], page: list[str]) -> tuple[list[int], list[int]]:
+def _with_page(
+    tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], page: list[str]
+) -> tuple[list[int], list[int]]:
     """The placeholder replaced by a page's or a note's tokens."""
     at = ids.index(tokenizer.convert_tokens_to_ids("<image>"))
     shown = tokenizer.convert_tokens_to_ids(page)

@@ -22,7 +22,7 @@ from llava.data.schema import Dialogue
 from llava.engine.usage import Usage
 from llava.errors import LlavaError
 from llava.fusion.question_spans import reusable_tokens
-from llava.mllm import LlavaOVManagerForConditionalGeneration
+from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.features import VisualFeatures
 from llava.mllm.guidance import guidance
 from llava.mllm.visual_input import VisualInput, normalized
@@ -93,7 +93,7 @@ class KeptCache:
         }
         return inputs, store
 
-    def _shared(self, ids: list[int], spans: list[Span], config) -> int:
+    def _shared(self, ids: list[int], spans: list[Span], config: LlavaOVManagerConfig) -> int:
         """How many leading tokens have the keys and values that are kept; at least one token is left to compute."""
         if self._kept.past is None or "sliding_attention" in config.text_config.layer_types:  # a window cannot go back
             return 0
@@ -145,7 +145,12 @@ def _alike(new: Span | None, old: Span | None) -> bool:
 
 
 def _encode(
-    model, processor: LlavaOVManagerProcessor, input_ids: torch.Tensor, spans: list[Span], shared: int, each: Callable
+    model: LlavaOVManagerForConditionalGeneration,
+    processor: LlavaOVManagerProcessor,
+    input_ids: torch.Tensor,
+    spans: list[Span],
+    shared: int,
+    each: Callable,
 ) -> dict[str, VisualFeatures]:
     """Features of the images and videos behind the first `shared` tokens, by modality, as `generate` takes them."""
     makers = {

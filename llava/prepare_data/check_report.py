@@ -107,7 +107,7 @@ class BadRowFile:
         except OSError as error:
             raise LlavaError(f"--out {folder} cannot be written: {error.strerror}") from None
 
-    def _open(self, name: str):
+    def _open(self, name: str) -> TextIO:
         return self._files.enter_context(whole_file(self.folder / name, errors="backslashreplace"))
 
     def __call__(self, row: BadRow) -> None:

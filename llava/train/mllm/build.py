@@ -69,7 +69,13 @@ def _used_layers(recipe: Recipe, built: int) -> int:
     return used
 
 
-def _assembled(recipe, vision, text, fusion, token_ids=None) -> LlavaOVManagerConfig:
+def _assembled(
+    recipe: Recipe,
+    vision: PreTrainedConfig,
+    text: PreTrainedConfig,
+    fusion: FusionConfig,
+    token_ids: dict[str, int] | None = None,
+) -> LlavaOVManagerConfig:
     tiling = recipe.tiling.config(vision.image_size)
     return LlavaOVManagerConfig(
         vision_config=vision, text_config=text, fusion=fusion, tiling=tiling, **(token_ids or {})
@@ -134,7 +140,9 @@ def build(
     return model, processor
 
 
-def _continue(recipe: Recipe, with_weights: bool):
+def _continue(
+    recipe: Recipe, with_weights: bool
+) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
     """From the checkpoint of the stage before, its adapters merged; its fusion alone may be new."""
     folder = recipe.model.start_from
     processor = LlavaOVManagerProcessor.from_pretrained(folder)
@@ -159,7 +167,9 @@ def _continue(recipe: Recipe, with_weights: bool):
     return model, processor
 
 
-def _compose(recipe: Recipe, with_weights: bool):
+def _compose(
+    recipe: Recipe, with_weights: bool
+) -> tuple[LlavaOVManagerForConditionalGeneration, LlavaOVManagerProcessor]:
     """From a vision tower and a language model; projector, fusion and newline are new."""
     tokenizer = AutoTokenizer.from_pretrained(recipe.model.language_model)
     vocabulary = part_config(Path(recipe.model.language_model)).vocab_size
@@ -172,7 +182,9 @@ def _compose(recipe: Recipe, with_weights: bool):
     return model, make_processor(config, tokenizer, pixel_statistics((Path(recipe.model.vision_tower),)))
 
 
-def _new_model(config: LlavaOVManagerConfig, recipe: Recipe, device: torch.device):
+def _new_model(
+    config: LlavaOVManagerConfig, recipe: Recipe, device: torch.device
+) -> LlavaOVManagerForConditionalGeneration:
     with device:
         return AutoModelForImageTextToText.from_config(
             config, dtype=torch.float32, attn_implementation=attention_implementation(recipe)

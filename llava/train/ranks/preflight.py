@@ -136,7 +136,7 @@ def _exchange(this_report: dict, seconds: int) -> tuple[list[dict], str]:
     return reports, verdict
 
 
-def _collect(store, world_size: int, seconds: int) -> tuple[list[dict], str]:
+def _collect(store: distributed.Store, world_size: int, seconds: int) -> tuple[list[dict], str]:
     """All reports, and the first fault or difference among them."""
     reports = []
     for rank in range(world_size):
@@ -157,7 +157,7 @@ def first_fault(reports: list[dict]) -> str | None:
     return f"rank {faulty[0]['rank']} on {faulty[0]['host']}: {faulty[0]['fault']}"
 
 
-def _wait_for_readers(store, rank: int, world_size: int) -> None:
+def _wait_for_readers(store: distributed.Store, rank: int, world_size: int) -> None:
     """Keeps the store's host alive until all ranks know why they end; one that is gone already knew."""
     with contextlib.suppress(distributed.DistError):
         store.set(f"read/{rank}", "")
