@@ -10,7 +10,10 @@ from llava.checkpoint.folder import read_index
 from llava.cli import main
 from llava.data import index
 from llava.data.mixture import load_mixture, mixture_entries
+from llava.data.pairs.processor import PairProcessor
+from llava.data.pairs.vocabulary import read_answers
 from llava.errors import DataError, LlavaError
+from llava.eval.judge.main import _stored_jobs
 from llava.eval.judge.reviews import ReviewStore
 from llava.eval.judge.rubrics import read_rating
 from llava.eval.messages import dialogue_of_context
@@ -38,6 +41,8 @@ TURNS = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
         (read_json, "config.json", NESTED),
         (read_index, "model.safetensors.index.json", f'{{"weight_map": {NESTED}}}'),
         (ReviewStore, "reviews.jsonl", f"{NESTED}\n"),
+        (read_answers, "answers.json", NESTED),
+        (lambda file: PairProcessor.from_pretrained(file.parent), "preprocessor_config.json", NESTED),
     ],
     ids=lambda given: given if isinstance(given, str) and len(given) < 40 else "",
 )
@@ -69,6 +74,10 @@ def test_results_and_stored_answers(tmp_path, caplog):
     (tmp_path / "mmmu_val" / SAMPLES).write_text(NESTED)
     with pytest.raises(LlavaError, match="mmmu_val: damaged results"):
         _load_task_run(tmp_path / "mmmu_val")
+    (tmp_path / "mmmu_val.answers").mkdir()
+    (tmp_path / "mmmu_val.answers" / "job.json").write_text(NESTED)
+    with pytest.raises(LlavaError, match=r"job\.json: damaged"):
+        _stored_jobs(tmp_path)
     (tmp_path / MARK).write_text(NESTED)
     assert read_mark(tmp_path) is None
     assert read_rating(f'{{"Rating": {NESTED}}}') is None

@@ -12,6 +12,7 @@ from llava.data.pairs.transforms import CLIP_MEAN, CLIP_STD, Transform, Transfor
 from llava.data.pairs.vocabulary import FILE, read_answers, write_answers
 from llava.errors import DataError
 from llava.printable import one_line
+from llava.text_files import read_json
 
 IMAGES = "preprocessor_config.json"  # in the form of transformers' CLIPImageProcessor, which does `center`
 
@@ -75,7 +76,7 @@ class PairProcessor:
         """Of a model folder. Raises DataError that names what is missing there."""
         folder = Path(folder)
         try:
-            images = json.loads((folder / IMAGES).read_text(encoding="utf-8"))
+            images = read_json(folder / IMAGES)
             size = int(images["crop_size"]["height"])
             mean, std = tuple(images["image_mean"]), tuple(images["image_std"])
             tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)

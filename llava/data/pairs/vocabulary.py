@@ -13,6 +13,7 @@ from llava.data.pairs.mixture import PairMixture
 from llava.data.pairs.tables import PairTable, open_table
 from llava.errors import DataError
 from llava.printable import brief
+from llava.text_files import read_text
 
 FILE = "answers.json"  # in a model folder
 
@@ -43,11 +44,13 @@ def load_answers(mixture: PairMixture, least_count: int = LEAST_COUNT) -> tuple[
 def read_answers(file: Path) -> tuple[str, ...]:
     """A vocabulary from a JSON file: a list of answers, or {answer: number}, the numbers from 0 on."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except OSError as error:
         raise DataError(f"answers {file} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise DataError(f"answers {file} cannot be read: {error}") from None
+    except RecursionError:
+        raise DataError(f"answers {file} cannot be read: nested too deeply") from None
     if isinstance(content, dict):
         if sorted(content.values(), key=str) != sorted(range(len(content)), key=str):
             raise DataError(f"answers {file}: {len(content)} answers whose numbers are not 0 to {len(content) - 1}")

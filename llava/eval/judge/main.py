@@ -60,7 +60,7 @@ def _stored_jobs(run: Path) -> dict[str, Job]:
     for file in sorted(run.glob("*.answers/job.json")):
         try:
             job = Job(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise LlavaError(f"{file}: damaged ({error}); ask the model again") from error
         jobs[job.task] = job
     if not jobs:

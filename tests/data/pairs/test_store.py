@@ -174,7 +174,7 @@ def test_the_vocabulary_is_recovered_from_the_labels(tmp_path):
     write_arrow(tmp_path / "vqa.arrow", QUESTIONS)
     entries = {"train": ["{name: vqa, files: vqa.arrow}"]}
     assert load_answers(read_pair_mixture(mixture(tmp_path, entries, "questions"))) == ("red", "green", "yes", "2")
-    (tmp_path / "named.json").write_text('{"no": 1, "yes": 0}')
+    (tmp_path / "named.json").write_text('{"no": 1, "yes": 0}', encoding="utf-8-sig")  # as Notepad writes it
     named = mixture(tmp_path, entries, "questions", answers="named.json")
     assert load_answers(read_pair_mixture(named)) == ("yes", "no")
     twisted = [{**QUESTIONS[0], "answer_labels": [[1, 0], [2]]}]
