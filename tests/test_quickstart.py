@@ -199,7 +199,15 @@ def test_the_two_towers_stages_differ_in_the_bridge_alone(stage, arm):
     file, folder = f"scripts/train/recipes/two_tower/{stage}.yaml", "scripts/quickstart/two_tower"
     recipe = load_recipe(file, arm, overrides=[f"{folder}/model.yaml", f"{folder}/{stage}.yaml"])
     assert recipe.fusion == TwoTowerFusionRecipe(
-        bridge=arm, cross_modal_layers=3, hidden_size=128, num_attention_heads=4, intermediate_size=512
+        bridge=arm,
+        cross_modal_layers=3,
+        hidden_size=128,
+        num_attention_heads=4,
+        intermediate_size=512,
+        initializer_range=0.1,
+        noise=False,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     assert (recipe.data.image_size, recipe.data.transform, recipe.rates.towers) == (96, "center", 0)
     assert recipe.optim.max_steps is None
