@@ -192,7 +192,7 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     assert main(["bench", "fusion", "--out", str(out), "--methods", "manager", "--dry_run"]) == 0
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[:2]] == ["none", "manager"]
-    assert "jobs  16, 0 done: 2 make digit_pages and parts, 2 measure, 6 try rates for 100 steps, 6 train" in printed
+    assert "jobs  14, 0 done: 2 make digit_pages and parts, 2 measure, 4 try rates for 40 steps, 6 train" in printed
     assert "time  not known before the first measurement" in printed
     assert f"in {out}, " in printed
     assert not out.exists()
