@@ -25,6 +25,7 @@ from llava.checkpoint.folder import weights_id
 from llava.engine.read_ahead import read_ahead
 from llava.errors import LlavaError
 from llava.files import whole_file
+from llava.text_files import read_json
 
 FORMAT = "llava analyze 2"
 CURVES = "curves.json"
@@ -92,12 +93,12 @@ def _check_alike(file: Path, weights: dict[str, str], data: dict[str, Any]) -> N
     """
     if not file.exists():
         return
+    before = read_json(file)
     try:
-        before = json.loads(file.read_text(encoding="utf-8"))
         if before["format"] != FORMAT:
             raise LlavaError(f"{file} has the format {before['format']!r}, ours is {FORMAT!r}; name another --out")
         shown, models = before["data"], {name: model["weights"] for name, model in before["models"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise LlavaError(f"{file}: damaged ({type(error).__name__}: {error}); name another --out") from error
     if shown != data:
         raise LlavaError(f"{file.parent} shows other data: {_differing(shown, data)}; name another --out")

@@ -136,7 +136,12 @@ def test_a_folder_keeps_to_its_data_and_its_models(
     line = refused(same_name, out="second")
     assert f"second shows a model {same_name.name} with the weights " in line
     assert line.endswith("; name another --out")
-    (tmp_path / "second" / "curves.json").write_text("{}")
+    curves = tmp_path / "second" / "curves.json"
+    curves.write_text('{"format": "llava analyze 1"}')
+    assert refused(tiny_model_dir, out="second") == (
+        f"error: {curves} has the format 'llava analyze 1', ours is 'llava analyze 2'; name another --out"
+    )
+    curves.write_text("{}")
     assert "curves.json: damaged (KeyError: 'format'); name another --out" in refused(tiny_model_dir, out="second")
 
 
