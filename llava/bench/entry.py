@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llava.data.schema import Dialogue
 
-CAPTIONS, TRAIN, HELD_OUT = (
-    "captions.yaml",
-    "train.yaml",
-    "held_out.yaml",
-)  # mixtures in a data set's folder; paths count from the folder
+# Mixtures in a data set's folder; paths count from the folder.
+CAPTIONS, TRAIN, HELD_OUT = "captions.yaml", "train.yaml", "held_out.yaml"
 UNTIMED = 3  # steps at the start of a measurement that are not counted
 VISION_TOWER, LANGUAGE_MODEL = "vision_tower", "language_model"  # folders in that of the parts
 

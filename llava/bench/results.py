@@ -15,7 +15,7 @@ from llava.errors import LlavaError
 from llava.files import whole_file
 from llava.text_files import read_json
 
-FORMAT = "llava bench fusion 1"
+FORMAT = "llava bench fusion 2"
 RUN_KEYS = ("right", "answers", "held_out_loss", "rate", "seconds", "training_seconds", "order", "git", "versions")
 MEASURED_KEYS = (
     "fusion", "described", "parameters", "flops", "batch_size", "device", "step_seconds", "peak_memory_gib",

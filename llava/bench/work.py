@@ -24,6 +24,7 @@ from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.files import whole_file, whole_folder
 from llava.mllm.cost import forward_cost
+from llava.train.folders.stage_folder import write_model
 from llava.train.loop.components import Component
 from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.step_log import peak_memory_gib
@@ -31,7 +32,7 @@ from llava.train.loop.trainer import LlavaTrainer
 from llava.train.mllm.data import sizes_once
 from llava.train.ranks.fingerprint import git_state, versions
 from llava.train.recipe.load import load_recipe
-from llava.train.stage import Stage, prepare, run_stage, train
+from llava.train.stage import Stage, prepare, train
 
 TOGETHER = 50  # questions that are answered at a time, and that a measurement times
 
@@ -64,7 +65,7 @@ def main(folder: Path) -> int:
     except LlavaError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name in ("model.unfinished", STAGE_1):
+    for name in ("model.unfinished", f"{STAGE_1}.unfinished", STAGE_1):
         shutil.rmtree(folder / name, ignore_errors=True)
     result |= {"seconds": time.time() - started, "git": git_state(), "versions": versions()}
     with whole_file(folder / RESULT, sync=True) as stream:
@@ -84,23 +85,21 @@ def _make(task: dict, entry: DataSet) -> dict[str, Any]:
 
 
 def _train(task: dict, entry: DataSet) -> dict[str, Any]:
-    clock = StepClock()
+    clock, orders = StepClock(), []
     try:
         if "stage_1" in task:
-            run_stage(load_recipe(**task["stage_1"]))
-        stage = prepare(load_recipe(**task["recipe"]))
-        trainer = stage.trainer
-        trainer.add_callback(clock)
-        began = time.time()
-        train(trainer)
+            first, _ = _trained(task["stage_1"])
+            orders.append(order_hash(first.trainer))
+            folder = Path(first.recipe.run.output_dir)
+            write_model(first.trainer.model, first.processor, first.trainer.gather_weights(), folder)
+        stage, seconds = _trained(task["recipe"], clock)
     except NonFiniteError as error:
         if task["kind"] != "grid":
             raise LlavaError(f"training diverged: {error}") from None
         return {"held_out_loss": None}
-    if trainer.save_and_stop.stopped_by:
-        raise LlavaError("stopped by a signal")
-    seconds, rate = time.time() - began, stage.recipe.components.projector.lr
-    result = {"training_seconds": seconds, "order": order_hash(trainer), "rate": rate}
+    trainer, orders = stage.trainer, [*orders, order_hash(stage.trainer)]
+    rate = stage.recipe.components.projector.lr
+    result = {"training_seconds": seconds, "order": " ".join(orders), "rate": rate}
     if task["kind"] == "measure":
         result |= measured(stage, clock) | _timed_answers(stage, entry, Path(task["data_folder"]))
     else:
@@ -108,6 +107,18 @@ def _train(task: dict, entry: DataSet) -> dict[str, Any]:
     if task["kind"] == "run":
         result |= answered(stage, entry, Path(task["data_folder"]))
     return result
+
+
+def _trained(arguments: dict, *callbacks: TrainerCallback) -> tuple[Stage, float]:
+    """The stage of load_recipe's arguments, and its seconds of training. Raises NonFiniteError where it diverges."""
+    stage = prepare(load_recipe(**arguments))
+    for callback in callbacks:
+        stage.trainer.add_callback(callback)
+    began = time.time()
+    train(stage.trainer)
+    if stage.trainer.save_and_stop.stopped_by:
+        raise LlavaError("stopped by a signal")
+    return stage, time.time() - began
 
 
 def order_hash(trainer: LlavaTrainer) -> str:

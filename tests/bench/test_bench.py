@@ -187,4 +187,4 @@ def test_the_table_is_computed_from_the_file_alone(bench, tmp_path, capsys):
     assert "| manager | 100.0 [100.0, 100.0] |" in (tmp_path / "table.md").read_text()
     file.write_text('{"format": "another"}')
     assert main(["bench", "table", str(file)]) == 2
-    assert "expected the format 'llava bench fusion 1', found 'another'" in capsys.readouterr().err
+    assert "expected the format 'llava bench fusion 2', found 'another'" in capsys.readouterr().err

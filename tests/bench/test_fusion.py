@@ -1,12 +1,15 @@
 """The order of a bench's work and what becomes of rows that cannot be, with made-up results in place of trainings."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from llava.bench import fusion
+from llava.bench import fusion, work
 from llava.bench.processes import Ended
 from llava.cli import main
+from llava.errors import LlavaError
+from llava.train.loop.guard import NonFiniteError
 from tests.bench.made_up import made_up_result
 
 ROWS = ["none", "manager", "deepstack", "deepstack_zero", "deepstack_qwen3", "none_like_manager"]
@@ -104,3 +107,24 @@ def test_nothing_is_compared_without_the_reference(tmp_path, pretend, capsys):
     assert [name for name, _ in did] == ["data-digit_pages", "parts-digit_pages", "measure-digit_pages-none"]
     assert "failed: measure-digit_pages-none: the disk is full" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("diverging", ["stage_1", "recipe"])
+def test_a_rate_whose_training_diverges_in_either_stage_has_no_loss(diverging, monkeypatch):
+    """A run of the table ends with it, in one line."""
+
+    def prepare(stage):
+        if stage != diverging:
+            raise AssertionError(f"{stage} is trained")
+        return SimpleNamespace(trainer=SimpleNamespace(add_callback=lambda callback: None))
+
+    def train(trainer):
+        raise NonFiniteError("the loss of step 3 is nan", 3, ["a"])
+
+    monkeypatch.setattr(work, "load_recipe", lambda name: name)
+    monkeypatch.setattr(work, "prepare", prepare)
+    monkeypatch.setattr(work, "train", train)
+    task = {name: {"name": name} for name in dict.fromkeys([diverging, "recipe"])}
+    assert work._train(task | {"kind": "grid"}, None) == {"held_out_loss": None}
+    with pytest.raises(LlavaError, match=r"^training diverged: the loss of step 3 is nan$"):
+        work._train(task | {"kind": "run"}, None)
