@@ -230,6 +230,14 @@ def test_images_of_another_size_are_refused():
         model.model.encode_image(torch.zeros(1, 3, 24, 8))
 
 
+@pytest.mark.parametrize("deviation", [0.02, 0.1])
+def test_new_layers_begin_as_wide_as_they_are_told(deviation):
+    """Between the towers; the towers begin by their own configuration's word."""
+    model = TwoTowerForTask(tiny_config("vqav2", num_answers=5, hidden_size=64, initializer_range=deviation))
+    linear = [module.weight for module in model.model.cross_modal.modules() if isinstance(module, torch.nn.Linear)]
+    assert torch.cat([weight.flatten() for weight in linear]).std().item() == pytest.approx(deviation, rel=0.05)
+
+
 def test_a_frozen_tower_trains_without_dropout():
     """Its states are those of evaluation, and a tower that learns keeps its dropout."""
     model = tiny_model("vqav2", num_answers=5).model
