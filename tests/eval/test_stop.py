@@ -137,7 +137,7 @@ def test_workers_and_what_they_started_end(tmp_path, mark, number, status, heari
     command = [sys.executable, "-c", COMMAND, sys.executable, launcher, hearing, begun]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: started.poll() is not None or begun.exists(), seconds=60)
-    assert len(alive(mark)) == 3
+    wait_for(lambda: len(alive(mark)) == 3, seconds=60)
     started.send_signal(number)
     _, said = started.communicate(timeout=30)
     assert (started.returncode, said) == (status, "")
@@ -177,7 +177,7 @@ def test_a_lock_lasts_until_the_last_worker_has_ended(tmp_path, monkeypatch, mar
     monkeypatch.setattr("llava.eval.workers.PATIENCE", 0.2)
     killed = subprocess.Popen([sys.executable, "-c", DIES, tmp_path / "run"], stdin=subprocess.PIPE)
     assert killed.wait() == 0
-    assert len(alive(mark)) == 1
+    wait_for(lambda: len(alive(mark)) == 1, seconds=60)  # a process that has just begun has no environment yet
     with sole_writer(tmp_path / "run", ["ai2d"]):  # another task is another matter
         with pytest.raises(LlavaError, match=rf"\(process {killed.pid}\) is at work on gqa"):
             sole_writer(tmp_path / "run", ["mmvet", "gqa"]).__enter__()
