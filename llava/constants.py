@@ -3,6 +3,7 @@
 from typing import Literal
 
 IGNORE_INDEX = -100  # label of a position that carries no loss, torch's and transformers' convention
+MASKED_WORDS = 0.15  # of a text's tokens, for MLM; of these 80% become the mask, 10% another token, 10% stay
 IMAGE_TOKEN = "<image>"  # one per image in text; expanded to the image's token count before the model
 VIDEO_TOKEN = "<video>"  # likewise for a video
 SYSTEM_MESSAGE = "You are a helpful assistant."  # Qwen2's default system turn

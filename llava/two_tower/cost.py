@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from llava.constants import MASKED_WORDS
 from llava.two_tower.configuration import STATIC_KINDS, TwoTowerConfig
 from llava.two_tower.tasks import TASKS
 
@@ -17,12 +18,12 @@ class Passes:
     """How often a task runs the parts for one pair in a step."""
 
     texts: int
-    images: int
+    images: float
     fusions: int
 
 
 PASSES = {
-    "pretrain": Passes(texts=2, images=2, fusions=2),  # masked words; whole ones with an image that may be false
+    "pretrain": Passes(texts=2, images=1.5, fusions=2),  # masked words; whole ones, half of them with a false image
     "vqav2": Passes(1, 1, 1),
     "snli_ve": Passes(1, 1, 1),
     "nlvr2": Passes(1, 2, 2),
@@ -35,8 +36,11 @@ def image_tokens(config: TwoTowerConfig) -> int:
     return 1 + (config.vision_config.image_size // config.vision_config.patch_size) ** 2
 
 
-def forward_costs(config: TwoTowerConfig, text_length: int) -> dict[str, int]:
-    """Operations of one pair's forward passes in a step, by component, see llava/two_tower/parts.py."""
+def forward_costs(config: TwoTowerConfig, text_length: int, masked: int | None = None) -> dict[str, int]:
+    """Operations of one pair's forward passes in a step, by component, see llava/two_tower/parts.py.
+
+    masked: words to be found, of a task that has such; by default MASKED_WORDS of the text's.
+    """
     passes, text, vision = PASSES[config.task], config.text_config, config.vision_config
     length, patches = text_length, image_tokens(config)
     width, vocabulary = config.hidden_size, text.vocab_size
@@ -61,27 +65,30 @@ def forward_costs(config: TwoTowerConfig, text_length: int) -> dict[str, int]:
     pooled = 2 * width
     inside = pooled * config.head_width
     heads = {
-        "mlm": round(0.15 * length) * 2 * width * (width + vocabulary),
+        "mlm": (round(MASKED_WORDS * length) if masked is None else masked) * 2 * width * (width + vocabulary),
         "itm": 2 * pooled * 2,
         "itc": 2 * config.itc_width * (text.hidden_size + vision.hidden_size),
         "classifier": 2 * inside * (pooled * task.num_images + config.num_classes),
     }
-    return {
+    costs = {
         "text_tower": passes.texts * text.num_hidden_layers * _layer(text, length),
         "image_tower": passes.images
         * (vision.num_hidden_layers * _layer(vision, patches) + 2 * patches * pixels * vision.hidden_size),
         "cross_modal": projected + passes.fusions * (fused + 4 * width**2),
         "heads": sum(heads[name] for name in task.heads),
     }
+    return {name: int(cost) for name, cost in costs.items()}
 
 
-def training_cost(config: TwoTowerConfig, text_length: int, trained: Mapping[str, bool]) -> int:
+def training_cost(
+    config: TwoTowerConfig, text_length: int, trained: Mapping[str, bool], masked: int | None = None
+) -> int:
     """Operations of one pair's forward and backward passes in a step.
 
-    trained: of each component, whether it learns. The backward pass costs a part once more for its weights, if these
-    learn, and once for what is in front of it, if something there does.
+    masked: see forward_costs. trained: of each component, whether it learns. The backward pass costs a part once more
+    for its weights, if these learn, and once for what is in front of it, if something there does.
     """
-    costs = forward_costs(config, text_length)
+    costs = forward_costs(config, text_length, masked)
     towers = trained.get("text_tower", False) or trained.get("image_tower", False)
     in_front = {"cross_modal": towers, "heads": towers or trained.get("cross_modal", False)}
     return sum(

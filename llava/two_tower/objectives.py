@@ -48,17 +48,22 @@ class Result:
 
 
 def pretrain(model: TwoTowerForTask, batch: Batch) -> Result:
-    """MLM, of masked texts with their images, and ITM, of whole texts with images of which half are others'."""
-    image = model.model.encode_image(batch["pixel_values"])
-    text = model.model.encode_text(batch["mlm_input_ids"], batch["attention_mask"])
-    features = model.model.fuse(text, image, batch["attention_mask"]).text_features
-    masked = batch["mlm_labels"] != IGNORE_INDEX
-    words = model.heads["mlm"](features[masked])
-    mlm = functional.cross_entropy(words.float(), batch["mlm_labels"][masked], reduction="sum")
+    """MLM, of masked texts with their images, and ITM, of whole texts with images of which half are others'.
 
-    text = model.model.encode_text(batch["input_ids"], batch["attention_mask"])
-    logits = model.match(text, model.model.encode_image(batch["itm_pixel_values"]), batch["attention_mask"])
-    itm = functional.cross_entropy(logits.float(), batch["itm_labels"], reduction="sum")
+    Both at once, as 2B pairs: an image is encoded once, for MLM and, where it is the true one, for ITM.
+    """
+    mask, labels, size = batch["attention_mask"].repeat(2, 1), batch["itm_labels"], len(batch["input_ids"])
+    text = model.model.encode_text(torch.cat([batch["mlm_input_ids"], batch["input_ids"]]), mask)
+    image = model.model.encode_image(torch.cat([batch["pixel_values"], batch["false_pixel_values"]]))
+    own = torch.arange(size, device=labels.device)
+    shown = torch.where(labels == 1, own, size - 1 + (labels == 0).cumsum(0))
+    fused = model.model.fuse(text, image.rows(torch.cat([own, shown])), mask)
+
+    masked = batch["mlm_labels"] != IGNORE_INDEX
+    words = model.heads["mlm"](fused.text_features[:size][masked])
+    mlm = functional.cross_entropy(words.float(), batch["mlm_labels"][masked], reduction="sum")
+    logits = model.heads["itm"](fused.pooled[size:])
+    itm = functional.cross_entropy(logits.float(), labels, reduction="sum")
     return Result({"mlm": Part(mlm, masked.sum()), "itm": Part(itm, len(logits))}, logits)
 
 
@@ -82,6 +87,7 @@ def classify(model: TwoTowerForTask, batch: Batch) -> Result:
 
 def retrieve(model: TwoTowerForTask, batch: Batch) -> Result:
     """ITC among all ranks' pairs, and ITM of 3B pairs: true, with a hard negative image, with a hard negative text."""
+    batch = _equally_long(batch)
     mask = batch["attention_mask"]
     text = model.model.encode_text(batch["input_ids"], mask)
     image = model.model.encode_image(batch["pixel_values"])
@@ -135,6 +141,16 @@ def drawn(weights_BA: torch.Tensor, draws_B: torch.Tensor) -> torch.Tensor:
     """The column of each row whose part of the row's cumulated weights a draw from [0, 1) falls in, (B,)."""
     cumulated = weights_BA.double().cumsum(1)  # so that no draw times the sum is rounded up to the sum
     return torch.searchsorted(cumulated, draws_B.double()[:, None] * cumulated[:, -1:], right=True)[:, 0]
+
+
+def _equally_long(batch: Batch) -> dict[str, torch.Tensor]:
+    """The batch, its texts padded to the longest of all ranks; padding is masked, whatever token it is."""
+    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if num_ranks() > 1:
+        length = torch.tensor(texts["input_ids"].shape[1], device=texts["input_ids"].device)
+        dist.all_reduce(length, dist.ReduceOp.MAX)
+        texts = {name: functional.pad(text, (0, int(length) - text.shape[1])) for name, text in texts.items()}
+    return {**batch, **texts}
 
 
 def _negatives(

@@ -187,9 +187,8 @@ def noise_names(model: ModelCase) -> list[str]:
 def test_model_pretraining(model, compared):
     task, inputs = model.model("pretrain"), model.inputs
     labels = model.out("itm.labels")
-    images = torch.where(labels[:, None, None, None] == 1, inputs["image"], inputs["false_image"])
     fields = {"mlm_input_ids": inputs["mlm_ids"], "mlm_labels": inputs["mlm_labels"]}
-    output = task(**model.batch, **fields, itm_pixel_values=images, itm_labels=labels)
+    output = task(**model.batch, **fields, itm_labels=labels, false_pixel_values=inputs["false_image"][labels == 0])
     masked = task.model(**model.batch | {"input_ids": inputs["mlm_ids"]}).text_features
     scalars = model.spec["scalars"]
     differences = {

@@ -37,8 +37,8 @@ def fields_of(config, batch):
     return {
         "mlm_input_ids": batch["input_ids"],
         "mlm_labels": torch.where(torch.arange(length) % 3 == 1, batch["input_ids"], -100),
-        "itm_pixel_values": batch["pixel_values"].flip(0),
         "itm_labels": torch.arange(size) % 2,
+        "false_pixel_values": batch["pixel_values"].flip(0)[::2],
         "targets": torch.linspace(0, 1, size * config.num_answers).view(size, -1),
         "labels": torch.arange(size) % 2,
         "pixel_values_2": batch["pixel_values"].roll(1, 0),

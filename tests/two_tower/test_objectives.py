@@ -13,7 +13,7 @@ from tests.train.run_ranks import run_ranks
 from tests.two_tower.test_modeling import batch_of, fields_of
 from tests.two_tower.tiny import tiny_model
 
-SIZE = 4
+SIZE, SHORT = 4, 5
 
 
 def test_hard_negatives_are_drawn_by_their_weights():
@@ -69,17 +69,30 @@ def task_batch(model, size=SIZE):
     batch = batch_of(model.config, size)
     fields = fields_of(model.config, batch)
     batch |= {name: fields[name] for name in TASKS[model.config.task].fields}
+    batch["attention_mask"][: size // 2, SHORT:] = 0  # so that halves are of different lengths
     if "mlm_labels" in batch:
         batch["mlm_labels"][0] = -100  # so that halves have different numbers of masked words
+        batch["mlm_labels"][batch["attention_mask"] == 0] = -100
     if "image_index" in batch:
         batch["image_index"] = torch.tensor([7, 3, 7, 5])
     return batch
 
 
+def rows_of(batch, rows):
+    """A part of a batch, without padding that all its texts have, and with the false images of its false pairs."""
+    part = {name: tensor[rows] for name, tensor in batch.items()}
+    if "itm_labels" in batch:
+        false = batch["itm_labels"] == 0
+        part["false_pixel_values"] = batch["false_pixel_values"][(false.cumsum(0) - 1)[rows][false[rows]]]
+    length = part["attention_mask"].sum(1).max()
+    texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
+    return {name: tensor[:, :length] if name in texts else tensor for name, tensor in part.items()}
+
+
 def losses_and_gradients(task, rows, items=False):
     """Of a part of the batch, as every process of a step has them before they are averaged."""
     model = tiny_model(task)
-    batch = {name: tensor[rows] for name, tensor in task_batch(model).items()}
+    batch = rows_of(task_batch(model), rows)
     counts = count_items(task, task_batch(model)) if items else None
     output = model(**batch, num_items_in_batch=counts)
     output.loss.backward()
@@ -107,6 +120,21 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
             for rank in range(2):
                 found = torch.load(tmp_path / f"{task}-{items}-{rank}.pt")
                 torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("query", ["own", "fused"])
+def test_padding_that_all_texts_have_changes_nothing(query):
+    for task in TASKS:
+        model = tiny_model(task, query=query).eval()
+        batch = task_batch(model)
+        batch["attention_mask"][:, SHORT:] = 0
+        if "mlm_labels" in batch:
+            batch["mlm_labels"][:, SHORT:] = -100
+        cut = rows_of(batch, slice(None))
+        assert cut["input_ids"].shape == (SIZE, SHORT)
+        padded, short = model(**batch), model(**cut)
+        torch.testing.assert_close(short.logits, padded.logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(short.loss, padded.loss, atol=1e-5, rtol=1e-5)
 
 
 def test_micro_batches_add_up():

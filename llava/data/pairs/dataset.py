@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 from transformers import DataCollatorForLanguageModeling
 
-from llava.constants import IGNORE_INDEX
+from llava.constants import IGNORE_INDEX, MASKED_WORDS
 from llava.data.dataset import Origin
 from llava.data.image_folder import ImageFolder
 from llava.data.images import open_image
@@ -32,7 +32,6 @@ from llava.printable import one_line
 
 Part = Literal["mlm", "itm", "answers", "label", "retrieval"]
 BLOCK = 1 << 16  # places that are made at a time
-MASKED = 0.15  # of the tokens; of these 80% become the mask, 10% another token, 10% stay
 
 
 class Place(NamedTuple):
@@ -92,8 +91,9 @@ class PairDataset(Dataset):
         store: The pairs.
         processor: Of the model.
         transform: Of images, see llava/data/pairs/transforms.py.
-        parts: What an item has besides text and image: `mlm` masked text and its labels, `itm` an image that is false
-            for every other place, `answers` targets, `label`, `retrieval` the image's number and draws of negatives.
+        parts: What an item has besides text and image: `mlm` masked text and its labels, `itm` itm_labels and, where it
+            is 0, at every other place, a false image, `answers` targets, `label`, `retrieval` the image's number and
+            draws of negatives.
         seed: Of all that is random.
         image_folder: Where images lie that are named by their path.
         notes_faults: Instead of raising DataError, yields an item whose Origin has the fault, so that all ranks of a
@@ -145,7 +145,7 @@ class PairDataset(Dataset):
         if "mlm" in self.parts:
             item |= self._masked(tokens, place)
         if "itm" in self.parts:
-            item |= self._matched(item["pixel_values"], place)
+            item |= self._matched(place)
         if "answers" in self.parts:
             item["targets"] = torch.from_numpy(self.targets(pair))
         if "label" in self.parts:
@@ -197,16 +197,16 @@ class PairDataset(Dataset):
 
     @cached_property
     def _masking(self) -> DataCollatorForLanguageModeling:
-        return DataCollatorForLanguageModeling(self.processor.tokenizer, mlm_probability=MASKED)
+        return DataCollatorForLanguageModeling(self.processor.tokenizer, mlm_probability=MASKED_WORDS)
 
-    def _matched(self, pixels: torch.Tensor, place: Place) -> dict[str, Any]:
-        """The pair's own image or, for one of the places 2k and 2k + 1, a random other of its data set."""
+    def _matched(self, place: Place) -> dict[str, Any]:
+        """For one of the places 2k and 2k + 1 a random other image of its data set; for the other its own is true."""
         draw = Draws(Purpose.FALSE_PLACE, self.seed, place.epoch, place.position // 2)()
         if place.position % 2 != int(draw < 0.5):
-            return {"itm_pixel_values": pixels, "itm_labels": 1}
+            return {"itm_labels": 1}
         draws = self._draws(Purpose.FALSE_IMAGE, place)
         image, origin = self.store.image(self.store.other_image(place.pair, draws()))
-        return {"itm_pixel_values": self.transform(self.open(image, origin), draws), "itm_labels": 0}
+        return {"itm_labels": 0, "false_pixel_values": self.transform(self.open(image, origin), draws)}
 
     def _nothing(self, origin: Origin) -> dict[str, Any]:
         """An item of the right form on which no run goes on."""
@@ -219,7 +219,7 @@ class PairDataset(Dataset):
             item["pixel_values_2"] = pixels
         of_parts: dict[str, dict[str, Any]] = {
             "mlm": {"mlm_input_ids": tokens, "mlm_labels": torch.full((length,), IGNORE_INDEX)},
-            "itm": {"itm_pixel_values": pixels, "itm_labels": 1},
+            "itm": {"itm_labels": 1},
             "answers": {"targets": torch.zeros(len(self._numbers))},
             "label": {"labels": 0},
             "retrieval": {"image_index": -1, "negative_draws": torch.zeros(2)},

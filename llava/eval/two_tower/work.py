@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ class _Evaluation:
         """The batches of these pairs, on the model's device, with their positions."""
         workers = WORKERS if self.device.type == "cuda" else 0
         size = self.job.batch_size
-        loader = DataLoader(Subset(self.dataset, positions), size, collate_fn=collate_pairs, num_workers=workers)
+        collate = partial(collate_pairs, padded=not self.model.config.mask_padding)
+        loader = DataLoader(Subset(self.dataset, positions), size, collate_fn=collate, num_workers=workers)
         for number, batch in enumerate(tqdm(loader, desc="answers", disable=not self.accelerator.is_main_process)):
             batch.pop("samples")
             fields = {

@@ -102,14 +102,15 @@ def train_sampler(dataset: PairDataset, args: TrainingArguments, costs: np.ndarr
 class PairCollator:
     """One batch of items, with what is counted of it before it goes to a GPU, which nobody need then wait for.
 
-    items: {objective: how many it sums}. lengths: text tokens of each pair.
+    items: {objective: how many it sums}. lengths: text tokens of each pair. padded: see collate_pairs.
     """
 
     task: str
+    padded: bool
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         """See collate_pairs."""
-        batch = collate_pairs(items)
+        batch = collate_pairs(items, self.padded)
         batch["lengths"] = batch["attention_mask"].sum(1).tolist()
         batch["items"] = {name: int(number) for name, number in count_items(self.task, batch).items()}
         return batch
@@ -133,7 +134,7 @@ def tokens_of(batch: dict) -> int:
 def count(batch: dict) -> torch.Tensor:
     """See StageData.count; supervised tokens are the masked ones, or the examples; crops are images."""
     lengths = batch["lengths"]
-    images = sum(len(batch[name]) for name in ("pixel_values", "pixel_values_2", "itm_pixel_values") if name in batch)
+    images = sum(len(batch[name]) for name in ("pixel_values", "pixel_values_2", "false_pixel_values") if name in batch)
     pairs = sum(length**2 for length in lengths)
     supervised = batch["items"].get("mlm", len(lengths))
     return torch.tensor([sum(lengths), pairs, batch["input_ids"].numel(), supervised, images, 0, 0])

@@ -63,9 +63,9 @@ def stage_data(
     evaluated = held_out(recipe, processor)
     return StageData(
         dataset=dataset,
-        collator=PairCollator(recipe.task.name),
+        collator=PairCollator(recipe.task.name, padded=not model.config.mask_padding),
         costs=np.ones(len(dataset), dtype=np.float32),
-        cost=operations(recipe, model.config, components),
+        cost=operations(model.config, components),
         sampler=train_sampler,
         digest=partial(digest, data.samples),
         check_costs=lambda checkpoint, before: None,  # they are all alike; the digest tells other data
@@ -80,11 +80,17 @@ def stage_data(
     )
 
 
-def operations(recipe: TwoTowerRecipe, config: TwoTowerConfig, components: list[Component]) -> Cost:
-    """Of training, by images: all pairs cost the same, and show equally many."""
+def operations(config: TwoTowerConfig, components: list[Component]) -> Cost:
+    """Of training, by images, by a text's tokens without padding and their squared number, and by masked words."""
     trained = {component.name: component.trained for component in components}
-    cost = training_cost(config, recipe.data.text_length, trained)
-    return Cost(crop=cost // PASSES[config.task].images, token=0, token_pair=0, supervised=0)
+    none, one, two = (training_cost(config, length, trained, masked=0) for length in range(3))
+    pair = (two - 2 * one + none) // 2  # all is at most quadratic in the length
+    return Cost(
+        crop=int(none / PASSES[config.task].images),
+        token=one - none - pair,
+        token_pair=pair,
+        supervised=training_cost(config, 0, trained, masked=1) - none,
+    )
 
 
 def tokens_of_sample(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> int:
@@ -100,8 +106,8 @@ def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[l
     lines = [
         f"tokens      at most {plan.tokens:,} ({recipe.data.text_length} of a text, padding among them), and "
         f"{image_tokens(config):,} of each image",
-        f"work        {work / 1e9:,.1f} GFLOP a pair forward and backward, where all trains: {passes.texts} texts, "
-        f"{passes.images} images, {passes.fusions} fusions; {whole / 1e18:,.2f} EFLOP in all",
+        f"work        at most {work / 1e9:,.1f} GFLOP a pair forward and backward, where all trains: "
+        f"{passes.texts} texts, {passes.images} images, {passes.fusions} fusions; {whole / 1e18:,.2f} EFLOP in all",
         f"bridge      {describe_bridge(config)}",
     ]
     notes = []

@@ -6,6 +6,7 @@ Activations follow the tensors that autograd keeps of a BERT-like layer: inputs 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from llava.constants import MASKED_WORDS
 from llava.data.pairs.dataset import PairSampler, Place
 from llava.sizes import in_bytes
 from llava.train.estimate.memory import FP32, memory_text, precision_width
@@ -18,14 +19,18 @@ from llava.two_tower.tasks import TASKS
 
 @dataclass(frozen=True)
 class FirstBatch:
-    """A micro-batch of an epoch, all of which take the same memory. activations: their bytes, roughly."""
+    """A micro-batch of an epoch; others differ by the length of their texts alone.
+
+    activations: bytes, roughly, of texts as long as they may be.
+    """
 
     indices: list[Place]
     activations: float
     supervised: int = 0  # each objective has its own number
 
     def __str__(self) -> str:
-        return f"heaviest    micro-batch, as all are: {len(self.indices)} pairs, about {in_bytes(self.activations)}"
+        most = in_bytes(self.activations)
+        return f"heaviest    micro-batch, as all are: {len(self.indices)} pairs, at most about {most}"
 
 
 def first_batch(recipe: TwoTowerRecipe, config: TwoTowerConfig, sampler: PairSampler) -> FirstBatch:
@@ -46,7 +51,7 @@ def activation_bytes(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> float:
     bridges = 0 if config.bridge != "manager" else 3 * experts * width  # norms of experts, scores, weights
     layers = config.cross_modal_layers * ((length + patches) * fused + (0 if again else bridges))
     kept += passes.fusions * (layers + experts * width)
-    logits = 0.15 * length * text.vocab_size * 3 * FP32 if "mlm" in TASKS[config.task].heads else 0
+    logits = MASKED_WORDS * length * text.vocab_size * 3 * FP32 if "mlm" in TASKS[config.task].heads else 0
     return recipe.optim.batch_size * (kept * precision_width(recipe) + logits)
 
 

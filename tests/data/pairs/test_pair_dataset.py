@@ -74,7 +74,8 @@ def test_a_batch_has_the_fields_of_its_parts(coco, processor):
     images, texts = ((6, 3, 16, 16), torch.float32), ((6, 12), torch.int64)
     assert shapes == {
         **dict.fromkeys(("input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"), texts),
-        **dict.fromkeys(("pixel_values", "itm_pixel_values"), images),
+        "pixel_values": images,
+        "false_pixel_values": ((3, 3, 16, 16), torch.float32),
         **dict.fromkeys(("itm_labels", "image_index"), ((6,), torch.int64)),
         "negative_draws": ((6, 2), torch.float32),
     }
@@ -101,9 +102,26 @@ def test_half_of_the_images_are_false(coco, processor):
     assert (labels.sum(1) == 1).all()
     assert 8 < labels[:, 0].sum() < 31  # of 39
     for item in items:
-        mine, shown = red(item["pixel_values"], processor), red(item["itm_pixel_values"], processor)
-        assert (mine == shown) == item["itm_labels"]
-    assert len({red(item["itm_pixel_values"], processor) for item in items if not item["itm_labels"]}) > 15
+        assert ("false_pixel_values" in item) == (not item["itm_labels"])
+    others = [item for item in items if not item["itm_labels"]]
+    assert all(red(item["pixel_values"], processor) != red(item["false_pixel_values"], processor) for item in others)
+    assert len({red(item["false_pixel_values"], processor) for item in others}) > 15
+    batch = collate_pairs(items[:6])
+    assert batch["itm_labels"].tolist() == [item["itm_labels"] for item in items[:6]]
+    assert torch.equal(batch["false_pixel_values"], torch.stack([item["false_pixel_values"] for item in others[:3]]))
+
+
+def test_padding_that_all_texts_have_is_cut_off(coco, processor):
+    dataset = PairDataset(coco, processor, transform="center", parts=("mlm", "itm"))
+    items = [dataset[number] for number in range(6)]
+    padded, cut = collate_pairs(items), collate_pairs(items, padded=False)
+    lengths = padded["attention_mask"].sum(1)
+    assert 1 < lengths.max() < processor.text_length
+    texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
+    assert texts < padded.keys() == cut.keys()
+    for name in cut.keys() - {"samples"}:
+        expected = padded[name][:, : lengths.max()] if name in texts else padded[name]
+        assert torch.equal(cut[name], expected)
 
 
 def test_masks_are_as_berts(tmp_path, processor):
@@ -168,7 +186,9 @@ def test_images_by_path_and_images_that_cannot_be_read(tmp_path, processor):
     )
     item = noting[1]
     assert "not an image" in item["sample"].fault
-    assert collate_pairs([item])["itm_pixel_values"].shape == (1, 3, 16, 16)
+    batch = collate_pairs([item])
+    assert batch["itm_labels"].tolist() == [1]
+    assert batch["false_pixel_values"].shape == (0, 3, 16, 16)
 
 
 def test_a_processor_is_kept_in_a_model_folder(tmp_path, processor):

@@ -15,6 +15,8 @@ from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.recipe.load import load_recipe
 from llava.train.stage import run_stage
 from llava.train.two_tower.build import build
+from llava.train.two_tower.data import load_data
+from llava.train.two_tower.family import stage_data
 from llava.two_tower.modeling import TwoTowerForTask
 from llava.two_tower.towers import resized_positions
 
@@ -40,6 +42,17 @@ def pretrained(pair_keys, tmp_path_factory):
     """The folder that pre-training ends in."""
     folder = tmp_path_factory.mktemp("pretrained") / "pretrain"
     return run(load_recipe(PRETRAIN, keys=pair_keys("pretrain", **{"run.output_dir": str(folder)})))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_texts_keep_their_padding_where_a_fused_query_attends_to_it(pair_keys, masked):
+    recipe = load_recipe(PRETRAIN, keys=pair_keys("pretrain", **{"fusion.mask_padding": masked}))
+    model, processor = build(recipe)
+    stage = stage_data(recipe, load_data(recipe), model, processor, [])
+    batch = stage.collator([stage.dataset[number] for number in range(4)])
+    longest = max(batch["lengths"])
+    assert longest < recipe.data.text_length
+    assert batch["input_ids"].shape[1] == (longest if masked else recipe.data.text_length)
 
 
 def test_pretraining(pretrained, towers):
