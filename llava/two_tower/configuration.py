@@ -134,6 +134,11 @@ class TwoTowerConfig(PreTrainedConfig):
         managed = {"text": self.text_layers, "image": self.image_layers}[tower]
         return {"manager": managed, "bridge_tower": self.cross_modal_layers, "meter": 1}[self.bridge]
 
+    def num_read(self, tower: str) -> int:
+        """How many of a tower's last layers the model reads: of gated METER, which sums them, all."""
+        towers = {"text": self.text_config, "image": self.vision_config}
+        return towers[tower].num_hidden_layers if self.gated_fusion else self.num_kept(tower)
+
     @property
     def num_classes(self) -> int:
         """Labels that the task's classification head chooses from; 0 of a task without one."""

@@ -27,7 +27,7 @@ Shapes: B examples, L text tokens, P image tokens (class token and patches), D h
 widths, N experts, L_C cross-modal layers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.cross_modal import CrossModalEncoder
 from llava.two_tower.heads import ContrastiveHead, make_heads
 from llava.two_tower.objectives import OBJECTIVES, Items, divided
-from llava.two_tower.towers import image_states, make_image_tower, make_text_tower, text_states
+from llava.two_tower.towers import KeptStates, image_states, make_image_tower, make_text_tower, text_states
 
 
 @dataclass
@@ -122,6 +122,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         self.cross_modal = CrossModalEncoder(config)
         self.text_pooler = nn.Linear(width, width)
         self.image_pooler = nn.Linear(width, width)
+        self._kept: dict[str, KeptStates] = {}
         self.post_init()
 
     def train(self, mode: bool = True) -> "TwoTowerModel":
@@ -140,24 +141,33 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         """Of words."""
         self.text_tower.set_input_embeddings(value)
 
+    def keep_states(self, towers: Collection[str]) -> None:
+        """From now on each input goes through these towers once, of which nothing may learn.
+
+        towers: of `text`, which needs config.mask_padding, since states at padding are not kept, and `image`.
+        """
+        states = {"text": self._text_layers, "image": self._image_layers}
+        self._kept = {name: KeptStates(states[name]) for name in towers}
+
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
         """Texts by themselves. input_ids, attention_mask: (B, L); the mask is 0 at padding."""
-        layers = text_states(self.text_tower, input_ids, attention_mask, self._num_read("text"))
+        of_texts = self._kept["text"].of_texts if "text" in self._kept else self._text_layers
+        layers = of_texts(input_ids, attention_mask)
         states = self._experts(layers, self.text_gate, self.text_projection, self.text_layer_embedding)
         return Encoded(states + self.type_embedding.weight[0], layers[-1][:, 0])
 
     def encode_image(self, pixel_values: torch.Tensor, image_type: int = 1) -> Encoded:
         """Images by themselves. pixel_values: (B, 3, S, S). image_type: 2 for the second image of an example."""
-        layers = image_states(self.image_tower, pixel_values, self._num_read("image"))
+        of_images = self._kept["image"].of_images if "image" in self._kept else self._image_layers
+        layers = of_images(pixel_values)
         states = self._experts(layers, self.image_gate, self.image_projection, self.image_layer_embedding)
         return Encoded(states + self.type_embedding.weight[image_type], layers[-1][:, 0])
 
-    def _num_read(self, tower: str) -> int:
-        """How many of a tower's last layers are read."""
-        if self.config.gated_fusion:
-            towers = {"text": self.config.text_config, "image": self.config.vision_config}
-            return towers[tower].num_hidden_layers
-        return self.config.num_kept(tower)
+    def _text_layers(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
+        return text_states(self.text_tower, input_ids, attention_mask, self.config.num_read("text"))
+
+    def _image_layers(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        return image_states(self.image_tower, pixel_values, self.config.num_read("image"))
 
     def _experts(
         self,

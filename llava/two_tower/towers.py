@@ -3,8 +3,9 @@
 Shapes: B examples, L text tokens, P image tokens (the class token and one a patch), W a tower's width.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +59,41 @@ def image_states(tower: PreTrainedModel, pixel_values: torch.Tensor, kept: int) 
     outputs = tower(pixel_values=pixel_values, output_hidden_states=True)
     norm = tower.get_submodule(FINAL_NORMS[tower.config.model_type])
     return [norm(states) for states in outputs.hidden_states[-kept:]]
+
+
+class KeptStates:
+    """States of a tower of which nothing learns, computed once an input and kept in memory.
+
+    Each input goes through the tower alone, so that its states depend neither on the others of a batch nor on what was
+    seen before: a run that goes on has the same bits. They stay on the tower's device.
+
+    Args:
+        states: Of a batch, a layer each: text_states or image_states of the tower.
+    """
+
+    def __init__(self, states: Callable[..., list[torch.Tensor]]):
+        self._states = states
+        self._kept: dict[bytes, torch.Tensor] = {}
+
+    def of_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
+        """As text_states, but for states at padding, which is on the right, and where they are 0."""
+        texts = [ids[:length] for ids, length in zip(input_ids, attention_mask.sum(1).tolist())]
+        layers = [self._of(ids, ids[None], torch.ones_like(ids)[None]) for ids in texts]
+        longest = input_ids.shape[1]
+        padded = [nn.functional.pad(states, (0, 0, 0, longest - states.shape[1])) for states in layers]
+        return list(torch.stack(padded, 1))
+
+    def of_images(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """As image_states."""
+        return list(torch.stack([self._of(pixels, pixels[None]) for pixels in pixel_values], 1))
+
+    def _of(self, content: torch.Tensor, *inputs: torch.Tensor) -> torch.Tensor:
+        """(N, L or P, W) of a batch of one."""
+        key = hashlib.sha256(content.contiguous().view(torch.uint8).cpu().numpy().tobytes()).digest()
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = torch.stack(self._states(*inputs))[:, 0]
+        return self._kept[key]
 
 
 def resized_positions(table: torch.Tensor, image_size: int, patch_size: int) -> torch.Tensor:

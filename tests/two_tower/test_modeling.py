@@ -34,9 +34,10 @@ def batch_of(config, size=3, length=7):
 def fields_of(config, batch):
     """What every task needs beside texts and images."""
     size, length = batch["input_ids"].shape
+    masked = (torch.arange(length) % 3 == 1) & batch["attention_mask"].bool()
     return {
         "mlm_input_ids": batch["input_ids"],
-        "mlm_labels": torch.where(torch.arange(length) % 3 == 1, batch["input_ids"], -100),
+        "mlm_labels": torch.where(masked, batch["input_ids"], -100),
         "itm_labels": torch.arange(size) % 2,
         "false_pixel_values": batch["pixel_values"].flip(0)[::2],
         "targets": torch.linspace(0, 1, size * config.num_answers).view(size, -1),

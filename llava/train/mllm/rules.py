@@ -19,7 +19,6 @@ from llava.data.mixture import load_mixture, missing_files, mixture_entries
 from llava.data.record_store import RecordStore
 from llava.errors import LlavaError
 from llava.printable import brief
-from llava.text_files import read_json
 from llava.train.family import Rules
 from llava.train.folders.same_run import FREE_KEYS
 from llava.train.folders.stage_folder import check_output_folder
@@ -35,6 +34,7 @@ from llava.train.recipe.checks import (
     raised,
     source_faults,
     source_folders,
+    zero_stage,
 )
 from llava.train.recipe.schema import (
     ComponentsRecipe,
@@ -180,9 +180,7 @@ def _check_tiling(tiling: TilingRecipe) -> None:
 
 
 def _check_partition(run: RunRecipe, lora: LoraRecipe) -> None:
-    if run.deepspeed is None or lora.base != "nf4":
-        return
-    if read_json(run.deepspeed, by_hand=True).get("zero_optimization", {}).get("stage") == 3:
+    if lora.base == "nf4" and zero_stage(run) == 3:
         raise LlavaError(
             f"run.deepspeed {run.deepspeed}: stage 3 would part 4-bit weights (lora.base nf4) from their scales"
         )

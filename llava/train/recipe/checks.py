@@ -153,6 +153,13 @@ def check_deepspeed(run: RunRecipe) -> None:
         )
 
 
+def zero_stage(run: RunRecipe) -> int | None:
+    """Of the file `run.deepspeed`; None where there is none, or it says none."""
+    if run.deepspeed is None:
+        return None
+    return read_json(run.deepspeed, by_hand=True).get("zero_optimization", {}).get("stage")
+
+
 def check_data_files(key: str, mixture: str | None) -> None:
     """Raises LlavaError where files of a mixture are missing."""
     missing = missing_files(mixture) if mixture is not None else []

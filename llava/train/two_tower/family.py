@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from llava.mllm.cost import Cost
+from llava.sizes import in_bytes
+from llava.train.estimate.memory import FP32
 from llava.train.estimate.plan import Plan
 from llava.train.family import Family, StageData
 from llava.train.loop.components import Component
@@ -37,7 +39,9 @@ from llava.two_tower.tasks import TASKS
 
 
 def prepare_layers(model: TwoTowerForTask, recipe: TwoTowerRecipe) -> None:
-    """Computes layers again, or compiles the cross-modal ones, as `run` says."""
+    """Computes layers again, or compiles the cross-modal ones, as `run` says; keeps states, as `model` does."""
+    if recipe.model.keep_states is not None:
+        model.model.keep_states({"images": ("image",), "all": ("text", "image")}[recipe.model.keep_states])
     if recipe.run.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if recipe.run.compile:
@@ -110,6 +114,8 @@ def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[l
         f"{passes.texts} texts, {passes.images} images, {passes.fusions} fusions; {whole / 1e18:,.2f} EFLOP in all",
         f"bridge      {describe_bridge(config)}",
     ]
+    if recipe.model.keep_states is not None:
+        lines.append(f"kept        {describe_kept(recipe, config)}")
     notes = []
     if TASKS[config.task].metric == "r_mean" and plan.accumulation > 1:
         together = optim.batch_size * plan.processes
@@ -118,6 +124,14 @@ def about(recipe: TwoTowerRecipe, plan: Plan, config: TwoTowerConfig) -> tuple[l
             f"{optim.global_batch_size - 1} of its step"
         )
     return lines, notes
+
+
+def describe_kept(recipe: TwoTowerRecipe, config: TwoTowerConfig) -> str:
+    """How large the states are that model.keep_states keeps."""
+    image = FP32 * config.num_read("image") * image_tokens(config) * config.vision_config.hidden_size
+    text = FP32 * config.num_read("text") * recipe.data.text_length * config.text_config.hidden_size
+    texts = f", at most {in_bytes(text)} of each text" if recipe.model.keep_states == "all" else ""
+    return f"{in_bytes(image)} of each image{texts}, on each rank that has seen it"
 
 
 def describe_bridge(config: TwoTowerConfig) -> str:

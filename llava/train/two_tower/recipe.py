@@ -32,6 +32,8 @@ class TwoTowerModelRecipe:
         vision_tower: Folder of a ViT-like model to start from.
         attention: The kernel of attention; `auto` takes flash_attention_2 when it is installed and bf16 runs on a GPU,
             else sdpa.
+        keep_states: Of frozen towers, whose states are computed once for each input and stay in memory: those of
+            `images`, or of `all`, texts too; for small data, since each rank keeps all that it has seen.
     """
 
     sizes: str
@@ -39,6 +41,7 @@ class TwoTowerModelRecipe:
     text_tower: str | None = None
     vision_tower: str | None = None
     attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    keep_states: Literal["images", "all"] | None = None
 
 
 @dataclass(frozen=True)

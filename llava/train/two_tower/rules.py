@@ -1,6 +1,6 @@
 """What can be wrong with a recipe of the two towers, and with its data, before a stage starts. Imports no torch."""
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from llava.train.recipe.checks import (
     raised,
     source_faults,
     source_folders,
+    zero_stage,
 )
 from llava.train.two_tower.recipe import TwoTowerFusionRecipe, TwoTowerRecipe, two_tower_keys
 from llava.two_tower.parts import IMAGE_TOWERS, MODEL_TYPE, TEXT_TOWERS
@@ -31,7 +32,7 @@ from llava.two_tower.tasks import TASKS
 
 SOURCES = ("text_tower", "vision_tower")  # of `model`, in place of start_from
 PROCESSOR = ("preprocessor_config.json", *NEEDED_TOKENIZER_FILES)
-TWO_TOWER_FREE = frozenset({"task.num_answers", "eval.split", "eval.samples", "eval.rerank"})
+TWO_TOWER_FREE = frozenset({"model.keep_states", "task.num_answers", "eval.split", "eval.samples", "eval.rerank"})
 # Of the bridge, what a stage may have otherwise than the one before.
 ANY_START = ("initializer_range", "noise", "mask_padding", "hidden_dropout_prob", "attention_probs_dropout_prob")
 
@@ -48,9 +49,29 @@ def faults_of(recipe: TwoTowerRecipe) -> list[str]:
         faults.append("nothing trains: rates.towers, rates.cross_modal and rates.heads are 0")
     if recipe.task.name == "retrieval" and recipe.optim.batch_size * world_size() == 1:
         faults.append("optim.batch_size 1 on 1 process: ITC compares a pair with others, and there are none")
+    if recipe.model.keep_states is not None:
+        faults += [f"model.keep_states {recipe.model.keep_states} {fault}" for fault in _kept_faults(recipe)]
     if recipe.eval.split is None:
         faults += [f"eval.{name} is for nothing: eval.split is none" for name in changed(recipe.eval)]
     return faults + out_of_bounds(recipe)
+
+
+def _kept_faults(recipe: TwoTowerRecipe) -> Iterator[str]:
+    """Why states of towers cannot be kept."""
+    if recipe.rates.towers:
+        yield f"needs towers that do not change; rates.towers is {recipe.rates.towers:g}"
+    if recipe.data.transform.startswith("randaug"):
+        yield f"needs images that do not change; data.transform is {recipe.data.transform}"
+    if recipe.model.keep_states == "all" and not recipe.fusion.mask_padding:
+        yield "keeps no states at padding, which fusion.mask_padding false attends to"
+
+
+def _check_partition(recipe: TwoTowerRecipe) -> None:
+    if recipe.model.keep_states is not None and zero_stage(recipe.run) == 3:
+        raise LlavaError(
+            f"run.deepspeed {recipe.run.deepspeed}: stage 3 runs a tower on all ranks at once, which with "
+            f"model.keep_states {recipe.model.keep_states} each runs when it sees something new"
+        )
 
 
 def checks_of(recipe: TwoTowerRecipe, dry_run: bool) -> list[Callable[[], object]]:
@@ -58,6 +79,7 @@ def checks_of(recipe: TwoTowerRecipe, dry_run: bool) -> list[Callable[[], object
     checks = [
         partial(check_sizes, recipe.model.sizes, ("text", "vision")),
         partial(check_deepspeed, recipe.run),
+        partial(_check_partition, recipe),
         partial(mixtures, recipe),
     ]
     if dry_run:

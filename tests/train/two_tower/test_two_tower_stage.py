@@ -116,6 +116,18 @@ def test_a_stage_of_the_same_task_keeps_its_head(pair_recipe, pretrained, tmp_pa
     assert all(torch.equal(value, saved[name]) for name, value in second.named_parameters())
 
 
+def test_kept_states_change_no_loss(pair_recipe, tmp_path):
+    losses = {}
+    for kept in (None, "images", "all"):
+        keys = {"model.keep_states": kept, "rates.towers": 0, "run.output_dir": f"{tmp_path}/{kept}"}
+        folder = run(pair_recipe("retrieval", **keys, **{"data.transform": "center", "run.logging_steps": 1}))
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        losses[kept] = [entry.get("loss", entry.get("eval_r_mean")) for entry in history]
+    assert len(losses[None]) >= 6
+    assert losses["images"] == pytest.approx(losses[None], abs=1e-5)
+    assert losses["all"] == pytest.approx(losses[None], abs=1e-5)
+
+
 def test_another_bridge_is_refused_in_one_line(pair_recipe, pretrained):
     with pytest.raises(LlavaError) as caught:
         check_recipe(pair_recipe("vqav2", "bridge_tower", **{"model.start_from": str(pretrained)}), 1, dry_run=False)
@@ -138,6 +150,19 @@ def test_another_bridge_is_refused_in_one_line(pair_recipe, pretrained):
         ({"rates.cross_modal": 0, "rates.heads": 0, "rates.towers": 0}, r"nothing trains"),
         ({"rates.heads": -1}, r"rates\.heads must lie between 0 and 10000; found -1\.0"),
         ({"run.compile": ["language_model"]}, r"run\.compile of the two towers is true or false"),
+        ({"model.keep_states": "all"}, r"keep_states all needs towers that do not change; rates\.towers is 1$"),
+        (
+            {"model.keep_states": "images", "rates.towers": 0, "data.transform": "randaug"},
+            r"keep_states images needs images that do not change; data\.transform is randaug$",
+        ),
+        (
+            {"model.keep_states": "all", "rates.towers": 0, "fusion.mask_padding": False},
+            r"keep_states all keeps no states at padding, which fusion\.mask_padding false attends to$",
+        ),
+        (
+            {"model.keep_states": "images", "rates.towers": 0, "run.deepspeed": "scripts/train/deepspeed/zero3.json"},
+            r"stage 3 runs a tower on all ranks at once, which with model\.keep_states images each runs when",
+        ),
         (
             {"eval.split": None, "eval.steps": 3, "eval.samples": None},
             r"eval\.steps is for nothing",
