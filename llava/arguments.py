@@ -95,7 +95,7 @@ class ArgumentParser(argparse.ArgumentParser):
         meant = nearest(re.sub(r"^\W+", "", name).replace("-", "_"), names)
         return did_you_mean(names.get(meant))
 
-    def _check_value(self, action: argparse.Action, value) -> None:
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return
         choices = list(map(str, action.choices))

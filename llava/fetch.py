@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from http import HTTPStatus
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -61,7 +61,7 @@ def fetch(url: str, target: Path, kind: str, limit: int, public: bool = False) -
     raise DataError(f"{url} is refused: it redirects more than {MOST_REDIRECTS} times")
 
 
-def _open(place: str, public: bool):
+def _open(place: str, public: bool) -> HTTPResponse | urllib.error.HTTPError:
     """The response, also where it is an error or a redirect."""
     request = urllib.request.Request(place, headers={"User-Agent": f"llava-ov-manager/{__version__}"})
     handlers = [urllib.request.ProxyHandler({}), PublicHandler] if public else []
@@ -72,7 +72,7 @@ def _open(place: str, public: bool):
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any):
+    def redirect_request(self, *args: Any) -> None:
         return None
 
 
@@ -91,7 +91,9 @@ def _followed(url: str, place: str, location: str) -> str:
     return target
 
 
-def _save(response, target: Path, url: str, kind: str, limit: int, deadline: float) -> None:
+def _save(
+    response: HTTPResponse | urllib.error.HTTPError, target: Path, url: str, kind: str, limit: int, deadline: float
+) -> None:
     """Reads what comes, as it comes: what the headers say of its size need not be true."""
     if response.status != HTTPStatus.OK:
         raise DataError(f"{url}: the server answers {response.status} {response.reason}".rstrip())

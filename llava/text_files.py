@@ -90,11 +90,11 @@ def parse_yaml(text: str) -> Any:
 class _OneOfEachKey(yaml.SafeLoader):
     """YAML takes the last of several equal keys and says nothing; and it takes what contains itself."""
 
-    def construct_document(self, node):
+    def construct_document(self, node: yaml.Node) -> Any:
         self.deep_construct = True  # so that what contains itself is an error
         return super().construct_document(node)
 
-    def compose_mapping_node(self, anchor):
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:

@@ -24,7 +24,9 @@ def draw(name: str, curves: Sequence[Curve], models: Sequence[Analysed], attenti
     return _DRAWINGS[name](name, curves, models, attention)
 
 
-def _panels(name: str, count: int, columns: int, note: str, width: float = 5.0, height: float = 3.6):
+def _panels(
+    name: str, count: int, columns: int, note: str, width: float = 5.0, height: float = 3.6
+) -> tuple[Figure, list[Axes]]:
     """A figure and its axes in reading order, with its title above and its reading below."""
     columns = min(columns, count)
     rows = -(-count // columns)

@@ -1,7 +1,7 @@
 """What a line from the user does: a question with what it shows, or a command of llava/chat/commands.py."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from llava.chat.display import Display
@@ -106,7 +106,7 @@ class Chat:
         if self.shows_managers:
             self.display.show_weights(self.manager_weights())
 
-    def _recording(self):
+    def _recording(self) -> AbstractContextManager:
         return self._recorder.recording() if self._recorder else nullcontext()
 
     def load(self, path: Path) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llava.arguments import ArgumentParser
 from llava.chat.chat import Chat
@@ -28,6 +29,9 @@ from llava.checkpoint.folder import check_folder
 from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
+
+if TYPE_CHECKING:
+    from llava.engine.engine import Engine
 
 
 def main(argv: list[str]) -> int:
@@ -81,7 +85,7 @@ def main(argv: list[str]) -> int:
     return answer_once(chat, question, shown, args.json, load_seconds)
 
 
-def _engine(args: argparse.Namespace):
+def _engine(args: argparse.Namespace) -> "Engine":
     """The loaded model; here torch is imported."""
     from transformers.utils import logging as transformers_logging
 

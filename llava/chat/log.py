@@ -157,7 +157,7 @@ def _header(model: str, session: Session) -> dict:
     return {**start, "system": session.system, "settings": asdict(session.settings)}
 
 
-def _event(event: str, value, path: Path) -> dict:
+def _event(event: str, value: Any, path: Path) -> dict:
     if event in ("answer", "retry"):
         shown = {f"{kind}s": [_stored(m, path) for m in value.of_kind(kind)] for kind in ("image", "video")}
         return {
@@ -235,14 +235,14 @@ def _read(path: Path) -> tuple[dict, list[dict], list[str]]:
     return events[0], events[1:], notes
 
 
-def _parsed(line: str, where: str):
+def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         raise LlavaError(f"{where}: not JSON ({error})") from None
 
 
-def _field(event: dict, name: str, kind: type | UnionType, where: str):
+def _field(event: dict, name: str, kind: type | UnionType, where: str) -> Any:
     if not isinstance(event.get(name), kind):
         wanted = getattr(kind, "__name__", kind)
         raise LlavaError(f"{where}: {name!r} must be of type {wanted}, found {event.get(name)!r}")
@@ -284,7 +284,7 @@ def _exchange(event: dict, log: Path, where: str, media: MediaReader, opened: di
     return exchange
 
 
-def _medium(record, kind: str, log: Path, where: str, media: MediaReader, opened: dict) -> Medium:
+def _medium(record: Any, kind: str, log: Path, where: str, media: MediaReader, opened: dict) -> Medium:
     """Opened once, so that the same image of two turns is the same object."""
     if not isinstance(record, dict):
         raise LlavaError(f"{where}: {kind} must be an object, found {record!r}")

@@ -103,7 +103,16 @@ class MediaReader:
         self._count += 1
         return Path(self._folder.name) / f"{self._count}{suffix.lower()}"
 
-    def _opened(self, path: Path, source: str, kind: str, *, fetched=False, sampling=None, sha256=None) -> Medium:
+    def _opened(
+        self,
+        path: Path,
+        source: str,
+        kind: str,
+        *,
+        fetched: bool = False,
+        sampling: VideoSampling | None = None,
+        sha256: str | None = None,
+    ) -> Medium:
         _check_file(path, source, kind)
         digest = file_hash(path)
         if sha256 not in (None, digest):

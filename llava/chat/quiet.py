@@ -6,6 +6,7 @@ import sys
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 # After these the shell, or whoever comes next, must find the terminal as it was.
 _LEAVING = (signal.SIGTSTP, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -35,7 +36,7 @@ def quiet_terminal() -> Iterator[None]:
         if _in_foreground(descriptor):
             termios.tcsetattr(descriptor, termios.TCSADRAIN, settings[on])
 
-    def leave(number: int, frame) -> None:
+    def leave(number: int, frame: FrameType | None) -> None:
         turn(False)
         ours = signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

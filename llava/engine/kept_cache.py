@@ -51,7 +51,7 @@ class KeptCache:
     Images and videos are recognised by identity: the same object must be given again.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.usage: Usage | None = None
         self.clear()
 

@@ -26,7 +26,7 @@ class StopStrings(StoppingCriteria):
         ]
         return torch.tensor(done, device=input_ids.device)
 
-    def _decoded(self, ids) -> str:
+    def _decoded(self, ids: torch.Tensor) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _stops(self, answer: str) -> bool:

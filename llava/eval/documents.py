@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 from datasets import Audio, Dataset, DatasetDict, Image, List
@@ -24,6 +24,7 @@ from llava.data.color import FORMATS
 from llava.errors import LlavaError
 from llava.eval.benchmarks import benchmark
 
+Loaded = TypeVar("Loaded")
 OWN_SPLIT = "test"  # what the tasks read that are no benchmarks
 SAVED = "dataset_dict.json"  # marks a folder that save_to_disk wrote
 # What lmms-eval reads of a task's dataset_kwargs before it hands the others to the datasets library.
@@ -173,7 +174,7 @@ def _is_saved(source: dict) -> bool:
     return "load_from_disk" in (source["dataset_kwargs"] or {})
 
 
-def _tried(task: str, place: str, load, *arguments: Any, **options: Any):
+def _tried(task: str, place: str, load: Callable[..., Loaded], *arguments: Any, **options: Any) -> Loaded:
     try:
         return load(*arguments, **options)
     except (DatasetsError, OSError, ValueError) as error:
@@ -221,7 +222,7 @@ def with_readable_images(documents: Dataset) -> Dataset:
     return documents.with_transform(read)
 
 
-def _readable(value):
+def _readable(value: Any) -> Any:
     """A file {bytes, path} as an image, None where it cannot be read; so for each entry of a list."""
     if isinstance(value, list):
         return [_readable(entry) for entry in value]
@@ -235,13 +236,13 @@ def _readable(value):
 def image_columns(documents: Dataset) -> list[str]:
     """The columns that hold images or lists of images."""
 
-    def holds_images(feature) -> bool:
+    def holds_images(feature: Any) -> bool:
         return isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
 
     return [column for column, feature in documents.features.items() if holds_images(feature)]
 
 
-def _is_image_struct(feature) -> bool:
+def _is_image_struct(feature: Any) -> bool:
     return isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 

@@ -6,7 +6,7 @@ lmms-eval would score some of them 0, show "None" to the model or end in a trace
 import ast
 import re
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow
 from datasets import Dataset, Image, List
@@ -175,7 +175,7 @@ def _documents(documents: Dataset, count: int) -> Iterator[dict]:
             yield dict(zip(columns, values, strict=True))
 
 
-def _depth(feature) -> int | None:
+def _depth(feature: Any) -> int | None:
     """0 for an image, 1 for a list of them, None for anything else."""
     if isinstance(feature, Image):
         return 0

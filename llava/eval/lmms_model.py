@@ -140,7 +140,7 @@ class LlavaOVManager(lmms):
         self._check_failures(count)
         return answers
 
-    def _windows(self, requests, indices: list[int], settings: Settings) -> Iterator[list[Question]]:
+    def _windows(self, requests: list[Instance], indices: list[int], settings: Settings) -> Iterator[list[Question]]:
         """The questions of a few batches at a time, read ahead."""
         together = self.batch_size if self._server is None else self._server.settings.requests
         step, copies = together * WINDOW, Counter()

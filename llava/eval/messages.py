@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from loguru import logger
@@ -65,7 +66,7 @@ def with_rgb_images(doc: dict) -> dict:
     The tasks' own functions call Pillow's convert, for which 16 bits are white and what is transparent is black.
     """
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, Image.Image):
             return to_rgb(value)[0]
         if isinstance(value, list) and any(isinstance(entry, Image.Image) for entry in value):
@@ -152,11 +153,11 @@ def _conversation(context: str) -> list[str]:
     return [context]
 
 
-def _image(given) -> Image.Image:
+def _image(given: Any) -> Image.Image:
     return to_rgb(given)[0] if isinstance(given, Image.Image) else open_image(given)
 
 
-def _frames(given, span: tuple[float | None, float | None], max_frames: int) -> list:
+def _frames(given: Any, span: tuple[float | None, float | None], max_frames: int) -> list:
     """The frames of a video, evenly spaced from first to last, as lmms-eval's LLaVA-OneVision model takes them.
 
     given: a path, a dict with `url` or `path` and perhaps `video_start` and `video_end` in seconds, or the frames.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import LlavaError
 from llava.eval.benchmarks import BENCHMARKS, benchmark
@@ -106,7 +106,7 @@ def build_task(task: str, config: dict, source: Mapping, documents: "Dataset", s
     return built
 
 
-def _scored(score: Callable, task: str, documents, doc: dict, results: list, full_docs=None) -> dict:
+def _scored(score: Callable, task: str, documents: "Dataset", doc: dict, results: list, full_docs: Any = None) -> dict:
     """The scores of one answer. Raises LlavaError that names the document where the task's function fails."""
     facts = _plain_facts(doc)
     try:

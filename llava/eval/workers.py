@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from llava.errors import LlavaError
 from llava.train.loop.stop import die_with_parent
@@ -37,7 +38,7 @@ class StopError(BaseException):
 def stoppable() -> Iterator[None]:
     """A context in which the first SIGINT or SIGTERM raises StopError; the second ends this process at once."""
 
-    def stop(number: int, _) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         for other in STOPS:
             signal.signal(other, signal.SIG_DFL)
         raise StopError(number)

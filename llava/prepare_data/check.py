@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -30,6 +31,9 @@ from llava.errors import DataError, LlavaError
 from llava.jsonl import append_line, whole_lines
 from llava.prepare_data.check_report import BadRow, FileReport
 from llava.printable import brief, one_line
+
+if TYPE_CHECKING:
+    from llava.data.dataset import SupervisedDataset
 
 BATCH = 500  # rows that a process is handed at a time, and that a killed check has to inspect again at most
 
@@ -95,7 +99,9 @@ def check_mixture(
     return reports
 
 
-def _check_file(entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspectors", log, bar, where: str):
+def _check_file(
+    entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspectors", log: "_Log | None", bar: tqdm, where: str
+) -> tuple[FileReport, list[BadRow]]:
     """The report and the bad rows of one data file; a file that cannot be read is itself a bad row."""
     report = FileReport(str(entry.file), entry.sampling_strategy, entry.expected_rows)
     bad: list[BadRow] = []
@@ -155,7 +161,7 @@ def _batches(file: Path, taken: Sequence[int]) -> Iterator[list[tuple[int, Sampl
         yield batch
 
 
-def _finish(batch: list, result, log: "_Log | None") -> tuple[list, list]:
+def _finish(batch: list, result: Callable[[], list], log: "_Log | None") -> tuple[list, list]:
     try:
         faults = result()
     except BrokenProcessPool:
@@ -207,7 +213,7 @@ class RowInspector:
         return [*faults, *notes]
 
 
-def _token_counter(options: CheckOptions):
+def _token_counter(options: CheckOptions) -> "SupervisedDataset":
     from llava.data.dataset import SupervisedDataset
     from llava.prepare_data.preview import load_processor, model_positions
 
@@ -279,7 +285,7 @@ class _Log:
     def add(self, faults: list) -> None:
         append_line(self.path, faults)
 
-    def _value(self, number: int, line: bytes):
+    def _value(self, number: int, line: bytes) -> Any:
         try:
             return json.loads(line)
         except (ValueError, RecursionError) as error:

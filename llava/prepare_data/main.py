@@ -16,6 +16,8 @@ from llava.errors import LlavaError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from llava.data.video import VideoSampling
+
 
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 when `check` finds a fault; raises LlavaError for wrong arguments."""
@@ -160,7 +162,7 @@ def _workers(arguments: Namespace) -> int | None:
     return arguments.workers
 
 
-def _video_sampling(arguments: Namespace):
+def _video_sampling(arguments: Namespace) -> "VideoSampling":
     from llava.data.video import VideoSampling
 
     return VideoSampling(arguments.video_fps, arguments.frames_upbound, arguments.force_sample)

@@ -156,7 +156,7 @@ def _complete(work: _Work, workers: int) -> Tally:
     return tally
 
 
-def _each(work, parts: list[Part], workers: int) -> Iterator[dict]:
+def _each(work: Callable[[Part], dict], parts: list[Part], workers: int) -> Iterator[dict]:
     if workers == 1 or len(parts) == 1:
         yield from map(work, parts)
         return

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from llava.anyres import ImageLayout, VideoLayout
 from llava.checkpoint.folder import CONFIG
@@ -182,7 +183,12 @@ def preview_encoded(sample: Sample, encoded: dict, processor: LlavaOVManagerProc
     return Preview(str(sample), tuple(images), tuple(videos), tuple(spans))
 
 
-def _spans(ids: list[int], labels: list[int], tokenizer, lengths: dict[int, tuple[str, list[int]]]) -> list[Span]:
+def _spans(
+    ids: list[int],
+    labels: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    lengths: dict[int, tuple[str, list[int]]],
+) -> list[Span]:
     """lengths: {placeholder id: (kind, tokens of each)}; images can follow each other without text between."""
     owners = {
         token_id: iter([f"{kind} {number}" for number, length in enumerate(counts, start=1) for _ in range(length)])

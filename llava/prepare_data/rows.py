@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def tell_refused(line: str) -> None:
     tqdm.write(f"refused: {one_line(line)}", file=sys.stderr)
 
 
-def _find(part: Part, given, where: str) -> bytes | Path:
+def _find(part: Part, given: Any, where: str) -> bytes | Path:
     """The bytes that a row holds, or the file that it names, which lies where a JSON file's images may lie."""
     if isinstance(given, bytes):
         return given
@@ -181,11 +181,11 @@ def _decoded_size(path: Path) -> tuple[int, int]:
     return open_image(path).size
 
 
-def _sizes(files: list[Path], size_of) -> list[tuple[int, int]]:
+def _sizes(files: list[Path], size_of: Callable[[Path], tuple[int, int]]) -> list[tuple[int, int]]:
     return [size_of(file) for file in files]
 
 
-def _record(record, images: list[str], videos: list[str]) -> dict:
+def _record(record: Any, images: list[str], videos: list[str]) -> dict:
     """A record of the same id and turns with these files, in LLaVA's form: a path, a list of paths, or no key."""
     record = record if isinstance(record, dict) else {}
     kept = {key: record[key] for key in ("id", "data_source") if not _is_nothing(record.get(key))}
@@ -197,12 +197,12 @@ def _record(record, images: list[str], videos: list[str]) -> dict:
     return kept | {key: paths if len(paths) > 1 else paths[0] for key, paths in files.items() if paths}
 
 
-def _is_nothing(value) -> bool:
+def _is_nothing(value: Any) -> bool:
     """null, or NaN, which pandas writes for it."""
     return value is None or value != value
 
 
-def _turns(conversation):
+def _turns(conversation: Any) -> Any:
     """Turns as {from, value}, also from {role, content} and from a text that holds them as JSON."""
     if isinstance(conversation, str):
         try:
@@ -215,7 +215,7 @@ def _turns(conversation):
     return [_turn(turn) for turn in conversation]
 
 
-def _turn(turn):
+def _turn(turn: Any) -> Any:
     if not isinstance(turn, dict) or (isinstance(turn.get("from"), str) and isinstance(turn.get("value"), str)):
         return turn
     if isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str):
@@ -229,7 +229,9 @@ def file_names(record: Any, key: str) -> list[str]:
     return [name for name in (given if isinstance(given, list) else [given]) if isinstance(name, str) and name]
 
 
-def _repair(record: dict, image_sizes, part: Part, tally: Tally, where: str) -> dict | None:
+def _repair(
+    record: dict, image_sizes: Callable[[], list[tuple[int, int]]], part: Part, tally: Tally, where: str
+) -> dict | None:
     """The record after the rules, counted; None when it is dropped."""
     try:
         parse_sample(record, where)

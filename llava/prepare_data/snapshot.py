@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from llava.data.images import open_image, read_header
 from llava.data.json_rows import SUFFIXES, NoRecordsError, iter_records
@@ -14,6 +14,10 @@ from llava.errors import DataError, LlavaError
 from llava.files import free_bytes, whole_file
 from llava.prepare_data.rules import MATHV360K, MATHV360K_FILE, MATHV360K_MISSING
 from llava.sizes import in_bytes
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+    from pyarrow.parquet import FileMetaData
 
 WHOLE_REPOSITORY = ("data", "default", "train")  # folders that hold a repository's only set
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif"}  # of formats that are not named after it
@@ -135,7 +139,7 @@ def parquet_rows(file: Path, out: Path) -> Iterator[tuple[dict, dict[str, list]]
         raise DataError(f"{file} is not a whole parquet file: {' '.join(str(error).split())[:200]}") from None
 
 
-def _media_bytes(metadata) -> int:
+def _media_bytes(metadata: "FileMetaData") -> int:
     """What the columns of images and videos unpack to, as the file's last bytes say."""
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
@@ -143,7 +147,7 @@ def _media_bytes(metadata) -> int:
     return sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema.split(".")[0] in media)
 
 
-def _values(column, name: str, file: Path) -> list:
+def _values(column: "ChunkedArray", name: str, file: Path) -> list:
     """A column's values as Python's; DataError for those that Arrow can hold and Python cannot."""
     try:
         return column.to_pylist()
@@ -154,7 +158,7 @@ def _values(column, name: str, file: Path) -> list:
         raise DataError(f"{file}: the column {name!r}, {column.type}, cannot be read: {reason}") from None
 
 
-def _content(given) -> list:
+def _content(given: Any) -> list:
     """A column's value as a list of bytes and paths; what is null is left out."""
     entries = given if isinstance(given, list) else [given]
     entries = [_of_struct(entry) if isinstance(entry, dict) else entry for entry in entries]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from llava.errors import LlavaError
@@ -140,7 +141,7 @@ def _rating(task: str, doc: dict, answer: str) -> Any:
     return current().review(name, rubric.prompt(doc, answer), rubric.parse)
 
 
-def _upstream(module: str):
+def _upstream(module: str) -> ModuleType:
     with _loading, some_key():
         return import_module(f"lmms_eval.tasks.{module}")
 

@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from transformers import PreTrainedConfig
 
 from llava.anyres import ImageLayout, image_layout
 from llava.mllm import LlavaOVManagerConfig
@@ -235,7 +236,7 @@ def activation_bytes(
     return width * kept + head
 
 
-def _text_layer(text, trained: bool, width: int) -> int:
+def _text_layer(text: PreTrainedConfig, trained: bool, width: int) -> int:
     """Values that a layer keeps for a token: of norms (each in fp32 and scaled), attention and the MLP.
 
     Inputs of its matrices are kept only when these train.
@@ -249,7 +250,7 @@ def _text_layer(text, trained: bool, width: int) -> int:
     return norms + attention + mlp + inputs
 
 
-def _tower_layer(vision) -> int:
+def _tower_layer(vision: PreTrainedConfig) -> int:
     """Values that a trained layer keeps for a token: norms, attention, inputs of the matrices, the MLP.
 
     CLIP's activation is a product, DINOv2's SwiGLU one of two matrices; DINOv2 scales what attention and MLP add.

@@ -145,7 +145,7 @@ class PatientTensorBoard(TensorBoardCallback):
         """Closes the file, if it can be written."""
         self._attempt(super().on_train_end, *args, **kwargs)
 
-    def _init_summary_writer(self, args):
+    def _init_summary_writer(self, args: TrainingArguments) -> None:
         self.tb_writer = self._SummaryWriter(log_dir=self.logging_dir, purge_step=self.purge_step)
         self.purge_step = None
 

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from threading import Thread
+from types import FrameType
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAUNCHER = "LLAVA_LAUNCHER"  # the variable in which llava/train/launch.py tells its ranks its process id
@@ -19,7 +20,7 @@ class StopRequest:
     too; a second SIGTERM does not, for a scheduler may send it to torchrun and to the ranks.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signal = 0
 
     def __enter__(self) -> "StopRequest":
@@ -31,7 +32,7 @@ class StopRequest:
         for number, handler in self.replaced.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: FrameType | None) -> None:
         if os.getpid() != self.process:
             return  # a process forked from this one, such as a data loader's worker
         self.signal = number

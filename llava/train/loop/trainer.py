@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import EvalLoopOutput
@@ -186,7 +186,7 @@ class LlavaTrainer(Trainer):
             loss.requires_grad_()  # of skipped samples alone: nothing that trains had a part, and backward does nothing
         return loss
 
-    def _get_grad_norm(self, model, grad_norm=None):
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: float | None = None) -> float | torch.Tensor:
         """Called before the optimizer's step (DeepSpeed has stepped, unless the norm was not finite)."""
         grad_norm = super()._get_grad_norm(model, grad_norm)
         step = self.state.global_step + 1
@@ -218,11 +218,11 @@ class LlavaTrainer(Trainer):
             self.optimizer = create_adamw(self.components, self.lr_groups, on_gpu=on_gpu, beta2=beta2)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset=None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         self.train_sampler = self.data.sampler(self.train_dataset, self.args, self.costs)
         return self.train_sampler
 
-    def _get_eval_sampler(self, eval_dataset) -> Sampler:
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler:
         return self.evaluation.sampler(self.args.seed)
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
@@ -231,12 +231,14 @@ class LlavaTrainer(Trainer):
         base.worker_init_fn = partial(_init_worker, base.worker_init_fn)
         return loader
 
-    def _init_training_state(self, max_steps, *args: Any, **kwargs: Any) -> tuple[int, int]:
+    def _init_training_state(self, max_steps: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         trained = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
         return trained
 
-    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
+    ) -> tuple[torch.nn.Module, DataLoader]:
         if self.resume.joined_states is None:
             prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         else:
@@ -315,10 +317,10 @@ class LlavaTrainer(Trainer):
         """What the run has done so far, on every rank over all ranks and starts; every rank calls it."""
         return self.totals.joined(gathered([self.totals.of_rank()]))
 
-    def _get_output_dir(self, trial) -> str:
+    def _get_output_dir(self, trial: Any) -> str:
         return str(self.saver.folder)
 
-    def _save_checkpoint(self, model, trial) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.saver.save(self.state.global_step, partial(super()._save_checkpoint, model, trial), self.joined_totals)
         self.accelerator.wait_for_everyone()
 

@@ -41,7 +41,7 @@ def tell_end(store: distributed.Store, rank: int, process: int) -> None:
 class Watch(Thread):
     """Ends this rank when another has failed, or when the store is gone with its host."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(daemon=True)
         self.rank = int(os.environ["RANK"])
         self.store = ends_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
