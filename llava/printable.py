@@ -1,4 +1,4 @@
-"""Foreign text on a terminal and in logs: it neither rules the terminal nor breaks a line nor fills the screen."""
+"""Foreign text in terminals, logs and headers: it neither rules a terminal nor breaks a line nor fills a screen."""
 
 import reprlib
 from typing import Any
@@ -26,6 +26,11 @@ def one_line(text: str, limit: int = LINE_LIMIT) -> str:
         half = limit // 2
         text = f"{text[:half]} ... ({len(text):,} characters) ... {text[-half:]}"
     return text.translate(_ALL_CODES)
+
+
+def is_key(text: str) -> bool:
+    """Whether a request's header can hold it as a key: printable ASCII, without spaces around it."""
+    return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
 
 
 def brief(value: Any) -> str:

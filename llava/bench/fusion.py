@@ -19,6 +19,7 @@ from llava.errors import LlavaError
 from llava.eval.workers import StopError, sole_writer, stoppable
 from llava.files import free_bytes, whole_file
 from llava.sizes import duration, in_bytes
+from llava.text_files import read_json
 from llava.train.recipe.dotted import shown
 
 STARTED = "bench.json"  # what a bench was started with
@@ -57,7 +58,7 @@ def check_started(bench: Bench) -> dict:
     file = bench.out / STARTED
     if not file.exists():
         return started
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
     pairs = [("", before["settings"], started["settings"])]
     pairs += [
         (f"{name}: ", before["rows"][name], keys) for name, keys in started["rows"].items() if name in before["rows"]

@@ -20,6 +20,7 @@ from llava.bench.sweep import Sweep
 from llava.errors import LlavaError, raise_faults
 from llava.fusion.config import Sizes
 from llava.fusion.configs.none import width_for
+from llava.text_files import read_json
 from llava.train.recipe.dotted import flatten
 from llava.train.recipe.load import Arm, load_recipe
 
@@ -120,7 +121,7 @@ class Bench:
     def result(self, job: Job) -> dict[str, Any] | None:
         """What a job came to, None until it is done."""
         file = self.folder(job) / RESULT
-        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+        return read_json(file) if file.exists() else None
 
     def steps(self, job: Training) -> int:
         """Optimizer steps of a job."""

@@ -24,6 +24,7 @@ from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.files import whole_file, whole_folder
 from llava.mllm.cost import forward_cost
+from llava.text_files import read_json
 from llava.train.folders.stage_folder import write_model
 from llava.train.loop.components import Component
 from llava.train.loop.guard import NonFiniteError
@@ -57,7 +58,7 @@ class StepClock(TrainerCallback):
 
 def main(folder: Path) -> int:
     """Does the job, and returns 0. What cannot be is told in one line, with status 2, and has no result."""
-    task = json.loads((folder / TASK).read_text(encoding="utf-8"))
+    task = read_json(folder / TASK)
     started, entry = time.time(), DATA_SETS[task["data"]]
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:

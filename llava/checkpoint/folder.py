@@ -9,7 +9,6 @@ FOLDER/adapter/                        of a model that was trained with LoRA: AD
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,9 +199,9 @@ def read_index(index: Path) -> dict[str, str]:
         LlavaError: It cannot be read as one.
     """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"]
+        weight_map = read_json(index, by_hand=True)["weight_map"]
         return {name: str.__str__(file) for name, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise LlavaError(f"{index}: not readable as an index of weights ({error!r})") from None
 
 

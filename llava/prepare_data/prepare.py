@@ -39,6 +39,7 @@ from llava.prepare_data.snapshot import (
     repository_name,
     write_whole,
 )
+from llava.text_files import read_json
 
 
 class PreparedSet(NamedTuple):
@@ -255,4 +256,4 @@ def _wanted_names(part: Part, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _read_note(note: Path) -> dict | None:
-    return json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    return read_json(note) if note.is_file() else None

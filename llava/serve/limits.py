@@ -9,6 +9,7 @@ from typing import Self
 from llava.arguments import ArgumentParser
 from llava.constants import FILE_LIMITS, MEBIBYTE
 from llava.errors import LlavaError
+from llava.printable import is_key
 
 VARIABLE = "LLAVA_SERVE"  # what vLLM's process is told, which makes the middleware by its name alone
 KEY = "LLAVA_SERVE_KEY"  # which requests must have; no flag, since the machine's other users see these
@@ -80,7 +81,7 @@ def add_limits(parser: ArgumentParser) -> None:
 def key_of_requests() -> str | None:
     """What KEY holds, None where it is not set. Raises LlavaError for what no header can hold."""
     key = os.environ.get(KEY)
-    if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip() or not key):
+    if key is not None and not is_key(key):
         raise LlavaError(f"{KEY} must be a key of printable ASCII letters without spaces around it; unset it for none")
     return key
 

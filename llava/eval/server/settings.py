@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from llava.arguments import ArgumentParser, unknown
 from llava.errors import LlavaError
+from llava.printable import is_key
 
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 KEY = "LLAVA_ENGINE_KEY"  # apart from the judge's: a key goes to the server that it is for
@@ -103,6 +104,6 @@ def base_url(url: str) -> str:
 def key_in(name: str) -> str:
     """The key for a server, from the environment's variable of that name; NO_KEY for one that wants none."""
     key = os.environ.get(name, "").strip() or NO_KEY
-    if not (key.isascii() and key.isprintable()):
+    if not is_key(key):
         raise LlavaError(f"{name} holds characters that no key can have")
     return key

@@ -17,6 +17,7 @@ from time import monotonic, sleep
 from llava.checkpoint.folder import STAGE_CHECKPOINTS
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
+from llava.text_files import read_json
 from llava.train.recipe.schema import RunRecipe
 
 MARK = "complete.json"
@@ -71,9 +72,9 @@ def finish_checkpoint(folder: Path, facts: dict, keep_last: int) -> Path:
 def read_mark(checkpoint: Path) -> dict | None:
     """What finish_checkpoint noted; None where the mark is missing or a file is missing or of another size."""
     try:
-        mark = json.loads((checkpoint / MARK).read_text())
+        mark = read_json(checkpoint / MARK)
         whole = all((checkpoint / name).stat().st_size == size for name, size in mark["files"].items())
-    except (OSError, ValueError, RecursionError):
+    except (OSError, LlavaError):
         return None
     return mark if whole else None
 
