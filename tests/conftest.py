@@ -28,8 +28,9 @@ from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig
 
 from llava.anyres import TilingConfig
+from llava.data.conversation import add_visual_tokens
 from llava.data.image_processor import LlavaOVManagerImageProcessor
-from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.engine.engine import Engine
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.managers import StaticManager

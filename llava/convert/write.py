@@ -13,7 +13,7 @@ from llava.checkpoint.shards import write_shards
 from llava.convert.output import check_room, dtype_name, new_folder, write_record
 from llava.convert.parts import generation_config, new_parameters
 from llava.convert.source import Source, read_tokenizer
-from llava.data.processor import add_visual_tokens
+from llava.data.conversation import add_visual_tokens
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.parts import EMBEDDINGS, FUSION, NEWLINE, PROJECTOR, UNUSED

@@ -13,7 +13,7 @@ from llava.bounds import check_choice
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.placeholders import place_in_front
 from llava.data.schema import Turn
-from llava.errors import NoAnswerError, PlaceholderError, TemplateError
+from llava.errors import LlavaError, NoAnswerError, PlaceholderError, TemplateError
 from llava.printable import brief
 
 if TYPE_CHECKING:
@@ -224,6 +224,21 @@ def _released_labels(
 def token_ids(tokenizer: "PreTrainedTokenizerBase", tokens: Sequence[str]) -> list[int]:
     """The id of each token."""
     return cast(list[int], tokenizer.convert_tokens_to_ids(list(tokens)))
+
+
+def add_visual_tokens(tokenizer: "PreTrainedTokenizerBase", vocab_size: int) -> dict[str, int]:
+    """Makes `<image>` and `<video>` special tokens; returns {"image_token_id": ..., "video_token_id": ...}.
+
+    Qwen2's tokenizers gain ids 151646 and 151647, which lie inside the model's vocabulary of 151,936, so that no
+    embedding is resized. Raises LlavaError when an id would lie outside a vocabulary of `vocab_size`.
+    """
+    tokens = [IMAGE_TOKEN, VIDEO_TOKEN]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    ids = token_ids(tokenizer, tokens)
+    for token, token_id in zip(tokens, ids):
+        if token_id >= vocab_size:
+            raise LlavaError(f"{token} would get id {token_id}, but the language model's vocabulary is {vocab_size}")
+    return dict(zip(("image_token_id", "video_token_id"), ids))
 
 
 def literal(text: str) -> str:

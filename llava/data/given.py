@@ -95,6 +95,14 @@ def share_out(given: Any, texts: list[str], token: str, is_one: Callable[[Any], 
     return groups
 
 
+def checked_texts(text: Any) -> list[str]:
+    """Prompts, from one or a list of them. DataError for anything else."""
+    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
+    if not texts or not all(isinstance(prompt, str) for prompt in texts):
+        raise DataError(f"text must be a prompt or a list of prompts, with a place for each image; found {text!r:.100}")
+    return texts
+
+
 def rgb_groups(groups: Sequence[Sequence], thing: str, reader: Callable[[Any, str], Any]) -> list[list]:
     """Each entry of each group in RGB. reader: rgb_image or rgb_frames. thing: its name in errors, with its number."""
     several = len(groups) > 1

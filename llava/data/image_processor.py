@@ -10,12 +10,13 @@ from PIL import Image
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from llava.anyres import ImageLayout, TilingConfig, VideoLayout, count_layouts, image_layout, video_layout
+from llava.anyres import ImageLayout, TilingConfig, VideoLayout, image_layout, video_layout
 from llava.data.given import is_image, rgb_groups, rgb_image
 from llava.data.given_video import rgb_frames
 from llava.data.images import RESAMPLING, crop_image, normalize
 from llava.data.options import AS_UINT8, FIXED, NORMALIZED, PixelOptions, checked_tensors, pixel_options
 from llava.errors import DataError, LlavaError
+from llava.layout_counts import count_layouts
 
 
 class LlavaOVManagerImageProcessor(BaseImageProcessor):

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import MultiModalData
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
 from llava.data.chat_messages import CHAT_TEMPLATE, checked_messages, is_message, marked, special_tokens
-from llava.data.conversation import encode_conversation, encode_prompt, token_ids
-from llava.data.given import is_image, rgb_groups, rgb_image, share_out
+from llava.data.conversation import encode_conversation, encode_prompt
+from llava.data.given import checked_texts, is_image, rgb_groups, rgb_image, share_out
 from llava.data.given_video import is_video, rgb_frames
 from llava.data.image_processor import as_tensors
 from llava.data.images import RESAMPLING
@@ -166,7 +166,7 @@ class LlavaOVManagerProcessor(ProcessorMixin):
             raise DataError("this model reads text, images and videos, not audio")
         of_audio = ("audio_from_video_indices", "load_audio_from_video", "sanitize_control_tokens")  # nothing to do
         options = read_options({k: v for k, v in kwargs.items() if k not in of_audio}, padding, return_tensors)
-        texts = _checked_texts(text)
+        texts = checked_texts(text)
         image_groups = share_out(images, texts, IMAGE_TOKEN, is_image)
         video_groups = share_out(videos, texts, VIDEO_TOKEN, is_video)
         image_groups = rgb_groups(image_groups, "image", partial(rgb_image, channels=options.images.input_data_format))
@@ -298,25 +298,3 @@ class LlavaOVManagerProcessor(ProcessorMixin):
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image if image.size == size else image.convert("RGB").resize(size, RESAMPLING)
-
-
-def add_visual_tokens(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, int]:
-    """Makes `<image>` and `<video>` special tokens; returns {"image_token_id": ..., "video_token_id": ...}.
-
-    Qwen2's tokenizers gain ids 151646 and 151647, which lie inside the model's vocabulary of 151,936, so that no
-    embedding is resized. Raises LlavaError when an id would lie outside a vocabulary of `vocab_size`.
-    """
-    tokens = [IMAGE_TOKEN, VIDEO_TOKEN]
-    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
-    ids = token_ids(tokenizer, tokens)
-    for token, token_id in zip(tokens, ids):
-        if token_id >= vocab_size:
-            raise LlavaError(f"{token} would get id {token_id}, but the language model's vocabulary is {vocab_size}")
-    return dict(zip(("image_token_id", "video_token_id"), ids))
-
-
-def _checked_texts(text: Any) -> list[str]:
-    texts = [text] if isinstance(text, str) else list(text) if isinstance(text, list | tuple) else []
-    if not texts or not all(isinstance(prompt, str) for prompt in texts):
-        raise DataError(f"text must be a prompt or a list of prompts, with a place for each image; found {text!r:.100}")
-    return texts

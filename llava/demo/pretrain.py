@@ -2,8 +2,7 @@
 
 The tower learns to label the patches of tiles (which character or nothing, and which patch) and is saved like the real
 one, with one layer more than is used: the state before the last layer is what is supervised. The language model learns
-the questions on pages written as text, and to copy notes, laid out as the visual tokens will be: crop 0, then the map's
-rows, each with a newline.
+the questions on pages written as text, and to copy notes, see pages_as_text.py.
 """
 
 import multiprocessing
@@ -22,7 +21,6 @@ from PIL import Image
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import (
-    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipImageProcessorPil,
@@ -31,40 +29,24 @@ from transformers import (
 )
 
 from llava.constants import IGNORE_INDEX
-from llava.data.collator import Collator
-from llava.data.conversation import encode_conversation
 from llava.data.images import normalize
-from llava.data.schema import Turn
 from llava.demo.digit_pages import (
     CHARACTERS,
-    PAGE,
     PATCH,
     SIDE,
-    SLIP,
     TILE,
-    Cell,
-    ask,
-    ask_arithmetic,
-    caption_of,
-    cells_of,
-    copy_out,
     draw_characters,
     draw_numbers,
     draw_page,
     note_cells,
-    page_turns,
-    places_of,
-    read_row,
 )
+from llava.demo.pages_as_text import text_batch, write_chat, write_drills
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
 from llava.files import follow_umask
 
-SPACE, NEWLINE = "\u0120", "\u010a"  # as byte-level BPE writes them
 EMPTY = len(CHARACTERS)  # the label of an empty patch
-CHAT = ("place",) * 3 + ("read",) * 2 + ("count",) + ("compare",) * 4  # the questions of a conversation
 DRILL_SHARE = 1 / 2  # of the language model's steps, at most
 DRILL_LOSS = 0.2  # of drills that are learned
-CAPTION_SHARE = 0.1
 SHRUNKEN = 0.15  # of the tower's images, which show a page as crop 0 does
 NOISE, LOUDEST = 0.03, 16.0  # added to the language model's inputs, and the most by which they are multiplied
 STATE_SIZE = 0.1  # of the tower's states, of what training makes them
@@ -199,7 +181,7 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: f
     def loss(step: int) -> torch.Tensor:
         learned = len(recent) == recent.maxlen and mean(recent) < DRILL_LOSS
         drills = not learned and step < steps * DRILL_SHARE
-        size, write = (3 * batch_size, _drills) if drills else (batch_size, _chat)
+        size, write = (3 * batch_size, write_drills) if drills else (batch_size, write_chat)
         value = cross_entropy(*predictions([seed, step], size, write))
         if drills:
             recent.append(value.item())
@@ -207,7 +189,7 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: f
 
     _train("language model", list(model.parameters()), loss, steps, lr)
     with torch.no_grad():
-        logits, labels = predictions([seed, 2**31 - 1], 200, _chat)
+        logits, labels = predictions([seed, 2**31 - 1], 200, write_chat)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     follow_umask(folder)
@@ -218,83 +200,6 @@ def _blurred(words: torch.Tensor) -> torch.Tensor:
     """Embeddings (B, L, D) as inexact, and as differently large, as what a projector makes of a tower's states."""
     size = LOUDEST ** torch.rand(*words.shape[:2], 1)
     return size * (words + NOISE * torch.randn_like(words))
-
-
-def text_batch(
-    tokenizer: PreTrainedTokenizerBase, seed: list[int], size: int, write: Callable[..., tuple[list[int], list[int]]]
-) -> dict[str, torch.Tensor]:
-    """A batch of what `write` makes, _drills or _chat, and a tenth of captions; see Collator."""
-    rng = np.random.default_rng(seed)
-    encoded = [(_caption if rng.random() < CAPTION_SHARE else write)(tokenizer, rng) for _ in range(size)]
-    items = [{"input_ids": ids, "labels": labels, "num_images": 0, "num_videos": 0} for ids, labels in encoded]
-    return Collator(tokenizer.pad_token_id)(items)
-
-
-def _drills(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """A page, or a slip, and everything that can be asked of it, in random order and a word or two each.
-
-    Such rows learn to look places up in a quarter of the time that conversations take, which ask little in many tokens.
-    """
-    numbers = draw_numbers(rng)
-    rows = [
-        ([f"{SPACE}row", SPACE, str(row + 1)], [*tokenizer.tokenize(read_row(numbers, row)), NEWLINE])
-        for row in range(len(numbers))
-    ]
-    places = [
-        ([f"{SPACE}place", f"{SPACE}{place}"], tokenizer.tokenize(place + digit)) for place, digit in places_of(numbers)
-    ]
-    count, larger = (ask(rng, numbers, kind).answer for kind in ("count", "compare"))
-    questions = [*places, *rows, ([f"{SPACE}digits"], [count]), ([f"{SPACE}larger"], [larger])]
-    ids = tokenizer.convert_tokens_to_ids(_note(cells_of(numbers, SLIP)) if rng.random() < 0.5 else _page(numbers))
-    labels = [IGNORE_INDEX] * len(ids)
-    for index in rng.permutation(len(questions)):
-        question, answer = map(tokenizer.convert_tokens_to_ids, questions[index])
-        ids, labels = ids + question + answer, labels + [IGNORE_INDEX] * len(question) + answer
-    return ids, labels
-
-
-def _caption(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """A note and its caption, as in stage 1."""
-    cells = note_cells(rng)
-    turns = (Turn("human", "<image>"), Turn("gpt", caption_of(cells)))
-    return _with_page(tokenizer, *encode_conversation(tokenizer, turns, "plain", "answers", images=1), _note(cells))
-
-
-def _chat(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """A conversation about a page, or a sum."""
-    if rng.random() < 0.05:
-        question = ask_arithmetic(rng)
-        turns = (Turn("human", question.text), Turn("gpt", question.answer))
-        return encode_conversation(tokenizer, turns, "qwen_1_5", "answers")
-    numbers = draw_numbers(rng)
-    turns = page_turns(rng, numbers, CHAT)
-    return _with_page(
-        tokenizer, *encode_conversation(tokenizer, turns, "qwen_1_5", "answers", images=1), _page(numbers)
-    )
-
-
-def _with_page(
-    tokenizer: PreTrainedTokenizerBase, ids: list[int], labels: list[int], page: list[str]
-) -> tuple[list[int], list[int]]:
-    """The placeholder replaced by a page's or a note's tokens."""
-    at = ids.index(tokenizer.convert_tokens_to_ids("<image>"))
-    shown = tokenizer.convert_tokens_to_ids(page)
-    return ids[:at] + shown + ids[at + 1 :], labels[:at] + [IGNORE_INDEX] * len(shown) + labels[at + 1 :]
-
-
-def _note(cells: list[Cell]) -> list[str]:
-    """One token per visual token of a crop."""
-    return [_token(shown) for row in copy_out(cells) for shown in row]
-
-
-def _page(numbers: tuple[str, ...]) -> list[str]:
-    """One token per visual token of a page: crop 0, in which nothing can be read, then the map."""
-    rows = copy_out(cells_of(numbers), PAGE.size // PATCH)
-    return _note([]) + [token for row in rows for token in (*map(_token, row), NEWLINE)]
-
-
-def _token(shown: str) -> str:
-    return shown.replace(" ", SPACE)
 
 
 def _train(what: str, parameters: list, loss: Callable[[int], torch.Tensor], steps: int, lr: float) -> None:

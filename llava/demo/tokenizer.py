@@ -4,7 +4,7 @@ import numpy as np
 from transformers import Qwen2Tokenizer
 
 from llava.constants import SYSTEM_MESSAGE
-from llava.data.processor import add_visual_tokens
+from llava.data.conversation import add_visual_tokens
 from llava.demo.digit_pages import CAPTION, KINDS, ask, ask_arithmetic, draw_numbers, read_row
 
 VOCABULARY = 384  # 256 bytes, merges, and the special tokens; a multiple of 64

@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -17,14 +16,13 @@ from typing import Any
 import torch
 from transformers import (
     BatchFeature,
-    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
 
-from llava.checkpoint.folder import check_folder, has_adapters
+from llava.checkpoint.folder import check_folder
 from llava.checkpoint.loading import load_model
 from llava.data.conversation import END
 from llava.data.options import AS_UINT8
@@ -33,19 +31,16 @@ from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Dialogue
 from llava.data.workers import core_count
 from llava.engine.checks import DTYPE_NAMES, SPREAD, check_attention, check_dtype
+from llava.engine.four_bits import check_widths, four_bits
 from llava.engine.kept_cache import KeptCache, check_length
 from llava.engine.placement import DeviceMap, best_dtype, choose_device, spread_options
 from llava.engine.stop_strings import StopStrings, cut
 from llava.errors import LlavaError
-from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
+from llava.mllm import LlavaOVManagerForConditionalGeneration
 from llava.mllm.attention import best_attention, check_can_run
-from llava.mllm.kinds import head_width
-from llava.mllm.parts import PREFIXES
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 MOST_READERS = 8  # threads that cut images into crops
-
-BLOCK_OF_4BIT, ROWS_OF_4BIT = 64, 32  # bitsandbytes: weights with one scale, and rows that it packs together on a CPU
 
 
 def plain_generation(tokenizer: PreTrainedTokenizerBase, **options: Any) -> GenerationConfig:
@@ -96,7 +91,7 @@ class Engine:
         check_attention(attn_implementation)
         place = choose_device(device)
         kind = best_dtype(place) if dtype == "auto" else DTYPES[dtype]
-        options = _four_bits(Path(path), place, kind) if load_4bit else {}
+        options = four_bits(Path(path), place, kind) if load_4bit else {}
         offloaded = None
         if device == SPREAD or not isinstance(device, str):
             if load_4bit:
@@ -108,7 +103,7 @@ class Engine:
         check_can_run(attn_implementation, place.type == "cuda", kind != torch.float32)
         try:
             if load_4bit:
-                _check_widths(Path(path))
+                check_widths(Path(path))
             processor = LlavaOVManagerProcessor.from_pretrained(path)
             model = load_model(path, dtype=kind, attn_implementation=attn_implementation, **options)
         except LlavaError:
@@ -241,37 +236,6 @@ class Engine:
 def _reader_count() -> int:
     """The cores of this process's share."""
     return max(1, min(MOST_READERS, core_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def _four_bits(folder: Path, device: torch.device, dtype: torch.dtype) -> dict:
-    """Options of from_pretrained. The tower, from which all that is seen comes, and the head stay as they are."""
-    if find_spec("bitsandbytes") is None:
-        raise LlavaError("loading in 4 bits needs bitsandbytes: pip install 'llava-ov-manager[quantization]'")
-    if has_adapters(folder):
-        raise LlavaError(
-            f"{folder} has LoRA adapters, which cannot be merged into 4 bits; merge them first: "
-            f"llava convert merge-lora {folder} --out DIR"
-        )
-    parts = [prefix for part, prefixes in PREFIXES.items() if part != "language_model" for prefix in prefixes]
-    kept = ["lm_head", *(prefix.removesuffix(".") for prefix in parts)]
-    config = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
-    )
-    return {"quantization_config": config, "device_map": {"": device}}
-
-
-def _check_widths(folder: Path) -> None:
-    """Raises LlavaError for a language model whose matrices are not whole blocks; on some CPUs they fail when used."""
-    text = LlavaOVManagerConfig.from_pretrained(folder).text_config
-    head = head_width(text)
-    for name, width, block in (
-        ("hidden_size", text.hidden_size, BLOCK_OF_4BIT),
-        ("intermediate_size", text.intermediate_size, BLOCK_OF_4BIT),
-        ("num_attention_heads * head_dim", text.num_attention_heads * head, BLOCK_OF_4BIT),
-        ("num_key_value_heads * head_dim", text.num_key_value_heads * head, ROWS_OF_4BIT),
-    ):
-        if width % block:
-            raise LlavaError(f"{folder} cannot be loaded in 4 bits: {name} is {width}, no multiple of {block}")
 
 
 def _options(

@@ -13,74 +13,29 @@ Where a fusion is guided, the question about each image goes into its visual inp
 which are then made before the tower runs.
 """
 
-import os
-import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, ProcessorMixin, modeling_utils
+from transformers import modeling_utils
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from llava.constants import ADAPTER_FOLDER, IGNORE_INDEX
-from llava.errors import LlavaError
-from llava.fusion.base import Context, Delta, SelfInitialised
+from llava.constants import IGNORE_INDEX
+from llava.fusion.base import Context, Delta
 from llava.mllm.configuration import LlavaOVManagerConfig
 from llava.mllm.decoder import DECODERS
 from llava.mllm.features import VisualFeatures, VisualFeaturesMixin
 from llava.mllm.former_names import load_former_names
-from llava.mllm.guidance import batch_context, guiding_questions, questions_for_features
+from llava.mllm.generation import MultimodalGenerationMixin
+from llava.mllm.guidance import batch_context, guiding_questions
 from llava.mllm.head import LanguageHead
 from llava.mllm.places import check_lengths, recognised_ids
-from llava.request_errors import of_request
+from llava.mllm.pretrained import LlavaOVManagerPreTrainedModel
 
 load_former_names(LlavaOVManagerConfig.model_type)
-
-
-class LlavaOVManagerPreTrainedModel(PreTrainedModel):
-    """What transformers has to know of the model: its parts, and how it may be run."""
-
-    config: LlavaOVManagerConfig
-    base_model_prefix = "model"
-    input_modalities = ["image", "video", "text"]
-    main_input_name = "input_ids"
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _can_compile_fullgraph = True  # a decoding step; prefill with images runs uncompiled, as generate does it
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs go: where the first parameter is that is not left on the CPU or the disk until it is used."""
-        return next(
-            (parameter.device for parameter in self.parameters() if not parameter.is_meta), torch.device("meta")
-        )
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """The parts that are ours know how they begin; the others as in transformers."""
-        if isinstance(module, SelfInitialised):
-            module.initialise()
-        else:
-            super()._init_weights(module)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike | None, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own, which sees the weights alone: it warns where LoRA adapters lie beside them."""
-        folder = pretrained_model_name_or_path
-        if folder is not None and Path(folder, ADAPTER_FOLDER).is_dir():
-            warnings.warn(
-                f"{folder} holds LoRA adapters, which are not applied here; `llava convert "
-                "merge-lora` makes a checkpoint of both, llava.checkpoint.loading.load_model loads both",
-                stacklevel=2,
-            )
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
 
 class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
@@ -182,7 +137,7 @@ class LlavaOVManagerModel(VisualFeaturesMixin, LlavaOVManagerPreTrainedModel):
         )
 
 
-class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, GenerationMixin):
+class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, MultimodalGenerationMixin):
     """The whole model: images and text in, next tokens out."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -207,12 +162,6 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
             self.lm_head = LanguageHead(new_embeddings.in_features, new_embeddings.out_features)
         self.lm_head.weight = new_embeddings.weight
 
-    def generate(self, *args: Any, tokenizer: Any = None, **kwargs: Any) -> Any:
-        """transformers' own. tokenizer: for stop strings; `transformers serve` gives the processor that holds it."""
-        if isinstance(tokenizer, ProcessorMixin):
-            tokenizer = tokenizer.tokenizer
-        return super().generate(*args, tokenizer=tokenizer, **kwargs)  # type: ignore[misc]  # see below
-
     def get_image_features(
         self,
         pixel_values: torch.Tensor,
@@ -232,50 +181,6 @@ class LlavaOVManagerForConditionalGeneration(LlavaOVManagerPreTrainedModel, Gene
     ) -> VisualFeatures:
         """See LlavaOVManagerModel.get_video_features."""
         return self.model.get_video_features(pixel_values_videos, video_num_frames, batch_num_videos, **kwargs)
-
-    def _maybe_prepare_encoder_kwargs_for_generation(
-        self,
-        inputs_tensor: torch.Tensor,
-        model_kwargs: dict[str, Any],
-        model_input_name: str | None,
-        generation_config: GenerationConfig,
-    ) -> dict[str, Any]:
-        """Called by generate, which then encodes images and videos; what guides their features is added here."""
-        if self.config.fusion.guided:
-            embed = self.get_input_embeddings()
-            model_kwargs |= questions_for_features(self.config, embed, inputs_tensor, model_kwargs)
-        return super()._maybe_prepare_encoder_kwargs_for_generation(  # type: ignore[misc]  # see below
-            inputs_tensor, model_kwargs, model_input_name, generation_config
-        )
-
-    def _validate_generation_mode(
-        self, generation_mode: Any, generation_config: GenerationConfig, generation_mode_kwargs: dict[str, Any]
-    ) -> None:
-        """Called by generate. Chunks of the prompt may part an image, or an image and the question about it."""
-        # transformers wants of its models that device and dtype can be set, which mypy finds not to be so.
-        super()._validate_generation_mode(  # type: ignore[misc]
-            generation_mode, generation_config, generation_mode_kwargs
-        )
-        fusion = self.config.fusion
-        if fusion.question_rule is None and not fusion.whole_images:
-            return
-        if generation_config.prefill_chunk_size is not None:
-            raise LlavaError(
-                f"the fusion ({fusion.describe()}) needs the whole prompt, images and question, at once: "
-                f"prefill_chunk_size must be None, found {generation_config.prefill_chunk_size}"
-            )
-
-    def _validate_generated_length(
-        self, generation_config: GenerationConfig, input_ids_length: int, has_default_max_length: bool
-    ) -> None:
-        """Called by generate. A prompt of more positions than the model was made for has no sensible answer."""
-        super()._validate_generated_length(  # type: ignore[misc]  # as above
-            generation_config, input_ids_length, has_default_max_length
-        )
-        limit = self.config.text_config.max_position_embeddings
-        if input_ids_length > limit:
-            too_long = f"the prompt has {input_ids_length} tokens, but the model reads at most {limit}"
-            raise of_request(LlavaError(too_long))
 
     @can_return_tuple
     def forward(

@@ -3,7 +3,6 @@
 Rows travel as samples, some hundred at a time; nothing of a row is kept but its faults and notes.
 """
 
-import json
 import multiprocessing
 import os
 import shutil
@@ -13,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from llava.data.schema import OutsidePaths, Sample, sample_of
 from llava.data.video import EVERY_SECOND, VideoSampling
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
-from llava.jsonl import append_line, whole_lines
+from llava.prepare_data.check_log import CheckLog
 from llava.prepare_data.check_report import BadRow, FileReport
 from llava.printable import brief, one_line
 
@@ -87,7 +86,7 @@ def check_mixture(
     with _Inspectors(options, workers) as inspectors, tqdm(unit="row", desc="checked", disable=None) as bar:
         for number, entry in enumerate(entries):
             path = progress_folder and progress_folder / f"{number:03d}.jsonl"
-            log = _Log(path, _key(entry, options)) if path else None
+            log = CheckLog(path, _key(entry, options)) if path else None
             report, bad = _check_file(entry, options, inspectors, log, bar, str(mixture))
             reports.append(report)
             for row in bad:
@@ -100,7 +99,7 @@ def check_mixture(
 
 
 def _check_file(
-    entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspectors", log: "_Log | None", bar: tqdm, where: str
+    entry: MixtureEntry, options: CheckOptions, inspectors: "_Inspectors", log: CheckLog | None, bar: tqdm, where: str
 ) -> tuple[FileReport, list[BadRow]]:
     """The report and the bad rows of one data file; a file that cannot be read is itself a bad row."""
     report = FileReport(str(entry.file), entry.sampling_strategy, entry.expected_rows)
@@ -131,7 +130,7 @@ def _check_file(
     return report, bad
 
 
-def _inspected(file: Path, taken: Sequence[int], inspectors: "_Inspectors", log: "_Log | None") -> Iterator[tuple]:
+def _inspected(file: Path, taken: Sequence[int], inspectors: "_Inspectors", log: CheckLog | None) -> Iterator[tuple]:
     """Batches of (row, sample), in the file's order, with their faults and notes: (row, id, kind, message)."""
     batches = _batches(file, taken)
     for faults, batch in zip(log.batches if log else [], batches):
@@ -161,7 +160,7 @@ def _batches(file: Path, taken: Sequence[int]) -> Iterator[list[tuple[int, Sampl
         yield batch
 
 
-def _finish(batch: list, result: Callable[[], list], log: "_Log | None") -> tuple[list, list]:
+def _finish(batch: list, result: Callable[[], list], log: CheckLog | None) -> tuple[list, list]:
     try:
         faults = result()
     except BrokenProcessPool:
@@ -265,31 +264,6 @@ class _Inspectors:
     def __exit__(self, *error: object) -> None:
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
-
-
-class _Log:
-    """The finished batches of one data file, one line each; a line that a killed check left unfinished is dropped."""
-
-    def __init__(self, path: Path, key: dict):
-        self.path = path
-        lines = whole_lines(path) if path.is_file() else []
-        if not lines or self._value(1, lines[0]) != key:
-            lines = [json.dumps(key).encode()]
-        self.batches: list[list] = [self._value(number, line) for number, line in enumerate(lines[1:], start=2)]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"".join(line + b"\n" for line in lines))
-        except OSError as error:
-            raise LlavaError(f"{path} cannot be written: {error.strerror}") from None
-
-    def add(self, faults: list) -> None:
-        append_line(self.path, faults)
-
-    def _value(self, number: int, line: bytes) -> Any:
-        try:
-            return json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LlavaError(f"{self.path}: line {number} is damaged ({error}); delete the file") from None
 
 
 def _key(entry: MixtureEntry, options: CheckOptions) -> dict:

@@ -6,8 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from llava.constants import SYSTEM_MESSAGE
-from llava.data.conversation import encode_conversation, encode_prompt
-from llava.data.processor import add_visual_tokens
+from llava.data.conversation import add_visual_tokens, encode_conversation, encode_prompt
 from llava.data.schema import Turn, parse_sample
 from llava.errors import LlavaError
 from tests.paths import GOLDEN_DIR

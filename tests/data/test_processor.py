@@ -9,8 +9,9 @@ from transformers import AutoProcessor
 
 import llava.mllm  # noqa: F401  registers the Auto classes
 from llava.anyres import TilingConfig
+from llava.data.conversation import add_visual_tokens
 from llava.data.image_processor import LlavaOVManagerImageProcessor
-from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Sample, Turn
 from llava.errors import DataError, LlavaError
 

@@ -8,11 +8,10 @@ from transformers import AutoTokenizer
 
 from llava.cli import main
 from llava.constants import IGNORE_INDEX
-from llava.data.conversation import encode_conversation, encode_prompt, template_turns
+from llava.data.conversation import add_visual_tokens, encode_conversation, encode_prompt, template_turns
 from llava.data.dataset import SupervisedDataset
 from llava.data.inspect import inspect_sample
 from llava.data.notes import NOTES
-from llava.data.processor import add_visual_tokens
 from llava.data.schema import Turn, parse_sample, sample_of
 from llava.errors import DataError
 from tests.paths import GOLDEN_DIR

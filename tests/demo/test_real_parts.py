@@ -8,8 +8,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, Qwen2ForCausalLM, Sigl
 
 from llava.cli import main
 from llava.constants import SYSTEM_MESSAGE
-from llava.data.conversation import encode_conversation, encode_prompt
-from llava.data.processor import add_visual_tokens
+from llava.data.conversation import add_visual_tokens, encode_conversation, encode_prompt
 from llava.data.schema import Turn
 from llava.demo import dinov2, smollm2
 from llava.demo.fonts import FONTS, faces

@@ -4,7 +4,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from llava.cli import main
-from llava.data.processor import add_visual_tokens
+from llava.data.conversation import add_visual_tokens
 from llava.demo.smollm2 import MARKERS, as_qwen2, chat_tokenizer
 from llava.errors import LlavaError
 

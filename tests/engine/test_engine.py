@@ -244,6 +244,6 @@ def test_four_bits_of_the_language_model_alone(tmp_path, make_config, make_proce
 
 
 def test_four_bits_without_bitsandbytes(tiny_model_dir, monkeypatch):
-    monkeypatch.setattr("llava.engine.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("llava.engine.four_bits.find_spec", lambda name: None)
     with pytest.raises(LlavaError, match=r"pip install 'llava-ov-manager\[quantization\]'"):
         Engine.from_pretrained(tiny_model_dir, load_4bit=True)

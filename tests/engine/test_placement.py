@@ -47,7 +47,7 @@ def test_what_cannot_be_spread_is_refused(tiny_model_dir, tmp_path, monkeypatch)
     with pytest.raises(LlavaError, match="cannot be merged into a model in pieces; merge them first: llava convert"):
         Engine.from_pretrained(folder, device="spread")
     pytest.importorskip("bitsandbytes")
-    monkeypatch.setattr("llava.engine.engine._four_bits", lambda *_: {})
+    monkeypatch.setattr("llava.engine.engine.four_bits", lambda *_: {})
     with pytest.raises(LlavaError, match="4 bits goes to one device"):
         Engine.from_pretrained(tiny_model_dir, device="spread", load_4bit=True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

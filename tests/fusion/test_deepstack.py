@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from llava.anyres import TilingConfig, count_layouts, image_layout
+from llava.anyres import TilingConfig, image_layout
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.fusion.config import Sizes
 from llava.fusion.configs.deepstack import DeepstackConfig
 from llava.fusion.deepstack import Deepstack, stack_grid
+from llava.layout_counts import count_layouts
 from llava.prepare_data.preview import PreviewedImage, describe_image
 from tests.conftest import GRID, PATCH, TILE
 from tests.fusion.twins.deepstack import DeepstackTwin

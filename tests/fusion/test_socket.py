@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from llava.anyres import TilingConfig, count_layouts, image_layout
+from llava.anyres import TilingConfig, image_layout
 from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.fusion.base import Fusion
 from llava.fusion.config import FusionConfig
+from llava.layout_counts import count_layouts
 from llava.mllm.cost import forward_cost
 from tests.conftest import GRID, TILE
 

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from llava.checkpoint.compose import load_parts, make_processor, part_config, pixel_statistics
 from llava.checkpoint.folder import GENERATION_CONFIG
 from llava.checkpoint.loading import load_model
-from llava.data.processor import LlavaOVManagerProcessor, add_visual_tokens
+from llava.data.conversation import add_visual_tokens
+from llava.data.processor import LlavaOVManagerProcessor
 from llava.errors import LlavaError
 from llava.fusion.config import FusionConfig, Sizes
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration

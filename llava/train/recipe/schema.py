@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from llava.anyres import TilingConfig
 from llava.bounds import Bounds
 from llava.constants import Merge
 from llava.data.conversation import LabelRule, Template
@@ -19,7 +20,6 @@ from llava.fusion.methods import METHODS
 from llava.train.recipe.dotted import Key, dotted_keys
 
 if TYPE_CHECKING:
-    from llava.anyres import TilingConfig
     from llava.data.video import VideoSampling
 
 LAYERED = ("vision_tower", "language_model")  # the components that are many layers alike
@@ -78,10 +78,8 @@ class TilingRecipe:
     pinpoints: list[list[int]] | str | None = None
     newline_after_one_crop: bool = False
 
-    def config(self, tile: int) -> "TilingConfig":
+    def config(self, tile: int) -> TilingConfig:
         """The tiling for crops of `tile` pixels. Raises LlavaError for keys that contradict each other."""
-        from llava.anyres import TilingConfig  # imports numpy
-
         config = TilingConfig.from_llava(self.aspect_ratio, self.merge, self.pinpoints, tile)
         return replace(config, newline_after_one_crop=self.newline_after_one_crop)
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from llava.constants import MASKED_WORDS
 from llava.data.pairs.dataset import PairSampler, Place
 from llava.sizes import in_bytes
-from llava.train.estimate.memory import FP32, memory_text, precision_width
+from llava.train.estimate.memory import memory_text, precision_width
+from llava.train.estimate.sharding import FP32
 from llava.train.loop.components import Component
 from llava.train.two_tower.recipe import TwoTowerRecipe
 from llava.two_tower.configuration import TwoTowerConfig

@@ -10,16 +10,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from llava.fusion.base import FusionCost
 from llava.fusion.none import NoFusion
-from llava.train.estimate.memory import (
-    Strategy,
-    Work,
-    activation_bytes,
-    estimate,
-    memory_table,
-    read_strategy,
-    strategies,
-    time_line,
-)
+from llava.train.estimate.memory import Work, activation_bytes, memory_table, time_line
+from llava.train.estimate.sharding import Strategy, estimate, read_strategy, strategies
 from llava.train.loop.components import freeze
 from llava.train.main import main
 from llava.train.mllm import recompute_compile
