@@ -21,6 +21,7 @@ Merge = Literal["flat", "spatial", "spatial_unpad"]  # how an image's crops beco
 ADAPTER_FOLDER = "adapter"  # inside a checkpoint that was trained with LoRA; adapters in peft's format
 FLASH_ATTENTION = "flash_attention_2"  # transformers' name
 INSTALL_FLASH = "pip install --no-build-isolation -e '.[flash]'"  # with the torch that is there
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")  # this machine
 MEBIBYTE = 2**20
 DATA_OPTION = "--data (of llava analyze: --data_root)"  # by which a task's data are named
 FILE_LIMITS = {"image": 64 * MEBIBYTE, "video": 1024 * MEBIBYTE}  # bytes of a file: fetched, unpacked, named in a chat

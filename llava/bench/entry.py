@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from llava.data.schema import Dialogue
 
 # Mixtures in a data set's folder; paths count from the folder.
 CAPTIONS, TRAIN, HELD_OUT = "captions.yaml", "train.yaml", "held_out.yaml"
+Tower, Tiling = Literal["frozen", "trained"], Literal["square", "anyres"]  # what a bench chooses
 UNTIMED = 3  # steps at the start of a measurement that are not counted
 VISION_TOWER, LANGUAGE_MODEL = "vision_tower", "language_model"  # folders in that of the parts
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llava.bench.data_sets import parts_of
-from llava.bench.entry import CAPTIONS, HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER
+from llava.bench.entry import CAPTIONS, HELD_OUT, LANGUAGE_MODEL, TRAIN, VISION_TOWER, Tiling, Tower
 from llava.bench.rows import REFERENCE, Row
 from llava.bench.sweep import Sweep
 from llava.errors import LlavaError, raise_faults
@@ -41,8 +41,8 @@ class Settings:
     """
 
     parts: str
-    tower: Literal["frozen", "trained"]
-    tiling: Literal["square", "anyres"]
+    tower: Tower
+    tiling: Tiling
     steps: int
     grid_steps: int
     timed_steps: int

@@ -4,9 +4,10 @@ import json
 import re
 from argparse import Namespace
 from pathlib import Path
+from typing import get_args
 
 from llava.arguments import ArgumentParser, shown, unknown
-from llava.bench.entry import UNTIMED
+from llava.bench.entry import UNTIMED, Tiling, Tower
 from llava.engine.checks import DTYPE_NAMES
 from llava.errors import LlavaError
 from llava.paper import TABLES
@@ -60,8 +61,8 @@ def _add_fusion_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--data", nargs="+", default=["digit_pages"], help="data sets (default digit_pages)")
     parser.add_argument("--parts", default="tiny", help="tower and language model to start from (default tiny)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each row and data set (default 3)")
-    parser.add_argument("--tower", choices=("frozen", "trained"), default="trained", help="(default trained)")
-    parser.add_argument("--tiling", choices=("square", "anyres"), help="(default anyres, or the sweep's)")
+    parser.add_argument("--tower", choices=get_args(Tower), default="trained", help="(default trained)")
+    parser.add_argument("--tiling", choices=get_args(Tiling), help="(default anyres, or the sweep's)")
     parser.add_argument("--steps", type=int, default=100, help="of a run, behind its captions (default 100)")
     parser.add_argument("--grid_steps", type=int, default=40, help="of a run that tries a rate (default 40)")
     parser.add_argument(

@@ -21,16 +21,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from llava.arguments import unknown
 from llava.bench.data_sets import parts_of
+from llava.bench.entry import Tiling
 from llava.bench.rows import ARMS, REFERENCE, Row, rows_named
 from llava.errors import LlavaError
 from llava.train.recipe.dotted import read_yaml
 
 KEYS = ("title", "axis", "arm", "tiling", "values")
-TILINGS = ("square", "anyres")
 NAME = re.compile(r"[A-Za-z0-9_]+")  # of a value: it is part of a folder's name
 DEPTHS = re.compile(r"\b[LN]\b")
 OPERATORS = {
@@ -109,7 +109,7 @@ def _checked(file: Path) -> dict[str, Any]:
         if key not in described:
             raise LlavaError(f"{file}: {key} is missing")
     arms = sorted(path.stem for path in ARMS.glob("*.yaml"))
-    for key, choices in (("arm", arms), ("tiling", TILINGS)):
+    for key, choices in (("arm", arms), ("tiling", get_args(Tiling))):
         if described[key] not in choices:
             raise LlavaError(f"{file}: {key}: {unknown(key, str(described[key]), choices)}")
     values = described["values"]

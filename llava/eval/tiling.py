@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llava.anyres import TilingConfig
 from llava.checkpoint.folder import IMAGE_PROCESSOR_CONFIG, PROCESSOR_CONFIG
 from llava.text_files import read_json
 
@@ -24,7 +25,6 @@ def stored_tiling(model: Path) -> dict | None:
 
 def cuts(stored: dict, size: tuple[int, int], several_images: bool) -> "Cuts":
     """Where an image of (width, height) pixels is cut; nowhere where it becomes one crop."""
-    from llava.anyres import TilingConfig  # imports numpy
     from llava.data.tile_lines import tile_cuts
 
     tiling = TilingConfig(**{key: value for key, value in stored.items() if key != "tile"})

@@ -8,11 +8,11 @@ import types
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from llava.anyres import InSequence
 from llava.errors import LlavaError
 from llava.fusion.layers import counted_from_start, named, with_visual_input
 
 if TYPE_CHECKING:
-    from llava.anyres import InSequence  # imports numpy
     from llava.fusion.base import Fusion
 
 # How a method begins, where its own start is another model than the baseline: as its paper says, or as the baseline.
@@ -96,7 +96,7 @@ class FusionConfig:
         return 0
 
     @property
-    def in_sequence(self) -> "InSequence":
+    def in_sequence(self) -> InSequence:
         """The crops whose tokens the sequence has: `all`, or `main`, the whole image's; the tiling counts them so."""
         return "all"
 

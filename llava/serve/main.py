@@ -10,6 +10,7 @@ from pathlib import Path
 
 from llava.arguments import ArgumentParser
 from llava.checkpoint.folder import check_folder
+from llava.constants import LOCAL_HOSTS
 from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.serve.limits import KEY, Limits, Service, add_limits, key_of_requests, limits_of
@@ -17,7 +18,6 @@ from llava.serve.names import AUTO, ENGINES, TRANSFORMERS, VLLM
 from llava.serve.with_vllm import become, check_model, vllm_python
 
 HOST, PORT = "127.0.0.1", 8000
-LOCAL = ("127.0.0.1", "localhost", "::1")
 NEEDED = "transformers' server needs more packages: pip install 'llava-ov-manager[serve]'"
 DESCRIPTION = """\
 Answers /v1/chat/completions as OpenAI's servers do, whole or streamed, with vLLM where it is installed, else with
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     _check_free(args.host, args.port)
     service = Service(str(args.model), TRANSFORMERS if python is None else VLLM, limits)
     print(f"{service.engine} answers at http://{args.host}:{args.port}/v1: {reason}", file=sys.stderr, flush=True)
-    if args.host not in LOCAL and key is None:
+    if args.host not in LOCAL_HOSTS and key is None:
         print(f"note: whoever reaches {args.host} can ask it; {KEY} sets a key", file=sys.stderr, flush=True)
     if python is not None:
         become(python, service, args.host, args.port, args.dtype, options)

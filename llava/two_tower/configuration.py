@@ -1,19 +1,20 @@
 """The one configuration of a two-tower model (ManagerTower, BridgeTower, METER), saved as config.json."""
 
-from typing import Any
+from typing import Any, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from llava.errors import LlavaError
+from llava.two_tower.choices import Bridge, ManagerKind, Query, Weight
 from llava.two_tower.parts import IMAGE_TOWERS, MODEL_TYPE, TEXT_TOWERS
 from llava.two_tower.tasks import TASKS
 
 CHOICES = {
-    "bridge": ("manager", "bridge_tower", "meter"),
-    "manager_kind": ("sam", "sam_split", "saum", "aaum", "concat_attention", "cross_attention"),
-    "query": ("own", "fused"),
-    "weight": ("scalar", "vector"),
+    "bridge": get_args(Bridge),
+    "manager_kind": get_args(ManagerKind),
+    "query": get_args(Query),
+    "weight": get_args(Weight),
     "task": tuple(TASKS),
 }
 STATIC_KINDS = ("sam", "sam_split", "saum")  # of managers, whose weights no query chooses

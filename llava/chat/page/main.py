@@ -11,11 +11,11 @@ from pathlib import Path
 from llava.arguments import ArgumentParser
 from llava.chat.settings import Settings, changed
 from llava.checkpoint.folder import check_folder
+from llava.constants import LOCAL_HOSTS
 from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
 
 HOST, FIRST_PORT = "127.0.0.1", 7860
-LOCAL = ("127.0.0.1", "localhost", "::1")
 NEEDED = "the page needs gradio: pip install 'llava-ov-manager[page]'"
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     changed(Settings(), {"max_new_tokens": args.max_new_tokens}, "--")
     if find_spec("gradio") is None:
         raise LlavaError(NEEDED)
-    if args.host not in LOCAL:
+    if args.host not in LOCAL_HOSTS:
         print(f"note: whoever reaches {args.host} can use the page, without a password", file=sys.stderr)
 
     from llava.chat.page.serve import serve

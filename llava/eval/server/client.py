@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from llava.constants import LOCAL_HOSTS
 from llava.errors import LlavaError
 from llava.eval.server.responses import PASSING, in_one_line, retry_after
 from llava.eval.server.settings import KEY, VLLM, ServerSettings, key_in
@@ -19,7 +20,6 @@ RETRIES, FIRST_PAUSE, LONGEST_PAUSE = 6, 1.0, 30.0  # seconds, doubled each time
 TIMEOUT = 600.0  # seconds without an answer: a long one, behind all others that are in flight
 UNREADY = (408, 409, 429, 502, 503, 504)  # of the server, whatever it is asked; any other 5xx may be of this question
 WORDS = 300  # characters of what a server says
-LOCAL = ("localhost", "127.0.0.1", "::1")
 
 Item = TypeVar("Item")
 
@@ -47,7 +47,7 @@ class Server:
             timeout=httpx.Timeout(TIMEOUT, connect=30.0),
             limits=httpx.Limits(max_connections=settings.requests),
             headers={"Authorization": f"Bearer {self._key}"},
-            trust_env=urlsplit(settings.url).hostname not in LOCAL,  # no proxy leads to this machine
+            trust_env=urlsplit(settings.url).hostname not in LOCAL_HOSTS,  # no proxy leads to this machine
         )
 
     def answers(

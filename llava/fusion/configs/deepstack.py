@@ -1,15 +1,15 @@
 """DeepStack, the original."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
+from llava.anyres import InSequence
 from llava.bounds import Bounds
 from llava.errors import LlavaError
-from llava.fusion.config import FusionConfig
+from llava.fusion.config import FusionConfig, Initialisation
 from llava.fusion.layers import named
 
 if TYPE_CHECKING:
-    from llava.anyres import InSequence
     from llava.fusion.base import Fusion
 
 MOST_STACKS = 9  # as many crops' worth of tokens as `anyres_max_9` leaves of the tiles in a sequence
@@ -34,7 +34,7 @@ class DeepstackConfig(FusionConfig):
     start: Annotated[int, Bounds(0)] = 1
     interval: Annotated[int, Bounds(1)] = 1
     max_stacks: Annotated[int | None, Bounds(1)] = None
-    initialisation: Literal["own", "zero"] = "own"
+    initialisation: Initialisation = "own"
 
     @staticmethod
     def implementation() -> "type[Fusion]":
@@ -65,7 +65,7 @@ class DeepstackConfig(FusionConfig):
         return tuple(self.start + number * self.interval for number in range(count))
 
     @property
-    def in_sequence(self) -> "InSequence":
+    def in_sequence(self) -> InSequence:
         """The whole-image crop alone."""
         return "main"
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LAYERED = ("vision_tower", "language_model")  # the components that are many layers alike
 
+Attention = Literal["auto", "sdpa", "flash_attention_2", "eager"]
 Count = Annotated[int, Bounds(1)]
 Amount = Annotated[int, Bounds(0)]
 Decay = Annotated[float, Bounds(0)]
@@ -57,7 +58,7 @@ class ModelRecipe:
     vision_tower: str | None = None
     language_model: str | None = None
     vision_layers_dropped: Amount = 1
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    attention: Attention = "auto"
 
 
 @dataclass(frozen=True)

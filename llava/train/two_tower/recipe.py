@@ -11,7 +11,9 @@ from llava.bounds import Bounds
 from llava.data.image_folder import ImageFolder
 from llava.data.schema import OutsidePaths
 from llava.train.recipe.dotted import Key, dotted_keys
-from llava.train.recipe.schema import Count, OptimRecipe, RunRecipe
+from llava.train.recipe.schema import Attention, Count, OptimRecipe, RunRecipe
+from llava.two_tower.choices import Bridge, ManagerKind, Query, Weight
+from llava.two_tower.tasks import TASKS
 
 TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
 Times = Annotated[float, Bounds(0, 10_000)]
@@ -40,7 +42,7 @@ class TwoTowerModelRecipe:
     start_from: str | None = None
     text_tower: str | None = None
     vision_tower: str | None = None
-    attention: Literal["auto", "sdpa", "flash_attention_2", "eager"] = "auto"
+    attention: Attention = "auto"
     keep_states: Literal["images", "all"] | None = None
 
 
@@ -68,10 +70,10 @@ class TwoTowerFusionRecipe:
         attention_probs_dropout_prob: Share of their attention's weights that is dropped while they train.
     """
 
-    bridge: Literal["manager", "bridge_tower", "meter"] = "manager"
-    manager_kind: Literal["sam", "sam_split", "saum", "aaum", "concat_attention", "cross_attention"] = "aaum"
-    query: Literal["own", "fused"] = "fused"
-    weight: Literal["scalar", "vector"] = "vector"
+    bridge: Bridge = "manager"
+    manager_kind: ManagerKind = "aaum"
+    query: Query = "fused"
+    weight: Weight = "vector"
     text_layers: Count = 6
     image_layers: Count = 6
     cross_modal_layers: Count = 6
@@ -97,7 +99,7 @@ class TaskRecipe:
         num_answers: Answers of VQA that a dry run counts with; training counts those of the mixture.
     """
 
-    name: Literal["pretrain", "vqav2", "snli_ve", "nlvr2", "retrieval"]
+    name: Literal[tuple(TASKS)]
     head_width: Annotated[int, Bounds(1, 16)] = 1
     head_dropout: Share = 0.0
     num_answers: Count = 3129
