@@ -3,6 +3,9 @@
 import signal
 import sys
 from importlib import import_module
+from textwrap import indent
+
+from llava.text_table import text_table
 
 COMMANDS = {
     "train": ("llava.train.main", "train one stage from a recipe"),
@@ -21,13 +24,12 @@ PACKAGES = ("torch", "transformers")  # what a version is told of, besides this 
 
 def usage() -> str:
     """The help text."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    summaries = text_table([(name, summary) for name, (_, summary) in COMMANDS.items()], right=[False])
     return "\n".join(
         [
             "usage: llava COMMAND [options]",
             "",
-            *lines,
+            indent(summaries, "  "),
             "",
             "llava COMMAND --help tells a command's options, llava --version the versions.",
         ]

@@ -20,6 +20,7 @@ from llava.eval.workers import StopError, sole_writer, stoppable
 from llava.files import free_bytes, whole_file
 from llava.sizes import duration, in_bytes
 from llava.text_files import read_json
+from llava.text_table import text_table
 from llava.train.recipe.dotted import shown
 
 STARTED = "bench.json"  # what a bench was started with
@@ -77,7 +78,6 @@ def told(bench: Bench) -> str:
     """What the bench will do: rows, jobs, time and disk."""
     jobs, settings = all_jobs(bench), bench.settings
     done = sum(bench.result(job) is not None for job in jobs)
-    width = max(len(row.name) for row in bench.rows)
     trainings = [job for job in jobs if isinstance(job, Training)]
     count = {kind: sum(job.kind == kind for job in trainings) for kind in ("measure", "grid", "run")}
     seconds = seconds_left(bench, jobs)
@@ -85,7 +85,7 @@ def told(bench: Bench) -> str:
     return "\n".join(
         [
             *([f"{bench.sweep.title}: {bench.sweep.axis}", ""] if bench.sweep else []),
-            *(f"{row.name:<{width}}  {row.about}" for row in bench.rows),
+            text_table([(row.name, row.about) for row in bench.rows], right=[False]),
             *(bench.sweep.remarks if bench.sweep else ()),
             "",
             f"jobs  {len(jobs)}, {done} done: {len(bench.makings())} make {', '.join(bench.data)} and parts, "

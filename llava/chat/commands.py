@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import indent
 
 from llava.chat.chat import Chat
 from llava.chat.inline import begins_with_media, sources_of
@@ -10,6 +11,7 @@ from llava.chat.log import check_suffix, save
 from llava.chat.paths import locate
 from llava.chat.settings import SETTINGS, parse_settings, settings_notes, written
 from llava.errors import LlavaError
+from llava.text_table import text_table
 
 
 @dataclass(frozen=True)
@@ -48,15 +50,14 @@ def _no_command(name: str) -> str:
 def help_text() -> str:
     """The commands, a line each."""
     heads = {f"{name} {command.arguments}".strip(): command.help for name, command in COMMANDS.items()}
-    width = max(map(len, heads))
-    lines = [f"  {head:<{width}}  {text}" for head, text in heads.items()]
+    commands = indent(text_table(list(heads.items()), right=[False]), "  ")
     return "\n".join(
         [
             "Type a question; images and videos in it, files or URLs, are shown with it. A word is",
             "a file if it exists and has a /, a suffix, quotes or an @: a.png, 'my page', @page.",
             "",
             "Commands:",
-            *lines,
+            commands,
             "Ctrl-C stops an answer, Ctrl-D leaves, Tab completes, Alt-Enter begins a line.",
         ]
     )
@@ -105,10 +106,10 @@ def _system(chat: Chat, rest: str) -> None:
 def _set(chat: Chat, rest: str) -> None:
     if rest:
         chat.session.set_settings(parse_settings(chat.session.settings, rest))
-    values = {name: f"{name}={written(value)}" for name, value in asdict(chat.session.settings).items()}
-    width = max(map(len, values.values()))
-    for name, value in values.items():
-        chat.display.note(f"  {value:<{width}}  {SETTINGS[name].help}")
+    values = asdict(chat.session.settings)
+    rows = [(f"{name}={written(value)}", SETTINGS[name].help) for name, value in values.items()]
+    for line in text_table(rows, right=[False]).splitlines():
+        chat.display.note(f"  {line}")
     for note in settings_notes(chat.session.settings):
         chat.display.note(note)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llava.errors import raise_faults
+from llava.text_table import text_table
 from llava.train.estimate.memory import time_line
 from llava.train.family import StageRecipe, family_of, rules_of
 from llava.train.loop.attention import attention_implementation
@@ -84,7 +85,7 @@ def describe(
         notes.append("the only step is warm-up, at a rate of 0: nothing is learned; pass --optim.warmup 0")
     return "\n".join(
         [
-            *(f"{key:<{max(map(len, keys))}}  {shown(value)}" for key, value in keys.items()),
+            text_table([(key, shown(value)) for key, value in keys.items()], right=[False]),
             "",
             f"samples     {plan.samples:,} x {optim.epochs:g} epochs",
             f"batch       {optim.global_batch_size} = {optim.batch_size} x {plan.accumulation} accumulated x "
