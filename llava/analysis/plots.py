@@ -78,8 +78,8 @@ def _dotted(axes: Axes, models: Sequence[Analysed]) -> None:
     injecting = [model for model in models if model.injection_layers]
     for layer in sorted({layer for model in injecting for layer in model.injection_layers}):
         having = [model for model in injecting if layer in model.injection_layers]
-        own = len(having) == 1 < len(injecting)
-        colour = _look(models, having[0].name)["color"] if own else GREY
+        only_one = len(having) == 1 < len(injecting)
+        colour = _look(models, having[0].name)["color"] if only_one else GREY
         axes.axvline(layer, color=colour, linestyle=":", linewidth=1.2, zorder=0)
 
 
@@ -168,10 +168,10 @@ def _side(curve: Curve) -> str:
 
 def _groups(curves: Sequence[Curve]) -> dict[tuple[str, str], list[Curve]]:
     """Those that are shown, by model and side."""
-    found: dict[tuple[str, str], list[Curve]] = {}
+    sides: dict[tuple[str, str], list[Curve]] = {}
     for curve in _shown_sizes(curves):
-        found.setdefault((curve.model, _side(curve)), []).append(curve)
-    return found
+        sides.setdefault((curve.model, _side(curve)), []).append(curve)
+    return sides
 
 
 _DRAWINGS: dict[str, Callable[..., Figure]] = {

@@ -136,14 +136,14 @@ class Injections:
 
     def arrays(self, batch: Batch) -> dict[str, torch.Tensor]:
         """See Recorder; nothing where the method adds nothing, no similarity of a single injection."""
-        found = {}
+        results = {}
         sample_of_token = self._positions // batch.inputs["input_ids"].shape[1]
         for name, values in (("movement", self._movements), ("similarity_visual_unimodal", self._cosines)):
             if values:
                 of_tokens = torch.stack(values)
                 means = [of_tokens[:, sample_of_token == sample].nanmean(1) for sample in range(len(batch.rows))]
-                found[name] = torch.stack(means)
-        return found
+                results[name] = torch.stack(means)
+        return results
 
 
 class ManagerWeights:
@@ -184,7 +184,7 @@ class ManagerWeights:
             return {}
         states, samples = named(self.managers.config.vision_layers), len(batch.rows)
         sample_of_token = self._positions // batch.inputs["input_ids"].shape[1]
-        found = {}
+        results = {}
         for name, size in (("mean", nn.Identity()), ("absolute", torch.abs)):
             table = torch.full((samples, len(self.managers.managers), len(states)), torch.nan)
             for index, one in enumerate(aggregations(self.managers)):
@@ -195,8 +195,8 @@ class ManagerWeights:
                     of_samples = [scores_VN[sample_of_token == sample].mean(0) for sample in range(samples)]
                     values = values * torch.stack(of_samples)
                 table[:, index, columns] = values
-            found[f"weights_visual_{name}"] = table
-        return found
+            results[f"weights_visual_{name}"] = table
+        return results
 
 
 class Attention:
@@ -225,8 +225,8 @@ class Attention:
 
     def arrays(self, batch: Batch) -> dict[str, torch.Tensor]:
         """See Recorder."""
-        found = torch.stack([torch.stack(of_samples).cpu() for of_samples in self._found], dim=2)  # (B, 2, N, 3)
-        return {"attention_visual": found[:, 0], "attention_textual": found[:, 1]}
+        shares = torch.stack([torch.stack(of_samples).cpu() for of_samples in self._found], dim=2)  # (B, 2, N, 3)
+        return {"attention_visual": shares[:, 0], "attention_textual": shares[:, 1]}
 
 
 class TowerDistance:
@@ -257,5 +257,7 @@ class TowerDistance:
 
     def arrays(self, batch: Batch) -> dict[str, torch.Tensor]:
         """See Recorder."""
-        found = torch.stack([of_crops.cpu() for of_crops in self._found], dim=1)  # (C, K, H)
-        return {"distance": torch.stack([found[batch.crops == sample].mean(0) for sample in range(len(batch.rows))])}
+        distances = torch.stack([of_crops.cpu() for of_crops in self._found], dim=1)  # (C, K, H)
+        return {
+            "distance": torch.stack([distances[batch.crops == sample].mean(0) for sample in range(len(batch.rows))])
+        }

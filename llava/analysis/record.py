@@ -65,13 +65,13 @@ class Recorder:
         fusion: in words. injection_layers: before which something is added. managers, experts: by side, each manager's
         layer and kind, and the states that they take from.
         """
-        found: dict[str, Any] = {"fusion": self.model.config.fusion.describe()}
+        facts: dict[str, Any] = {"fusion": self.model.config.fusion.describe()}
         injections, weights = self.probes.get("injections"), self.probes.get("weights")
         if isinstance(injections, Injections):
-            found["injection_layers"] = [layer + 1 for layer in injections.layers]
+            facts["injection_layers"] = [layer + 1 for layer in injections.layers]
         if isinstance(weights, ManagerWeights) and weights.managers is not None:
             managers = weights.managers
             kinds = ["adaptive" if isinstance(one, AdaptiveManager) else "static" for one in managers.managers]
-            found["managers"] = {"visual": [[layer + 1, kind] for layer, kind in zip(managers.injection_layers, kinds)]}
-            found["experts"] = {"visual": list(managers.vision_layers)}
-        return found
+            facts["managers"] = {"visual": [[layer + 1, kind] for layer, kind in zip(managers.injection_layers, kinds)]}
+            facts["experts"] = {"visual": list(managers.vision_layers)}
+        return facts

@@ -112,15 +112,15 @@ def _check_alike(file: Path, weights: dict[str, str], data: dict[str, Any]) -> N
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> str:
     """What differs between two identities of data, in words; of files which."""
-    found = []
+    differences = []
     for key in {**before, **now}:
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += [f"{name} has changed since" for name in old if name in new and old[name] != new[name]]
+            differences += [f"{name} has changed since" for name in old if name in new and old[name] != new[name]]
             old, new = ([name for name in one if name not in other] for one, other in ((old, new), (new, old)))
         if old != new:
-            found.append(f"{key} {json.dumps(old)}, this is {json.dumps(new)}")
-    return "; ".join(found)
+            differences.append(f"{key} {json.dumps(old)}, this is {json.dumps(new)}")
+    return "; ".join(differences)
 
 
 def _analysed(folder: Path, name: str, weights: str, source: Source, options: Options) -> Analysed:

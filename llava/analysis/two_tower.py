@@ -55,9 +55,9 @@ def aggregated(
     experts_NBTD, before = manager.normed(experts_NBTD), manager.normed_previous(previous) if previous else []
     cross_modal = None
     if isinstance(manager, UnimodalManager):
-        own = before[-1] if before else None
-        weights = (manager.scored(experts_NBTD, own, other, other_mask) / manager.temperature).softmax(0)
-        cross_modal = None if own is None else manager.previous_weight[0] * own
+        previous = before[-1] if before else None
+        weights = (manager.scored(experts_NBTD, previous, other, other_mask) / manager.temperature).softmax(0)
+        cross_modal = None if previous is None else manager.previous_weight[0] * previous
     elif isinstance(manager, SplitSAM):
         weights = (manager.scores / manager.temperature).softmax(0)
         if before:
@@ -93,17 +93,17 @@ class Bridges:
 
     def arrays(self, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """Each (B, ...), of the last pass. attention_mask: (B, L), 0 at the text's padding."""
-        found = {}
+        results = {}
         for side, made in self._made.items() if self.has_managers else ():
             real_BT = attention_mask.bool() if side == "textual" else torch.ones_like(made[0].unimodal[..., 0]).bool()
             weights = [one.weights.float().mean(-1).expand(-1, *real_BT.shape) for one in made]  # (N, B, T) each
-            found[f"weights_{side}_mean"] = torch.stack([_mean(one, real_BT).T for one in weights], dim=1)
+            results[f"weights_{side}_mean"] = torch.stack([_mean(one, real_BT).T for one in weights], dim=1)
             for part in ("unimodal", "cross_modal"):
                 states = [vars(one)[part] for one in made]
                 cosines = [_cosine(*pair, real_BT) for pair in pairwise(states)]
                 if cosines:
-                    found[f"similarity_{side}_{part.replace('_', '-')}"] = torch.stack(cosines, dim=1)
-        return found
+                    results[f"similarity_{side}_{part.replace('_', '-')}"] = torch.stack(cosines, dim=1)
+        return results
 
     def facts(self) -> dict[str, Any]:
         """managers: of each side, their layers from 1 and kinds. experts: the towers' layers, from 1."""

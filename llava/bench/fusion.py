@@ -156,12 +156,12 @@ class _Running:
     def _has_width(self, job: Training) -> bool:
         """Whether it is known how wide the projector of a row is that has another's number of parameters."""
         try:
-            known, why = bool(self.bench.like_section(job.data, job.row)), f"{job.row.like} is left out"
+            has_width, why = bool(self.bench.like_section(job.data, job.row)), f"{job.row.like} is left out"
         except LlavaError as error:
-            known, why = False, str(error)
-        if not known:
+            has_width, why = False, str(error)
+        if not has_width:
             self.left_out[f"{job.data} {job.row.name}"] = why
-        return known
+        return has_width
 
     def _has_rate(self, job: Training) -> bool:
         """Whether a rate was chosen for the run; a row that diverged at every rate is left out."""

@@ -66,7 +66,7 @@ def _of_data(bench: Bench, name: str) -> dict[str, Any]:
         for job in bench.runs(name, row):
             result = bench.result(job)
             if result is not None:
-                questions = [dict(zip(("id", "document", "kind"), asked)) for asked in result["questions"]]
+                questions = [dict(zip(("id", "document", "kind"), question)) for question in result["questions"]]
                 seeds[str(job.seed)] = {key: result[key] for key in RUN_KEYS}
         losses = [[rate, loss] for rate, loss in bench.losses(name, row).items()]
         rows[row.name] = {key: measured[key] for key in MEASURED_KEYS}
@@ -124,7 +124,7 @@ def table_lines(results: dict[str, Any]) -> list[Line]:
         scores = {}
         if REFERENCE in whole:
             right = {row: np.array([rows[row]["seeds"][seed]["right"] for seed in wanted]) for row in whole}
-            documents, kinds = ([asked[key] for asked in of_data["questions"]] for key in ("document", "kind"))
+            documents, kinds = ([question[key] for question in of_data["questions"]] for key in ("document", "kind"))
             scores = score_rows(name, documents, kinds, right, REFERENCE)
         lines += [Line(name, row, of_row, scores.get(row)) for row, of_row in rows.items()]
     return lines

@@ -77,17 +77,17 @@ def _seed_folders(arms: Sequence[Path], seeds: int | None) -> dict[str, dict[int
         name = arm.resolve().name
         if name in folders:
             raise LlavaError(f"{arm}: another arm is already called {name!r}; rename one of the folders")
-        found = {int(match[1]): path for path in arm.iterdir() if (match := re.fullmatch(r"seed(\d+)", path.name))}
-        if not found:
+        folder_of = {int(match[1]): path for path in arm.iterdir() if (match := re.fullmatch(r"seed(\d+)", path.name))}
+        if not folder_of:
             raise LlavaError(f"{arm}: holds no runs of seeds (seed1, seed2, ..), as llava eval --out {arm}/seed1 does")
-        folders[name] = dict(sorted(found.items()))
+        folders[name] = dict(sorted(folder_of.items()))
     wanted = range(1, seeds + 1) if seeds else sorted({seed for of_arm in folders.values() for seed in of_arm})
-    for arm, (name, found) in zip(arms, folders.items(), strict=True):
+    for arm, (name, folder_of) in zip(arms, folders.items(), strict=True):
         for seed in wanted:
-            if seed not in found:
+            if seed not in folder_of:
                 others = [other for other in folders if seed in folders[other]]
                 raise LlavaError(f"{arm}: no seed{seed}{f', which {others[0]} has' if others else ''}")
-        folders[name] = {seed: found[seed] for seed in wanted}
+        folders[name] = {seed: folder_of[seed] for seed in wanted}
     return folders
 
 
@@ -104,9 +104,9 @@ def _metrics(folder: Path, run: TaskRun) -> tuple[str, ...]:
     if set(RECALLS) <= run.scores.keys():
         return RECALLS
     metric = next((metric for metric in METRICS if metric in run.scores), METRICS[0])
-    scored, asked = len(run.scores.get(metric, [])), run.run["documents"]
-    if scored != asked:
-        raise LlavaError(f"{folder}: {run.task} has {metric} of {scored} of {asked} questions; all are needed")
+    scored, questions = len(run.scores.get(metric, [])), run.run["documents"]
+    if scored != questions:
+        raise LlavaError(f"{folder}: {run.task} has {metric} of {scored} of {questions} questions; all are needed")
     return (metric,)
 
 
@@ -116,12 +116,12 @@ def _pairs(folders: dict[str, dict[int, Path]], runs: Runs) -> Iterable[tuple[Pa
 
 def _check_documents(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
     (first, reference), *others = _pairs(folders, runs)
-    asked, metrics = reference.run["documents"], _metrics(first, reference)
+    questions, metrics = reference.run["documents"], _metrics(first, reference)
     for folder, run in others:
-        if run.run["documents"] != asked:
-            raise LlavaError(f"{folder}: {run.run['documents']} questions, {first} has {asked}")
+        if run.run["documents"] != questions:
+            raise LlavaError(f"{folder}: {run.run['documents']} questions, {first} has {questions}")
         if any(run.documents.get(metric) != reference.documents[metric] for metric in metrics):
-            raise LlavaError(f"{folder}: other questions than {first}, though as many ({asked})")
+            raise LlavaError(f"{folder}: other questions than {first}, though as many ({questions})")
 
 
 def _check_weights(folders: dict[str, dict[int, Path]], runs: Runs) -> None:
@@ -143,11 +143,11 @@ def _questions(folder: Path, metrics: Sequence[str]) -> list[dict[str, str]]:
 
 
 def _question(folder: Path, row: dict[str, Any], metric: str) -> dict[str, str]:
-    asked = row.get("doc") or {}
+    document = row.get("doc") or {}
     if metric in RECALLS:
-        return {"id": f"{row['doc_id']}-{metric}", "document": str(asked["row"]), "kind": metric}
-    name = str(asked.get("question_id", ""))
-    kind = asked.get("kind") or name.partition("-")[2]
+        return {"id": f"{row['doc_id']}-{metric}", "document": str(document["row"]), "kind": metric}
+    name = str(document.get("question_id", ""))
+    kind = document.get("kind") or name.partition("-")[2]
     if not name or not kind:
         raise LlavaError(f"{folder}: doc_id {row['doc_id']} has no question_id and kind, as digit_pages has")
     return {"id": name, "document": name.removesuffix(f"-{kind}"), "kind": kind}

@@ -29,22 +29,22 @@ class Line:
 
 def seed_lines(joined: dict[str, Any]) -> list[Line]:
     """All questions first, then each kind; in each the arms in their order."""
-    kinds = np.array([asked["kind"] for asked in joined["questions"]])
-    documents = np.array([asked["document"] for asked in joined["questions"]])
+    kinds = np.array([question["kind"] for question in joined["questions"]])
+    documents = np.array([question["document"] for question in joined["questions"]])
     right = {
         arm: np.array([runs[str(seed)]["right"] for seed in joined["seeds"]]) for arm, runs in joined["arms"].items()
     }
     lines = []
     for kind in (ALL, *dict.fromkeys(kinds.tolist())):
-        asked = kinds == kind if kind != ALL else np.ones(len(kinds), bool)
+        of_kind = kinds == kind if kind != ALL else np.ones(len(kinds), bool)
         scores = score_rows(
             f"{joined['task']} {kind}",
-            documents[asked].tolist(),
-            kinds[asked].tolist(),
-            {arm: answers[:, asked] for arm, answers in right.items()},
+            documents[of_kind].tolist(),
+            kinds[of_kind].tolist(),
+            {arm: answers[:, of_kind] for arm, answers in right.items()},
             joined["reference"],
         )
-        lines += [Line(kind, arm, int(asked.sum()), scores[arm]) for arm in right]
+        lines += [Line(kind, arm, int(of_kind.sum()), scores[arm]) for arm in right]
     return lines
 
 
@@ -86,7 +86,7 @@ def _cells(line: Line) -> list[str]:
 
 
 def _notes(joined: dict[str, Any]) -> list[str]:
-    seeds, documents = joined["seeds"], {asked["document"] for asked in joined["questions"]}
+    seeds, documents = joined["seeds"], {question["document"] for question in joined["questions"]}
     blind = [arm for arm, runs in joined["arms"].items() if any(run["image_noise"] for run in runs.values())]
     numbers = ", ".join(map(str, seeds))
     notes = [

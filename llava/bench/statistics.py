@@ -58,11 +58,11 @@ def score_rows(
     """
     names, of_document = np.unique(documents, return_inverse=True)
     size, (seeds, _) = len(names), right[reference].shape
-    asked = np.bincount(of_document, minlength=size)
+    questions = np.bincount(of_document, minlength=size)
     points = np.stack(
         [[np.bincount(of_document, weights, minlength=size) for weights in of_row] for of_row in right.values()]
     )
-    pairs = np.stack([points, np.broadcast_to(asked, points.shape)], axis=-1)  # (rows, S, n, 2)
+    pairs = np.stack([points, np.broadcast_to(questions, points.shape)], axis=-1)  # (rows, S, n, 2)
     by_documents = intervals.resample(name, pairs.reshape(-1, size, 2)).reshape(len(right), seeds, RESAMPLES)
     draws = np.einsum("rsd,ds->rd", by_documents, _seed_weights(seeds))
     of_row = dict(zip(right, draws, strict=True))

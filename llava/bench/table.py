@@ -44,7 +44,7 @@ def step_seconds(measured: dict[str, Any]) -> float:
 
 def columns(results: dict[str, Any]) -> list[tuple[str, Callable[[Line], str]]]:
     """(head, cell of a line) of every column; the first name a line."""
-    kinds = dict.fromkeys(asked["kind"] for of_data in results["data"].values() for asked in of_data["questions"])
+    kinds = dict.fromkeys(question["kind"] for of_data in results["data"].values() for question in of_data["questions"])
     several = len(results["data"]) > 1
     return [
         *([("data", lambda line: line.data)] if several else []),

@@ -138,6 +138,6 @@ def parse_settings(settings: Settings, text: str) -> Settings:
             values[name] = SETTINGS[name].parse(value)
         except ValueError:
             example = f"{name}={written(getattr(settings, name))}"
-            found = repr(value) if separator else "nothing"
-            raise LlavaError(f"{name} must be a number, found {found}; write {example}") from None
+            given = repr(value) if separator else "nothing"
+            raise LlavaError(f"{name} must be a number, found {given}; write {example}") from None
     return changed(settings, values)

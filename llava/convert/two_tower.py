@@ -205,8 +205,8 @@ def task_of(place: Path, names: Iterable[str], task: str | None) -> str:
     if tasks == ["pretrain", "retrieval"]:
         return "pretrain"  # as BridgeTower's pre-training, whose ITC no task needs
     if len(tasks) != 1:
-        found = f"heads of {', '.join(tasks)}" if tasks else "heads of no task"
-        raise LlavaError(f"{place}: has {found}; choose one: --task {'|'.join(TASKS)}")
+        heads = f"heads of {', '.join(tasks)}" if tasks else "heads of no task"
+        raise LlavaError(f"{place}: has {heads}; choose one: --task {'|'.join(TASKS)}")
     return tasks[0]
 
 

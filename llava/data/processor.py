@@ -283,9 +283,9 @@ class LlavaOVManagerProcessor(ProcessorMixin):
         The ids can hold fewer placeholders than the text: templates leave out some turns.
         """
         for token_id, name in ((self.image_token_id, "image"), (self.video_token_id, "video")):
-            found, wanted = ids.count(token_id), len(counts[token_id])
-            if found != wanted:
-                raise DataError(f"found {found} <{name}> placeholders in the prompt but {wanted} {name}s")
+            placeholders, shown = ids.count(token_id), len(counts[token_id])
+            if placeholders != shown:
+                raise DataError(f"found {placeholders} <{name}> placeholders in the prompt but {shown} {name}s")
         pending = {token_id: iter(of_token) for token_id, of_token in counts.items()}
         expanded, expanded_labels = [], []
         for position, token in enumerate(ids):

@@ -47,8 +47,8 @@ def forward_costs(config: TwoTowerConfig, text_length: int, masked: int | None =
     pixels = 3 * vision.patch_size**2
     kept = {"text": config.num_kept("text"), "image": config.num_kept("image")}
     fused = sum(
-        config.cross_modal_layers * (_block(config, own, other)) + _bridges(config, own, other, kept[name])
-        for name, own, other in (("text", length, patches), ("image", patches, length))
+        config.cross_modal_layers * (_block(config, tokens, other)) + _bridges(config, tokens, other, kept[name])
+        for name, tokens, other in (("text", length, patches), ("image", patches, length))
     )
     projected = (
         2
@@ -110,27 +110,27 @@ def inner_width(tower: Any) -> int:
     return int(tower.hidden_size * tower.mlp_ratio)
 
 
-def _block(config: TwoTowerConfig, own: int, other: int) -> int:
+def _block(config: TwoTowerConfig, tokens: int, other: int) -> int:
     """Of a cross-modal block: self-attention, cross-attention and MLP."""
     width = config.hidden_size
-    matrices = own * 2 * (6 * width**2 + 2 * width * config.intermediate_size) + other * 2 * 2 * width**2
-    return matrices + 4 * width * own * (own + other)
+    matrices = tokens * 2 * (6 * width**2 + 2 * width * config.intermediate_size) + other * 2 * 2 * width**2
+    return matrices + 4 * width * tokens * (tokens + other)
 
 
-def _bridges(config: TwoTowerConfig, own: int, other: int, experts: int) -> int:
+def _bridges(config: TwoTowerConfig, tokens: int, other: int, experts: int) -> int:
     """Of all bridges of one modality in front of its blocks; the sums of experts, and what chooses their weights."""
     width, layers = config.hidden_size, config.cross_modal_layers
     if config.bridge != "manager":
         return 0
-    sums = layers * 2 * own * experts * width
+    sums = layers * 2 * tokens * experts * width
     if config.manager_kind in STATIC_KINDS:
         return sums
     fused = config.query == "fused"
     query_width = width * (2 if fused else 1)
-    queries = 2 * (own + other) * width**2 + 4 * own * other * width if fused else 0
+    queries = 2 * (tokens + other) * width**2 + 4 * tokens * other * width if fused else 0
     chosen = {
-        "aaum": 2 * own * query_width * experts,
-        "concat_attention": 2 * own * (query_width + experts * width) * width,
-        "cross_attention": 2 * own * (query_width * width + experts * width * (width + 1)),
+        "aaum": 2 * tokens * query_width * experts,
+        "concat_attention": 2 * tokens * (query_width + experts * width) * width,
+        "cross_attention": 2 * tokens * (query_width * width + experts * width * (width + 1)),
     }[config.manager_kind]
     return sums + (layers - 1) * (queries + chosen)

@@ -164,7 +164,10 @@ def load_tower(tower: PreTrainedModel, folder: str, key: str) -> None:
         loaded, loading = type(tower).from_pretrained(folder, config=tower_config(folder), **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise LlavaError(f"{place}: its weights cannot be loaded: {one_line(str(error))}") from error
-    shapes = [f"{name}: found {tuple(found)}, expected {tuple(own)}" for name, found, own in loading["mismatched_keys"]]
+    shapes = [
+        f"{name}: found {tuple(saved)}, expected {tuple(expected)}"
+        for name, saved, expected in loading["mismatched_keys"]
+    ]
     faults = {"missing": loading["missing_keys"], "unexpected": loading["unexpected_keys"], "of another shape": shapes}
     for fault, names in faults.items():
         names = sorted(name for name in names if not name.startswith(IGNORED) and not name.endswith(NEEDLESS))

@@ -147,10 +147,10 @@ def check_bridge(recipe: TwoTowerRecipe) -> None:
     folder = recipe.model.start_from
     content = read_json(Path(folder) / CONFIG)
     for field in fields(TwoTowerFusionRecipe):
-        found, wanted = content.get(field.name, field.default), getattr(recipe.fusion, field.name)
-        if found != wanted and field.name not in ANY_START:
+        saved, wanted = content.get(field.name, field.default), getattr(recipe.fusion, field.name)
+        if saved != wanted and field.name not in ANY_START:
             raise LlavaError(
-                f"model.start_from {folder} has {field.name} {found}, the recipe (arm {recipe.arm}) has {wanted}"
+                f"model.start_from {folder} has {field.name} {saved}, the recipe (arm {recipe.arm}) has {wanted}"
             )
 
 
