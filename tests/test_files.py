@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 from transformers import TrainerState
 
+from llava.checkpoint.folder import MANIFEST
 from llava.cli import main
 from llava.demo.pretrain import pretrain_language_model, pretrain_tower
 from llava.files import existing_folder, file_hash, follow_umask, put_back, sync_files, whole_file, whole_folder
 from llava.train.folders.interim import finish_checkpoint, start_checkpoint
-from llava.train.folders.stage_folder import MANIFEST, start_working_folder, write_checkpoint, write_model
+from llava.train.folders.stage_folder import start_working_folder, write_checkpoint, write_model
 
 UMASKS = {0o022: 0o644, 0o002: 0o664, 0o077: 0o600, 0o027: 0o640}
 

@@ -19,6 +19,7 @@ from llava.files import file_hash
 from llava.text_files import read_json
 
 CONFIG = "config.json"
+MANIFEST = "run.json"  # of a model that a stage trained
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a folder may hold, in the order in which transformers looks: (single file, index of several).
 LAYOUTS = ((WEIGHTS, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))

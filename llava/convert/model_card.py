@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from llava.checkpoint.folder import CONFIG
+from llava.checkpoint.folder import CONFIG, MANIFEST
 from llava.convert.to_remote_code import task_class
 from llava.errors import LlavaError
 from llava.text_files import read_json
@@ -19,7 +19,7 @@ from llava.text_table import markdown_table
 from llava.two_tower.parts import MODEL_TYPE as TWO_TOWER_TYPE
 from llava.two_tower.tasks import TASKS
 
-CARD, RUN = "README.md", "run.json"
+CARD = "README.md"
 _TOLD_OF_PAIRS = ("data.split", "data.image_size", "data.text_length", "data.transform")
 _UNFILTERED = "Nothing was measured but what stands under Scores. No filter stands before or behind the model."
 
@@ -53,7 +53,7 @@ def model_card(source: Path, name: str, remote_code: bool, scores: Path | None, 
     Raises:
         LlavaError: run.json or the scores cannot be read.
     """
-    run = read_json(source / RUN) if (source / RUN).is_file() else {}
+    run = read_json(source / MANIFEST) if (source / MANIFEST).is_file() else {}
     config = read_json(source / CONFIG)
     family = (_two_tower if config["model_type"] == TWO_TOWER_TYPE else _mllm)(config, name, remote_code)
     front = {"library_name": "transformers", "tags": ["llava-ov-manager"]}

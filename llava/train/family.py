@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llava.train.loop.components import Component
     from llava.train.loop.trainer import LlavaTrainer
     from llava.train.recipe.dotted import Key
-    from llava.train.recipe.schema import OptimRecipe, RunRecipe
+    from llava.train.recipe.running import OptimRecipe, RunRecipe
 
 
 class StageRecipe(Protocol):

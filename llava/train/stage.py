@@ -45,7 +45,7 @@ from llava.train.ranks.process_group import (
 )
 from llava.train.ranks.shared_weights import share_weights
 from llava.train.ranks.waiting import meet
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from llava.checkpoint.folder import STAGE_CHECKPOINTS
 from llava.errors import LlavaError
 from llava.files import follow_umask, sync_files
 from llava.text_files import read_json
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 MARK = "complete.json"
 PREFIX = "checkpoint-"

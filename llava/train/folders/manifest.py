@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from llava.checkpoint.folder import MANIFEST
 from llava.data.mixture import Mixture
 from llava.data.record_store import Part
 from llava.errors import LlavaError
 from llava.train.estimate.plan import Plan
 from llava.train.family import Data, StageRecipe, family_of
-from llava.train.folders.stage_folder import MANIFEST
 from llava.train.loop.components import Component, component_rows
 from llava.train.ranks.fingerprint import combined_hash, git_state, versions
 from llava.train.ranks.preflight import common_fields, hardware_table, unbroken_runs

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import OTHER_BYTES, STAGE_WORKING
+from llava.checkpoint.folder import MANIFEST, OTHER_BYTES, STAGE_WORKING
 from llava.errors import LlavaError
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
@@ -23,7 +23,6 @@ from llava.train.folders.log_table import write_log
 if TYPE_CHECKING:  # it imports torch
     from transformers import PreTrainedModel, ProcessorMixin, TrainerState
 
-MANIFEST = "run.json"
 ANSWERS = "eval"  # folder of the answers to held-out samples
 
 

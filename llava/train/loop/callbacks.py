@@ -12,7 +12,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 from transformers.integrations import TensorBoardCallback
 
 from llava.train.loop.stop import StopRequest
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 
 class SaveAndStop(TrainerCallback):

@@ -29,7 +29,7 @@ from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import write_model
 from llava.train.loop.components import full_shape, saved_bytes
 from llava.train.ranks.process_group import gathered, rank
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 if TYPE_CHECKING:
     from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine

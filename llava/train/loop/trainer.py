@@ -49,7 +49,7 @@ from llava.train.loop.step_log import StepLog, trained_peak_tflops
 from llava.train.loop.stop import StopRequest, heed_parent_alone
 from llava.train.loop.totals import Totals
 from llava.train.ranks.process_group import gathered
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 # Every method of transformers' Trainer that LlavaTrainer overrides, and why: what to look at when transformers is
 # upgraded. tests/train/loop/test_overridden.py holds it against the class.

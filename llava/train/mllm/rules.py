@@ -36,12 +36,12 @@ from llava.train.recipe.checks import (
     source_folders,
     zero_stage,
 )
+from llava.train.recipe.running import RunRecipe
 from llava.train.recipe.schema import (
     ComponentsRecipe,
     EvalRecipe,
     LoraRecipe,
     Recipe,
-    RunRecipe,
     TilingRecipe,
     named_components,
     recipe_keys,

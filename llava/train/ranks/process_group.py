@@ -12,7 +12,7 @@ from torch import distributed
 from llava.errors import LlavaError
 from llava.train.ranks.waiting import Meeting, part
 from llava.train.ranks.watch import end_watch
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 Value = TypeVar("Value")
 _LEFT: list[distributed.ProcessGroup] = []  # see leave_process_group

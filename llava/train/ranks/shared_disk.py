@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from llava.train.folders.interim import wait_for
 from llava.train.ranks.waiting import Meeting
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 
 
 def shared_disk_fault(run: RunRecipe, seconds: int) -> str | None:

@@ -18,7 +18,7 @@ from llava.text_files import read_json
 from llava.train.family import StageRecipe, rules_of
 from llava.train.folders.same_run import check_resume
 from llava.train.recipe.dotted import flatten, read_yaml
-from llava.train.recipe.schema import OptimRecipe, RunRecipe
+from llava.train.recipe.running import OptimRecipe, RunRecipe
 
 BUILT_BY_TRAINER = ("optimizer", "scheduler")  # blocks that would replace the Trainer's, with one rate for everything
 GATHER = "stage3_gather_16bit_weights_on_model_save"

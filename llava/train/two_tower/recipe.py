@@ -11,7 +11,7 @@ from llava.bounds import Bounds
 from llava.data.image_folder import ImageFolder
 from llava.data.schema import OutsidePaths
 from llava.train.recipe.dotted import Key, dotted_keys
-from llava.train.recipe.schema import Attention, Count, OptimRecipe, RunRecipe
+from llava.train.recipe.running import Attention, Count, OptimRecipe, RunRecipe
 from llava.two_tower.choices import Bridge, ManagerKind, Query, Weight
 from llava.two_tower.tasks import TASKS
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llava.train.folders import interim
 from llava.train.ranks.shared_disk import shared_disk_fault
-from llava.train.recipe.schema import RunRecipe
+from llava.train.recipe.running import RunRecipe
 from tests.train.run_ranks import run_ranks
 
 SECONDS = 60
