@@ -27,7 +27,7 @@ Shapes: B examples, L text tokens, P image tokens (class token and patches), D h
 widths, N experts, L_C cross-modal layers.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -146,7 +146,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
 
         towers: of `text`, which needs config.mask_padding, since states at padding are not kept, and `image`.
         """
-        states = {"text": self._text_layers, "image": self._image_layers}
+        states: dict[str, Callable[..., list[torch.Tensor]]] = {"text": self._text_layers, "image": self._image_layers}
         self._kept = {name: KeptStates(states[name]) for name in towers}
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
