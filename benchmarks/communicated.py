@@ -74,7 +74,8 @@ def wrap(strategy: str, model: torch.nn.Module, accumulation: int, sent: Counter
     config = json.loads((FILES / f"{strategy}.json").read_text())
     config |= {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": accumulation}
     config |= {"train_batch_size": 2 * accumulation, "gradient_clipping": 1.0}
-    config |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}, "zero_allow_untested_optimizer": True}
+    config |= {"fp16": {"enabled": False}, "zero_allow_untested_optimizer": True}
+    config["bf16"]["enabled"] = True
     zero = config["zero_optimization"]
     zero |= {key: 1_000_000 for key, value in zero.items() if value == "auto"}
     zero |= {"stage3_param_persistence_threshold": 0} if strategy == "zero3" else {}

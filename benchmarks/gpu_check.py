@@ -30,13 +30,14 @@ ROOT = Path(__file__).resolve().parents[1]
 # Of each part, loading Python's packages included; what one leaves over the next may use. With DYING after each they
 # are less than eight minutes.
 SECONDS = {
-    "device": 40,
-    "training": 65,
-    "arms": 85,
-    "attention": 50,
-    "packing": 35,
-    "zero2": 40,
-    "zero3": 40,
+    "device": 35,
+    "training": 60,
+    "arms": 80,
+    "attention": 45,
+    "packing": 30,
+    "zero1": 35,
+    "zero2": 35,
+    "zero3": 35,
     "generation": 45,
     "precision": 45,
 }
@@ -46,6 +47,7 @@ TELLS = {
     "arms": "forward and backward of two samples: waits is the share of the time in which the GPU has nothing to do",
     "attention": "flash attention against sdpa, the same",
     "packing": "two samples of unequal lengths, padded against packed",
+    "zero1": "whole steps under DeepSpeed ZeRO-1, one process",
     "zero2": "whole steps under DeepSpeed ZeRO-2, one process",
     "zero3": "whole steps under DeepSpeed ZeRO-3, one process",
     "generation": "answers to one image and to many at once",

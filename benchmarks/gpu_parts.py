@@ -78,8 +78,13 @@ def packing(place: Place) -> Rows:
             yield side_row(place, bench, side, names)
 
 
+def zero1(place: Place) -> Rows:
+    """Steps under DeepSpeed ZeRO-1, one process: forward, backward, reduction, clipping, AdamW."""
+    return zero(place, 1)
+
+
 def zero2(place: Place) -> Rows:
-    """Steps under DeepSpeed ZeRO-2, one process: forward, backward, reduction, clipping, AdamW."""
+    """The same under ZeRO-2."""
     return zero(place, 2)
 
 
@@ -146,7 +151,7 @@ def deepspeed_config(stage: int, width: int) -> dict:
     config = read_json(f"scripts/train/deepspeed/zero{stage}.json", by_hand=True)
     config |= {"train_batch_size": MICRO_BATCH, "train_micro_batch_size_per_gpu": MICRO_BATCH}
     config |= {"gradient_accumulation_steps": 1, "gradient_clipping": 1.0}
-    config |= {"bf16": {"enabled": True}, "fp16": {"enabled": False}}
+    config["bf16"]["enabled"], config["fp16"]["enabled"] = True, False
     automatic = {
         "reduce_bucket_size": width**2,
         "stage3_prefetch_bucket_size": int(0.9 * width**2),
@@ -229,7 +234,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-ALL = (device, training, arms, attention, packing, zero2, zero3, generation, precision)
+ALL = (device, training, arms, attention, packing, zero1, zero2, zero3, generation, precision)
 PARTS = {part.__name__: part for part in ALL}
 
 

@@ -28,7 +28,7 @@ def training(place: Place) -> Iterator[dict]:
         _run(sys.executable, "-m", "llava.cli", "demo", "pretrain", models, *MODELS)
         stage = ["bash", "scripts/train/stage1.sh", "--arm", ARM, "--checkpoints", checkpoints]
         stage += ["--override", "scripts/quickstart/stage1.yaml", "--optim.max_steps", str(STEPS)]
-        stage += ["--run.deepspeed", "scripts/train/deepspeed/zero2.json", "--run.gradient_checkpointing", "true"]
+        stage += ["--run.deepspeed", "scripts/train/deepspeed/zero1.json", "--run.gradient_checkpointing", "true"]
         stage += ["--data.mixture", f"{data}/stage1.yaml", "--data.image_folder", data]
         stage += ["--model.vision_tower", f"{models}/siglip", "--model.language_model", f"{models}/qwen2"]
         started = time.perf_counter()

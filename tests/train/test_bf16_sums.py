@@ -43,14 +43,14 @@ def gradient(tiny_keys, data_folder, tmp_path):
 
 @pytest.mark.slow
 def test_gradients_are_added_up_in_float32(gradient):
-    shipped = json.loads(Path("scripts/train/deepspeed/zero2.json").read_text())
-    unsaid = {key: value for key, value in shipped.items() if key != "data_types"}
+    zero1, zero2 = (json.loads(Path(f"scripts/train/deepspeed/zero{stage}.json").read_text()) for stage in (1, 2))
+    unsaid = {key: value for key, value in zero2.items() if key != "data_types"}
     exact = gradient("exact", None, "fp32")
     errors = []
-    for name, deepspeed in (("shipped", shipped), ("unsaid", unsaid)):
+    for name, deepspeed in (("zero1", zero1), ("zero2", zero2), ("unsaid", unsaid)):
         found = gradient(name, deepspeed, "bf16")
         assert set(found) == set(exact)
         squares = sum((found[key].double() - value.double()).square().sum() for key, value in exact.items())
         errors.append(float(squares / sum(value.double().square().sum() for value in exact.values())) ** 0.5)
-    print(f"relative error {errors[0]:.2%}, added up in bfloat16 {errors[1]:.2%}")
-    assert errors[0] < 0.7 * errors[1] < 0.05  # what is left is what a micro-batch rounds by itself
+    print(f"relative errors {errors[0]:.2%} and {errors[1]:.2%}, added up in bfloat16 {errors[2]:.2%}")
+    assert max(errors[:2]) < 0.7 * errors[2] < 0.05  # what is left is what a micro-batch rounds by itself

@@ -101,6 +101,15 @@ def test_every_wrapper_trains_alike(run, unwrapped, case):
 
 
 @pytest.mark.slow
+def test_zero_1_in_bfloat16_trains_as_zero_2(run):
+    """DeepSpeed has an optimizer of its own for it, which a rehearsal leaves as it was."""
+    expected = run(2, "zero2", **{"run.precision": "bf16"})
+    found = run(2, "zero1", **{"run.precision": "bf16", "run.rehearsal": "always"})
+    for name in ("losses", "grad_norms", "held_out"):
+        assert found[name] == pytest.approx(expected[name], rel=0.01), name
+
+
+@pytest.mark.slow
 def test_packed_samples_and_frozen_parts_in_one_wrapped_process(run):
     """LoRA's base, the tower and the projector are frozen: managers, newline and adapters alone have a gradient."""
     facts = run(1, None, **LORA, **{"data.packing": True, "optim.batch_size": 2})

@@ -239,3 +239,36 @@ def test_another_deepspeed_file(tiny_recipe, run, tmp_path):
     start("zero2", None, **{"run.reshape": True})
     assert [int(step) for step in re.findall(r"goes on after step (\d)", log.read_text())] == [1, 2, 3]
     check_close(outcome(tmp_path / "stage1"), expected)
+
+
+@pytest.mark.slow
+def test_zero_2_goes_on_as_zero_1(tiny_recipe, tmp_path):
+    """In bfloat16, where DeepSpeed has an optimizer of its own for ZeRO-1. Killed twice; moments are ZeRO-2's."""
+    log = tmp_path / "log"
+
+    def start(file: str, step: int | None, **changes) -> Path:
+        keys = {"run.deepspeed": f"scripts/train/deepspeed/{file}.json", "run.precision": "bf16", "run.save_steps": 1}
+        made = tiny_recipe("1", **keys, **changes)
+        fault = None if step is None else faulty.signal_after_step(step, signal.SIGKILL)
+        assert faulty.run(made, log, fault) == [0 if step is None else -9], log.read_text()
+        return Path(made.run.output_dir)
+
+    expected = outcome(start("zero1", None, **{"run.output_dir": f"{tmp_path}/whole"}))
+    start("zero2", 3)
+    start("zero1", 4, **{"run.reshape": True})
+    unsaid = json.loads(Path("scripts/train/deepspeed/zero1.json").read_text())
+    del unsaid["data_types"]
+    (tmp_path / "unsaid.json").write_text(json.dumps(unsaid))
+    refused = tiny_recipe("1", **{"run.deepspeed": f"{tmp_path}/unsaid.json", "run.precision": "bf16"})
+    with pytest.raises(LlavaError, match=r"data_types was \S.* and is none\).*--run.reshape true"):
+        check_recipe(refused, 1, dry_run=False)
+    found = outcome(start("zero1", None))
+    assert [int(step) for step in re.findall(r"goes on after step (\d)", log.read_text())] == [2, 3]
+    assert found[0] == pytest.approx(expected[0], abs=0.01)
+    names = [name for name in expected[1] if name.endswith("scores")]  # zero at first: bfloat16 shows each step
+    learned, expected_learned = (
+        torch.cat([weights[name].flatten() for name in names]) for _, weights in (found, expected)
+    )
+    error = float((learned - expected_learned).norm() / expected_learned.norm())
+    print(f"relative error {error:.2%}")
+    assert error < 0.03

@@ -31,6 +31,7 @@ CUTS = {
     "packed-zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json", True),
 }
 IN_BF16 = {
+    "zero1-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero1.json", False, "bf16"),
     "zero2-2x2-accumulated": (2, 2, "scripts/train/deepspeed/zero2.json", False, "bf16"),
     "zero3-2x2-accumulated": (2, 2, "scripts/quickstart/zero3.json", False, "bf16"),
 }

@@ -3,16 +3,17 @@
 States are counted as torch and DeepSpeed 0.19 allocate them, for P parameters, T of them trained, n processes and
 w bytes of the precision (2 in bf16, 4 in fp32). The 12 T are the K = 12 of ZeRO (Rajbhandari et al. 2020, section 3).
 
-| state     | no ZeRO         | ZeRO-2   | ZeRO-3   |                                                                |
-|-----------|-----------------|----------|----------|----------------------------------------------------------------|
-| weights   | 4 T + w (P - T) | w P      | w P / n  | without ZeRO autocast works with fp32 weights where they train |
-| gradients | 4 T             | 4 T / n  | 4 T / n  | w for 4 where a file does not add up in fp32; ZeRO-1: w T      |
-| optimizer | 8 T             | 12 T / n | 12 T / n | AdamW's two moments; under ZeRO also the fp32 weights          |
+| state     | no ZeRO         | ZeRO-1   | ZeRO-2   | ZeRO-3   |                                                     |
+|-----------|-----------------|----------|----------|----------|-----------------------------------------------------|
+| weights   | 4 T + w (P - T) | w P      | w P      | w P / n  | without ZeRO autocast works with fp32 trained ones  |
+| gradients | 4 T             | 4 T      | 4 T / n  | 4 T / n  | w for 4 where a file does not add up in fp32        |
+| optimizer | 8 T             | 12 T / n | 12 T / n | 12 T / n | two moments; under ZeRO also the fp32 weights       |
 
-Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-2 (zero/stage_1_and_2.py): a
-bucket of w `reduce_bucket_size`, two if communication overlaps. ZeRO-3 (zero/stage3.py): one bucket, and the weights
-that are gathered while they are in use, at most w min(P, stage3_max_live_parameters) (1 - 1 / n). Both: the step's
-fp32 gradients, 4 T / n. What is offloaded counts for the host.
+Buffers. No ZeRO: DDP's buckets, 4 T, and in bf16 autocast's copies of weights, 2 T. ZeRO-1 that adds up bf16 in fp32
+(bf16_optimizer.py): the copies that are reduced at a step's end, in fp32 and in bf16, 6 T. Else, and ZeRO-2
+(zero/stage_1_and_2.py): a bucket of w `reduce_bucket_size`, two if communication overlaps. ZeRO-3 (zero/stage3.py): one
+bucket, and the weights that are gathered while they are in use, at most w min(P, stage3_max_live_parameters)
+(1 - 1 / n). Those with buckets: the step's fp32 gradients, 4 T / n. What is offloaded counts for the host.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ from llava.train.loop.components import Component
 
 FP32 = 4
 MOMENTS = 2 * FP32  # AdamW's exp_avg and exp_avg_sq
-BUCKET = {2: 200_000_000, 3: None}  # elements, of the shipped configurations; None is transformers' hidden_size squared
+# Elements, of the shipped configurations; None is transformers' hidden_size squared.
+BUCKET = {1: 200_000_000, 2: 200_000_000, 3: None}
 STATES = ("weights", "gradients", "optimizer")
 
 
@@ -64,7 +66,7 @@ class Estimate:
 
 
 def strategies(deepspeed: str | None, hidden_size: int) -> tuple[list[Strategy], Strategy]:
-    """No ZeRO, ZeRO-2 and ZeRO-3, the recipe's own in the place of its stage or behind them; and the recipe's own.
+    """No ZeRO, ZeRO-1, 2 and 3, the recipe's own in the place of its stage or behind them; and the recipe's own.
 
     Args:
         deepspeed: the recipe's run.deepspeed.
@@ -134,6 +136,8 @@ def _states(strategy: Strategy, part: Component, processes: int, width: int) -> 
 def _buffers(strategy: Strategy, total: int, trained: int, processes: int, width: int) -> float:
     if strategy.stage == 0:
         return (FP32 * trained if processes > 1 else 0) + (width * trained if width < FP32 else 0)
+    if strategy.stage == 1 and strategy.sums_in_fp32 and width < FP32:
+        return (FP32 + width) * trained
     buckets = width * strategy.bucket * (2 if strategy.overlap and strategy.stage < 3 else 1)
     step = 0.0 if strategy.offload_optimizer else FP32 * trained / processes
     gathered = width * min(total, strategy.max_live) * (1 - 1 / processes) if strategy.stage == 3 else 0.0

@@ -44,13 +44,13 @@ def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: 
 
     adamw = optimizer.optimizer
     zero_3 = hasattr(next(model.parameters()), "ds_id")
-    pieces = optimizer.fp32_partitioned_groups_flat if zero_3 else optimizer.single_partition_of_fp32_groups
+    groups, pieces = _cut_groups(optimizer)
     for piece in pieces:  # as AdamW makes them at its first step, which has not been
         adamw.state[piece] = {moment: torch.zeros_like(piece) for moment in MOMENTS} | {
             "step": torch.tensor(float(step))
         }
-    if not zero_3:  # ZeRO-2 finds a parameter's states by links
-        for parameters, piece in zip(optimizer.bit16_groups, pieces):
+    if not zero_3:  # ZeRO-1 and 2 find a parameter's states by links
+        for parameters, piece in zip(groups, pieces):
             lazy_init_hp_params_optimizer_state(parameters, piece, adamw.state)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -60,6 +60,15 @@ def set_states(model: nn.Module, optimizer: "ZeROOptimizer", step: int, folder: 
                 parameter.data.copy_(weight)
             for moment in MOMENTS:
                 set_state(parameter, _read(folder / "zero" / name / f"{moment}.pt", parameter), moment)
+
+
+def _cut_groups(optimizer: "ZeROOptimizer") -> tuple[list[list[nn.Parameter]], list[torch.Tensor]]:
+    """Groups of parameters, and of each this rank's flat float32 piece."""
+    if hasattr(optimizer, "fp32_partitioned_groups_flat"):
+        return optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat  # ZeRO-3
+    if hasattr(optimizer, "bf16_groups"):
+        return optimizer.bf16_groups, optimizer.fp32_groups_flat_partition  # ZeRO-1 in bfloat16
+    return optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups
 
 
 def _read(path: Path, parameter: nn.Parameter) -> torch.Tensor:

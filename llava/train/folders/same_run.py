@@ -131,7 +131,10 @@ def _cut(config: dict | None) -> dict | None:
     """The part of a DeepSpeed file that says how states are cut; None without DeepSpeed."""
     if config is None:
         return None
-    return {key: value for key, value in config["zero_optimization"].items() if key not in UNCUT}
+    cut = {key: value for key, value in config["zero_optimization"].items() if key not in UNCUT}
+    if cut["stage"] == 1:  # in bfloat16 it is another optimizer that adds up in float32
+        cut["data_types"] = config.get("data_types")
+    return cut
 
 
 def _cuts(mark: dict, recipe: StageRecipe) -> tuple[str | None, dict | None, dict | None]:

@@ -79,10 +79,13 @@ def _fill_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 def moments_to_come(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """Tensors as large as what AdamW will make at its first step; none of a group whose states are there already."""
-    if isinstance(optimizer, AcceleratedOptimizer):
+    """Tensors as large as what AdamW will make at its first step; none where its states are there already.
+
+    DeepSpeed makes them at once, but for ZeRO-1 in bfloat16.
+    """
+    while not isinstance(optimizer, torch.optim.AdamW):  # of accelerate, of DeepSpeed
         optimizer = optimizer.optimizer
-    if not isinstance(optimizer, torch.optim.Optimizer) or optimizer.state:  # DeepSpeed makes them at once
+    if optimizer.state:
         return []
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [torch.empty_like(parameter) for parameter in parameters for _ in ("exp_avg", "exp_avg_sq")]
@@ -168,6 +171,6 @@ def real_groups(optimizer: torch.optim.Optimizer) -> list[tuple[dict, list[nn.Pa
         members = [[] for _ in groups]
         for index, parameters in enumerate(optimizer.fp16_groups):
             members[optimizer.sub_group_to_group_id[index]] += parameters
-    else:  # ZeRO-1 and 2; ZeRO-0 in bfloat16
+    else:  # ZeRO-2, and ZeRO-1 in float32; ZeRO-1 in bfloat16
         members = optimizer.bit16_groups if hasattr(optimizer, "bit16_groups") else optimizer.bf16_groups
     return list(zip(groups, members, strict=True))

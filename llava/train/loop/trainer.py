@@ -21,7 +21,9 @@ One step, from top to bottom (T: transformers' Trainer, which holds the loop; th
     _save_checkpoint     where one is due: whole or not at all                                  saver.py
 """
 
+import io
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -239,10 +241,11 @@ class LlavaTrainer(Trainer):
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader, resume_from_checkpoint: str | None
     ) -> tuple[torch.nn.Module, DataLoader]:
-        if self.resume.joined_states is None:
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        else:
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        joined = self.resume.joined_states is not None
+        with redirect_stdout(io.StringIO()):  # DeepSpeed's optimizer of ZeRO-1 tells each step of its own making
+            from_checkpoint = None if joined else resume_from_checkpoint
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, from_checkpoint)
+        if joined:
             set_states(self.model, self.deepspeed.optimizer, self.state.global_step, self.resume.joined_states)
             self._load_optimizer_and_scheduler(resume_from_checkpoint)  # DeepSpeed's part is done; this is the schedule
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr()):

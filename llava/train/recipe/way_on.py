@@ -66,7 +66,7 @@ def past_out_of_memory(what: str, ids: Sequence[str], recipe: Recipe, processes:
         smaller = []  # the run could not go on with another
     ways = [*smaller, *([] if run.gradient_checkpointing is True else ["--run.gradient_checkpointing true"])]
     if run.deepspeed is not None:
-        ways.append("a --run.deepspeed file with offload, or of ZeRO-3 with --run.reshape true")
+        ways.append("a --run.deepspeed file with offload, or of a higher ZeRO stage with --run.reshape true")
     if 0 < len(ids) <= LISTED:
         ways.append(f"without these samples, {skip_option(ids, recipe)}")
     begin = f" from {last}" if last else ""

@@ -6,7 +6,9 @@ memory_worker.py RECIPE ARM KEYS OUT
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
+from deepspeed import comm
 from transformers import TrainerCallback
 
 from llava.train.rank import end_with
@@ -33,6 +35,12 @@ def held(engine) -> dict[str, int]:
             "optimizer": size(zero.fp32_partitioned_groups_flat) + size(moments),
             "bucket": size(bucket.buffer for bucket in zero.ipg_buckets.values()),
         }
+    if engine.zero_optimization_stage() == 1:
+        return {
+            "weights": size(engine.module.parameters()),
+            "gradients": size(zero.fp32_groups_gradients_flat),
+            "optimizer": size(zero.fp32_groups_flat_partition) + size(moments),
+        }
     return {
         "weights": size(engine.module.parameters()),
         "optimizer": size(zero.single_partition_of_fp32_groups) + size(moments),
@@ -57,6 +65,8 @@ class Measure(TrainerCallback):
         engine.step = measured
         if engine.zero_optimization_stage() == 2:
             self.measure_buckets(engine.optimizer)
+        elif engine.zero_optimization_stage() == 1:
+            self.measure_copies(engine)
 
     def measure_buckets(self, zero):
         """ZeRO-2's live only while gradients are reduced."""
@@ -67,6 +77,25 @@ class Measure(TrainerCallback):
             self.found["bucket"] = size(buffer for bucket in zero.ipg_buckets.values() for buffer in bucket.buffer)
 
         zero.setup_buckets = measured
+
+    def measure_copies(self, engine):
+        """ZeRO-1's, in float32 as gradients are added up and in bfloat16 as they are sent, at a step's end."""
+        reduce = engine.allreduce_bucket
+
+        def measured(bucket, *arguments, **keywords):
+            sent = []
+
+            def noted(tensor, *rest, **named):
+                sent.append(tensor)
+                return all_reduce(tensor, *rest, **named)
+
+            all_reduce = comm.all_reduce
+            with mock.patch.object(comm, "all_reduce", noted):
+                copy = reduce(bucket, *arguments, **keywords)
+            self.found["bucket"] = max(self.found.get("bucket", 0), size([copy, *sent]))
+            return copy
+
+        engine.allreduce_bucket = measured
 
 
 def main(recipe: str, arm: str, keys: str, out: str) -> None:

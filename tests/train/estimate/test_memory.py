@@ -40,6 +40,7 @@ def components_05b():
     [
         (Strategy("", 0), 4 * T + 2 * (P - T), 4 * T, 8 * T, 4 * T + 2 * T),
         (Strategy("", 1, 200_000_000), 2 * P, 2 * T, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
+        (Strategy("", 1, 200_000_000, sums_in_fp32=True), 2 * P, 4 * T, 12 * T / 16, 6 * T),
         (Strategy("", 2, 200_000_000), 2 * P, T / 8, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000, overlap=False), 2 * P, T / 8, 12 * T / 16, 2 * 2e8 + T / 4),
         (Strategy("", 2, 200_000_000, sums_in_fp32=True), 2 * P, T / 4, 12 * T / 16, 2 * 2 * 2e8 + T / 4),
@@ -76,16 +77,16 @@ def test_every_shipped_deepspeed_file_is_read():
         "zero3_offload": "ZeRO-3 offload",
     }
     assert (found["zero2"].bucket, found["zero3"].bucket) == (200_000_000, 896**2)
-    assert [name for name, own in found.items() if not own.sums_in_fp32] == ["zero1"]
+    assert all(own.sums_in_fp32 for own in found.values())
 
 
 @pytest.mark.parametrize(
     ("file", "names", "own"),
     [
-        (None, ["no ZeRO", "ZeRO-2", "ZeRO-3"], "no ZeRO"),
-        ("zero3", ["no ZeRO", "ZeRO-2", "ZeRO-3"], "ZeRO-3"),
-        ("zero1", ["no ZeRO", "ZeRO-2", "ZeRO-3", "ZeRO-1"], "ZeRO-1"),
-        ("zero2_offload", ["no ZeRO", "ZeRO-2", "ZeRO-3", "ZeRO-2 offload"], "ZeRO-2 offload"),
+        (None, ["no ZeRO", "ZeRO-1", "ZeRO-2", "ZeRO-3"], "no ZeRO"),
+        ("zero3", ["no ZeRO", "ZeRO-1", "ZeRO-2", "ZeRO-3"], "ZeRO-3"),
+        ("zero1", ["no ZeRO", "ZeRO-1", "ZeRO-2", "ZeRO-3"], "ZeRO-1"),
+        ("zero2_offload", ["no ZeRO", "ZeRO-1", "ZeRO-2", "ZeRO-3", "ZeRO-2 offload"], "ZeRO-2 offload"),
     ],
 )
 def test_the_recipes_own_strategy_is_among_those_shown(tiny_recipe, file, names, own):
@@ -122,7 +123,7 @@ def test_real_tensors_of_plain_training(tiny_recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, forked_python, tmp_path, stage):
     """What each of two processes holds in bf16; DeepSpeed pads groups, so that the tiny model's differ by a few %."""
     keys = {
@@ -152,9 +153,12 @@ def test_real_tensors_of_deepspeed(tiny_keys, tiny_recipe, forked_python, tmp_pa
     found = estimate(strategy, components, processes=2, width=2, activations=0)
     for kind in set(held) - {"bucket"}:
         assert held[kind] == pytest.approx(sum(part[kind] for part in found.states.values()), rel=0.05), kind
-    buckets = 2 * strategy.bucket * (2 if stage == 2 else 1)
-    assert held["bucket"] == buckets
-    assert found.buffers > buckets
+    if stage == 1:
+        assert held["bucket"] == pytest.approx(found.buffers, rel=0.05)
+    else:
+        buckets = 2 * strategy.bucket * (2 if stage == 2 else 1)
+        assert held["bucket"] == buckets
+        assert found.buffers > buckets
 
 
 def autograd_keeps(stage, checkpointed) -> tuple[int, float]:
@@ -237,10 +241,10 @@ def test_the_dry_run_tells_memory_and_time(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "time        unknown; give --tokens_per_second N" in printed
     assert "memory      estimated for bf16, 16 processes, 2 x 3,189 tokens and 2 x 5 crops at once, " in printed
-    rows = {line.split("  ")[0].strip(): line.split()[-3:] for line in printed.splitlines() if line}
-    assert rows["GB per GPU"][-2:] == ["*", "ZeRO-3"]
-    assert rows["states of language_model"] == ["7.90", "1.48", "0.56"]
-    assert float(rows["sum"][1]) < float(rows["sum"][0])
+    rows = {line.split("  ")[0].strip(): line.split()[-4:] for line in printed.splitlines() if line}
+    assert rows["GB per GPU"] == ["ZeRO-1", "*", "ZeRO-2", "ZeRO-3"]
+    assert rows["states of language_model"] == ["7.90", "3.33", "1.48", "0.56"]
+    assert sorted(rows["sum"], key=float, reverse=True) == rows["sum"]
     assert main([*arguments, "--tokens_per_second", "90000"]) == 0
     assert "time        about 38.5 hours at 90,000 tokens a second" in capsys.readouterr().out
 

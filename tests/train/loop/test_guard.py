@@ -125,9 +125,12 @@ def test_poisoned_weights(tiny_recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero3", "zero2", None])
-def test_a_poisoned_sample_of_one_rank_stops_both(tiny_recipe, poisoned, tmp_path, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "precision"), [("zero3", "fp32"), ("zero2", "fp32"), ("zero1", "bf16"), (None, "fp32")]
+)
+def test_a_poisoned_sample_of_one_rank_stops_both(tiny_recipe, poisoned, tmp_path, strategy, precision):
     keys = {"run.deepspeed": strategy and f"scripts/train/deepspeed/{strategy}.json", "run.save_steps": 1}
+    keys["run.precision"] = precision
     made, log = tiny_recipe("1", **keys), tmp_path / "log"
     assert faulty.run(made, log, ranks=2) == [2, 2], log.read_text()
     step, ((rank, samples, path),) = found_in(log)

@@ -1,6 +1,7 @@
 """The heaviest micro-batch: which one it is, and that trying it leaves no trace in the training."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from llava.data.sampler import LengthGroupedSampler
 from llava.errors import LlavaError
 from llava.train.estimate.heaviest import heaviest
 from llava.train.estimate.memory import Work, recipe_activations
+from llava.train.loop.optimizer import moments_to_come
 from llava.train.stage import prepare, train
 
 
@@ -71,6 +73,16 @@ def test_training_is_the_same_bit_for_bit_with_and_without(tiny_recipe, tmp_path
     assert facts == other_facts
     assert len(tensors) == len(others)
     assert all(torch.equal(one, other) for one, other in zip(tensors, others, strict=True))
+
+
+def test_room_is_kept_for_moments_that_are_not_there_yet():
+    weight = torch.nn.Parameter(torch.ones(3, 2))
+    adamw = torch.optim.AdamW([weight])
+    wrapped = SimpleNamespace(optimizer=SimpleNamespace(optimizer=adamw))  # as accelerate and DeepSpeed do
+    assert [moment.shape for moment in moments_to_come(wrapped)] == [(3, 2), (3, 2)]
+    weight.sum().backward()
+    adamw.step()
+    assert moments_to_come(adamw) == moments_to_come(wrapped) == []
 
 
 def test_a_lack_of_memory_is_told_before_the_first_step(tiny_recipe, monkeypatch):

@@ -60,7 +60,7 @@ def test_7b_is_the_same_but_for_the_model_and_its_states(stage):
         {"model.language_model"} if stage == "1" else {"model.start_from", "run.deepspeed"}
     )
     assert large["run.output_dir"] == small["run.output_dir"].replace(f"stage{stage}-", f"stage{stage}_7b-")
-    assert Path(large["run.deepspeed"]).name == ("zero2.json" if stage == "1" else "zero3.json")
+    assert Path(large["run.deepspeed"]).name == ("zero1.json" if stage == "1" else "zero3.json")
 
 
 def test_each_7b_stage_starts_where_the_one_before_ended():
