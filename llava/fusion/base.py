@@ -29,20 +29,20 @@ Delta = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]  # see Fusion.delt
 class Questions:
     """The question about each of N crops, or images: the text of the turn that holds the image, see question_rule.
 
-    means: (N, D), the mean of the input embeddings of its tokens, zero where there is none. asked: (N,), booleans,
+    means: (N, D), the mean of the input embeddings of its tokens, zero where there is none. present: (N,), booleans,
     where there is one.
     """
 
     means: torch.Tensor
-    asked: torch.Tensor
+    present: torch.Tensor
 
     def of(self, numbers: torch.Tensor) -> "Questions":
         """Those of the numbers (M,), which may repeat."""
-        return Questions(self.means.index_select(0, numbers), self.asked.index_select(0, numbers))
+        return Questions(self.means.index_select(0, numbers), self.present.index_select(0, numbers))
 
     def to(self, device: torch.device) -> "Questions":
         """The same there."""
-        return Questions(self.means.to(device), self.asked.to(device))
+        return Questions(self.means.to(device), self.present.to(device))
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ class Igva(Fusion[IgvaConfig, str]):
             [torch.stack([states[layer].float().mean(1) for layer in group]).mean(0) for group in self.groups], 1
         )
         weights_CK = self.aggregator(questions.means, pooled_CKD).to(last_CTD.device)
-        asked_C = questions.asked & (self.config.aggregator == "question")
-        weights_CK = torch.where(asked_C[:, None], weights_CK, 1 / len(self.groups))
+        present_C = questions.present & (self.config.aggregator == "question")
+        weights_CK = torch.where(present_C[:, None], weights_CK, 1 / len(self.groups))
         # A weight of a group's mean is that of each of its states, divided by their number.
         each_CL = torch.cat(
             [

@@ -26,7 +26,7 @@ class Shifted(Fusion):
     def guided_visual_input(self, states, questions):
         """(C, T, width)"""
         self.seen.append(questions)
-        rest = 10.0 * ~questions.asked[:, None].expand(-1, 32 - 24)
+        rest = 10.0 * ~questions.present[:, None].expand(-1, 32 - 24)
         return states[4] + torch.cat([questions.means, rest], -1)[:, None]
 
 
@@ -86,7 +86,7 @@ def check_seen(model, processor, expected: list[list[str]]) -> None:
     """The questions that the last visual input was guided by."""
     questions = model.model.fusion.seen.pop()
     torch.testing.assert_close(questions.means, expected_of(model, processor, expected))
-    assert questions.asked.tolist() == [bool(pieces) for pieces in expected]
+    assert questions.present.tolist() == [bool(pieces) for pieces in expected]
 
 
 def test_every_image_of_a_left_padded_batch_gets_its_turns_question(model, processor, dialogues):
@@ -146,7 +146,7 @@ def test_the_gradient_reaches_the_embeddings(model, processor, make_image):
             guided = type(fusion).guided_visual_input
 
             def without_gradient(self, states, questions, guided=guided):
-                return guided(self, states, Questions(questions.means.detach(), questions.asked))
+                return guided(self, states, Questions(questions.means.detach(), questions.present))
 
             if frozen:
                 patch.setattr(type(fusion), "guided_visual_input", without_gradient)
