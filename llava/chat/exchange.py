@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 
 from llava.chat.media import Medium
-from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
-from llava.data.placeholders import place_in_front
+from llava.data.placeholders import PLACEHOLDERS, place_in_front
 from llava.engine.usage import Usage
 from llava.errors import LlavaError
 
 EMPTY = "(the model gave an empty answer)"
-PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from random import Random
 from threading import Event
 from typing import TYPE_CHECKING
 
-from llava.chat.exchange import PLACEHOLDERS, Exchange, Timing, as_text, checked_system, placed
+from llava.chat.exchange import Exchange, Timing, as_text, checked_system, placed
 from llava.chat.media import Medium
 from llava.chat.settings import Settings
+from llava.data.placeholders import PLACEHOLDERS
 from llava.data.schema import Dialogue, Turn
 from llava.engine.usage import Usage
 from llava.errors import LlavaError

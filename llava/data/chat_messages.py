@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from llava.constants import IMAGE_TOKEN, SYSTEM_MESSAGE, VIDEO_TOKEN
+from llava.constants import SYSTEM_MESSAGE
+from llava.data.placeholders import PLACEHOLDERS
 from llava.errors import DataError
 
 MARK = "\U000f0001"  # of a private use area; a mark that is written itself is marked, too
-VISUAL = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 # place_in_front in Jinja: what a turn shows in front is joined, and stands apart from the text behind it; what is shown
 # between its texts stands there bare. What an assistant writes, with the token that ends it, is its generation, of
 # which programs that train ask by return_assistant_tokens_mask.
@@ -87,7 +87,7 @@ def marked(messages: Sequence[Mapping], tokens: Sequence[str], images_apart: boo
     shown = any(
         isinstance(part, Mapping) and part.get("type") != "text" for message in messages for part in _parts(message)
     )
-    kept = () if shown or not images_apart else tuple(VISUAL.values())
+    kept = () if shown or not images_apart else tuple(PLACEHOLDERS.values())
     of_text = _pattern([token for token in tokens if token not in kept])
     everywhere = _pattern(tokens)
     result = []

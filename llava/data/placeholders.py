@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from itertools import accumulate
 
-from llava.constants import IMAGE_TOKEN
+from llava.constants import IMAGE_TOKEN, VIDEO_TOKEN
 from llava.data.schema import Dialogue, Turn
 
+PLACEHOLDERS = {"image": IMAGE_TOKEN, "video": VIDEO_TOKEN}
 BETWEEN, BEHIND = " ", "\n"  # what separates placeholders from each other, and from the text behind them
 
 

