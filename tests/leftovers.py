@@ -16,7 +16,7 @@ def adopt() -> None:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def end_leftovers(patience: float = 10) -> list[str]:
+def end_leftovers(patience: float = 30) -> list[str]:
     """Kills the processes below this one that have not ended within `patience` seconds; returns what they are.
 
     A fork has the command line of what it was forked from; it may have a name of its own, as pt_data_worker.

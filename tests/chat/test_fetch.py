@@ -1,13 +1,13 @@
 """What is fetched from the web, and what is refused, from a server on this machine."""
 
-import socket
-import time
+from threading import Event
 
 import pytest
 
 from llava import fetch as module
 from llava.errors import DataError
 from llava.fetch import fetch
+from tests.ports import free_port
 
 LIMIT = 2**18
 
@@ -70,18 +70,24 @@ def test_what_is_too_large_is_not_fetched(web, refusal, tmp_path):
 
 
 def test_what_is_too_slow_is_given_up(web, refusal, monkeypatch):
+    given_up = Event()
+
+    def wait():
+        given_up.wait(60)
+        yield b"x"
+
     def drip():
-        for _ in range(20):
+        while not given_up.wait(0.05):
             yield b"x"
-            time.sleep(0.05)
 
     monkeypatch.setattr(module, "SECONDS_OF_SILENCE", 0.2)
-    web.answers["/silent"] = (200, {}, (time.sleep(1) or b"x" for _ in range(1)))
+    web.answers["/silent"] = (200, {}, wait())
     assert refusal("/silent") == "/silent: nothing came for 0.2 seconds"
     monkeypatch.setattr(module, "SECONDS_OF_SILENCE", 10)
     monkeypatch.setattr(module, "SECONDS", 0.2)
     web.answers["/slow"] = (200, {}, drip())
     assert refusal("/slow") == "/slow has not come within 0.2 seconds"
+    given_up.set()
 
 
 def test_other_answers_are_named(web, refusal):
@@ -96,10 +102,7 @@ def test_other_answers_are_named(web, refusal):
 
 
 def test_urls_that_are_not_fetched(refusal):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        closed = free.getsockname()[1]
-    assert "cannot be reached: [Errno 111] Connection refused" in refusal(f"http://127.0.0.1:{closed}/a.png")
+    assert "cannot be reached: [Errno 111] Connection refused" in refusal(f"http://127.0.0.1:{free_port()}/a.png")
     assert "cannot be reached: " in refusal("http://no-such-host.invalid/a.png")
     assert "only http and https are fetched, not ftp" in refusal("ftp://example.com/a.png")
     assert "it names no host" in refusal("http:///a.png")

@@ -4,8 +4,8 @@ import json
 import os
 import shutil
 import signal
-import time
 from contextlib import closing
+from threading import Event
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config
 
 from llava.data.schema import Dialogue, Turn
+from llava.engine import engine as engine_module
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import KeptCache
 from llava.errors import DataError, LlavaError
@@ -120,14 +121,21 @@ def test_closing_a_stream_stops_the_generation(engine, dialogues, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["language_model.layers", "vision_tower.encoder.layers"])
-def test_a_prompt_is_not_read_to_its_end_when_the_reader_leaves(engine, dialogues, part):
+def test_a_prompt_is_not_read_to_its_end_when_the_reader_leaves(engine, dialogues, monkeypatch, part):
     first, second = engine.model.get_submodule(f"model.{part}")[:2]
-    ran = []
+    ran, made = [], []
+
+    class NotedEvent(Event):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(engine_module, "Event", NotedEvent)
 
     def interrupt_reader(*_):  # as Ctrl-C does: it reaches the main thread, which waits for the first piece
         ran.append("first")
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)
+        assert made[0].wait(60), "the reader has left"
 
     hooks = [first.register_forward_hook(interrupt_reader), second.register_forward_hook(lambda *_: ran.append("next"))]
     with pytest.raises(KeyboardInterrupt):

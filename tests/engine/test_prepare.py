@@ -103,7 +103,7 @@ def test_one_ahead_in_order_and_errors_in_their_turn():
     results = read_ahead(work, iter(range(5)))
     assert not begun
     assert next(results) == 0
-    assert second.wait(10), "the next is made while this one is used"
+    assert second.wait(60), "the next is made while this one is used"
     assert begun == [0, 1]
     assert [next(results), next(results)] == [10, 20]
     with pytest.raises(ValueError, match="three"):

@@ -7,7 +7,6 @@ torchvision: nothing here serves it.
 import base64
 import io
 import os
-import socket
 import subprocess
 import time
 import urllib.request
@@ -29,6 +28,7 @@ from llava.data.images import open_image
 from llava.data.schema import Dialogue, Turn
 from llava.data.video import read_evenly
 from llava.engine.engine import Engine
+from tests.ports import free_port
 
 STARTED_WITHIN = 200  # seconds
 TASK = Path(llava.eval.__file__).parent / "tasks/digit_pages.yaml"
@@ -59,9 +59,7 @@ def served(model_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     exported = folder / "exported"
     assert main(["convert", "export", str(model_dir), "--format", "remote_code", "--out", str(exported)]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["transformers", "serve", str(exported), "--trust-remote-code", "--device", "cpu"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_MODULES_CACHE": f"{folder}/modules"}

@@ -51,6 +51,16 @@ def wait_for(condition, seconds: float = 300):
     return found
 
 
+GRACE = 240  # seconds after which a worker is killed that does not heed a signal
+PATIENT = f"""
+import sys
+from llava import cli
+from llava.eval import workers
+workers.GRACE = {GRACE}
+sys.exit(cli.main())
+"""
+
+
 @pytest.fixture
 def many_pages(digit_pages, tmp_path):
     """The ten pages forty times: more than are answered before a signal comes."""
@@ -67,7 +77,7 @@ def test_nothing_outlives_the_command_and_the_next_goes_on(tiny_model_dir, many_
     options = ["eval", *map(str, options), "--batch_size", "1"]
 
     def started(*more: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "llava.cli", *options, *more]
+        command = [sys.executable, "-c", PATIENT, *options, *more]
         return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def stored() -> list[str]:
@@ -85,16 +95,14 @@ def test_nothing_outlives_the_command_and_the_next_goes_on(tiny_model_dir, many_
     assert sum("llava.eval.harness" in line for line in alive(mark)) == 3, "a launcher and two ranks"
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    wait_for(lambda: not alive(mark), seconds=30)
+    wait_for(lambda: not alive(mark), seconds=60)
     before = stored()
     assert 0 < len(before) < 400
 
     stopped = started()
     wait_for(lambda: stopped.poll() is not None or len(stored()) > len(before))
     stopped.send_signal(signal.SIGINT)
-    begun = time.monotonic()
-    _, said = stopped.communicate()
-    assert time.monotonic() - begun < 10
+    _, said = stopped.communicate(timeout=GRACE / 2)  # it ends by itself
     assert stopped.returncode == 130, said
     assert alive(mark) == []
     assert said.splitlines()[-1] == "SIGINT: stopped; what was answered and judged is stored, the same command goes on"
@@ -139,9 +147,9 @@ def test_workers_and_what_they_started_end(tmp_path, mark, number, status, heari
     wait_for(lambda: started.poll() is not None or begun.exists(), seconds=60)
     wait_for(lambda: len(alive(mark)) == 3, seconds=60)
     started.send_signal(number)
-    _, said = started.communicate(timeout=30)
+    _, said = started.communicate(timeout=60)
     assert (started.returncode, said) == (status, "")
-    wait_for(lambda: not alive(mark), seconds=30)
+    wait_for(lambda: not alive(mark), seconds=60)
 
 
 def test_a_rank_whose_launcher_has_ended_ends_before_it_begins(tmp_path):
@@ -183,7 +191,7 @@ def test_a_lock_lasts_until_the_last_worker_has_ended(tmp_path, monkeypatch, mar
             sole_writer(tmp_path / "run", ["mmvet", "gqa"]).__enter__()
         assert {path.name for path in (tmp_path / "run").iterdir()} == {".gqa.lock", ".ai2d.lock"}
     killed.stdin.close()
-    wait_for(lambda: not alive(mark), seconds=30)
+    wait_for(lambda: not alive(mark), seconds=60)
     for _ in range(2):
         with sole_writer(tmp_path / "run", ["gqa"]):
             assert [path.name for path in (tmp_path / "run").iterdir()] == [".gqa.lock"]

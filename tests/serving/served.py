@@ -18,6 +18,8 @@ import httpx
 import pytest
 from PIL import Image
 
+from tests.ports import free_port
+
 
 @dataclass
 class Served:
@@ -46,9 +48,7 @@ class Served:
 @contextmanager
 def serving(command: Sequence, model: Path, options: Sequence[str], folder: Path, seconds: int) -> Iterator[Served]:
     """A server that `command` starts, which is what `llava` is; on the way out it ends at SIGTERM."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log = folder / "log"
     words = [*command, "serve", model, "--port", str(port), *options]
     with log.open("w") as output:

@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -20,6 +19,7 @@ from transformers import TrainerCallback
 from llava.errors import LlavaError
 from llava.train import stage
 from llava.train.recipe.checks import check_recipe
+from tests.ports import free_port
 
 # What DeepSpeed's engine imports late, 5 s a process.
 SLOW_IMPORTS = ("torch._dynamo", "torch._inductor.compile_fx", "deepspeed.runtime.zero.muon.muon_optimizer")
@@ -31,9 +31,7 @@ def start(recipe, log: Path, fault=None, ranks: int = 1) -> list[int]:
         with warnings.catch_warnings(action="ignore"):
             for module in SLOW_IMPORTS:
                 importlib.import_module(module)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     sys.stdout.flush()
     processes = []
     for rank in range(ranks):

@@ -2,10 +2,11 @@
 
 import os
 import shutil
-import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.ports import free_port
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 
@@ -81,12 +82,6 @@ class Loopback:
 def two_hosts() -> Namespaces | Loopback:
     """Namespaces where they are allowed."""
     return Namespaces() if why_no_namespaces() is None else Loopback()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def run_on_both(

@@ -5,7 +5,6 @@ multiprocessing's fork server is that process: torchrun would import torch, tran
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from contextlib import ExitStack
 from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
+
+from tests.ports import free_port
 
 PRELOADED = [
     "torch._dynamo",
@@ -30,7 +31,7 @@ def run_ranks(function: Callable, *arguments, processes: int | None, folder: Pat
     is left then.
     """
     logs = [folder / f"rank-{rank}.log" for rank in range(processes or 1)]
-    port = _free_port()
+    port = free_port()
     context = _context()
     ranks = [
         context.Process(target=_rank, args=(function, arguments, rank if processes else None, processes, port, log))
@@ -75,9 +76,3 @@ def _rank(function, arguments, rank, processes, port, log) -> None:
             "MASTER_PORT": str(port),
         }
     function(*arguments)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -9,20 +9,46 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from llava.train import launch
 
+# The launcher leaves a file seen-PROCESS of each rank that it has seen, and ended-PROCESS when it has seen it to end;
+# torchrun looks at them when both have ended.
+TELLING = """
+import sys, time
+from pathlib import Path
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from llava.train import launch
+folder, look, monitor = Path(sys.argv[1]), launch.Waits.look, LocalElasticAgent._monitor_workers
+
+def told(self):
+    runs = look(self)
+    for name, processes in {"seen": self.places, "ended": self.ends}.items():
+        for process in processes:
+            Path(folder, f"{name}-{process}").touch()
+    return runs
+
+def monitored(*arguments):
+    while len(list(folder.glob("ended-*"))) < 2:
+        time.sleep(0.01)
+    return monitor(*arguments)
+
+launch.Waits.look, LocalElasticAgent._monitor_workers = told, monitored
+launch.end_with(lambda: launch.main(sys.argv[2:]))
+"""
 FOLLOWED = """
 import os, pathlib, signal, sys, time
 rank, folder, first = int(os.environ["RANK"]), sys.argv[1], int(sys.argv[2])
+
+def wait_for(name):
+    while not pathlib.Path(folder, name).exists():
+        time.sleep(0.01)
+
 (file := pathlib.Path(folder, f"new{rank}")).write_text(str(os.getpid()))
 file.rename(f"{folder}/process{rank}")
-other = pathlib.Path(folder, f"process{1 - rank}")
-while not other.exists():
-    time.sleep(0.01)
-time.sleep(0.6)  # the launcher has seen both then
+wait_for(f"process{1 - rank}")
+other = pathlib.Path(folder, f"process{1 - rank}").read_text()
+wait_for(f"seen-{os.getpid()}")
+wait_for(f"seen-{other}")
 if rank != first:
-    stat = pathlib.Path("/proc", other.read_text(), "stat")
-    while stat.read_text().split()[2] != "Z":
-        time.sleep(0.01)
-    time.sleep(0.05)
+    wait_for(f"ended-{other}")
 exec(sys.argv[3 + rank])
 """
 KILLED, RAISED = "os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)"
@@ -37,11 +63,11 @@ KILLED, RAISED = "os.kill(os.getpid(), signal.SIGKILL)", "os._exit(3)"
     ],
 )
 def test_the_launcher_names_no_rank_that_followed(forked_python, tmp_path, first, ends, named):
-    """Both end between two of torchrun's looks, whose interval is long here."""
+    """Both end between two of torchrun's looks."""
     (tmp_path / "rank.py").write_text(FOLLOWED)
-    options = ["--standalone", "--nproc_per_node", "2", "--monitor-interval", "2", "--no-python"]
+    options = ["--standalone", "--nproc_per_node", "2", "--no-python"]
     rank = [sys.executable, "-SE", f"{tmp_path}/rank.py", str(tmp_path), str(first), *ends]
-    command = [forked_python.command, "-m", "llava.train.launch", *options, *rank]
+    command = [forked_python.command, "-c", TELLING, str(tmp_path), *options, *rank]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=100, check=False)
     named = named.format(host=platform.node(), process=(tmp_path / "process1").read_text())
     assert done.stderr == f"error: {named}; all processes of this host were stopped\n"

@@ -17,7 +17,7 @@ from llava import cli
 from llava.errors import LlavaError
 from llava.train import launch
 from llava.train.main import main, recipe_keys
-from tests.train.hosts import free_port
+from tests.ports import free_port
 
 SCRIPTS = Path("scripts/train")
 STAGES = ("stage1", "stage1_5", "stage2")
@@ -377,8 +377,8 @@ def test_the_launcher_names_the_rank_that_ended_the_run(tmp_path, ending, status
 WAITS = """
 import sys
 from llava.train import launch
-launch.PATIENCE = 3
-sys.exit(launch.main(sys.argv[1:]))
+launch.PATIENCE = int(sys.argv[1])
+sys.exit(launch.main(sys.argv[2:]))
 """
 
 
@@ -390,10 +390,19 @@ def test_a_launcher_does_not_wait_for_a_host_that_never_ends(forked_python, tmp_
         "time.sleep(600 if os.environ['RANK'] == '1' else 2)\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
     )
-    port, launchers = str(free_port()), []
+    port, patience, launchers = str(free_port()), "600" if stop else "3", []
     for node in range(2):
         meeting = ["--nnodes", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", port]
-        command = [forked_python.command, "-c", WAITS, *meeting, "--nproc_per_node", "1", f"{tmp_path}/rank.py"]
+        command = [
+            forked_python.command,
+            "-c",
+            WAITS,
+            patience,
+            *meeting,
+            "--nproc_per_node",
+            "1",
+            f"{tmp_path}/rank.py",
+        ]
         launchers.append(subprocess.Popen([*command, f"{tmp_path}/ended"], stderr=subprocess.PIPE, text=True))
     try:
         wait_until((tmp_path / "ended").exists)
@@ -412,10 +421,9 @@ def test_a_launcher_does_not_wait_for_a_host_that_never_ends(forked_python, tmp_
 @pytest.mark.parametrize(("node", "stop"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_launcher_that_waits_for_a_host_ends_at_a_signal(forked_python, node, stop):
     """The other host never comes: the first host's launcher waits for it to join, the second's to listen."""
-    host = socket.create_server(("127.0.0.1", 0))  # in place of the first host's: it hears, and never answers
-    port = host.getsockname()[1]
-    if node == 0:
-        host.close()
+    port = free_port()
+    if node == 1:
+        host = socket.create_server(("127.0.0.1", port))  # in place of the first host's: it hears, and never answers
     meeting = ["--nnodes", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1", "--master_port", str(port)]
     command = [forked_python.command, "-m", "llava.train.launch", *meeting, "--nproc_per_node", "1", "rank.py"]
     launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -428,7 +436,8 @@ def test_a_launcher_that_waits_for_a_host_ends_at_a_signal(forked_python, node, 
         assert launcher.wait(60) in (128 + stop, -stop)  # shells tell both alike
         assert launcher.stderr.read() == ""
     finally:
-        host.close()
+        if node == 1:
+            host.close()
         launcher.kill()
         launcher.wait()
 

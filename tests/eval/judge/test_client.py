@@ -119,7 +119,7 @@ def test_what_does_not_pass_fails_with_its_reason(answer, reason, pauses):
 
 
 def test_a_slow_answer_is_not_waited_for():
-    assert "no answer within 0.2 s" in str(failure(Answer("0.5", wait=0.5), timeout=0.2, retries=0))
+    assert "no answer within 0.2 s" in str(failure(Answer("0.5", wait=30), timeout=0.2, retries=0))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_an_unreachable_judge_is_given_up_once_its_retries_are_used(tmp_path, pa
 
 
 def test_several_reviews_run_at_a_time(tmp_path):
-    barrier = threading.Barrier(3, timeout=5)
+    barrier = threading.Barrier(3, timeout=60)
 
     def together(payload, _):
         barrier.wait()

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from llava.data.collator import Collator
 from llava.mllm.cost import Cost
+from llava.train.loop import step_log
 from llava.train.loop.step_log import (
     PEAK_BF16_TFLOPS,
     StepLog,
@@ -90,17 +91,20 @@ def test_an_evaluation_takes_no_time_of_the_steps():
     assert 0 < seconds < time.perf_counter() - started - 0.5
 
 
-def test_the_share_of_waiting():
+def test_the_share_of_waiting(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now[0])
+
     def slow():
         for length in (3, 4):
-            time.sleep(0.2)
+            now[0] += 0.2
             yield make_batch([length], supervised=1)
 
     log = StepLog(Accelerator(cpu=True), COST, count, peak_tflops=None)
     for _ in log.counted(slow()):
-        time.sleep(0.1)
+        now[0] += 0.1
     found = log.read()
-    assert 0.3 < found["data_wait"] < 0.8  # 0.4 s of 0.6 s, on a busy machine
+    assert found["data_wait"] == pytest.approx(0.4 / 0.6)
     assert "mfu" not in found
 
 

@@ -16,7 +16,7 @@ from llava.train.ranks import hardware as hardware_module
 from llava.train.ranks.fingerprint import code_hashes, data_hashes, start_hashes
 from llava.train.ranks.hardware import choose_network, hardware, interface_to
 from llava.train.ranks.preflight import describe, difference, hardware_table, preflight, report
-from tests.train.hosts import free_port
+from tests.ports import free_port
 
 RECIPE = "scripts/train/recipes/mllm/stage1.yaml"
 

@@ -16,7 +16,7 @@ from torch import distributed
 from llava.errors import DataError, LlavaError
 from llava.train.ranks.process_group import first_on_each_host, gathered, on_first_rank, rank, start_process_group
 from llava.train.ranks.waiting import meet, run_store
-from tests.train.hosts import free_port
+from tests.ports import free_port
 from tests.train.run_ranks import run_ranks
 
 PATIENCE = 60
@@ -29,7 +29,7 @@ def fail():
 def ask(out: Path) -> None:
     """One rank: writes whose values it was given, what all gave, and how a fault of the first rank ends it."""
     if "RANK" in os.environ:
-        distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
+        distributed.init_process_group("gloo", timeout=timedelta(seconds=PATIENCE))
     given, everything = on_first_rank(lambda: {"rank": rank()}, PATIENCE), gathered([rank()] * (rank() + 1))
     try:
         end = on_first_rank(fail, PATIENCE)
@@ -63,13 +63,13 @@ def test_deepspeed_knows_the_ranks_of_this_host_and_starts_no_process_to_count_t
 
 
 def wait(out: Path) -> None:
-    """One rank of a group whose collectives may take two seconds, while rank 0 alone takes longer."""
+    """One rank of a group whose collectives may take five seconds, while one rank alone takes longer."""
     meet(PATIENCE)
-    distributed.init_process_group("gloo", timeout=timedelta(seconds=2))
-    given = on_first_rank(lambda: time.sleep(4) or "slow", PATIENCE)
+    distributed.init_process_group("gloo", timeout=timedelta(seconds=5))
+    given = on_first_rank(lambda: time.sleep(7) or "slow", PATIENCE)
     made = first_on_each_host(lambda: make(out), PATIENCE)
     if rank() == 1:
-        time.sleep(4)
+        time.sleep(7)
     meet(PATIENCE)
     everything = gathered([given, made])
     try:

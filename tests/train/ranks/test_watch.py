@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.train.hosts import free_port
+from tests.ports import free_port
 
 # What waits as a rank does in a collective of NCCL: for ever, and heedless of the SIGTERM of its launcher.
 RANK = """
