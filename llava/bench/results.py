@@ -10,8 +10,9 @@ import numpy as np
 
 from llava.bench.jobs import Bench, Training
 from llava.bench.rows import REFERENCE
-from llava.bench.statistics import RowScore, score_rows
+from llava.bench.statistics import RowScore, score_rows, student_difference
 from llava.errors import LlavaError
+from llava.eval.report.intervals import Difference
 from llava.files import whole_file
 from llava.text_files import read_json
 
@@ -102,13 +103,26 @@ def read_results(file: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class HeldOutLoss:
+    """Of held-out conversations at the end of training.
+
+    mean: over the seeds. difference: to the reference, over the seeds by Student's t; None of the reference, and with
+    one seed.
+    """
+
+    mean: float
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
 class Line:
-    """A line of the table: what was measured of a row on a data set, and its score once all its seeds are done."""
+    """A line of the table: what was measured of a row on a data set, its score and its loss once all seeds are done."""
 
     data: str
     row: str
     measured: dict[str, Any]
     score: RowScore | None
+    loss: HeldOutLoss | None = None
 
 
 def table_lines(results: dict[str, Any]) -> list[Line]:
@@ -121,10 +135,19 @@ def table_lines(results: dict[str, Any]) -> list[Line]:
     for name, of_data in results["data"].items():
         rows = of_data["rows"]
         whole = [row for row, of_row in rows.items() if list(of_row["seeds"]) == wanted]
-        scores = {}
+        scores, losses = {}, {}
         if REFERENCE in whole:
             right = {row: np.array([rows[row]["seeds"][seed]["right"] for seed in wanted]) for row in whole}
             documents, kinds = ([question[key] for question in of_data["questions"]] for key in ("document", "kind"))
             scores = score_rows(name, documents, kinds, right, REFERENCE)
-        lines += [Line(name, row, of_row, scores.get(row)) for row, of_row in rows.items()]
+            losses = _losses({row: [rows[row]["seeds"][seed]["held_out_loss"] for seed in wanted] for row in whole})
+        lines += [Line(name, row, of_row, scores.get(row), losses.get(row)) for row, of_row in rows.items()]
     return lines
+
+
+def _losses(by_seed: dict[str, list[float]]) -> dict[str, HeldOutLoss]:
+    """by_seed: {row: its loss with each seed}."""
+    arrays = {row: np.array(losses) for row, losses in by_seed.items()}
+    base = arrays.pop(REFERENCE)
+    others = {row: HeldOutLoss(float(of.mean()), student_difference(of - base)) for row, of in arrays.items()}
+    return {REFERENCE: HeldOutLoss(float(base.mean()), None), **others}

@@ -12,6 +12,8 @@ NOTES = (
     "exact match: percent of the questions, mean over seeds, 95% interval of the bootstrap over documents and seeds",
     "- none: difference to `none`; boot: 95% interval of the paired bootstrap over documents and seeds; t: Student's, "
     "over the seeds' differences; * where both leave out 0",
+    "loss: of held-out conversations after the last step, mean over seeds; its difference to `none` with Student's "
+    "interval over the seeds",
     "new: parameters that are drawn anew (projector, fusion, newline), of all; GFLOP of a mean sample, exact from the "
     "sizes; rate: of the new parts, chosen on held-out samples, < or > where it is an end of the grid",
 )
@@ -25,6 +27,13 @@ def _by_seed(line: Line) -> str:
     if line.score is None or not line.score.difference_by_seed:
         return ABSENT
     return " ".join(f"{round(value, 1) + 0.0:+.1f}" for value in line.score.difference_by_seed)
+
+
+def _loss_difference(line: Line) -> str:
+    difference = line.loss.difference if line.loss is not None else None
+    if difference is None:
+        return ABSENT
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
 def _rate(line: Line) -> str:
@@ -54,6 +63,8 @@ def columns(results: dict[str, Any]) -> list[tuple[str, Callable[[Line], str]]]:
         ("boot", _of_score(lambda score: interval(score.difference))),
         ("t", _of_score(lambda score: interval(score.difference_t))),
         ("by seed", _by_seed),
+        ("loss", lambda line: ABSENT if line.loss is None else f"{line.loss.mean:.4f}"),
+        ("loss - none, t", _loss_difference),
         *(
             (
                 kind,

@@ -99,10 +99,21 @@ def test_the_tables_arithmetic_by_hand(bench):
         assert lines[name].score.score.value == pytest.approx(100 * sum(map(sum, right)) / 24)
         places = [value for of_seed in right for value in of_seed[::2]]
         assert lines[name].score.by_kind["place"] == pytest.approx(100 * sum(places) / 12)
+        held_out = [row["seeds"][seed]["held_out_loss"] for seed in ("1", "2")]
+        assert lines[name].loss.mean == pytest.approx(sum(held_out) / 2)
         losses = dict(map(tuple, row["grid"]))
         assert set(losses) == {1e-3, 4e-3}
         assert row["rate"] == min(losses, key=losses.get)
         assert [run["rate"] for run in row["seeds"].values()] == [row["rate"]] * 2
+    none, manager = (
+        [run["held_out_loss"] for run in pages["rows"][name]["seeds"].values()] for name in ("none", "manager")
+    )
+    first, second = (one - other for one, other in zip(manager, none))
+    half = 12.706 * abs(first - second) / 2  # Student's t with one degree of freedom
+    difference = lines["manager"].loss.difference
+    assert difference.value == pytest.approx((first + second) / 2)
+    assert (difference.low, difference.high) == pytest.approx((difference.value - half, difference.value + half))
+    assert lines["none"].loss.difference is None
     # Projector (96 to 96 twice) and newline; 6 managers of 3 maps and their 3 layer embeddings.
     assert pages["rows"]["none"]["parameters"]["new"] == 2 * (96 * 96 + 96) + 96
     assert pages["rows"]["manager"]["parameters"]["new"] == 2 * (96 * 96 + 96) + 96 + (6 + 1) * 3 * 96
