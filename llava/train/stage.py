@@ -194,6 +194,7 @@ def save(stage: Stage, manifest: dict) -> None:
         write_checkpoint(trainer.model, stage.processor, weights, trainer.state, manifest, output, adapter)
         shutil.rmtree(checkpoints_folder(output), ignore_errors=True)
         print(f"saved {output}{odd_samples(totals)}", flush=True)
+    meet(recipe.run.startup_timeout)  # the first rank may write for longer than a collective may take
     trainer.accelerator.wait_for_everyone()
 
 

@@ -29,6 +29,7 @@ from llava.train.folders.resume_point import ResumePoint
 from llava.train.folders.stage_folder import write_model
 from llava.train.loop.components import full_shape, saved_bytes
 from llava.train.ranks.process_group import gathered, rank
+from llava.train.ranks.waiting import meet
 from llava.train.recipe.running import RunRecipe
 
 if TYPE_CHECKING:
@@ -101,10 +102,16 @@ class InterimSaver:
                 write()
             except OSError as error:
                 self._failures.append(str(error))
+        self.wait()
         failures, joined_totals = gathered(self._failures), totals()
         done = [self._finish(step, failures, joined_totals, started)] if rank() == 0 else []
+        self.wait()
         if not gathered(done)[0] and int(os.environ.get("LOCAL_RANK", 0)) == 0:
             shutil.rmtree(self.folder, ignore_errors=True)  # where hosts share no disk each has its own
+
+    def wait(self) -> None:
+        """Returns on every rank when all have come here: one may write for longer than a collective may take."""
+        meet(self.run.startup_timeout)
 
     def attempt(self, write: Callable, *args: Any, path: str | None = None) -> None:
         """Calls `write`, which exchanges nothing with other ranks; a failure is noted and `path` is removed."""

@@ -334,6 +334,7 @@ class LlavaTrainer(Trainer):
         weights = self.gather_weights()
         if self.args.should_save:
             self.saver.write_weights(weights, output_dir)
+        self.saver.wait()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:

@@ -1,8 +1,8 @@
-"""Before training the ranks wait for each other at the store where they found each other, as long as a start takes.
+"""Ranks wait at the store where they found each other for what takes one of them long: a start, a checkpoint.
 
 A start may take minutes on one rank and nothing on the others: an index is made, images are looked at, states are
-joined. `run.startup_timeout` is the patience for that; collectives have `run.collective_timeout`, in which a rank that
-trains must answer, and so begin only when all ranks are there.
+joined; and one rank alone writes the model to a disk that may be slow. `run.startup_timeout` is the patience for that;
+collectives have `run.collective_timeout`, in which a rank that trains must answer, and so begin when all are there.
 """
 
 import os

@@ -60,7 +60,7 @@ class RunRecipe:
         logging_steps: Optimizer steps between two lines of the log.
         report_to: Where the log goes beside the terminal.
         startup_timeout: Seconds that ranks wait for each other before training, while data is indexed and images are
-            looked at.
+            looked at, and while a checkpoint is written.
         collective_timeout: Seconds until a rank that is silent while it trains counts as dead.
         save_steps: Optimizer steps between two checkpoints of the unfinished run; none for no such rhythm.
         save_minutes: Minutes between two checkpoints of the unfinished run, where steps do not come first; none for no
