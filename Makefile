@@ -42,7 +42,7 @@ test: install
 test-mixed: install
 	$(BIN)/python -m pytest tests/train/test_mixed_batches.py --mixed-steps 1000 --data-seed $(SEED)
 
-# LAUNCHES runs of two processes under DDP, ZeRO-2 and ZeRO-3 each, and half as many on two hosts, on a busy machine.
+# LAUNCHES runs of two processes under DDP and ZeRO-1 to 3 each, and half as many on two hosts, on a busy machine.
 test-exits: install
 	$(BIN)/python -m pytest tests/train/test_exits.py -s --timeout 0 --launches $(LAUNCHES)
 

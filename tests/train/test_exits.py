@@ -16,7 +16,7 @@ from tests.forked_python import ForkedPython
 from tests.train.hosts import run_on_both, two_hosts
 
 TIMEOUT = 300  # seconds; a launch takes 15 on an idle machine, and a hang is noticed by the ranks after 60
-STRATEGIES = {"ddp": "none"} | {name: f"scripts/train/deepspeed/{name}.json" for name in ("zero2", "zero3")}
+STRATEGIES = {"ddp": "none"} | {name: f"scripts/train/deepspeed/{name}.json" for name in ("zero1", "zero2", "zero3")}
 STEPS = {"optim.max_steps": 2, "components.language_model.trained": True, "components.language_model.lora": True}
 
 
