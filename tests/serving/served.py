@@ -48,6 +48,14 @@ class Served:
 @contextmanager
 def serving(command: Sequence, model: Path, options: Sequence[str], folder: Path, seconds: int) -> Iterator[Served]:
     """A server that `command` starts, which is what `llava` is; on the way out it ends at SIGTERM."""
+    with started(command, model, options, folder, seconds) as server:
+        yield server
+        assert server.process.poll() is None, server.log.read_text()[-4000:]
+
+
+@contextmanager
+def started(command: Sequence, model: Path, options: Sequence[str], folder: Path, seconds: int) -> Iterator[Served]:
+    """As serving, but that it may have ended before."""
     port = free_port()
     log = folder / "log"
     words = [*command, "serve", model, "--port", str(port), *options]
@@ -60,7 +68,6 @@ def serving(command: Sequence, model: Path, options: Sequence[str], folder: Path
         if not _is_well(url):
             pytest.fail(f"no server within {seconds} s, exit status {process.poll()}:\n{log.read_text()[-4000:]}")
         yield Served(url, str(model), log, process)
-        assert process.poll() is None, log.read_text()[-4000:]
     finally:
         process.terminate()
         try:

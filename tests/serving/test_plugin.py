@@ -2,8 +2,11 @@
 
 import importlib
 import random
+import subprocess
+import sys
 import tomllib
 
+import psutil
 import pytest
 
 from llava.constants import SYSTEM_MESSAGE
@@ -36,6 +39,33 @@ def test_which_releases_fit(release, fits):
     assert (misfit(release) is None) == fits
     if not fits:
         assert f"fits vLLM 0.32 to 0.33, and this is vLLM {release}" in misfit(release)
+
+
+CHILD = """
+import multiprocessing, os, sys, time
+from llava.vllm_plugin.entry import end_with_parent
+def engine(pids):
+    end_with_parent()
+    pids.send(os.getpid())
+    time.sleep(600)
+if __name__ == "__main__":
+    reader, writer = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=engine, args=(writer,)).start()
+    print(reader.recv(), flush=True)
+    end_with_parent()  # of no process of multiprocessing
+    time.sleep(600)
+"""
+
+
+def test_an_engine_ends_with_a_server_that_is_killed(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(CHILD)
+    server = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
+    engine = psutil.Process(int(server.stdout.readline()))
+    assert engine.is_running()
+    server.kill()
+    server.communicate()
+    assert psutil.wait_procs([engine], timeout=60)[1] == []
 
 
 def test_methods_that_read_hidden_states_are_refused():

@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psutil
 import pytest
 
 from llava.data.image_processor import LlavaOVManagerImageProcessor
@@ -15,7 +16,7 @@ from llava.data.schema import Dialogue, Turn
 from llava.data.video import EVERY_SECOND, read_video
 from llava.engine.engine import Engine
 from tests.conftest import PATCH, TILE
-from tests.serving.served import content, data_url, faults, go_away, png, serving, shown
+from tests.serving.served import content, data_url, faults, go_away, png, serving, shown, started
 from tests.serving.small_models import small_model
 from tests.serving.test_vllm import ENVIRONMENT
 
@@ -33,7 +34,8 @@ def engine(make_config, tiny_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def served(engine, tmp_path_factory):
+def command(engine, tmp_path_factory):
+    """What starts a server: see serving."""
     folder = tmp_path_factory.mktemp("served")
     engine.model.save_pretrained(folder / "model")
     engine.processor.save_pretrained(folder / "model")
@@ -43,8 +45,21 @@ def served(engine, tmp_path_factory):
         for name, value in ENVIRONMENT.items():
             patched.setenv(name, value)
         patched.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")  # as for everyone: the engine is a process of its own
-        with serving([sys.executable, "-m", "llava.cli"], folder / "model", options, folder, seconds=600) as server:
-            yield server
+        yield [sys.executable, "-m", "llava.cli"], folder / "model", options, folder, 600
+
+
+@pytest.fixture(scope="module")
+def served(command):
+    with serving(*command) as server:
+        yield server
+
+
+def test_a_server_that_is_killed_leaves_no_engine(command):
+    with started(*command) as server:
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        assert any("EngineCore" in " ".join(process.cmdline()) for process in below)
+        server.process.kill()
+        assert psutil.wait_procs(below, timeout=60)[1] == []
 
 
 @pytest.fixture(scope="module")
