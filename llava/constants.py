@@ -3,6 +3,8 @@
 from typing import Literal
 
 IGNORE_INDEX = -100  # label of a position that carries no loss, torch's and transformers' convention
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of OpenAI's CLIP: an image's channels, on [0, 1]
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MASKED_WORDS = 0.15  # of a text's tokens, for MLM; of these 80% become the mask, 10% another token, 10% stay
 IMAGE_TOKEN = "<image>"  # one per image in text; expanded to the image's token count before the model
 VIDEO_TOKEN = "<video>"  # likewise for a video

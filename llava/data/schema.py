@@ -11,6 +11,8 @@ from llava.printable import brief, one_line, visible
 ROLES = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "model": "gpt", "system": "system"}
 OnBadSample = Literal["error", "skip"]  # what a sample that cannot be used does
 OutsidePaths = Literal["refuse", "links", "any"]  # which paths may lead out of the image folder, see ImageFolder
+# How an image becomes the square that a two-tower model sees, see llava/data/pairs/transforms.py.
+TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
 LONGEST_PATH = 4096  # characters: more are no path on Linux
 
 

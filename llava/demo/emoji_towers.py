@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertModel, CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerBase
 
-from llava.data.pairs.transforms import CLIP_MEAN, CLIP_STD
+from llava.constants import CLIP_MEAN, CLIP_STD
 from llava.demo.emoji_pages import ACROSS, CELL, SIDE, drawing_in_a_cell
 from llava.demo.emojis import INSTALL, Emojis
 from llava.demo.wheels import packaged_file

@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from llava.constants import CLIP_MEAN, CLIP_STD
 from llava.errors import LlavaError
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OPENAI = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+OPENAI = CLIP_MEAN, CLIP_STD
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
 from llava.data.pairs.pair import LABELS, Pair
 from llava.data.pairs.processor import PairProcessor
-from llava.data.pairs.transforms import TransformName
+from llava.data.schema import TransformName
 from llava.errors import DataError
 from llava.printable import visible
 from llava.text_files import read_json

@@ -55,9 +55,9 @@ def pretrain(model: TwoTowerForTask, batch: Batch) -> Result:
     mask, labels, size = batch["attention_mask"].repeat(2, 1), batch["itm_labels"], len(batch["input_ids"])
     text = model.model.encode_text(torch.cat([batch["mlm_input_ids"], batch["input_ids"]]), mask)
     image = model.model.encode_image(torch.cat([batch["pixel_values"], batch["false_pixel_values"]]))
-    own = torch.arange(size, device=labels.device)
-    shown = torch.where(labels == 1, own, size - 1 + (labels == 0).cumsum(0))
-    fused = model.model.fuse(text, image.rows(torch.cat([own, shown])), mask)
+    pairs = torch.arange(size, device=labels.device)
+    shown = torch.where(labels == 1, pairs, size - 1 + (labels == 0).cumsum(0))
+    fused = model.model.fuse(text, image.rows(torch.cat([pairs, shown])), mask)
 
     masked = batch["mlm_labels"] != IGNORE_INDEX
     words = model.heads["mlm"](fused.text_features[:size][masked])
@@ -128,8 +128,8 @@ def check_negatives(same_BA: torch.Tensor) -> None:
     """Raises LlavaError where a row has nothing to be compared with. same_BA: pairs of one image."""
     if same_BA.all(1).any():
         pairs = same_BA.shape[1]
-        found = "is one pair" if pairs == 1 else f"has {pairs} pairs, all of one image"
-        raise LlavaError(f"ITC compares a pair with pairs of other images, but the batch over all ranks {found}")
+        batch = "is one pair" if pairs == 1 else f"has {pairs} pairs, all of one image"
+        raise LlavaError(f"ITC compares a pair with pairs of other images, but the batch over all ranks {batch}")
 
 
 def negative_weights(similarity_BA: torch.Tensor, same_BA: torch.Tensor) -> torch.Tensor:

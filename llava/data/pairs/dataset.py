@@ -25,7 +25,7 @@ from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.pair import Pair
 from llava.data.pairs.processor import PairProcessor
 from llava.data.pairs.store import PairStore
-from llava.data.pairs.transforms import TransformName
+from llava.data.schema import TransformName
 from llava.errors import DataError
 from llava.files import patiently
 from llava.printable import one_line

@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from llava.data.pairs.transforms import CLIP_MEAN, CLIP_STD, Transform, TransformName
+from llava.constants import CLIP_MEAN, CLIP_STD
+from llava.data.pairs.transforms import Transform
 from llava.data.pairs.vocabulary import FILE, read_answers, write_answers
+from llava.data.schema import TransformName
 from llava.errors import DataError
 from llava.printable import one_line
 from llava.text_files import read_json

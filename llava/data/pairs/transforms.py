@@ -8,19 +8,17 @@ colors; `..._no_flip` never mirrors, for questions that ask what is left and rig
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
+from llava.constants import CLIP_MEAN, CLIP_STD
 from llava.data.images import RESAMPLING, normalize
 from llava.data.pairs.augment import WITH_COLOR, WITHOUT_COLOR, rand_augment
 from llava.data.pairs.draws import Draws
+from llava.data.schema import TransformName
 
-TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 SCALE, RATIO, TRIES = (0.5, 1.0), (3 / 4, 4 / 3), 10  # of the random part: its share of the area, its width to height
 
 

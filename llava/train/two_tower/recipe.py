@@ -9,13 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from llava.bounds import Bounds
 from llava.data.image_folder import ImageFolder
-from llava.data.schema import OutsidePaths
+from llava.data.schema import OutsidePaths, TransformName
 from llava.train.recipe.dotted import Key, dotted_keys
 from llava.train.recipe.running import Attention, Count, OptimRecipe, RunRecipe
 from llava.two_tower.choices import Bridge, ManagerKind, Query, Weight
 from llava.two_tower.tasks import TASKS
 
-TransformName = Literal["center", "squash", "randaug", "randaug_no_flip", "randaug_color", "randaug_color_no_flip"]
 Times = Annotated[float, Bounds(0, 10_000)]
 Deviation = Annotated[float, Bounds(0, 1, above=True)]
 Share = Annotated[float, Bounds(0, 1, below=True)]

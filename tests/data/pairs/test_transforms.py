@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava.constants import CLIP_MEAN, CLIP_STD
 from llava.data.pairs.draws import Draws, Purpose
-from llava.data.pairs.transforms import CLIP_MEAN, CLIP_STD, Transform, center, random_box
+from llava.data.pairs.transforms import Transform, center, random_box
 
 
 def ramp(width, height):

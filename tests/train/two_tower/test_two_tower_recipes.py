@@ -7,12 +7,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from llava.data.pairs.transforms import TransformName
 from llava.errors import LlavaError
 from llava.paper import CROSS_MODAL_LAYERS
 from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.load import StageFile, load_recipe
-from llava.train.two_tower.recipe import PairDataRecipe, TaskRecipe, TwoTowerFusionRecipe, two_tower_keys
+from llava.train.two_tower.recipe import TaskRecipe, TwoTowerFusionRecipe, two_tower_keys
 from llava.two_tower.configuration import CHOICES, TwoTowerConfig
 from llava.two_tower.tasks import SETS, TASKS
 from tests.paths import ROOT
@@ -33,7 +32,6 @@ def test_a_recipe_has_the_choices_and_defaults_of_the_models_configuration():
     for name in ("bridge", "manager_kind", "query", "weight"):
         assert get_args(hints[name]) == CHOICES[name]
     assert set(get_args(get_type_hints(TaskRecipe)["name"])) == set(CHOICES["task"])
-    assert get_type_hints(PairDataRecipe)["transform"] == TransformName
 
 
 def test_no_recipe_is_left_out():
