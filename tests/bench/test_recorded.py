@@ -1,0 +1,25 @@
+"""The recorded table of benchmarks/FUSION.md is computed from the results beside it."""
+
+from llava.bench.results import read_results, table_lines
+from llava.bench.table import columns
+from tests.paths import ROOT
+
+
+def test_the_recorded_tables_are_those_of_the_results():
+    results = read_results(ROOT / "benchmarks/fusion/digit_pages.json")
+    cells, lines = dict(columns(results)), {line.row: line for line in table_lines(results)}
+    text = (ROOT / "benchmarks/FUSION.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text[text.index("## Results") :].splitlines()
+        if line.startswith("|")
+    ]
+    heads, shown = None, []
+    for first, *others in rows:
+        if first == "row":
+            heads = others
+        elif first in lines:
+            shown += [(first, head) for head in heads]
+            assert others == [cells[head](lines[first]) for head in heads], first
+    assert set(shown) == {(row, head) for row in lines for head in cells if head != "row"}
+    assert len(shown) == len(set(shown))
