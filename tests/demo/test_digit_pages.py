@@ -10,7 +10,7 @@ from llava.data.conversation import encode_prompt
 from llava.data.inspect import inspect_samples
 from llava.data.mixture import load_mixture
 from llava.data.schema import Turn
-from llava.demo import digit_pages, pretrain
+from llava.demo import digit_pages, pages_as_text, pretrain
 from llava.demo.digit_pages import (
     DIGITS,
     KINDS,
@@ -130,7 +130,7 @@ def test_questions_are_answered_right():
 def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
     """The language model is pretrained on the layout that it will meet."""
     layout = make_processor().image_processor.layout((112, 112), several_images=False)
-    tokens = pretrain._page(("407", "15"))
+    tokens = pages_as_text._page(("407", "15"))
     assert len(tokens) == layout.num_tokens
     assert [token for token in tokens if token not in ".\u010a"] == [
         "Ġa",
@@ -155,7 +155,7 @@ def test_captions_copy_notes_out_patch_by_patch():
     for seed in range(20):
         cells = note_cells(np.random.default_rng(seed))
         tokens = tokenizer.tokenize(caption_of(cells))
-        assert tokens == pretrain._note(cells)
+        assert tokens == pages_as_text._note(cells)
         shown = {4 * row + column: character for row, column, character in cells}
         assert [token.strip("\u0120") for token in tokens] == [shown.get(index, ".") for index in range(16)]
 
