@@ -128,8 +128,8 @@ def check_negatives(same_BA: torch.Tensor) -> None:
     """Raises LlavaError where a row has nothing to be compared with. same_BA: pairs of one image."""
     if same_BA.all(1).any():
         pairs = same_BA.shape[1]
-        batch = "is one pair" if pairs == 1 else f"has {pairs} pairs, all of one image"
-        raise LlavaError(f"ITC compares a pair with pairs of other images, but the batch over all ranks {batch}")
+        content = "is one pair" if pairs == 1 else f"has {pairs} pairs, all of one image"
+        raise LlavaError(f"ITC compares a pair with pairs of other images, but the batch over all ranks {content}")
 
 
 def negative_weights(similarity_BA: torch.Tensor, same_BA: torch.Tensor) -> torch.Tensor:

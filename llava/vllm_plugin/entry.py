@@ -38,7 +38,8 @@ def misfit(release: str) -> str | None:
 def end_with_parent() -> None:
     """Ends this process when the one whose multiprocessing started it has ended, however that ended.
 
-    vLLM's engine is such a process. It holds the model's memory, and stays where its server was killed.
+    vLLM's engine is such a process. It holds the model's memory, and stays where its server was killed. Linux's own
+    signal, see llava/train/loop/stop.py, would come too early: when the thread ends that began the engine.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:
