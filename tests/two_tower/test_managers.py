@@ -11,6 +11,7 @@ from torch.nn.functional import layer_norm
 from llava.two_tower.configuration import CHOICES, TwoTowerConfig
 from llava.two_tower.managers import draw_noise
 from llava.two_tower.modeling import TwoTowerModel
+from tests.two_tower.test_modeling import batch_of
 from tests.two_tower.tiny import tiny_config, tiny_model
 
 KINDS = [  # with masked padding and, where there is a query that could see it, without
@@ -103,9 +104,9 @@ def softmax(scores):
 @pytest.mark.parametrize(("kind", "query", "weight", "mask_padding"), KINDS)
 def test_twin(kind, query, weight, mask_padding):
     options = {"manager_kind": kind, "query": query, "weight": weight, "mask_padding": mask_padding}
-    model = tiny_model("pretrain", cross_modal_layers=3, **options).model
-    texts = torch.randn(2, 2, 4, 16, requires_grad=True)
-    images = torch.randn(2, 2, 5, 16, requires_grad=True)
+    model = tiny_model("pretrain", text_layers=1, image_layers=3, cross_modal_layers=3, **options).model
+    texts = torch.randn(1, 2, 4, 16, requires_grad=True)
+    images = torch.randn(3, 2, 5, 16, requires_grad=True)
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
     results = []
     for text, image in (model.cross_modal(texts, images, mask[:, None, None]), twin(model, texts, images, mask)):
@@ -120,6 +121,14 @@ def test_twin(kind, query, weight, mask_padding):
                 results[0][name], expected, atol=2e-4, rtol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
     assert all(one is not None for one in results[0].values())
+
+
+def test_each_tower_gives_its_own_number_of_experts():
+    model = tiny_model("pretrain", text_layers=1, image_layers=3).model
+    batch = batch_of(model.config)
+    assert model.encode_text(batch["input_ids"], batch["attention_mask"]).states.shape[:2] == (1, 3)
+    assert model.encode_image(batch["pixel_values"]).states.shape[:2] == (3, 3)
+    assert model(**batch).pooled.isfinite().all()  # as many as its managers take
 
 
 def test_first_values():
