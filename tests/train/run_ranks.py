@@ -32,9 +32,9 @@ def run_ranks(function: Callable, *arguments, processes: int | None, folder: Pat
     """
     logs = [folder / f"rank-{rank}.log" for rank in range(processes or 1)]
     port = free_port()
-    context = _context()
+    context = fork_context()
     ranks = [
-        context.Process(target=_rank, args=(function, arguments, rank if processes else None, processes, port, log))
+        context.Process(target=run_rank, args=(function, arguments, rank if processes else None, processes, port, log))
         for rank, log in enumerate(logs)
     ]
     end = time.monotonic() + timeout
@@ -52,7 +52,7 @@ def run_ranks(function: Callable, *arguments, processes: int | None, folder: Pat
     assert ends == [0] * len(ranks), f"exit codes {ends} (None: no end within {timeout} s)\n{said}"
 
 
-def _context():
+def fork_context():
     """The fork server's, started with what its forks inherit."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
@@ -62,7 +62,8 @@ def _context():
     return context
 
 
-def _rank(function, arguments, rank, processes, port, log) -> None:
+def run_rank(function, arguments, rank, processes, port, log) -> None:
+    """Calls function(*arguments) as one of the ranks, with its outputs in `log`; as no rank where `rank` is None."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
