@@ -21,7 +21,7 @@ MODELS = ("--tower_steps", "3", "--language_model_steps", "3")
 
 
 def training(place: Place) -> Iterator[dict]:
-    """Stage 1 under torchrun and ZeRO-2, and an answer of the checkpoint that it leaves, in the type chosen for it."""
+    """Stage 1 under torchrun and ZeRO-1, and an answer of the checkpoint that it leaves, in the type chosen for it."""
     with TemporaryDirectory() as folder:
         data, models, checkpoints = (str(Path(folder, name)) for name in ("data", "models", "checkpoints"))
         _run(sys.executable, "-m", "llava.cli", "demo", "make", data, *DATA)
