@@ -1,9 +1,11 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -12,6 +14,7 @@ from llava.data.pairs.dataset import PairDataset, PairSampler, Place
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
 from llava.data.pairs.processor import PairProcessor, check_tokenizer
 from llava.errors import DataError
+from llava.two_tower.tasks import MIXTURES
 from tests.data.pairs.conftest import ENTAILMENT, QUESTIONS, STATEMENTS, captions, picture, write_arrow, write_json
 
 
@@ -164,6 +167,25 @@ def test_targets_and_labels(tmp_path, processor):
     assert [snli[index]["labels"] for index in range(2)] == [2, 0]
     with pytest.raises(DataError, match="no answers: there is no vocabulary"):
         PairDataset(vqa.store, processor, transform="squash", parts=("answers",))
+
+
+def test_the_one_answer_of_a_vgqa_question_is_right(tmp_path, processor):
+    """With the reference's scores and without any, in the shipped split that adds VG-QA to VQAv2."""
+    shipped = yaml.safe_load(Path(MIXTURES, "vqav2.yaml").read_text())
+    mixture = tmp_path / "vqav2.yaml"
+    mixture.write_text(yaml.safe_dump(shipped | {"root": "."}))
+    question = {"image": picture((0, 0, 0)), "questions": ["how many"]}
+    people = ["2"] * 2 + ["red"] * 8
+    for file, fields in {
+        "vqav2_train_fix": {"answers": [people]},
+        "vgqa_train": {"answers": [["red"]], "answer_labels": [[1]], "answer_scores": [[1.0]]},
+        "vgqa_val": {"answers": [["Two."]]},
+    }.items():
+        write_arrow(tmp_path / f"{file}.arrow", [question | fields])
+    store = load_pairs(read_pair_mixture(mixture), "train_vgqa").store
+    dataset = PairDataset(store, replace(processor, answers=("2", "red", "no")), transform="squash", parts=("answers",))
+    targets = collate_pairs([dataset[number] for number in range(len(dataset))])["targets"]
+    assert targets.tolist() == [[pytest.approx(0.6), 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
 def test_images_by_path_and_images_that_cannot_be_read(tmp_path, processor):

@@ -7,13 +7,14 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from llava.data.pairs.mixture import read_pair_mixture
 from llava.errors import LlavaError
 from llava.paper import CROSS_MODAL_LAYERS
 from llava.train.recipe.checks import check_recipe
 from llava.train.recipe.load import StageFile, load_recipe
 from llava.train.two_tower.recipe import TaskRecipe, TwoTowerFusionRecipe, two_tower_keys
 from llava.two_tower.configuration import CHOICES, TwoTowerConfig
-from llava.two_tower.tasks import SETS, TASKS
+from llava.two_tower.tasks import MIXTURES, SETS, TASKS
 from tests.paths import ROOT
 
 RECIPES = "scripts/train/recipes/two_tower"
@@ -64,10 +65,23 @@ def test_the_papers_values(stage, size, lr, batch, length, warmup, decay, heads,
     check_recipe(recipe, 8, dry_run=True)
 
 
+@pytest.mark.parametrize("name", sorted({of_set.mixture for of_set in SETS.values()}))
+def test_every_data_set_of_a_mixture_says_how_many_rows_it_has(name):
+    mixture = read_pair_mixture(f"{MIXTURES}/{name}")
+    lacking = {
+        split: entry.name
+        for split, entries in mixture.splits.items()
+        for entry in entries
+        if entry.expected_rows is None
+    }
+    assert lacking == {}
+    assert {path.name for path in Path(MIXTURES).iterdir()} == {of_set.mixture for of_set in SETS.values()}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_each_stage_has_its_set_and_starts_where_pretraining_ends(stage):
     recipe, of_set = load(stage, "bridge_tower"), SETS[stage.removesuffix("_no_vlp")]
-    assert recipe.data.mixture == f"scripts/train/mixtures/two_tower/{of_set.mixture}"
+    assert recipe.data.mixture == f"{MIXTURES}/{of_set.mixture}"
     assert (recipe.task.name, recipe.data.split, recipe.eval.split) == (of_set.task, of_set.train, of_set.val)
     assert of_set.reranked in (None, recipe.eval.rerank)
     starts = None if stage in ("pretrain", "vqav2_no_vlp", "flickr30k_no_vlp") else load("pretrain", "bridge_tower")
