@@ -197,17 +197,30 @@ def load_start(model: TwoTowerForTask, recipe: TwoTowerRecipe, processor: PairPr
 def _kept_heads(recipe: TwoTowerRecipe, processor: PairProcessor) -> tuple[str, ...]:
     """Beginnings of names of the heads that go on: those of the same task; of another one what is called alike.
 
-    A classification head belongs to its task, its width and its answers.
+    A classification head belongs to its task, its width and its answers; it is told where one of these two differs.
     """
     start = TwoTowerConfig.from_pretrained(recipe.model.start_from)
-    task = recipe.task
-    shared = set(TASKS[start.task].heads) & set(TASKS[task.name].heads)
-    same = start.task == task.name and start.head_width == task.head_width
-    if same and processor.answers is not None:
-        same = PairProcessor.from_pretrained(recipe.model.start_from).answers == processor.answers
-    if not same:
+    shared = set(TASKS[start.task].heads) & set(TASKS[recipe.task.name].heads)
+    if start.task != recipe.task.name:
+        shared.discard("classifier")
+    elif "classifier" in shared and (difference := _head_difference(start, recipe, processor)) is not None:
+        print(f"note: the classifier begins anew: {difference}", flush=True)
         shared.discard("classifier")
     return tuple(f"{HEADS}{name}." for name in sorted(shared))
+
+
+def _head_difference(start: TwoTowerConfig, recipe: TwoTowerRecipe, processor: PairProcessor) -> str | None:
+    """What keeps the classifier of a start of the same task from going on, with both numbers; None for nothing."""
+    place, width, answers = f"model.start_from {recipe.model.start_from}", recipe.task.head_width, processor.answers
+    if start.head_width != width:
+        return f"{place} has head_width {start.head_width}, the recipe {width}"
+    if answers is None:
+        return None
+    before = PairProcessor.from_pretrained(recipe.model.start_from).answers or ()
+    if before == answers:
+        return None
+    alike = sum(one == other for one, other in zip(before, answers))
+    return f"{place} has {len(before):,} answers, the data {len(answers):,}; {alike:,} stand at the same place"
 
 
 def _types(table: torch.Tensor, rows: int) -> torch.Tensor:

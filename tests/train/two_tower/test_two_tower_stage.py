@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import CLIPVisionModel, RobertaModel
 
@@ -114,6 +115,38 @@ def test_a_stage_of_the_same_task_keeps_its_head(pair_recipe, pretrained, tmp_pa
     )
     saved = load_file(first / "model.safetensors")
     assert all(torch.equal(value, saved[name]) for name, value in second.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("answers", "changes", "words"),
+    [
+        (["red", "green", "blue", "white"], {}, None),
+        (["green", "red", "blue", "white"], {}, "has 4 answers, the data 4; 2 stand at the same place"),
+        (["red", "green", "blue"], {}, "has 4 answers, the data 3; 3 stand at the same place"),
+        (["red", "green", "blue", "white"], {"task.head_width": 3}, "has head_width 2, the recipe 3"),
+    ],
+)
+def test_a_classifier_of_other_answers_begins_anew_and_is_told(
+    pair_recipe, pretrained, pairs, tmp_path, capsys, answers, changes, words
+):
+    folder = tmp_path / "first"
+    first, processor = build(pair_recipe("vqav2", **{"model.start_from": str(pretrained)}))
+    first.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    mixture = yaml.safe_load((pairs / "questions.yaml").read_text()) | {"root": str(pairs)}
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump(mixture | {"answers": str(tmp_path / "answers.json")}))
+    keys = {"model.start_from": str(folder), "data.mixture": str(tmp_path / "m.yaml"), **changes}
+    capsys.readouterr()
+    second, _ = build(pair_recipe("vqav2", **keys))
+    said = capsys.readouterr().out
+    assert said == (f"note: the classifier begins anew: model.start_from {folder} {words}\n" if words else "")
+    before = first.state_dict()
+    for name, value in second.named_parameters():
+        kept = value.shape == before[name].shape and torch.equal(value, before[name])
+        assert kept or (words and name.startswith("heads.classifier.")), name
+    weight = next(name for name in before if name.startswith("heads.classifier."))
+    assert torch.equal(second.state_dict()[weight], before[weight]) == (words is None)
 
 
 def test_kept_states_change_no_loss(pair_recipe, tmp_path):
