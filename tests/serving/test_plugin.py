@@ -1,10 +1,13 @@
 """What vLLM's plugin knows without vLLM."""
 
 import importlib
+import logging
 import random
 import subprocess
 import sys
 import tomllib
+import types
+from importlib.metadata import PackageNotFoundError
 
 import psutil
 import pytest
@@ -18,6 +21,7 @@ from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.methods import METHODS
+from llava.vllm_plugin import entry
 from llava.vllm_plugin.checks import check_static
 from llava.vllm_plugin.entry import misfit, register
 from llava.vllm_plugin.requests import check_places, most_image_tokens, questions_of_prompt
@@ -39,6 +43,33 @@ def test_which_releases_fit(release, fits):
     assert (misfit(release) is None) == fits
     if not fits:
         assert f"fits vLLM 0.32 to 0.33, and this is vLLM {release}" in misfit(release)
+
+
+@pytest.mark.parametrize(("release", "told"), [("0.31.0", "0.31.0"), (None, "0")])
+def test_a_release_that_does_not_fit_runs_on_without_our_model(release, told, monkeypatch, caplog):
+    """One line; nothing of vLLM is imported: it is not installed here, and what stands in for it is not asked."""
+
+    class Vllm(types.ModuleType):
+        __path__ = ()
+
+        def __getattr__(self, name):
+            raise AssertionError(f"vllm.{name} was asked for")
+
+    def version(distribution):
+        if distribution == "vllm" and release is not None:
+            return release
+        raise PackageNotFoundError(distribution)
+
+    monkeypatch.setitem(sys.modules, "vllm", Vllm("vllm"))
+    monkeypatch.setattr(entry, "version", version)
+    with caplog.at_level(logging.DEBUG):
+        register()
+    ((logger, level, line),) = caplog.record_tuples
+    assert (logger, level) == ("vllm", logging.ERROR)
+    assert line == (
+        f"llava-ov-manager's plugin fits vLLM 0.32 to 0.33, and this is vLLM {told}: its models are not known here"
+    )
+    assert [name for name in sys.modules if name.startswith(("vllm.", "llava.vllm_plugin.media"))] == []
 
 
 CHILD = """
