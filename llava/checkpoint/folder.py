@@ -20,6 +20,7 @@ from llava.text_files import read_json
 
 CONFIG = "config.json"
 MANIFEST = "run.json"  # of a model that a stage trained
+LOG, TENSORBOARD = "log.csv", "runs"  # what it logged: a table, and a folder where run.report_to asked for one
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 # What a folder may hold, in the order in which transformers looks: (single file, index of several).
 LAYOUTS = ((WEIGHTS, INDEX), ("pytorch_model.bin", "pytorch_model.bin.index.json"))

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from llava.arguments import ArgumentParser
-from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, check_folder, has_adapters, model_type_of
+from llava.checkpoint.folder import NEEDED_PROCESSOR_FILES, TENSORBOARD, check_folder, has_adapters, model_type_of
 from llava.convert.model_card import model_card
 from llava.convert.output import check_free
 from llava.convert.push import check_login, push
@@ -70,4 +70,6 @@ def run(arguments: Namespace) -> int:
     print(f"{out}: {arguments.format}, {in_bytes(size)} of weights in {number}")
     if arguments.push is not None:
         print(f"uploaded to {push(out, arguments.push, arguments.private)}")
+        if (out / TENSORBOARD).is_dir():
+            print(f"note: {out / TENSORBOARD} was not uploaded: it tells paths and shows held-out samples")
     return 0

@@ -13,7 +13,9 @@ from llava.checkpoint.folder import (
     CONFIG,
     GENERATION_CONFIG,
     IMAGE_PROCESSOR_CONFIG,
+    LOG,
     PROCESSOR_CONFIG,
+    TENSORBOARD,
     TOKENIZER_CONFIG,
     TOKENIZER_FILES,
     model_type_of,
@@ -31,7 +33,7 @@ from llava.text_files import read_json
 from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.modeling import TwoTowerForTask
 
-# Files that stay as they are, where the model has them. Training's own (run.json, trainer_state.json) are left behind.
+# Files that stay as they are, where the model has them. Of training's own the logs alone come along, with the card.
 _CARRIED = (*TOKENIZER_FILES, CHAT_TEMPLATE, GENERATION_CONFIG)
 
 
@@ -73,7 +75,7 @@ def _export_onevision(
     processor = onevision_processor(config, read_json(source / PROCESSOR_CONFIG)["image_processor"])
     with new_folder(out) as folder:
         target.save_pretrained(folder)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        _write_card(source, folder, card)
         _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         tokenizer = read_json(source / TOKENIZER_CONFIG) | {"processor_class": processor["processor_class"]}
@@ -93,7 +95,7 @@ def _export_remote_code(source: Path, out: Path, config: LlavaOVManagerConfig, c
     model["auto_map"] = MLLM.auto_map(*auto_classes)
     with new_folder(out) as folder:
         _write_json(folder / CONFIG, model)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        _write_card(source, folder, card)
         _write_json(folder / PROCESSOR_CONFIG, processor)
         _carry(source, folder)
         write_code(folder)
@@ -113,7 +115,7 @@ def _export_two_tower(format_name: str, source: Path, out: Path, card: str) -> l
     model["auto_map"] = TWO_TOWER.auto_map("AutoConfig", "AutoModel", for_task)
     with new_folder(out) as folder:
         _write_json(folder / CONFIG, model)
-        (folder / CARD).write_text(card, encoding="utf-8")
+        _write_card(source, folder, card)
         _carry(source, folder, (*TOKENIZER_FILES, IMAGE_PROCESSOR_CONFIG, ANSWERS))
         write_code(folder, TWO_TOWER)
         write_shards(folder, read_tensors(source), MAX_SHARD_BYTES)
@@ -142,6 +144,14 @@ def _carry(source: Path, folder: Path, names: Iterable[str] = _CARRIED) -> None:
     for name in names:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+
+
+def _write_card(source: Path, folder: Path, card: str) -> None:
+    """And beside it what was logged in training, where the checkpoint has it."""
+    (folder / CARD).write_text(card, encoding="utf-8")
+    _carry(source, folder, [LOG])
+    if (source / TENSORBOARD).is_dir():
+        shutil.copytree(source / TENSORBOARD, folder / TENSORBOARD)
 
 
 def _write_json(path: Path, content: dict) -> None:

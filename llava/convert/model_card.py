@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from llava.checkpoint.folder import CONFIG, MANIFEST
+from llava.checkpoint.folder import CONFIG, LOG, MANIFEST
 from llava.convert.to_remote_code import task_class
 from llava.errors import LlavaError
 from llava.text_files import read_json
@@ -62,7 +62,7 @@ def model_card(source: Path, name: str, remote_code: bool, scores: Path | None, 
     licensed = f"`{licence}`." if licence else "Not told by who exported it: that of its parts and data holds."
     sections = {
         "How to load": f"```python\n{family.load}\n```",
-        "Recipe": _recipe(family, run),
+        "Recipe": _recipe(family, run) + _logged(source),
         "Data": _data(run),
         "Scores": _scores(scores),
         "Licence": licensed,
@@ -155,6 +155,10 @@ def _recipe(family: _Family, run: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
     lines += [f"- with {versions}"] if versions else []
     return "\n".join([*lines, "", "```yaml", yaml.safe_dump(recipe, sort_keys=False).rstrip(), "```"])
+
+
+def _logged(source: Path) -> str:
+    return f"\n\nWhat was logged as it was trained, step by step: [{LOG}]({LOG})." if (source / LOG).is_file() else ""
 
 
 def _chosen(recipe: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

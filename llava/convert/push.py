@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from llava.checkpoint.folder import TENSORBOARD
 from llava.errors import LlavaError
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -28,6 +29,8 @@ def check_login(repo: str) -> None:
 def push(folder: Path, repo: str, private: bool) -> str:
     """Uploads a folder, makes the repository where there is none, and returns its address.
 
+    Tensorboard's log stays here: it tells paths of this machine, and shows questions and pictures of held-out samples.
+
     Raises:
         LlavaError: It could not be uploaded; the folder stays.
     """
@@ -38,7 +41,12 @@ def push(folder: Path, repo: str, private: bool) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="llava convert export")
+        api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            commit_message="llava convert export",
+            ignore_patterns=f"{TENSORBOARD}/*",
+        )
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise LlavaError(f"--push {repo}: {folder} is written, but could not be uploaded: {_line(error)}") from None
     return str(address)

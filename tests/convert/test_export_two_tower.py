@@ -13,7 +13,7 @@ from llava.convert.to_remote_code import task_class
 from llava.data.pairs.processor import PairProcessor
 from llava.two_tower.tasks import TASKS
 from tests.convert.elsewhere import run_elsewhere
-from tests.convert.test_model_card import parts, scored
+from tests.convert.test_model_card import EVENTS, LOG, add_logs, parts, scored
 from tests.two_tower.test_modeling import batch_of
 from tests.two_tower.tiny import tiny_config, tiny_model
 
@@ -50,9 +50,13 @@ def folder(tmp_path):
 
 def test_equal_without_this_package(folder, tmp_path):
     source, model, tokenizer = folder
+    add_logs(source)
     out = tmp_path / "exported"
     assert main(["convert", "export", str(source), "--out", str(out), "--format", "remote_code"]) == 0
     assert json.loads((out / "answers.json").read_text()) == ["yes", "no"]
+    assert (out / "log.csv").read_text() == LOG
+    assert (out / EVENTS).is_file()
+    assert "(log.csv)" in (out / "README.md").read_text()
     batch = batch_of(model.config)
     torch.save(batch, tmp_path / "inputs.pt")
     run_elsewhere(ELSEWHERE, tmp_path, out, tmp_path / "inputs.pt", tmp_path / "results.pt")

@@ -5,8 +5,10 @@ import re
 
 import pytest
 import yaml
+from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoModelForImageTextToText
 
+from llava.convert.export import FORMATS
 from llava.errors import LlavaError
 from llava.mllm import LlavaOVManagerForConditionalGeneration
 from tests.conftest import GRID
@@ -30,10 +32,21 @@ RUN = {
 }
 
 
+LOG = "step,epoch,loss,eval_loss\n1,0.5,1.5,\n2,1.0,,2.25\n"
+EVENTS = "runs/Nov29_host/events.out.tfevents.1"
+
+
 def scored(**runs) -> dict:
     score = {"documents": 5349, "interval": "bootstrap", "percent": True}
     of_run = {run: {"value": value, "low": value - 1, "high": value + 1, **score} for run, value in runs.items()}
     return {"rows": [{"task": "docvqa_val", "metric": "anls", "scores": of_run, "differences": {}}]}
+
+
+def add_logs(folder) -> None:
+    """What a stage with run.report_to tensorboard leaves beside its model."""
+    (folder / "log.csv").write_text(LOG)
+    (folder / EVENTS).parent.mkdir(parents=True)
+    (folder / EVENTS).write_bytes(b"events")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +55,7 @@ def trained(tmp_path_factory, save_model):
     folder = tmp_path_factory.mktemp("card") / "trained"
     save_model(folder, GRID, "paper")
     (folder / "run.json").write_text(json.dumps(RUN))
+    add_logs(folder)
     return folder
 
 
@@ -88,6 +102,19 @@ def test_what_is_not_known_is_told_as_that(tmp_path, save_model, export):
     for title, words in (("Licence", "Not told"), ("Data", "Not known"), ("Scores", "None were told")):
         assert words in sections[title]
     assert "no run.json" in sections["Recipe"]
+    assert "log.csv" not in sections["Recipe"]
+    assert not {"log.csv", "runs"} & {path.name for path in (tmp_path / "out").iterdir()}
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_what_was_logged_stands_beside_the_card(format_name, tmp_path, save_model, export):
+    save_model(tmp_path / "model", GRID)
+    add_logs(tmp_path / "model")
+    out = tmp_path / "out"
+    assert export(tmp_path / "model", "--out", out, "--format", format_name, "--accept_differences") == 0
+    assert (out / "log.csv").read_text() == LOG
+    assert (out / EVENTS).read_bytes() == b"events"
+    assert parts((out / "README.md").read_text())[1]["Recipe"].count("(log.csv)") == 1
 
 
 def test_it_is_uploaded_when_asked(trained, tmp_path, export, hub, capsys):
@@ -95,9 +122,15 @@ def test_it_is_uploaded_when_asked(trained, tmp_path, export, hub, capsys):
     assert export(trained, "--out", out, "--format", "remote_code", "--push", "me/model", "--private") == 0
     assert [name for name, _, _ in hub.calls] == ["whoami", "create_repo", "upload_folder"]
     assert hub.calls[1][2] == {"private": True, "exist_ok": True}
-    assert (hub.calls[2][2]["repo_id"], hub.calls[2][2]["folder_path"]) == ("me/model", out)
+    upload = hub.calls[2][2]
+    assert (upload["repo_id"], upload["folder_path"]) == ("me/model", out)
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    uploaded = set(filter_repo_objects(files, ignore_patterns=upload["ignore_patterns"]))
+    assert files - uploaded == {EVENTS}  # which tells paths of this machine
     assert 'from_pretrained("me/model", trust_remote_code=True)' in (out / "README.md").read_text()
-    assert "uploaded to https://huggingface.co/me/model" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "uploaded to https://huggingface.co/me/model" in printed
+    assert f"note: {out}/runs was not uploaded: it tells paths and shows held-out samples" in printed
 
 
 @pytest.mark.parametrize(

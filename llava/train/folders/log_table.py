@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-LOG = "log.csv"
+from llava.checkpoint.folder import LOG
 
 
 def write_log(history: Sequence[Mapping[str, Any]], folder: Path) -> None:

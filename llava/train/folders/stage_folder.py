@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llava.checkpoint.folder import MANIFEST, OTHER_BYTES, STAGE_WORKING
+from llava.checkpoint.folder import MANIFEST, OTHER_BYTES, STAGE_WORKING, TENSORBOARD
 from llava.errors import LlavaError
 from llava.files import existing_folder, free_bytes, put_back, put_in_place
 from llava.sizes import in_bytes
@@ -86,7 +86,7 @@ def start_working_folder(output_dir: str, goes_on: bool = False) -> Path:
     put_back(Path(output_dir))
     folder = working_folder(output_dir)
     for path in folder.glob("*"):
-        if path.name not in ("runs", ANSWERS) or not goes_on:
+        if path.name not in (TENSORBOARD, ANSWERS) or not goes_on:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
+from llava.checkpoint.folder import TENSORBOARD
 from llava.train.loop.stop import StopRequest
 from llava.train.recipe.running import RunRecipe
 
@@ -127,7 +128,7 @@ class PatientTensorBoard(TensorBoardCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Goes on in the folder of the run's earlier starts."""
-        folders = sorted(Path(args.output_dir, "runs").glob("*/"))
+        folders = sorted(Path(args.output_dir, TENSORBOARD).glob("*/"))
         if self.logging_dir is None and folders:
             self.logging_dir = str(folders[-1])
         self.purge_step = state.global_step + 1 if state.global_step else 0
