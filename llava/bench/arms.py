@@ -61,8 +61,7 @@ def our_loss(model: LlavaOVManagerForConditionalGeneration, batch: dict) -> torc
 class Side:
     """One way to compute a step.
 
-    loss: of a model and a batch. packing: of the batch's samples, into one row. by_torch: layers are computed again by
-    torch's own function.
+    loss: of a model and a batch. packing: of the batch's samples, into one row.
     """
 
     name: str
@@ -71,7 +70,6 @@ class Side:
     attention: str = "sdpa"
     packing: bool = False
     checkpointed: bool = True
-    by_torch: bool = False
 
 
 def whole_layers(tiny: bool) -> tuple[int, int]:
@@ -143,8 +141,7 @@ class ArmModel:
         if side.packing and side.attention == "sdpa":
             self.model.model.language_model.set_attn_implementation(SDPA_BY_SAMPLE)
         self.model.activation_checkpointing_disable()
-        components = named_components(side.checkpointed)
-        checkpoint(self.model, components, compiled=components if side.by_torch else ())
+        checkpoint(self.model, named_components(side.checkpointed))
 
     def batch(self, sizes: list[tuple[int, int]], packing: bool = False) -> dict[str, Any]:
         """One sample for each image of (width, height) pixels, as the arm in use tiles it; the same at every call."""
