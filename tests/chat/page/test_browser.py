@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from threading import Event
 from urllib.parse import urlsplit
 
 import pytest
@@ -108,3 +109,26 @@ def test_a_visit(engine, tiny_model_dir, tmp_path, make_image):
         second.expect_answers(*hostile_answer)
     assert said == []
     assert {urlsplit(address).netloc for address in asked_for if address.startswith("http")} == {urlsplit(url).netloc}
+
+
+def test_an_answer_is_seen_while_it_is_written(engine, monkeypatch):
+    """Letter by letter, and the engine waits behind the eighth until that many were seen."""
+    (whole,) = alone(engine, ("A red car.",))
+    stream, seen = engine.stream, Event()
+
+    def waiting(*arguments, **options):
+        for number, letter in enumerate("".join(stream(*arguments, **options))):
+            if number == 8:
+                seen.wait(60)
+            yield letter
+
+    monkeypatch.setattr(engine, "stream", waiting)
+    with serve([Model("left", engine)], "127.0.0.1", None, max_new_tokens=24) as url, open_browser() as browser:
+        tab = Tab(browser.new_page())
+        tab.page.goto(url)
+        tab.ask("A red car.")
+        answer = tab.chats[0].locator(".bot.message")
+        assert 0 < len(whole[:8].strip()) < len(whole)
+        expect(answer).to_have_text(whole[:8].strip())
+        seen.set()
+        expect(answer).to_have_text(whole)
