@@ -22,8 +22,8 @@ SHOWN = 80  # characters of what is wrong
 STOPS = 16  # strings that end an answer, at most
 
 
-def _is_whole(least: int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**31
+def _is_whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _is_number(low: float, high: float) -> Callable[[Any], bool]:
@@ -61,7 +61,7 @@ OF_VLLM: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "min_tokens": ("a whole number", _is_whole(0)),
     "ignore_eos": ("true or false", _is_truth),
     "logprobs": ("true or false", _is_truth),
-    "top_logprobs": ("a whole number from 0 to 20", _is_number(0, 20)),
+    "top_logprobs": ("a whole number from 0 to 20", _is_whole(0, 20)),
 }
 
 

@@ -9,5 +9,5 @@ def check_static(fusion: FusionConfig) -> None:
     if not fusion.static:
         raise LlavaError(
             f"vLLM cannot run this fusion ({fusion.describe()}), which reads the hidden states of the language model; "
-            "run it in transformers: `transformers serve`, `llava eval --engine transformers`"
+            "run it in transformers: `llava serve --engine transformers`, `llava eval --engine transformers`"
         )

@@ -116,6 +116,8 @@ def test_content_that_is_refused(content, message):
         ({"n": 9}, "n must be 1, found 9"),
         ({"stop": [""]}, "stop must be"),
         ({"top_p": 0}, "top_p must be a number above 0"),
+        ({"top_logprobs": 1.5}, "top_logprobs must be a whole number from 0 to 20, found 1.5"),
+        ({"top_logprobs": 21}, "top_logprobs must be a whole number from 0 to 20, found 21"),
     ],
 )  # fmt: skip
 def test_fields_that_are_refused(fields, message):
