@@ -3,7 +3,8 @@
 `ForkedPython` starts that one and makes a command that does what `python -m MODULE`, `python -c CODE` and `python FILE`
 do. Where torchrun and `llava` start python themselves it is this one again, and scripts find it where it is first on
 PATH. A fork sees its own arguments, environment, folder, streams and namespaces; what modules read from the environment
-while they are imported is the server's. It ends as ranks do, for Python's shutdown of so many modules takes a second.
+while they are imported is the server's. Two GPUs are there that are none, for a fork whose environment does not hide
+them (pretended_gpus.py). It ends as ranks do, for Python's shutdown of so many modules takes a second.
 What tests see of imports, and of processes that die with those that started them, needs the real python.
 """
 
@@ -32,6 +33,7 @@ from llava.train.rank import end_with
 from tests import leftovers
 
 PRELOADED = [
+    "tests.pretended_gpus",
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",
     "llava.eval.documents",

@@ -1,5 +1,7 @@
 """The whole way at a smoke size: data, pretraining, three stages on two processes under ZeRO-3, evaluation, chat.
 
+A machine with GPUs is pretended, and none of them is used.
+
 What SEEDS adds, the order of things and going on, is seen with a `llava` and a `python` that only note what they are to
 do; what they would print is that of `llava bench seeds` on runs that were made up.
 """
@@ -17,6 +19,7 @@ from llava.train.two_tower.recipe import TwoTowerFusionRecipe
 from tests.bench.test_seeds import save
 from tests.paths import ROOT
 
+GPUS = {"CUDA_VISIBLE_DEVICES": "0,1"}  # shown by the one who starts a quickstart, which hides them
 STAGE2 = "scripts/train/recipes/mllm/stage2.yaml"
 
 
@@ -25,6 +28,10 @@ STAGE2 = "scripts/train/recipes/mllm/stage2.yaml"
 def test_quickstart_at_smoke_size(forked_python, tmp_path):
     out = tmp_path / "quickstart"
     environment = os.environ | {"QUICKSTART_DIR": str(out), "QUICKSTART_SIZE": "smoke", "PATH": forked_python.path}
+    environment |= GPUS
+    del environment["DS_ACCELERATOR"]  # the suite's own
+    look = [forked_python.command, "-c", "import torch; print(torch.cuda.is_available(), torch.cuda.device_count())"]
+    assert subprocess.check_output(look, env=environment, text=True) == "True 2\n"
     done = subprocess.run(
         ["bash", "scripts/quickstart.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -34,6 +41,7 @@ def test_quickstart_at_smoke_size(forked_python, tmp_path):
         run = json.loads((out / "checkpoints" / name / "run.json").read_text())
         assert run["steps"] == steps
         assert run["plan"]["processes"] == 2
+        assert [row["device"][:3] for row in run["hardware"]] == ["CPU"]
         assert json.loads((ROOT / run["recipe"]["run"]["deepspeed"]).read_text())["zero_optimization"]["stage"] == 3
     report = json.loads((out / "eval" / "report.json").read_text())
     (place,) = [row for row in report["rows"] if row["metric"] == "exact_match_place"]
@@ -44,6 +52,7 @@ def test_quickstart_at_smoke_size(forked_python, tmp_path):
 
 
 LLAVA = """#!/usr/bin/env bash
+[ -n "${CUDA_VISIBLE_DEVICES-all}" ] && echo "GPUs are not hidden" >&2 && exit 1
 [ "$1" = bench ] && [ -n "${REAL:-}" ] && exec "$PYTHON" -m llava.cli "$@"
 case "$1 $2" in
 "demo pretrain" | "demo emoji_towers") what="$2 $(basename "$(dirname "$3")") $4 $5" ;;
@@ -67,6 +76,7 @@ case $arguments in
 *" --print "*) echo "$folder" ;;
 *" --check "*) ;;
 *)
+    [ -n "${CUDA_VISIBLE_DEVICES-all}" ] && echo "GPUs are not hidden" >&2 && exit 1
     [ "$stage-$arm $(value run.seed)" = "$FAILS" ] && exit 1
     echo "$stage-$arm $(value run.seed)" >> "$CALLS"
     mkdir -p "$folder" && touch "$folder/run.json"
@@ -86,7 +96,7 @@ def noted(tmp_path_factory):
         for index, arm in enumerate(("baseline", "manager", "manager_blind", "grid_manager", "grid_manager_blind")):
             save(folder / "eval" / arm / f"seed{seed}", (index / 5, 0.5), 10 * seed + index)
     environment = os.environ | {"PYTHON": sys.executable, "MADE_UP": str(folder), "CALLS": str(folder / "calls")}
-    environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    environment |= {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"} | GPUS
 
     def start(out, *arguments: str, fails: str = "nothing", script="quickstart", **changes):
         (folder / "calls").write_text("")

@@ -49,12 +49,13 @@ class ImageFolder:
 
     def status(self, path: str) -> os.stat_result:
         """As os.stat, of a file that may be followed. Raises OutsideError as `file` does, and OSError."""
-        status = os.lstat(os.path.join(self.path, path))
+        root = str(self.path)  # joined and asked for once: this is done for millions of images
+        file = os.path.join(root, path)
+        status = os.lstat(file)
         is_plain = self.outside == "any" or (path[0] != os.sep and os.pardir not in path)
-        if is_plain and not stat.S_ISLNK(status.st_mode):
-            folder = os.path.dirname(os.path.join(self.path, path))
-            if self.outside != "refuse" or _is_below(folder, str(self.path)):
-                return status
+        is_inside = is_plain and (self.outside != "refuse" or _is_below(os.path.dirname(file), root))
+        if is_inside and not stat.S_ISLNK(status.st_mode):
+            return status
         return os.stat(self.file(path))
 
 

@@ -30,15 +30,16 @@ from llava.data.notes import has_places_and_answer, is_regular, notes_of
 from llava.data.schema import Sample, Turn, sample_of
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
-from llava.files import sync_files
+from llava.files import file_hash, sync_files
 from llava.text_files import UTF_8, encoding_of, open_text, read_text
 
-VERSION = 1  # of what is kept; another one is another index
+VERSION = 2  # of what is kept; another one is another index
 INDEX_FOLDER = ".llava-index"
 CACHE = "LLAVA_INDEX_CACHE"
 SMALL = 1 << 18  # bytes of a data file
 LEFTOVER = 86_400  # seconds after which another host's unfinished index belongs to nobody
 UNFINISHED = ".unfinished"
+HASH = "sha256"  # of the data file, in its index
 
 
 def index_file(file: Path, workers: Workers) -> RecordIndex:
@@ -63,6 +64,13 @@ def index_files(files: Sequence[Path], workers: Workers) -> list[RecordIndex]:
             for _ in iter_records(file):
                 pass
         raise
+
+
+def data_file_hash(file: Path) -> str:
+    """The SHA-256 of a data file as sha256sum prints it; one that has not changed since it was indexed is not read."""
+    name = _name(FileKey.of(file))
+    kept = (home / name / HASH for home in homes(file))
+    return next((place.read_text() for place in kept if place.is_file()), None) or file_hash(file)
 
 
 def homes(file: Path) -> list[Path]:
@@ -106,6 +114,8 @@ def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordInde
         with tqdm(total=rows, unit="row", desc="indexed", disable=None) as bar:
             for file, begins in blocks.items():
                 _write(folders[file], islice(facts, len(begins)), bar)
+        for file, digest in zip(files, workers.map(file_hash, ((file,) for file in files), alone=rows <= BLOCK)):
+            (folders[file] / HASH).write_text(digest)
         for file, key in files.items():
             if FileKey.of(file) != key:
                 raise DataError(f"data file {file} changed while it was read")

@@ -43,6 +43,10 @@ class StageRecipe(Protocol):
     def evaluates(self) -> bool:
         """Whether something is evaluated while it trains."""
 
+    @property
+    def uses_adapters(self) -> bool:
+        """Whether a part trains through adapters."""
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they are printed and saved."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from llava.arguments import ArgumentParser, did_you_mean, nearest
 from llava.errors import LlavaError
 from llava.train.family import StageRecipe
+from llava.train.imports import import_stage
 from llava.train.recipe.dotted import flatten, shown, suggestion
 from llava.train.recipe.load import CHECKPOINTS, known_keys, load_recipe
 
@@ -32,9 +33,7 @@ def main(argv: list[str]) -> int:
 
         print(dry_run(recipe, options.tokens_per_second))
     else:
-        from llava.train.stage import run_stage
-
-        run_stage(recipe)
+        import_stage(recipe).run_stage(recipe)
     return 0
 
 

@@ -18,7 +18,7 @@ from llava.cli import main
 from llava.data import content, indexing, visuals
 from llava.data import index as index_module
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
-from llava.data.indexing import INDEX_FOLDER, index_file
+from llava.data.indexing import INDEX_FOLDER, data_file_hash, index_file
 from llava.data.inspect import Fault, Inspection, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.json_rows import iter_records
@@ -270,6 +270,20 @@ def test_an_index_is_made_once_and_anew_for_another_file(tmp_path, keep_all, mon
     assert other != one
     with pytest.raises(DataError, match=r"a\.json has changed since it was opened"):
         first.sample(0)
+
+
+def test_an_indexed_file_is_not_read_for_its_hash(tmp_path, keep_all, monkeypatch):
+    """Every rank of every start asks for it."""
+    file = tmp_path / "a.json"
+    for changed, question in enumerate(("What?", "When?"), start=1):
+        write(file, [{"id": "a", "conversations": turns(question)}])
+        os.utime(file, ns=(0, changed))
+        expected = hashlib.sha256(file.read_bytes()).hexdigest()
+        assert data_file_hash(file) == expected
+        index_file(file, Workers(1))
+        with monkeypatch.context() as patched:
+            patched.setattr(indexing, "file_hash", None)
+            assert data_file_hash(file) == expected
 
 
 def test_an_index_stands_in_the_cache_where_the_data_cannot_be_written(tmp_path, keep_all, monkeypatch):

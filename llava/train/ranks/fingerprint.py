@@ -3,7 +3,7 @@
 import hashlib
 import platform
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 
 import llava
 from llava.checkpoint.folder import identity_files
+from llava.data.indexing import data_file_hash
 from llava.files import ends_hash, file_hash
 from llava.train.family import StageRecipe, rules_of
 from llava.train.recipe.dotted import flatten
@@ -22,11 +23,11 @@ CODE_SUFFIXES = (".py", ".yaml")
 THREADS = 4  # hashlib lets go of the interpreter's lock
 
 
-def file_hashes(paths: Iterable[Path]) -> dict[str, str]:
+def file_hashes(paths: Iterable[Path], hash_of: Callable[[Path], str] = file_hash) -> dict[str, str]:
     """{path: SHA-256} of the files, in their order."""
     paths = list(paths)
     with ThreadPoolExecutor(THREADS) as pool:
-        return dict(zip(map(str, paths), pool.map(file_hash, paths)))
+        return dict(zip(map(str, paths), pool.map(hash_of, paths)))
 
 
 def combined_hash(hashes: dict[str, str]) -> str:
@@ -44,7 +45,7 @@ def data_hashes(recipe: StageRecipe) -> dict[str, str]:
     """{path: SHA-256} of the data files that decide what is learned; of large ones of their sizes and ends."""
     rules = rules_of(recipe)
     ends = {str(path): ends_hash(path) for path in rules.large_files(recipe)}
-    return file_hashes(dict.fromkeys(rules.data_files(recipe))) | ends
+    return file_hashes(dict.fromkeys(rules.data_files(recipe)), data_file_hash) | ends
 
 
 def start_hashes(recipe: StageRecipe) -> dict[str, str]:

@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from llava.errors import LlavaError
 
 PARTING = 20  # seconds for all ranks to know that one has failed
-LOOK = 0.1  # seconds between looks at the store, in which signals are heard
+FIRST_LOOK, LOOK = 0.001, 0.1  # seconds to the first look at the store, and the most between later ones
 # Where rank 0 is the store's host its process group uses the same one: ended in between, it would lose early ranks.
 KEPT: list[distributed.Store] = []
 _NUMBERS = count()
@@ -74,13 +74,14 @@ class Meeting:
         Raises:
             LlavaError: when it has not within `seconds`, or the store is gone.
         """
-        end = time.monotonic() + self.seconds
+        end, pause = time.monotonic() + self.seconds, FIRST_LOOK
         try:
             while self.store is not None and not self.store.check(list(keys)):
                 if time.monotonic() > end:
                     reason = f"for {self.seconds} s, run.startup_timeout, in vain"
                     raise LlavaError(f"rank {self.rank} waited for other ranks {reason}")
-                time.sleep(LOOK)
+                time.sleep(pause)  # in which signals are heard
+                pause = min(2 * pause, LOOK)
         except distributed.DistError as error:
             raise self._lost(error) from None
 

@@ -252,6 +252,11 @@ class Recipe:
         return self.eval.data is not None
 
     @property
+    def uses_adapters(self) -> bool:
+        """Whether a component trains through adapters."""
+        return self.components.vision_tower.lora or self.components.language_model.lora
+
+    @property
     def held_out_folder(self) -> str:
         """Folder of the held-out samples' images and videos."""
         return self.eval.image_folder or self.data.image_folder

@@ -208,6 +208,11 @@ class TwoTowerRecipe:
         """Whether something is evaluated while it trains."""
         return self.eval.split is not None
 
+    @property
+    def uses_adapters(self) -> bool:
+        """Whether a part trains through adapters."""
+        return False
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, as they are printed and saved."""
         return asdict(self)
