@@ -6,24 +6,33 @@ Synthetic LLaVA records in several files, most with an image, and a tiny model: 
 and once with the one that the first start made. Prints one line of JSON. seconds: from the launch to where the first
 step would begin, imports included; beyond_imports: without these. rank_gib: the most of any rank's resident memory
 beyond what its imports took, mapped files included; rank_private_gib: its own alone. worker_private_gib: of a data
-loader's worker, forked as in training, that has read its share of the records.
+loader's worker, forked as in training, that has read its share of the records. cpu_seconds: processor time, the most of
+any rank, its imports' (import_cpu_seconds) among it, which says more than seconds where others are at work.
+
+access: microseconds of processor time, medians over random rows of the first data file, of a record through the index
+(record) and from the file's records in memory (record_in_memory), and of dataset[i] with the one and the other behind
+it, for rows with an image and for those of text alone, of which the ratios are told.
 """
 
 import argparse
 import contextlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 
 RANKS, FILES, LOADER_WORKERS = 2, 20, 4
 IMAGES = 5000  # files; records share them
 TEXT_ONLY = 20  # every so many records
 SECONDS, FOLDER = "START_UP_BEGIN", "START_UP_FOLDER"  # variables of the ranks
+ACCESSES = 400  # rows of each kind that are read at random
 GIB = 1 << 30
 
 
@@ -77,7 +86,7 @@ def memory(process: str = "self") -> tuple[int, int]:
 
 def run_rank(folder: Path) -> None:
     """One rank of a start: writes what it took, and ends where training would begin."""
-    from llava.train import stage
+    from llava.train.imports import import_stage
     from llava.train.recipe.load import load_recipe
 
     keys = {
@@ -89,7 +98,8 @@ def run_rank(folder: Path) -> None:
         "run.output_dir": str(folder / "out"),
     }
     recipe = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager", keys=keys)
-    imports, imported = memory(), time.time()
+    stage = import_stage(recipe)
+    imports, imported, import_cpu = memory(), time.time(), time.process_time()
 
     def report(trainer, *_) -> None:
         seconds = time.time() - float(os.environ[SECONDS])
@@ -97,6 +107,8 @@ def run_rank(folder: Path) -> None:
         facts = {
             "seconds": seconds,
             "beyond": time.time() - imported,
+            "cpu": time.process_time(),
+            "import_cpu": import_cpu,
             "resident": resident,
             "private": private,
             "worker": read_in_worker(trainer),
@@ -131,6 +143,46 @@ def read_in_worker(trainer) -> int:
     return private
 
 
+def access(folder: Path) -> dict:
+    """Random access to records and samples, through the index and from a list of the same records; see the top."""
+    import llava.mllm  # noqa: F401 - tells transformers of the processor's parts
+    from llava.data.dataset import SupervisedDataset
+    from llava.data.indexing import index_file
+    from llava.data.processor import LlavaOVManagerProcessor
+    from llava.data.record_store import Part, RecordStore
+    from llava.data.schema import sample_of
+    from llava.data.workers import Workers
+
+    file = folder / "part0.json"
+    index = index_file(file, Workers())
+    store = RecordStore([Part(index, range(len(index)))])
+    records = json.loads(file.read_text(encoding="utf-8"))
+    in_memory = [sample_of(record, f"{file} row {row}") for row, record in enumerate(records, start=1)]
+    processor = LlavaOVManagerProcessor.from_pretrained(folder / "model")
+    indexed, plain = (SupervisedDataset(samples, processor, image_folder=folder) for samples in (store, in_memory))
+    rows = random.Random(0).sample(range(len(store)), len(store))
+    texts, images = (
+        [row for row in rows if bool(in_memory[row].images) == shown][:ACCESSES] for shown in (False, True)
+    )
+    record, record_before = _pair(store.__getitem__, lambda row: sample_of(records[row], "a row"), rows[:ACCESSES])
+    results = {"record_us": record, "record_in_memory_us": record_before}
+    for name, chosen in (("image", images), ("text", texts)):
+        now, before = _pair(indexed.__getitem__, plain.__getitem__, chosen)
+        results |= {f"{name}_us": now, f"{name}_in_memory_us": before, f"{name}_ratio": round(now / before, 3)}
+    return results
+
+
+def _pair(one: Callable, other: Callable, rows: list[int]) -> tuple[float, float]:
+    """Median microseconds of processor time of two ways to read a row, which take turns in being first."""
+    taken: dict[Callable, list[int]] = {one: [], other: []}
+    for number, row in enumerate(rows):
+        for read in (one, other) if number % 2 else (other, one):
+            began = time.process_time_ns()
+            read(row)
+            taken[read].append(time.process_time_ns() - began)
+    return tuple(round(median(taken[read]) / 1000, 1) for read in (one, other))
+
+
 def start(folder: Path) -> dict:
     """Starts the stage; what the ranks wrote, the most of each."""
     shutil.rmtree(folder / "out.unfinished", ignore_errors=True)
@@ -158,6 +210,7 @@ def main() -> None:
             make_model(folder / "model")
         shutil.rmtree(folder / ".llava-index", ignore_errors=True)
         first, second = start(folder), start(folder)
+        accesses = access(folder)
     results = {
         "records": options.records,
         "ranks": RANKS,
@@ -166,9 +219,12 @@ def main() -> None:
         "second_start_seconds": round(second["seconds"], 1),
         "first_start_beyond_imports": round(first["beyond"], 1),
         "second_start_beyond_imports": round(second["beyond"], 1),
+        "second_start_cpu_seconds": round(second["cpu"], 1),
+        "second_start_import_cpu_seconds": round(second["import_cpu"], 1),
         "rank_gib": round(max(first["resident"], second["resident"]) / GIB, 3),
         "rank_private_gib": round(max(first["private"], second["private"]) / GIB, 3),
         "worker_private_gib": round(max(first["worker"], second["worker"]) / GIB, 3),
+        "access": accesses,
     }
     print(json.dumps(results))
 

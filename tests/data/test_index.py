@@ -383,6 +383,7 @@ def test_a_kill_leaves_nothing_half_made(tmp_path, keep_all, make_image, place):
         "path_ends",
         "paths",
         "rows",
+        "sha256",
         "visuals",
     ]
 
