@@ -4,6 +4,7 @@
     python benchmarks/bench_eval.py --checkpoint DIR                  # digit pages with the quickstart's model in DIR
     python benchmarks/bench_eval.py --device cpu --dtype float32 --layers 2  # a small machine
     python benchmarks/bench_eval.py --checkpoint DIR --engine vllm --images 0  # and a server, by its URL or started
+    python benchmarks/bench_eval.py --pages 0 --inputs 640x480 --batch_size 8 16    # several sizes in one run
 
 The real size is SigLIP so400m and Qwen2-0.5B, arm grid_manager, with noise for images. As `llava eval` does it, batches
 hold questions of similar cost, the most costly first. `ahead` is what it does: threads cut a batch's images into uint8
@@ -172,14 +173,14 @@ def bench_case(
 
     Raises LlavaError when those in this process answer differently in float32.
     """
-    size = options.batch_size
-    in_process = [Side(1), Side(size), Side(size, ahead=True)]
+    in_process = [Side(1), *(Side(size, ahead) for size in options.batch_size for ahead in (False, True))]
     sides = list(in_process)
     if settings:
         sides.append(Side(settings.requests, engine=settings.engine))
         server = Server(settings)
         ask_server(server, dialogues, options.new_tokens)
-    answer_all(engine, dialogues[:size], size, True, options.new_tokens)  # set up once
+    for size in options.batch_size:  # set up once
+        answer_all(engine, dialogues[:size], size, True, options.new_tokens)
     seconds, answers = {side: [] for side in sides}, {}
     for run in range(options.runs):
         for side in sides[:: 1 if run % 2 == 0 else -1]:
@@ -226,7 +227,7 @@ def table(results: list[Result], options: argparse.Namespace) -> str:
 
 def parse_arguments() -> argparse.Namespace:
     parser = model_parser(__doc__)
-    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[16], metavar="N", help="default 16; also several")
     parser.add_argument("--new_tokens", type=int, default=16, help="the longest answer (default 16)")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--checkpoint", metavar="DIR", help="model for the digit pages; default: tiny, random weights")

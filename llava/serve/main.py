@@ -15,7 +15,7 @@ from llava.engine.checks import DTYPE_NAMES, SPREAD, check_dtype
 from llava.errors import LlavaError
 from llava.serve.limits import KEY, Limits, Service, add_limits, key_of_requests, limits_of
 from llava.serve.names import AUTO, ENGINES, TRANSFORMERS, VLLM
-from llava.serve.with_vllm import become, check_model, vllm_python
+from llava.serve.with_vllm import become, check_model, check_options, vllm_python
 
 HOST, PORT = "127.0.0.1", 8000
 NEEDED = "transformers' server needs more packages: pip install 'llava-ov-manager[serve]'"
@@ -80,6 +80,8 @@ def _check_options(args: argparse.Namespace, limits: Limits, options: list[str],
         raise LlavaError(f"--videos {limits.videos}: transformers' server reads no videos of a request; vLLM does")
     if python is not None and args.device is not None:
         raise LlavaError("--device says nothing to vLLM, which chooses itself")
+    if python is not None:
+        check_options(args.model, options)
 
 
 def _check_free(host: str, port: int) -> None:

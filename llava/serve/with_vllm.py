@@ -3,6 +3,7 @@
 The environment is this one, or the one whose Python LLAVA_VLLM_PYTHON names, since vLLM pins other versions.
 """
 
+import argparse
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from llava.errors import LlavaError
 from llava.fusion.methods import fusion_config
 from llava.serve.limits import VARIABLE, Service
 from llava.text_files import read_json
-from llava.vllm_plugin.checks import check_static
+from llava.vllm_plugin.checks import check_ranks, check_static
 from llava.vllm_plugin.entry import MODE, installed_vllm, misfit
 
 PYTHON = "LLAVA_VLLM_PYTHON"
@@ -60,6 +61,15 @@ def check_model(folder: Path) -> None:
     config = read_json(folder / CONFIG)
     if "fusion" in config:
         check_static(fusion_config(config["fusion"]))
+
+
+def check_options(folder: Path, options: Sequence[str]) -> None:
+    """Raises LlavaError for more ranks than the model can be shared among. options: of vLLM, which checks the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--tensor-parallel-size", "--tensor_parallel_size", "-tp", dest="ranks", nargs="?")
+    ranks = parser.parse_known_args(options)[0].ranks
+    if ranks and ranks.isdecimal() and int(ranks) > 0:
+        check_ranks(read_json(folder / CONFIG).get("text_config", {}), int(ranks))
 
 
 def command(python: str, service: Service, host: str, port: int, dtype: str, options: Sequence[str]) -> list[str]:

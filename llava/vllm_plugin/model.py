@@ -6,7 +6,8 @@ prompt ── embeddings, replaced at visual tokens by the first D ── Manage
                                      the other K * D ── `added` ──────┘ before their layers
 
 So what a static fusion adds travels with the tokens that it belongs to: through chunks of a prompt, batches of requests
-and prefixes that are computed once.
+and prefixes that are computed once. Of several ranks (tensor parallel) each has the whole vision side, and its part of
+the language model.
 """
 
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.fusion.base import Questions
 from llava.mllm.questions import mean_embeddings
 from llava.mllm.visual_input import VisualInput, normalized, video_layouts
-from llava.vllm_plugin.checks import check_static
+from llava.vllm_plugin.checks import check_ranks, check_static
 from llava.vllm_plugin.decoder import ManagedForCausalLM
 from llava.vllm_plugin.processing import DummyInputs, MultiModalProcessor, ProcessingInfo
 from llava.vllm_plugin.vision import VisionSide
@@ -55,6 +56,7 @@ class LlavaOVManagerForConditionalGeneration(nn.Module, SupportsMultiModal, Supp
         super().__init__()
         config = vllm_config.model_config.hf_config
         check_static(config.fusion)
+        check_ranks(config.text_config.to_dict(), vllm_config.parallel_config.tensor_parallel_size)
         self.config = config
         if config.image_mean is None or config.image_std is None:
             pictures = LlavaOVManagerImageProcessor.from_pretrained(vllm_config.model_config.model)

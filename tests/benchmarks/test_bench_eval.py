@@ -22,7 +22,7 @@ def bench_eval(monkeypatch):
 
 def test_the_command(bench_eval, tiny_model_dir, tmp_path, monkeypatch, capsys):
     command = ["bench_eval.py", "--device", "cpu", "--dtype", "float32", "--tiny"]
-    command += ["--layers", "2", "--runs", "1", "--batch_size", "3", "--new_tokens", "3", "--pages", "4"]
+    command += ["--layers", "2", "--runs", "1", "--batch_size", "3", "2", "--new_tokens", "3", "--pages", "4"]
     command += ["--checkpoint", tiny_model_dir, "--images", "5", "--inputs", "100x70", "384x384"]
     command += ["--json", tmp_path / "out.json"]
     monkeypatch.setattr(sys, "argv", [*map(str, command)])
@@ -34,9 +34,13 @@ def test_the_command(bench_eval, tiny_model_dir, tmp_path, monkeypatch, capsys):
         (1, False, 4, 4 * 5, 4),  # a page of 112 pixels is 2x2 tiles of 56
         (3, False, 4, 4 * 5, 4),
         (3, True, 4, 4 * 5, 4),
+        (2, False, 4, 4 * 5, 4),
+        (2, True, 4, 4 * 5, 4),
         (1, False, 5, 3 * 5 + 2 * 37, 5),  # 100x70 fills 2x2 tiles, 384x384 all 6x6
         (3, False, 5, 3 * 5 + 2 * 37, 5),
         (3, True, 5, 3 * 5 + 2 * 37, 5),
+        (2, False, 5, 3 * 5 + 2 * 37, 5),
+        (2, True, 5, 3 * 5 + 2 * 37, 5),
     ]
     for result in results:
         assert result["images_per_second"] == pytest.approx(result["images"] / result["seconds"])
@@ -48,7 +52,7 @@ def test_the_command(bench_eval, tiny_model_dir, tmp_path, monkeypatch, capsys):
 def test_sides_that_answer_differently_are_refused(bench_eval, tiny_model_dir, monkeypatch):
     engine = Engine.from_pretrained(tiny_model_dir, device="cpu")
     monkeypatch.setattr(Engine, "generate", lambda self, dialogues, **settings: [str(len(dialogues))] * len(dialogues))
-    options = argparse.Namespace(batch_size=2, new_tokens=3, runs=1)
+    options = argparse.Namespace(batch_size=[2], new_tokens=3, runs=1)
     with pytest.raises(LlavaError, match="pages: batches of 2 answer 1 of 3 as one at a time"):
         bench_eval.bench_case("pages", engine, bench_eval.digit_pages(3), options)
 

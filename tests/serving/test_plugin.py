@@ -22,7 +22,7 @@ from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.methods import METHODS
 from llava.vllm_plugin import entry
-from llava.vllm_plugin.checks import check_static
+from llava.vllm_plugin.checks import check_ranks, check_static
 from llava.vllm_plugin.entry import misfit, register
 from llava.vllm_plugin.requests import check_places, most_image_tokens, questions_of_prompt
 from tests.conftest import GRID
@@ -107,6 +107,27 @@ def test_methods_that_read_hidden_states_are_refused():
         with pytest.raises(LlavaError, match=r"reads the hidden states.*llava eval --engine transformers"):
             check_static(fusion.resolved(26, 24))
     check_static(ManagerConfig().resolved(26, 24))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ranks", "fault"),
+    [
+        ({}, 2, None),
+        ({}, 4, None),  # two ranks have the same heads of keys and values
+        ({"num_key_value_heads": 3}, 3, "its 320 tokens, in steps of 64, cannot be divided by 3"),
+        ({"num_attention_heads": 9, "num_key_value_heads": 9, "vocab_size": 192}, 3, None),
+        ({"num_attention_heads": 12, "num_key_value_heads": 6}, 4, "6 heads of keys and values"),
+        ({"intermediate_size": 322}, 4, "322 features inside a layer"),
+        ({"num_attention_heads": 10}, 4, "its 10 heads of attention cannot be divided by 4"),
+    ],
+)
+def test_what_ranks_cannot_share_is_told(sizes, ranks, fault):
+    text = {"num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 480, "vocab_size": 300} | sizes
+    if fault is None:
+        check_ranks(text, ranks)
+        return
+    with pytest.raises(LlavaError, match=f"among {ranks} ranks.*{fault}"):
+        check_ranks(text, ranks)
 
 
 @pytest.mark.parametrize("tiling", [SQUARE, GRID])

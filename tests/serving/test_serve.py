@@ -149,3 +149,16 @@ def test_why_transformers_answers_in_place_of_vllm(tiny_model_dir, make_model, t
     make_model(fusion=ManagerConfig(query="self", interval=2)).config.save_pretrained(tmp_path)
     python, why = choice(tmp_path)
     assert (python, "vLLM cannot run this fusion" in why) == (None, True)
+
+
+@pytest.mark.parametrize("words", ["--tensor-parallel-size 3", "--max-model-len 8 --tensor-parallel-size=3", "-tp 3"])
+def test_more_ranks_than_share_the_model_are_refused_before_vllm_starts(words, tiny_model_dir, monkeypatch, capsys):
+    monkeypatch.delenv("LLAVA_VLLM_PYTHON", raising=False)
+    monkeypatch.setattr(with_vllm, "installed_vllm", lambda: "0.32.0")
+    monkeypatch.setattr(module, "become", lambda *arguments: pytest.fail("vLLM would start"))
+    assert main(["serve", str(tiny_model_dir), "--", *words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "vLLM cannot share this model among 3 ranks (tensor parallel): its 4 heads of attention cannot be" in error
+    for fine in ([], ["-tp", "2"], ["-tp"], ["-tp", "many"]):  # the last two vLLM refuses
+        with_vllm.check_options(tiny_model_dir, fine)

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.serving.small_models import MODELS, mixed_requests, small_model
 
 pytestmark = pytest.mark.vllm
 EACH = 18  # requests to each model
+RANKS, SHARED = 2, ("baseline", "grid_manager", "grid_mmfuser", "grid_deepstack")  # models that two ranks share
+OF_EACH_KIND = 8  # requests to each of those
 TOKENS = 8  # of an answer
 TIE = 1e-4  # of logarithms of probability, between which rounding decides
 ENVIRONMENT = {
@@ -46,30 +49,43 @@ def vllm_python() -> str:
 def answered(vllm_python, make_config, tiny_tokenizer, tmp_path_factory) -> Path:
     """A folder of models, each with requests and what vLLM and transformers answered."""
     root = tmp_path_factory.mktemp("models")
-    names = os.environ.get("LLAVA_VLLM_MODELS", ",".join(MODELS)).split(",")
-    for name in names:
-        folder, model = root / name, small_model(make_config, name)
-        processor = LlavaOVManagerProcessor(
-            LlavaOVManagerImageProcessor(TILE, PATCH, model.config.tiling), tiny_tokenizer
-        )
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        requests, expected = [], []
-        engine = Engine(model, processor)
-        for request in mixed_requests(name, EACH):
-            requests.append((prompt_of(processor, request), request.images, request.videos))
-            expected.append(transformers_answer(engine, request))
-        (folder / "requests.pickle").write_bytes(pickle.dumps(requests))
-        (folder / "expected.json").write_text(json.dumps(expected))
+    for name in chosen(MODELS):
+        model_with_requests(root / name, EACH, make_config, tiny_tokenizer)
+    ask_vllm(vllm_python, root)
+    return root
+
+
+def chosen(names: Iterable[str]) -> list[str]:
+    """Those of the models that LLAVA_VLLM_MODELS names, all where it is not set."""
+    wanted = os.environ.get("LLAVA_VLLM_MODELS")
+    return [name for name in names if wanted is None or name in wanted.split(",")]
+
+
+def model_with_requests(folder: Path, number: int, make_config, tokenizer) -> None:
+    """The model of the folder's name, with requests and transformers' answers."""
+    model = small_model(make_config, folder.name)
+    processor = LlavaOVManagerProcessor(LlavaOVManagerImageProcessor(TILE, PATCH, model.config.tiling), tokenizer)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    requests, expected = [], []
+    engine = Engine(model, processor)
+    for request in mixed_requests(folder.name, number):
+        requests.append((prompt_of(processor, request), request.images, request.videos))
+        expected.append(transformers_answer(engine, request))
+    (folder / "requests.pickle").write_bytes(pickle.dumps(requests))
+    (folder / "expected.json").write_text(json.dumps(expected))
+
+
+def ask_vllm(python: str, root: Path, ranks: int = 1) -> None:
+    """vLLM's answers to the requests of all models there, see vllm_answers.py."""
     script = ROOT / "tests/serving/vllm_answers.py"
     with open(root / "log.txt", "w") as log:
         done = subprocess.run(
-            [vllm_python, script, root, str(TOKENS)],
+            [python, script, root, str(TOKENS), str(ranks)],
             env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ENVIRONMENT,
             stdout=log, stderr=subprocess.STDOUT, cwd=root, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
-    return root
 
 
 def prompt_of(processor, request) -> str:
@@ -100,7 +116,7 @@ def transformers_answer(engine, request) -> dict:
 def pairs(answered: Path):
     for folder in sorted(path.parent for path in answered.glob("*/answers.json")):
         ours, theirs = (json.loads((folder / f"{name}.json").read_text()) for name in ("answers", "expected"))
-        assert len(ours) == len(theirs) == EACH
+        assert len(ours) == len(theirs) > 0
         yield from ((folder.name, number, *pair) for number, pair in enumerate(zip(ours, theirs)))
 
 
@@ -110,24 +126,34 @@ def test_prompts_are_the_same(answered):
 
 def test_greedy_ids_are_the_same(answered):
     found = list(pairs(answered))
+    assert len(found) == EACH * len(chosen(MODELS))
     ties = sum(theirs["decided"] < len(theirs["ids"]) for *_, theirs in found)
     print(f"{len(found)} requests to {len({name for name, *_ in found})} models, {ties} of them up to a tie")
-    different = [
+    assert different(found) == []
+    assert ties < len(found) / 20
+
+
+def different(found: Iterable[tuple]) -> list[tuple]:
+    """Of `pairs` those whose ids are not the same, up to the first tie."""
+    return [
         (name, number, ours["ids"], theirs["ids"])
         for name, number, ours, theirs in found
         if ours["ids"][: theirs["decided"]] != theirs["ids"][: theirs["decided"]]
     ]
-    assert different == []
-    assert ties < len(found) / 20
 
 
-def test_probabilities_are_the_same(answered):
+def largest_gap(found: Iterable[tuple]) -> float:
+    """Of `pairs`, between logarithms of probability; below 1e-3."""
     most = 0.0
-    for name, number, ours, theirs in pairs(answered):
+    for name, number, ours, theirs in found:
         gaps = [abs(a - b) for a, b in zip(ours["logprobs"][: theirs["decided"]], theirs["logprobs"])]
         assert max(gaps, default=0) < 1e-3, (name, number, gaps)
         most = max(most, *gaps)
-    print(f"largest difference of a logarithm of probability: {most:.1e}")
+    return most
+
+
+def test_probabilities_are_the_same(answered):
+    print(f"largest difference of a logarithm of probability: {largest_gap(pairs(answered)):.1e}")
 
 
 def test_answers_differ_and_beginnings_were_reused(answered):
@@ -142,3 +168,16 @@ def test_a_placeholder_without_a_picture_is_refused(answered):
     found = {path.parent.name: path.read_text() for path in answered.glob("*/refused.txt")}
     assert len(found) == len(list(answered.glob("*/requests.pickle")))
     assert set(found.values()) == {"found 1 <image> placeholders in the prompt but 0 images"}
+
+
+def test_two_ranks_answer_as_transformers_does(vllm_python, make_config, tiny_tokenizer, tmp_path):
+    """They share the language model (tensor parallel), and each has the whole vision side."""
+    for name in chosen(SHARED):
+        model_with_requests(tmp_path / name, OF_EACH_KIND, make_config, tiny_tokenizer)
+    ask_vllm(vllm_python, tmp_path, RANKS)
+    found = list(pairs(tmp_path))
+    assert len(found) == OF_EACH_KIND * len(chosen(SHARED))
+    assert f"Worker_TP{RANKS - 1}" in (tmp_path / "log.txt").read_text()
+    assert [(name, n) for name, n, ours, theirs in found if ours["prompt"] != theirs["prompt"]] == []
+    assert different(found) == []
+    print(f"{RANKS} ranks, {len(found)} requests, largest difference {largest_gap(found):.1e}")

@@ -1,8 +1,8 @@
 """Run by vLLM's Python: answers the requests that stand in a folder, see test_vllm.py.
 
-vllm_answers.py FOLDER: of each model FOLDER/NAME the file requests.pickle, a list of (prompt, images, videos), becomes
-answers.json: of each request its prompt's ids, the answer's, and their logarithms of probability. refused.txt: what is
-said to a prompt with a placeholder and no picture.
+vllm_answers.py FOLDER TOKENS RANKS: of each model FOLDER/NAME the file requests.pickle, a list of (prompt, images,
+videos), becomes answers.json: of each request its prompt's ids, the answer's of at most so many tokens, and their
+logarithms of probability. refused.txt: what is said to a prompt with a placeholder and no picture.
 """
 
 import gc
@@ -14,13 +14,14 @@ from pathlib import Path
 from vllm import LLM, SamplingParams
 
 
-def answer(folder: Path, max_tokens: int) -> None:
+def answer(folder: Path, max_tokens: int, ranks: int) -> None:
     requests = pickle.loads((folder / "requests.pickle").read_bytes())
     llm = LLM(
         str(folder),
         tokenizer_mode="llava_ov_manager",
         dtype="float32",
         enforce_eager=True,
+        tensor_parallel_size=ranks,
         max_model_len=2048,
         max_num_batched_tokens=256,  # so that most prompts are cut into chunks, through their images
         max_num_seqs=4,  # so that later requests find beginnings that earlier ones left
@@ -57,8 +58,8 @@ def refusal(llm: LLM, sampling: SamplingParams) -> str:
 
 
 if __name__ == "__main__":
-    root, max_tokens = Path(sys.argv[1]), int(sys.argv[2])
+    root, max_tokens, ranks = Path(sys.argv[1]), *map(int, sys.argv[2:])
     for folder in sorted(path.parent for path in root.glob("*/requests.pickle")):
-        answer(folder, max_tokens)
+        answer(folder, max_tokens, ranks)
         gc.collect()
         print(f"answered {folder.name}", flush=True)
