@@ -21,6 +21,7 @@ BRIDGES = {"MT": "manager", "BT": "bridge_tower", "METER": "meter"}
 MANAGERS = {"SAUE": "saum", "AAUE": "aaum"}
 # Settings that change what the model computes, and their values that this model has.
 SUPPORTED = {"vit_layernorm_shared": True, "vit_remove_last": False, "task_head_layers": 2}
+SUPPORTED_OF_MANAGERS = {"manager_learnable": True, "manager_softmax_temperature_learnable": True}
 CLASSIFIERS = {"vqa_classifier": "vqav2", "nlvr2_classifier": "nlvr2", "snli_classifier": "snli_ve"}
 TOWER_HEAD_WIDTH = 64  # of RoBERTa's and CLIP's attention heads: numbers of heads stand in no weight
 
@@ -141,13 +142,14 @@ def config_fields(reference: Mapping[str, Any], task: str) -> dict[str, Any]:
 
     Raises LlavaError for a setting that this model does not have.
     """
-    for key, value in SUPPORTED.items():
-        if reference.get(key, value) != value:
-            raise LlavaError(f"{key} {reference[key]!r} is not supported, only {value!r}")
     model_type, manager_type = reference["model_type"], reference.get("manager_type")
     if model_type not in BRIDGES:
         raise LlavaError(f"unknown model_type {model_type!r}; known: {', '.join(BRIDGES)}")
     fields: dict[str, Any] = {"bridge": BRIDGES[model_type]}
+    supported = SUPPORTED | (SUPPORTED_OF_MANAGERS if fields["bridge"] == "manager" else {})
+    for key, value in supported.items():
+        if reference.get(key, value) != value:
+            raise LlavaError(f"{key} {reference[key]!r} is not supported, only {value!r}")
     if fields["bridge"] == "manager":
         if manager_type not in MANAGERS:
             raise LlavaError(f"unknown manager_type {manager_type!r}; known: {', '.join(MANAGERS)}")

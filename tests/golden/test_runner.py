@@ -7,6 +7,8 @@ from functools import partial
 
 import pytest
 
+from llava.errors import LlavaError
+from tests.golden.two_tower_case import ModelCase, is_two_tower, list_cases
 from tests.paths import GOLDEN_DIR, ROOT, TWO_TOWER_GOLDEN_DIR
 
 
@@ -73,3 +75,37 @@ def test_a_part_of_two_tower_data_is_run_and_counted(run_cases, tmp_path):
     assert status == 0, output
     assert "family managers:  2 cases ran" in output
     assert "2 of 2 cases ran" in output
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "value", "message"),
+    [
+        ("config", "manager_learnable", False, "manager_learnable False is not supported, only True"),
+        ("config", "image_size", 64, "image_size is 64, but its weights or this model have 32"),
+        ("config", "mlp_ratio", 4, "cross.intermediate is 96, but its weights or this model have 192"),
+        ("cross", "act", "relu", "cross.act is 'relu', but its weights or this model have 'gelu'"),
+        ("image_tower", "mlp", 64, "image_tower.mlp is 64, but its weights or this model have 512"),
+        ("text_tower", "position_embedding_type", "relative_key", "is 'relative_key', but"),
+    ],
+)
+def test_a_setting_that_is_not_the_models_is_refused(place, key, value, message):
+    case = ModelCase(TWO_TOWER_GOLDEN_DIR, "A", "mt_aaue_vector")
+    (case.spec["config"] if place == "config" else case.models[place])[key] = value
+    with pytest.raises((ValueError, LlavaError), match=message):
+        case.config("vqav2")
+
+
+def test_settings_that_no_weight_tells_are_taken():
+    case = ModelCase(TWO_TOWER_GOLDEN_DIR, "A", "mt_aaue_vector")
+    case.models["image_tower"] |= {"heads": 4, "act": "gelu", "eps": 1e-3}
+    case.models["cross"] |= {"layer_norm_eps": 1e-3}
+    config = case.config("vqav2")
+    tower = config.vision_config
+    assert (tower.num_attention_heads, tower.hidden_act, tower.layer_norm_eps) == (4, "gelu", 1e-3)
+    assert config.layer_norm_eps == 1e-3
+
+
+def test_models_of_any_family_are_listed(tmp_path):
+    (tmp_path / "models_C.json").write_text('{"models": {"mt_new": {}}}')
+    assert is_two_tower(tmp_path)
+    assert list_cases(tmp_path)["models"] == ["C/mt_new"]

@@ -20,17 +20,33 @@ from llava.two_tower.configuration import TwoTowerConfig
 from llava.two_tower.managers import AAUM, SAM, SAUM, FusedQuery, Manager
 from llava.two_tower.modeling import TwoTowerForTask
 
-FILES = ("managers.json", "models_A.json", "models_B.json", "retrieval.json", "extras.json")
-NOT_OURS = ("architectures", "torch_dtype", "transformers_version", "model_type")  # of the text tower's configuration
+FILES = ("managers.json", "models_*.json", "retrieval.json", "extras.json")
+# Of the text tower's configuration, what says nothing of its sizes.
+NOT_OURS = ("architectures", "torch_dtype", "transformers_version", "model_type", "position_embedding_type")
+# Of the image tower: what no weight tells, and by our names what weights do.
+NOT_IN_WEIGHTS = ("heads", "act", "eps")
+IMAGE_SIZES = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "patch": "patch_size",
+    "mlp": "intermediate_size",
+    "resolution": "image_size",
+}
+NORM_EPS = 1e-5  # of managers' LayerNorms and BridgeTower's
 
 
 def is_two_tower(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in FILES)
+    return any(True for name in FILES for _ in folder.glob(name))
+
+
+def families(folder: Path) -> list[str]:
+    """Of models: A and B, or what the folder has."""
+    return sorted(path.stem.removeprefix("models_") for path in folder.glob("models_*.json"))
 
 
 def list_cases(folder: Path) -> dict[str, list[str]]:
     """{family: names of its cases} of what the folder's json files list."""
-    models = [f"{family}/{name}" for family in "AB" for name in read(folder, f"models_{family}").get("models", {})]
+    models = [f"{family}/{name}" for family in families(folder) for name in read(folder, f"models_{family}")["models"]]
     extras = read(folder, "extras")
     return {
         "managers": list(read(folder, "managers").get("cases", {})),
@@ -45,9 +61,15 @@ def read(folder: Path, name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def agree(case: str, key: str, value: object, *possible: object) -> None:
+    """Raises ValueError for a setting that is none of the possible ones."""
+    if value not in possible:
+        raise ValueError(f"{case}: {key} is {value!r}, but its weights or this model have {possible[0]!r}")
+
+
 @dataclass
 class ModelCase:
-    """One model of the reference: its weights, inputs and outputs. family: A or B."""
+    """One model of the reference: its weights, inputs and outputs. family: of models_{family}.json."""
 
     folder: Path
     family: str
@@ -81,15 +103,34 @@ class ModelCase:
 
     @property
     def text_tower(self) -> RobertaConfig:
-        return RobertaConfig(**{key: value for key, value in self.models["text_tower"].items() if key not in NOT_OURS})
+        fields = self.models["text_tower"]
+        agree(self.name, "text_tower.model_type", fields["model_type"], "roberta")
+        agree(self.name, "text_tower.position_embedding_type", fields.get("position_embedding_type"), "absolute", None)
+        return RobertaConfig(**{key: value for key, value in fields.items() if key not in NOT_OURS})
+
+    @property
+    def image_tower(self) -> CLIPVisionConfig:
+        fields = self.models["image_tower"]
+        tower = vision_config({key: tuple(tensor.shape) for key, tensor in self.state.items()})
+        tower.num_attention_heads, tower.hidden_act, tower.layer_norm_eps = (fields[key] for key in NOT_IN_WEIGHTS)
+        for key, name in IMAGE_SIZES.items():
+            agree(self.name, f"image_tower.{key}", fields[key], tower.to_dict()[name])
+        return tower
 
     def config(self, task: str) -> TwoTowerConfig:
-        shapes = {key: tuple(tensor.shape) for key, tensor in self.state.items()}
-        tower = vision_config(shapes)
-        tower.num_attention_heads = self.models["image_tower"]["heads"]
-        return TwoTowerConfig(
-            text_config=self.text_tower, vision_config=tower, **config_fields(self.spec["config"], task)
-        )
+        """Raises ValueError where the files disagree, or ask for what this model does not have."""
+        text, image, cross, reference = self.text_tower, self.image_tower, self.models["cross"], self.spec["config"]
+        fields = config_fields(reference, task) | {"layer_norm_eps": cross["layer_norm_eps"]}
+        agree(self.name, "vocab_size", reference["vocab_size"], text.vocab_size)
+        agree(self.name, "input_text_embed_size", reference["input_text_embed_size"], text.hidden_size)
+        agree(self.name, "input_image_embed_size", reference["input_image_embed_size"], image.hidden_size)
+        agree(self.name, "image_size", reference["image_size"], image.image_size)
+        agree(self.name, "patch_size", reference["patch_size"], image.patch_size)
+        agree(self.name, "cross.hidden", cross["hidden"], fields["hidden_size"])
+        agree(self.name, "cross.heads", cross["heads"], fields["num_attention_heads"])
+        agree(self.name, "cross.intermediate", cross["intermediate"], fields["intermediate_size"])
+        agree(self.name, "cross.act", cross["act"], "gelu")
+        return TwoTowerConfig(text_config=text, vision_config=image, **fields)
 
     def model(self, task: str, **replaced: torch.Tensor) -> TwoTowerForTask:
         """In evaluation mode, strictly loaded. replaced: weights by the reference's names, in place of the case's."""
@@ -130,6 +171,9 @@ class ManagerCase:
     def __post_init__(self):
         described = read(self.folder, "managers")
         self.spec, self.width, self.experts = described["cases"][self.name], described["D"], described["N"]
+        agree(self.name, "layer_norm_eps", described["layer_norm_eps"], NORM_EPS)
+        if not self.name.startswith("sam_"):  # of which cross-modal states are among the experts
+            self.experts = self.spec.get("num_experts", self.experts)
         prefix = f"{self.name}/"
         tensors = load_file(self.folder / "managers.safetensors").items()
         self.tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors if key.startswith(prefix)}
