@@ -18,6 +18,7 @@ CHOICES = {
     "task": tuple(TASKS),
 }
 STATIC_KINDS = ("sam", "sam_split", "saum")  # of managers, whose weights no query chooses
+SUMMING_KINDS = ("sam", "sam_split")  # of managers, which weigh the states of all cross-modal layers before
 # ManagerTower's towers: roberta-base, and CLIP's ViT-B/16 at the size of images in pre-training.
 ROBERTA = {
     "model_type": "roberta",
@@ -139,6 +140,12 @@ class TwoTowerConfig(PreTrainedConfig):
         """How many of a tower's last layers the model reads: of gated METER, which sums them, all."""
         towers = {"text": self.text_config, "image": self.vision_config}
         return towers[tower].num_hidden_layers if self.gated_fusion else self.num_kept(tower)
+
+    @property
+    def num_previous(self) -> int:
+        """Of how many cross-modal layers before a bridge reads the states: SAM of all, every other of the last."""
+        sums = self.bridge == "manager" and self.manager_kind in SUMMING_KINDS
+        return self.cross_modal_layers if sums else 1
 
     @property
     def num_classes(self) -> int:

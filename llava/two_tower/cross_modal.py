@@ -122,17 +122,25 @@ class CrossModalLayer(GradientCheckpointingLayer):
         images: list[torch.Tensor],
         text_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """C of text and of image. texts, images: C of all layers before; the rest as in CrossModalEncoder."""
+        """C of text and of image. texts, images: C of the layers before that bridges read, the nearest one last.
+
+        The rest as in CrossModalEncoder.
+        """
         text = self.text_bridge(text_experts, texts, images, None)
         image = self.image_bridge(image_experts, images, texts, text_mask)
         return self.text(text, image, text_mask, None), self.image(image, text, None, text_mask)
 
 
 class CrossModalEncoder(nn.Module):
-    """All layers. May be compiled as a whole: `model.cross_modal.compile()`."""
+    """All layers. May be compiled as a whole, `model.cross_modal.compile()`, or layer by layer.
+
+    A layer is given no more states of those before than its bridges read, so that those of layers 2 to L_C are alike
+    and compiled once; SAM's take one more each.
+    """
 
     def __init__(self, config: TwoTowerConfig):
         super().__init__()
+        self.num_previous = config.num_previous
         self.layers = nn.ModuleList(CrossModalLayer(config, number + 1) for number in range(config.cross_modal_layers))
 
     def forward(
@@ -147,5 +155,6 @@ class CrossModalEncoder(nn.Module):
         images: list[torch.Tensor] = []
         for layer in self.layers:
             text, image = layer(text_experts, image_experts, texts, images, text_mask)
-            texts, images = [*texts, text], [*images, image]
+            texts = [*texts, text][-self.num_previous :]
+            images = [*images, image][-self.num_previous :]
         return texts[-1], images[-1]

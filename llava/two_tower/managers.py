@@ -62,8 +62,9 @@ class Manager(SelfInitialised):
     ) -> torch.Tensor:
         """The input of a cross-modal layer, (B, L, D).
 
-        previous: C_1 to C_{l-1} of the own modality, (B, L, D) each; empty in layer 1. other: of the other modality,
-        (B, K, D) each. other_mask: (B, 1, 1, K), what of the other can be attended to; None for all.
+        previous: of C_1 to C_{l-1} of the own modality, (B, L, D) each, at least the last config.num_previous; empty in
+        layer 1. other: of the other modality, (B, K, D) each. other_mask: (B, 1, 1, K), what of the other can be
+        attended to; None for all.
         """
         raise NotImplementedError
 

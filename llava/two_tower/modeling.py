@@ -122,7 +122,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         self.cross_modal = CrossModalEncoder(config)
         self.text_pooler = nn.Linear(width, width)
         self.image_pooler = nn.Linear(width, width)
-        self._kept: dict[str, KeptStates] = {}
+        self._kept: dict[str, Callable[..., list[torch.Tensor]]] = {}
         self.post_init()
 
     def train(self, mode: bool = True) -> "TwoTowerModel":
@@ -146,22 +146,25 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
 
         towers: of `text`, which needs config.mask_padding, since states at padding are not kept, and `image`.
         """
-        states: dict[str, Callable[..., list[torch.Tensor]]] = {"text": self._text_layers, "image": self._image_layers}
-        self._kept = {name: KeptStates(states[name]) for name in towers}
+        kept = {"text": KeptStates(self._text_layers).of_texts, "image": KeptStates(self._image_layers).of_images}
+        self._kept = {name: kept[name] for name in towers}
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
         """Texts by themselves. input_ids, attention_mask: (B, L); the mask is 0 at padding."""
-        of_texts = self._kept["text"].of_texts if "text" in self._kept else self._text_layers
-        layers = of_texts(input_ids, attention_mask)
+        layers = self._layers("text", input_ids, attention_mask)
         states = self._experts(layers, self.text_gate, self.text_projection, self.text_layer_embedding)
         return Encoded(states + self.type_embedding.weight[0], layers[-1][:, 0])
 
     def encode_image(self, pixel_values: torch.Tensor, image_type: int = 1) -> Encoded:
         """Images by themselves. pixel_values: (B, 3, S, S). image_type: 2 for the second image of an example."""
-        of_images = self._kept["image"].of_images if "image" in self._kept else self._image_layers
-        layers = of_images(pixel_values)
+        layers = self._layers("image", pixel_values)
         states = self._experts(layers, self.image_gate, self.image_projection, self.image_layer_embedding)
         return Encoded(states + self.type_embedding.weight[image_type], layers[-1][:, 0])
+
+    def _layers(self, tower: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """A tower's last layers, (B, L or P, W) each, computed or kept."""
+        computed = {"text": self._text_layers, "image": self._image_layers}
+        return (computed | self._kept)[tower](*inputs)
 
     def _text_layers(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
         return text_states(self.text_tower, input_ids, attention_mask, self.config.num_read("text"))

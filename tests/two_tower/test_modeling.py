@@ -186,6 +186,28 @@ def test_the_cross_modal_encoder_compiles_as_one_graph():
     torch.testing.assert_close(run(model).logits, expected, atol=1e-6, rtol=0)
 
 
+def test_layers_are_compiled_once_for_texts_of_any_length():
+    """As a stage compiles them: the first is one graph, all others another."""
+    graphs = []
+    model = tiny_model("snli_ve", cross_modal_layers=3).model
+    batch = batch_of(model.config)
+    texts = [
+        {name: tensor[:, :length] for name, tensor in batch.items() if name != "pixel_values"} for length in (6, 4)
+    ]
+    expected = [model(**text, pixel_values=batch["pixel_values"]).pooled for text in texts]
+
+    def as_it_is(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for layer in model.cross_modal.layers:
+        layer.compile(dynamic=True, backend=as_it_is)
+    for text, pooled in zip(texts, expected):
+        found = model(**text, pixel_values=batch["pixel_values"]).pooled
+        torch.testing.assert_close(found, pooled, atol=1e-6, rtol=0)
+    assert len(graphs) == 2
+
+
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])
 def test_other_towers(kind):
     """BERT with a ViT-like tower, whose widths are neither each other's nor the model's."""

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -54,13 +54,9 @@ class HeldOutEvaluation:
             seed=seed,
         )
 
-    @contextmanager
-    def unnoticed(self) -> Iterator[None]:
-        """What happens inside changes no random number of the training, nor what it has compiled."""
-        # Each layer's part of a cache would be compiled anew, until torch gives up, for the training too.
-        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
-        with kept_random_state(self.accelerator.device), eager:
-            yield
+    def unnoticed(self) -> AbstractContextManager:
+        """See unnoticed."""
+        return unnoticed(self.accelerator.device, self.compiled)
 
     def metrics(self, trainer: "LlavaTrainer", batches: Iterable[dict]) -> dict[str, float]:
         """The mean loss of all supervised tokens of all ranks; none where samples cannot be read."""
@@ -142,6 +138,18 @@ def tell(step: int, message: str) -> None:
     """Says on the first rank what an evaluation could not do."""
     if rank() == 0:
         print(f"after step {step}: {message}; training goes on", flush=True)
+
+
+@contextmanager
+def unnoticed(device: torch.device, compiled: bool) -> Iterator[None]:
+    """What happens inside changes no random number of the training, nor what it has compiled.
+
+    compiled: the model's layers are compiled for training.
+    """
+    # Without gradients, or for a cache of keys, they would be compiled anew, until torch gives up, for training too.
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with kept_random_state(device), eager:
+        yield
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from llava.data.pairs.draws import Draws, Purpose
 from llava.data.pairs.mixture import load_pairs, read_pair_mixture
 from llava.data.pairs.processor import PairProcessor
 from llava.errors import DataError
-from llava.train.loop.held_out_evaluation import kept_random_state, tell
+from llava.train.loop.held_out_evaluation import tell, unnoticed
 from llava.train.loop.trainer import LlavaTrainer
 from llava.train.ranks.process_group import first_on_each_host, gathered
 from llava.train.two_tower.data import inputs
@@ -81,14 +81,15 @@ class PairEvaluation:
         self.batch_size = recipe.eval.batch_size or recipe.optim.batch_size
         self.ranks, self.place = trainer.args.world_size, trainer.args.process_index
         self.device, self.rerank = trainer.args.device, recipe.eval.rerank
+        self.compiled = recipe.run.compile is True
 
     def sampler(self, seed: int) -> InOrder:
         """All of them, in their order."""
         return InOrder(self.pairs.count, self.batch_size * self.ranks)
 
     def unnoticed(self) -> AbstractContextManager:
-        """What happens inside changes no random number of the training."""
-        return kept_random_state(self.device)
+        """See llava.train.loop.held_out_evaluation.unnoticed."""
+        return unnoticed(self.device, self.compiled)
 
     def after(self, trainer: LlavaTrainer) -> None:
         """Nothing more is due."""
