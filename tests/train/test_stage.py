@@ -14,6 +14,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from llava.data.schema import Dialogue, Turn
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
+from llava.train import stage as stage_module
+from llava.train.folders.interim import checkpoints_folder
 from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.stage import prepare, run_stage
 
@@ -128,6 +130,25 @@ def test_the_same_seed_gives_the_same_run(tiny_recipe, tmp_path):
     assert all(torch.equal(one[name], two[name]) for name in one)
     other = load_file(run(tiny_recipe("1", **{"run.output_dir": f"{tmp_path}/c", "run.seed": 7})) / "model.safetensors")
     assert not torch.equal(one["model.fusion.layer_embedding"], other["model.fusion.layer_embedding"])
+
+
+@pytest.mark.parametrize(("number", "local", "kept"), [("0", "0", False), ("1", "0", False), ("1", "1", True)])
+def test_the_first_rank_of_each_host_clears_what_a_killed_one_left(tiny_recipe, monkeypatch, number, local, kept):
+    """Where hosts share no disk, rank 0 does not see it."""
+    recipe = tiny_recipe("1")
+    stale = checkpoints_folder(recipe.run.output_dir) / "writing"
+    stale.mkdir(parents=True)
+    (stale / "half").touch()
+
+    def end(seconds):
+        raise InterruptedError
+
+    monkeypatch.setattr(stage_module, "meet", end)  # the others are not there
+    monkeypatch.setenv("RANK", number)
+    monkeypatch.setenv("LOCAL_RANK", local)
+    with pytest.raises(InterruptedError):
+        prepare(recipe)
+    assert stale.exists() == kept
 
 
 def test_deepspeed_without_torchrun_is_one_clear_line(tiny_recipe, monkeypatch):
