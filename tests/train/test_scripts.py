@@ -335,6 +335,12 @@ def test_slurm_runs_the_script_once_on_each_node(stand_ins):
     assert done.stdout.count("batch       512 = 2 x 16 accumulated x 16 processes") == 2
 
 
+def test_slurm_signals_ten_minutes_before_the_end():
+    """As its comment says; without `B:` the signal goes to what srun started, which saves."""
+    options = [line for line in (SCRIPTS / "slurm.sbatch").read_text().splitlines() if line.startswith("#SBATCH")]
+    assert [option for option in options if "signal" in option] == ["#SBATCH --signal=TERM@600"]
+
+
 @pytest.mark.parametrize("script", sorted(str(path) for path in SCRIPTS.glob("*.s*")))
 def test_the_shell_can_read_every_script(script):
     done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=20, check=False)
