@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from llava.errors import LlavaError
 from llava.train.family import StageRecipe
 
 
@@ -10,7 +11,17 @@ def trains_in_bf16(recipe: StageRecipe) -> bool:
     """Whether the forward pass runs in bfloat16: as the recipe says, or on every GPU that has it."""
     if recipe.run.precision != "auto":
         return recipe.run.precision == "bf16"
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cuda.is_available() and _gpu_has_bf16()
+
+
+def check_precision(recipe: StageRecipe, device: str) -> None:
+    """Raises LlavaError where the recipe names bf16 and the GPU, whose name is `device`, would emulate it, slowly."""
+    if recipe.run.precision == "bf16" and torch.cuda.is_available() and not _gpu_has_bf16():
+        raise LlavaError(f"run.precision bf16: {device} has no bfloat16; auto and fp32 train in float32 there")
+
+
+def _gpu_has_bf16() -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def lower_precision(model: nn.Module, recipe: StageRecipe) -> None:

@@ -20,6 +20,7 @@ from llava.errors import LlavaError
 from llava.sizes import UNITS, in_bytes
 from llava.text_table import text_table
 from llava.train.family import StageRecipe
+from llava.train.loop.precision import check_precision
 from llava.train.ranks.fingerprint import (
     code_hashes,
     combined_hash,
@@ -90,6 +91,7 @@ def report(recipe: StageRecipe) -> dict:
     facts = {"rank": int(os.environ.get("RANK", 0)), "host": platform.node(), "fault": None, "compared": {}}
     try:
         facts |= hardware(recipe.run.output_dir)
+        check_precision(recipe, facts["device"])
         facts["compared"] = compared(recipe, on_gpu=not facts["device"].startswith("CPU"))
     except (LlavaError, OSError) as error:
         facts["fault"] = str(error)

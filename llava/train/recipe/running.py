@@ -49,7 +49,8 @@ class RunRecipe:
         output_dir: Folder of the finished checkpoint; where nothing names it, STAGE-ARM in the folder `--checkpoints`.
         overwrite: Whether a finished checkpoint in `output_dir` is replaced.
         seed: Of the data's order, of new weights and of noise.
-        precision: Of the forward and backward pass; `auto` is bf16 on a GPU that has it, else fp32.
+        precision: Of the forward and backward pass; `auto` is bf16 on a GPU that has it, else fp32. A GPU that would
+            emulate bf16 is refused.
         deepspeed: DeepSpeed JSON file; none is plain data parallelism.
         gradient_checkpointing: The components whose activations are computed again in the backward pass instead of
             kept, such as [language_model]; true is the tower's and the language model's layers.
