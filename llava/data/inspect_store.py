@@ -76,11 +76,13 @@ def inspect_store(
 def keep_index(file: Path, image_folder: str | Path | ImageFolder, workers: Workers) -> None:
     """Makes what a start of training needs of a data file, unless it is there or made faster than it is found.
 
-    Videos are left to the start, which knows how they are to be sampled. Raises DataError as index_files does.
+    Videos are left to the start, which has a decoder for them; images are found there if it samples videos as recipes
+    do of themselves. Raises DataError as index_files does.
     """
     index = index_file(file, workers)
-    if index.folder is not None and not index.facts.path_ends["is_video"].any():
-        visuals_of(RecordStore([Part(index, range(len(index)))]), ImageFolder.of(image_folder), EVERY_SECOND, workers)
+    if index.folder is not None:
+        images = np.flatnonzero(~index.facts.path_ends["is_video"])
+        read_visuals(index, images, ImageFolder.of(image_folder), EVERY_SECOND, workers)
 
 
 def visuals_of(

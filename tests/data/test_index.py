@@ -27,6 +27,7 @@ from llava.data.record_store import RecordStore
 from llava.data.schema import sample_of
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
+from llava.train.recipe.load import load_recipe
 
 TEXTS = ["What?", 'é\U0001f600\u2028 "quoted" \\ { [', "word " * 300, " ", "<image>\nWhat?", "a <image> b", "<video>"]
 STRATEGIES = ["all", "first:7", "end:5", "end:0", "random:9", "random:33.3%", "first:12.5%", "end:50%"]
@@ -453,18 +454,26 @@ def test_the_content_s_hash_is_the_plain_loop_s(data, workers, inline, tmp_path,
     assert content.content_digest(other, costs) != content.content_digest(store, costs)
 
 
-def test_check_and_prepare_leave_an_index_that_a_start_uses(tmp_path, keep_all, make_image, monkeypatch, capsys):
+def test_check_and_prepare_leave_an_index_that_a_start_uses(
+    tmp_path, keep_all, make_image, make_clip, monkeypatch, capsys
+):
+    """Also of a file that names a video; `prepare` leaves that to the start, and needs no decoder."""
     source, out = tmp_path / "owner--set", tmp_path / "out"
     source.mkdir()
     make_image(100, 70).save(source / "0.png")
-    write(
-        source / "rows.json", [{"id": str(number), "image": "0.png", "conversations": turns()} for number in range(3)]
-    )
+    shutil.copy(make_clip(24, fps=8), source / "clip.mp4")
+    rows = [{"id": str(number), "image": "0.png", "conversations": turns()} for number in range(3)]
+    rows.insert(1, {"id": "v", "video": "clip.mp4", "conversations": turns("<video>\nWhat?")})
+    write(source / "rows.json", rows)
     assert main(["data", "check", str(source / "rows.json"), "--image_folder", str(source), "--workers", "1"]) == 0
-    assert main(["data", "prepare", str(source), "--out", str(out)]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(visuals, "probe_video", None)
+        assert main(["data", "prepare", str(source), "--out", str(out)]) == 0
     prepared = next(path for path in out.rglob("*.json") if ".prepare" not in path.parts)
+    sampling = load_recipe("scripts/train/recipes/mllm/stage2.yaml", "grid_manager").data.video_sampling()
     monkeypatch.setattr(visuals, "image_size", None)
     monkeypatch.setattr(indexing, "facts_of", None)
     for file, folder in ((source / "rows.json", source), (prepared, out)):
-        found = inspect_store(load_mixture(file, 0).samples, folder)
-        assert (list(found.image_sizes), found.faults) == ([[(100, 70)]] * 3, [])
+        found = inspect_store(load_mixture(file, 0).samples, folder, sampling)
+        assert (list(found.image_sizes), found.faults) == ([[(100, 70)], [], [(100, 70)], [(100, 70)]], [])
+        assert found.frames_table().counts.tolist() == [0, 1, 0, 0]
