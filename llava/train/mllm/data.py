@@ -1,7 +1,7 @@
 """What a stage trains on and what is held out, as datasets whose samples were inspected before training."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -70,16 +70,11 @@ def held_out(recipe: Recipe, processor: LlavaOVManagerProcessor, cost: Cost, pos
     samples = first_on_each_host(load, recipe.run.startup_timeout).samples
     encoding = replace(recipe.data, image_folder=recipe.held_out_folder, on_bad_sample="skip")
     dataset = supervised_dataset(replace(recipe, data=encoding), samples, processor, positions)
-    inspection = inspect_held_out(recipe, dataset)
-    sizes = dataset.sizes(inspection)
-    inspected = zip(samples, inspection.image_sizes, inspection.videos)
-    whole = (
-        sample for sample, image_sizes, videos in inspected if dataset.too_long(sample, image_sizes, videos) is None
-    )
-    last_exchanges = [last_exchange(sample) for sample in islice(whole, recipe.eval.answers)]
+    facts = held_out_facts(recipe, dataset)
+    last_exchanges = [last_exchange(samples[number]) for number in facts.asked]
     encoding = replace(encoding, label_rule="answers", on_bad_sample="error")
     prompts = supervised_dataset(replace(recipe, data=encoding), last_exchanges, processor, positions)
-    return HeldOut(dataset, sizes.costs(cost), prompts, recipe.eval.max_new_tokens)
+    return HeldOut(dataset, facts.sizes.costs(cost), prompts, recipe.eval.max_new_tokens)
 
 
 def train_sampler(dataset: SupervisedDataset, args: TrainingArguments, costs: np.ndarray) -> LengthGroupedSampler:
@@ -115,18 +110,27 @@ def _sizes(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
     return dataset.sizes(_told(dataset, inspection, may_skip=recipe.data.on_bad_sample == "skip", way_on=way_on))
 
 
-def inspect_held_out(recipe: Recipe, dataset: SupervisedDataset) -> Inspection:
-    """What rank 0 finds when it decodes every image and video, which is then known to all; it also tells what is odd.
+@dataclass(frozen=True)
+class HeldOutFacts:
+    """What is known of the samples that are held out. asked: the numbers of those whose last question is asked."""
+
+    sizes: SampleSizes
+    asked: list[int]
+
+
+def held_out_facts(recipe: Recipe, dataset: SupervisedDataset) -> HeldOutFacts:
+    """What rank 0 finds when it decodes every image and video, sent as arrays; it also tells what is odd.
 
     Samples that are held out are never skipped: their loss would be another one.
 
     Raises:
         DataError: with all unusable and over-long samples.
     """
-    return on_first_rank(partial(_inspect_held_out, dataset), recipe.run.startup_timeout)
+    return on_first_rank(partial(_held_out_facts, recipe.eval.answers, dataset), recipe.run.startup_timeout)
 
 
-def _inspect_held_out(dataset: SupervisedDataset) -> Inspection:
+def _held_out_facts(answers: int, dataset: SupervisedDataset) -> HeldOutFacts:
+    """As held_out_facts, on rank 0. answers: how many samples are asked."""
     inspection = inspect_samples(
         dataset.samples,
         dataset.image_folder,
@@ -134,7 +138,10 @@ def _inspect_held_out(dataset: SupervisedDataset) -> Inspection:
         decode=True,
         template=dataset.encoding["template"],
     )
-    return _told(dataset, inspection, may_skip=False)
+    inspection = _told(dataset, inspection, may_skip=False)
+    inspected = zip(dataset.samples, inspection.image_sizes, inspection.videos)
+    whole = (number for number, one in enumerate(inspected) if dataset.too_long(*one) is None)
+    return HeldOutFacts(dataset.sizes(inspection), list(islice(whole, answers)))
 
 
 def _told(

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import pickletools
 import random
 import shutil
 import signal
@@ -15,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import cross_entropy
-from transformers import TrainerCallback
+from transformers import AutoProcessor, TrainerCallback
 
 from llava.data.images import open_image
 from llava.data.mixture import load_mixture
@@ -25,6 +27,7 @@ from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.train import stage as stage_module
 from llava.train.loop.held_out import last_exchange
+from llava.train.mllm import data
 from llava.train.recipe.checks import check_data, check_recipe
 from llava.train.recipe.load import load_recipe
 from llava.train.stage import prepare, run_stage, train
@@ -420,6 +423,30 @@ def test_samples_that_are_shortened(tiny_recipe, keys, data_folder, tmp_path):
             held_out = prepare(recipe).trainer.evaluation.held_out
             assert [sample.id for sample in held_out.dataset.samples] == ["long", "sample-0", "sample-1"]
             assert [sample.id for sample in held_out.prompts.samples] == ["sample-0", "sample-1"]
+
+
+def test_what_is_known_of_the_samples_is_sent_as_arrays(tiny_recipe, keys, data_folder, tmp_path, monkeypatch):
+    """Nothing else of it grows with their number; which samples are asked does with `eval.answers`."""
+    records, sent = json.loads((data_folder / "turns.json").read_text()), []
+
+    def send(function, seconds):
+        sent.append(pickle.dumps(function(), protocol=5))
+        return pickle.loads(sent[-1])
+
+    monkeypatch.setattr(data, "on_first_rank", send)
+    for times in (1, 3):
+        (tmp_path / f"{times}.json").write_text(json.dumps(records * times))
+        recipe = tiny_recipe("2", **keys(**{"eval.data": f"{tmp_path}/{times}.json"}))
+        processor = AutoProcessor.from_pretrained(recipe.model.start_from)
+        held_out = data.held_out(recipe, processor, lambda crops, *_, **__: crops, 512)
+        items = [held_out.dataset[number] for number in range(16)]
+        crops = [
+            sum(len(item[key]) for key in ("pixel_values", "pixel_values_videos") if key in item) for item in items
+        ]
+        assert held_out.costs.tolist() == crops * times
+        assert [sample.id for sample in held_out.prompts.samples] == [f"sample-{index}" for index in range(ANSWERED)]
+    few, many = ([code.name for code, *_ in pickletools.genops(value)] for value in sent)
+    assert len(few) == len(many) < 500
 
 
 def test_an_empty_file(tiny_recipe, keys, tmp_path):
