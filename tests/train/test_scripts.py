@@ -22,6 +22,7 @@ from tests.ports import free_port
 SCRIPTS = Path("scripts/train")
 STAGES = ("stage1", "stage1_5", "stage2")
 LAUNCH = ("NPROC_PER_NODE", "NNODES", "HOSTFILE")
+HEAVIEST = {"stage1": (16, 8192, 1), "stage1_5": (2, 16384, 5), "stage2": (2, 16384, 37)}  # samples, tokens, crops
 ARMS = ("baseline", "manager", "grid", "grid_manager")
 
 
@@ -93,6 +94,16 @@ def test_dry_run_of_every_arm(stage, arm, capsys):
     steps = int(rows["steps"][0].replace(",", ""))
     per_sample = tokens / steps / 512
     assert (per_sample > 2500) == ("grid" in arm and stage != "stage1")
+    batch, length, most_crops = HEAVIEST[stage]
+    heaviest = re.search(
+        rf"^heaviest    about ([\d.]+) GB of activations for {batch} texts of {length:,} tokens, all supervised; "
+        rf"([\d.]+) GB for {batch} images of {most_crops if 'grid' in arm else 1} crops; a start tells it of the data$",
+        printed,
+        re.MULTILINE,
+    )
+    of_texts, of_images = map(float, heaviest.groups())
+    assert of_texts > 24 * batch * length * 896 * 2 / 1e9  # a state of each layer, in bfloat16
+    assert (of_images > of_texts) == (most_crops == 37 and "grid" in arm)
 
 
 # Millions of parameters beside the baseline's, those of methods as docs/fusion.md has them.
