@@ -14,56 +14,89 @@ from llava.data.pairs.processor import PairProcessor
 from llava.two_tower.tasks import TASKS
 from tests.convert.elsewhere import run_elsewhere
 from tests.convert.test_model_card import EVENTS, LOG, add_logs, parts, scored
-from tests.two_tower.test_modeling import batch_of
+from tests.two_tower.test_modeling import batch_of, fields_of
 from tests.two_tower.tiny import tiny_config, tiny_model
 
 ELSEWHERE = """
+import importlib
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForVisualQuestionAnswering, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
-folder, inputs, output = sys.argv[1:4]
+folder, inputs, output, name = sys.argv[1:5]
 batch, remote = torch.load(inputs), {"trust_remote_code": True}
-model, loading = AutoModelForVisualQuestionAnswering.from_pretrained(folder, output_loading_info=True, **remote)
+of_task = getattr(importlib.import_module("transformers"), name)
+model, loading = of_task.from_pretrained(folder, output_loading_info=True, **remote)
 assert not any(loading.values()), loading
 assert type(AutoConfig.from_pretrained(folder, **remote)) is type(model.config)
 features = AutoModel.from_pretrained(folder, **remote)
 ids = AutoTokenizer.from_pretrained(folder, **remote)("a cat").input_ids
 size = AutoImageProcessor.from_pretrained(folder, **remote).crop_size
+ids_and_mask = [batch[name] for name in ("input_ids", "attention_mask")]
 with torch.no_grad():
-    results = {"logits": model(**batch).logits, "pooled": features(**batch).pooled}
+    results = {"logits": model(**batch).logits, "pooled": features(*ids_and_mask, batch["pixel_values"]).pooled}
+    if "itc" in model.heads:
+        text, image = model.model.encode_text(*ids_and_mask).cls, model.model.encode_image(batch["pixel_values"]).cls
+        embedded = model.contrastive.embed_text(text), model.contrastive.embed_image(image)
+        results["similarity"] = model.contrastive.similarity(*embedded)
 torch.save(results | {"ids": ids, "size": size["height"]}, output)
 """
 
 
+def saved(folder, tokenizer, task="vqav2", **options):
+    """A model of the task in a folder with its processor."""
+    model = tiny_model(task, **options)
+    model.save_pretrained(folder)
+    PairProcessor(tokenizer, 16, answers=("yes", "no") if task == "vqav2" else None).save_pretrained(folder)
+    return model
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """Of a model for VQA."""
+def tokenizer(tmp_path):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat"]
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(words))
-    tokenizer = BertTokenizer(str(vocabulary))
-    model = tiny_model("vqav2", num_answers=2)
-    model.save_pretrained(tmp_path / "model")
-    PairProcessor(tokenizer, 16, answers=("yes", "no")).save_pretrained(tmp_path / "model")
-    return tmp_path / "model", model, tokenizer
+    return BertTokenizer(str(vocabulary))
 
 
-def test_equal_without_this_package(folder, tmp_path):
-    source, model, tokenizer = folder
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """Of a model for VQA."""
+    return tmp_path / "model", saved(tmp_path / "model", tokenizer, num_answers=2), tokenizer
+
+
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("vqav2", {"num_answers": 2}),
+        ("nlvr2", {"bridge": "bridge_tower"}),
+        ("retrieval", {"bridge": "meter"}),
+    ],
+)
+def test_equal_without_this_package(tokenizer, tmp_path, task, options):
+    source, out = tmp_path / "model", tmp_path / "exported"
+    model = saved(source, tokenizer, task, **options)
     add_logs(source)
-    out = tmp_path / "exported"
     assert main(["convert", "export", str(source), "--out", str(out), "--format", "remote_code"]) == 0
-    assert json.loads((out / "answers.json").read_text()) == ["yes", "no"]
     assert (out / "log.csv").read_text() == LOG
     assert (out / EVENTS).is_file()
     assert "(log.csv)" in (out / "README.md").read_text()
-    batch = batch_of(model.config)
+    assert (out / "answers.json").exists() == (task == "vqav2")
+    if task == "vqav2":
+        assert json.loads((out / "answers.json").read_text()) == ["yes", "no"]
+    plain = batch_of(model.config)
+    fields = fields_of(model.config, plain)
+    batch = plain | {name: fields[name] for name in TASKS[task].fields}
     torch.save(batch, tmp_path / "inputs.pt")
-    run_elsewhere(ELSEWHERE, tmp_path, out, tmp_path / "inputs.pt", tmp_path / "results.pt")
+    run_elsewhere(ELSEWHERE, tmp_path, out, tmp_path / "inputs.pt", tmp_path / "results.pt", task_class(task))
     results = torch.load(tmp_path / "results.pt")
     with torch.no_grad():
         assert torch.equal(results["logits"], model(**batch).logits)
-        assert torch.equal(results["pooled"], model.model(**batch).pooled)
+        assert torch.equal(results["pooled"], model.model(**plain).pooled)
+        if task == "retrieval":
+            text = model.model.encode_text(plain["input_ids"], plain["attention_mask"])
+            image = model.model.encode_image(plain["pixel_values"])
+            embedded = model.contrastive.embed_text(text.cls), model.contrastive.embed_image(image.cls)
+            assert torch.equal(results["similarity"], model.contrastive.similarity(*embedded))
     assert results["ids"] == tokenizer("a cat").input_ids
     assert results["size"] == 16
 

@@ -67,12 +67,11 @@ def test_the_same_curve(ended, task):
         assert differences[worst] < 1e-5, (name, worst, differences[worst])
 
 
-def test_a_run_that_is_killed_goes_on_bit_for_bit(pair_recipe, tmp_path):
+@pytest.mark.parametrize("task", ["pretrain", "retrieval"])
+def test_a_run_that_is_killed_goes_on_bit_for_bit(pair_recipe, tmp_path, task):
     """With noise and dropout, in the midst of an epoch and behind an evaluation."""
     keys = {"run.save_steps": 1, "eval.steps": 3}
-    whole, cut = (
-        pair_recipe("pretrain", **keys, **{"run.output_dir": f"{tmp_path}/{name}"}) for name in ("whole", "cut")
-    )
+    whole, cut = (pair_recipe(task, **keys, **{"run.output_dir": f"{tmp_path}/{name}"}) for name in ("whole", "cut"))
     log = tmp_path / "log"
     assert faulty.run(whole, log) == [0], log.read_text()
     for step in (2, 5):
