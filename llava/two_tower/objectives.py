@@ -86,8 +86,10 @@ def classify(model: TwoTowerForTask, batch: Batch) -> Result:
 
 
 def retrieve(model: TwoTowerForTask, batch: Batch) -> Result:
-    """ITC among all ranks' pairs, and ITM of 3B pairs: true, with a hard negative image, with a hard negative text."""
-    batch = _equally_long(batch)
+    """ITC among all ranks' pairs, and ITM of 3B pairs: true, with a hard negative image, with a hard negative text.
+
+    Texts of several ranks are of one length, to which their collator pads them: ranks need not tell each other.
+    """
     mask = batch["attention_mask"]
     text = model.model.encode_text(batch["input_ids"], mask)
     image = model.model.encode_image(batch["pixel_values"])
@@ -141,16 +143,6 @@ def drawn(weights_BA: torch.Tensor, draws_B: torch.Tensor) -> torch.Tensor:
     """The column of each row whose part of the row's cumulated weights a draw from [0, 1) falls in, (B,)."""
     cumulated = weights_BA.double().cumsum(1)  # so that no draw times the sum is rounded up to the sum
     return torch.searchsorted(cumulated, draws_B.double()[:, None] * cumulated[:, -1:], right=True)[:, 0]
-
-
-def _equally_long(batch: Batch) -> dict[str, torch.Tensor]:
-    """The batch, its texts padded to the longest of all ranks; padding is masked, whatever token it is."""
-    texts = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    if num_ranks() > 1:
-        length = torch.tensor(texts["input_ids"].shape[1], device=texts["input_ids"].device)
-        dist.all_reduce(length, dist.ReduceOp.MAX)
-        texts = {name: functional.pad(text, (0, int(length) - text.shape[1])) for name, text in texts.items()}
-    return {**batch, **texts}
 
 
 def _negatives(

@@ -78,12 +78,14 @@ def task_batch(model, size=SIZE):
     return batch
 
 
-def rows_of(batch, rows):
-    """A part of a batch, without padding that all its texts have, and with the false images of its false pairs."""
+def rows_of(batch, rows, padded=False):
+    """A part of a batch, unless padded without padding that all its texts have; with its false pairs' false images."""
     part = {name: tensor[rows] for name, tensor in batch.items()}
     if "itm_labels" in batch:
         false = batch["itm_labels"] == 0
         part["false_pixel_values"] = batch["false_pixel_values"][(false.cumsum(0) - 1)[rows][false[rows]]]
+    if padded:
+        return part
     length = part["attention_mask"].sum(1).max()
     texts = {"input_ids", "attention_mask", "mlm_input_ids", "mlm_labels"}
     return {name: tensor[:, :length] if name in texts else tensor for name, tensor in part.items()}
@@ -92,7 +94,7 @@ def rows_of(batch, rows):
 def losses_and_gradients(task, rows, items=False):
     """Of a part of the batch, as every process of a step has them before they are averaged."""
     model = tiny_model(task)
-    batch = rows_of(task_batch(model), rows)
+    batch = rows_of(task_batch(model), rows, padded=task == "retrieval")  # whose ranks have texts of one length
     counts = count_items(task, task_batch(model)) if items else None
     output = model(**batch, num_items_in_batch=counts)
     output.loss.backward()

@@ -12,6 +12,7 @@ from llava.train.estimate.memory import FP32
 from llava.train.estimate.plan import Plan
 from llava.train.family import Family, StageData
 from llava.train.loop.components import Component
+from llava.train.ranks.environment import world_size
 from llava.train.two_tower.build import build, build_on_meta, config_from_sizes, expected_config
 from llava.train.two_tower.components import split_components
 from llava.train.two_tower.data import (
@@ -67,7 +68,7 @@ def stage_data(
     evaluated = held_out(recipe, processor)
     return StageData(
         dataset=dataset,
-        collator=PairCollator(recipe.task.name, padded=not model.config.mask_padding),
+        collator=PairCollator(recipe.task.name, padded=not model.config.mask_padding or gathers_texts(recipe)),
         costs=np.ones(len(dataset), dtype=np.float32),
         cost=operations(model.config, components),
         sampler=train_sampler,
@@ -82,6 +83,11 @@ def stage_data(
         evaluation=None if evaluated is None else partial(evaluation, recipe, evaluated),
         when_wrapped=lambda model, wrapped: None,  # every micro-batch runs all parts
     )
+
+
+def gathers_texts(recipe: TwoTowerRecipe) -> bool:
+    """Ranks give each other their texts, which are then of one length: retrieval's hard negatives."""
+    return "itm_hard" in TASKS[recipe.task.name].objectives and world_size() > 1
 
 
 def operations(config: TwoTowerConfig, components: list[Component]) -> Cost:
