@@ -44,6 +44,8 @@ from llava.two_tower.heads import ContrastiveHead, make_heads
 from llava.two_tower.objectives import OBJECTIVES, Items, divided
 from llava.two_tower.towers import KeptStates, image_states, make_image_tower, make_text_tower, text_states
 
+LayersOf = Callable[..., list[torch.Tensor]]  # a tower's last layers, of its inputs
+
 
 @dataclass
 class Encoded:
@@ -122,7 +124,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
         self.cross_modal = CrossModalEncoder(config)
         self.text_pooler = nn.Linear(width, width)
         self.image_pooler = nn.Linear(width, width)
-        self._kept: dict[str, Callable[..., list[torch.Tensor]]] = {}
+        self._kept: dict[str, LayersOf] = {}
         self.post_init()
 
     def train(self, mode: bool = True) -> "TwoTowerModel":
@@ -146,7 +148,10 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
 
         towers: of `text`, which needs config.mask_padding, since states at padding are not kept, and `image`.
         """
-        kept = {"text": KeptStates(self._text_layers).of_texts, "image": KeptStates(self._image_layers).of_images}
+        kept: dict[str, LayersOf] = {
+            "text": KeptStates(self._text_layers).of_texts,
+            "image": KeptStates(self._image_layers).of_images,
+        }
         self._kept = {name: kept[name] for name in towers}
 
     def encode_text(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Encoded:
@@ -163,7 +168,7 @@ class TwoTowerModel(TwoTowerPreTrainedModel):
 
     def _layers(self, tower: str, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """A tower's last layers, (B, L or P, W) each, computed or kept."""
-        computed = {"text": self._text_layers, "image": self._image_layers}
+        computed: dict[str, LayersOf] = {"text": self._text_layers, "image": self._image_layers}
         return (computed | self._kept)[tower](*inputs)
 
     def _text_layers(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
