@@ -268,6 +268,7 @@ PDSH = """while [ "$1" != -w ]; do shift; done
 node=0
 for host in ${2//,/ }; do
     given="${@:3}"
+    given=${given/llava.train.rank/tests.train.rank_on_cpu}
     bash -c "${given//%n/$node}" & pids="$pids $!"
     node=$((node + 1))
 done
@@ -278,7 +279,7 @@ exit ${status:-0}"""
 @pytest.mark.slow
 @pytest.mark.usefixtures("forks")
 def test_deepspeeds_launcher_trains_on_the_hosts_of_a_file(tiny_keys, stand_ins, tmp_path):
-    """Both hosts are this machine, and the stand-in for pdsh starts what each is given."""
+    """Both hosts are this machine, and the stand-in for pdsh starts what each is given, on the CPU."""
     (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
     forked = 'exec python -m deepspeed.launcher.runner "$@"'  # all that the true command does
     path = stand_ins(pdsh=PDSH, ssh="exit 0", deepspeed=forked, **{"nvidia-smi": "exit 1"})
