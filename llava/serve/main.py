@@ -78,9 +78,9 @@ def _check_options(args: argparse.Namespace, limits: Limits, options: list[str],
         raise LlavaError(f"{options[0]} is for vLLM, and transformers answers")
     if python is None and limits.videos:
         raise LlavaError(f"--videos {limits.videos}: transformers' server reads no videos of a request; vLLM does")
-    if python is not None and args.device is not None:
-        raise LlavaError("--device says nothing to vLLM, which chooses itself")
     if python is not None:
+        if args.device is not None:
+            raise LlavaError("--device says nothing to vLLM, which chooses itself")
         check_options(args.model, options)
 
 

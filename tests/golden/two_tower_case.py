@@ -36,7 +36,7 @@ NORM_EPS = 1e-5  # of managers' LayerNorms and BridgeTower's
 
 
 def is_two_tower(folder: Path) -> bool:
-    return any(True for name in FILES for _ in folder.glob(name))
+    return any(any(folder.glob(name)) for name in FILES)
 
 
 def families(folder: Path) -> list[str]:
