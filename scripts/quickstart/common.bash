@@ -26,7 +26,8 @@ start_or_go_on() { # SIZE FOLDER ..: refuses another size, or other code and rec
         echo "$1  QUICKSTART_SIZE"
     ) # "HASH  FILE"
     if [ -f "$out/$started" ]; then
-        changed=$(sort - "$out/$started" <<< "$used" | uniq -u | head -n 1)
+        changed=$(sort - "$out/$started" <<< "$used" | uniq -u)
+        changed=${changed%%$'\n'*}
         [ -z "$changed" ] || fail "$out was started with another ${changed##* }; name another QUICKSTART_DIR"
     fi
     mkdir -p "$out" && echo "$used" > "$out/$started"
