@@ -3,8 +3,10 @@
 Shapes: N tokens of a step, of whatever requests; D width; K layers that receive something.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from copy import copy
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,18 +24,30 @@ LAYERS = {"qwen2": Qwen2DecoderLayer, "qwen3": Qwen3DecoderLayer}
 ADDED = "added"  # its name between the ranks of a pipeline
 
 
+def receiving(text_config: Any, layers: Sequence[int]) -> Any:
+    """The language model's configuration, which also tells the layers before which something is added.
+
+    vLLM names what it compiled, and keeps on disk, by the folder's path and this configuration. So a folder whose
+    fusion has changed is compiled anew.
+    """
+    told = copy(text_config)
+    told.receiving_layers = list(layers)
+    return told
+
+
 @support_torch_compile(
     dynamic_arg_dims={"input_ids": 0, "positions": 0, "intermediate_tensors": 0, "inputs_embeds": 0, "added": 0}
 )
 class ManagedModel(Qwen2Model):
-    """vLLM's Qwen2Model with what is added in its loop. `places`: {layer: which of the K it receives}, set behind."""
+    """vLLM's Qwen2Model with what is added in its loop. Its configuration is of `receiving`.
 
-    places: dict[int, int]
+    places: {layer: which of the K it receives}.
+    """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
-        kind = vllm_config.model_config.hf_config.get_text_config().model_type
-        super().__init__(vllm_config=vllm_config, prefix=prefix, decoder_layer_type=LAYERS[kind])
-        self.places = {}
+        config = vllm_config.model_config.hf_config
+        super().__init__(vllm_config=vllm_config, prefix=prefix, decoder_layer_type=LAYERS[config.model_type])
+        self.places = {layer: place for place, layer in enumerate(config.receiving_layers)}
 
     def forward(
         self,
@@ -70,12 +84,10 @@ class ManagedForCausalLM(nn.Module):
     hf_to_vllm_mapper: WeightsMapper = Qwen2Model.hf_to_vllm_mapper
     packed_modules_mapping = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
 
-    def __init__(self, *, vllm_config: VllmConfig, layers: list[int], prefix: str = ""):
-        """layers: those before which something is added, in the order of the features."""
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
         super().__init__()
-        self.config = vllm_config.model_config.hf_config.get_text_config()
+        self.config = vllm_config.model_config.hf_config
         self.model = ManagedModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
-        self.model.places = {layer: place for place, layer in enumerate(layers)}
         self.lm_head: nn.Module = PPMissingLayer()
         if get_pp_group().is_last_rank:
             head = ParallelLMHead(

@@ -28,7 +28,7 @@ from llava.fusion.base import Questions
 from llava.mllm.questions import mean_embeddings
 from llava.mllm.visual_input import VisualInput, normalized, video_layouts
 from llava.vllm_plugin.checks import check_ranks, check_static
-from llava.vllm_plugin.decoder import ManagedForCausalLM
+from llava.vllm_plugin.decoder import ManagedForCausalLM, receiving
 from llava.vllm_plugin.processing import DummyInputs, MultiModalProcessor, ProcessingInfo
 from llava.vllm_plugin.vision import VisionSide
 
@@ -67,8 +67,7 @@ class LlavaOVManagerForConditionalGeneration(nn.Module, SupportsMultiModal, Supp
             self.vision_side = VisionSide(config)
         with self._mark_language_model(vllm_config):
             self.language_model = ManagedForCausalLM(
-                vllm_config=vllm_config.with_hf_config(config.text_config),
-                layers=self.vision_side.layers,
+                vllm_config=vllm_config.with_hf_config(receiving(config.text_config, self.vision_side.layers)),
                 prefix=maybe_prefix(prefix, "language_model"),
             )
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors

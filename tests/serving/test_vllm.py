@@ -10,8 +10,10 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from llava.data.image_processor import LlavaOVManagerImageProcessor
 from llava.data.options import AS_UINT8
@@ -24,6 +26,7 @@ from tests.serving.small_models import MODELS, mixed_requests, small_model
 pytestmark = pytest.mark.vllm
 EACH = 18  # requests to each model
 RANKS, SHARED = 2, ("baseline", "grid_manager", "grid_mmfuser", "grid_deepstack")  # models that two ranks share
+COMPILED = ("grid_manager", "grid_deepstack")  # models that are compiled
 OF_EACH_KIND = 8  # requests to each of those
 TOKENS = 8  # of an answer
 TIE = 1e-4  # of logarithms of probability, between which rounding decides
@@ -51,6 +54,7 @@ def answered(vllm_python, make_config, tiny_tokenizer, tmp_path_factory) -> Path
     root = tmp_path_factory.mktemp("models")
     for name in chosen(MODELS):
         model_with_requests(root / name, EACH, make_config, tiny_tokenizer)
+        ask_again(root / name, tiny_tokenizer)
     ask_vllm(vllm_python, root)
     return root
 
@@ -76,13 +80,40 @@ def model_with_requests(folder: Path, number: int, make_config, tokenizer) -> No
     (folder / "expected.json").write_text(json.dumps(expected))
 
 
-def ask_vllm(python: str, root: Path, ranks: int = 1) -> None:
+def ask_again(folder: Path, tokenizer) -> None:
+    """Requests about two pictures, of which the first is shown again and again behind another beginning.
+
+    So nothing of a picture is found among the beginnings of prompts, and only the encoder cache can have it.
+    """
+    processor = LlavaOVManagerProcessor.from_pretrained(folder)
+    rng = np.random.default_rng(3)
+    first, second = (Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)) for _ in range(2))
+    asked = [
+        ([first], "What is it?"),
+        ([first], "What is it?"),
+        ([first], "Where is it?"),
+        ([second], "What is it?"),
+        ([first, second], "What is it?"),
+        ([first], "What is it?"),  # behind an emptied cache
+    ]
+    requests = []
+    for number, (images, question) in enumerate(asked):
+        messages = [
+            {"role": "system", "content": f"Request {number}."},
+            {"role": "user", "content": f"{'<image>' * len(images)}\n{question}"},
+        ]
+        requests.append((processor.apply_chat_template(messages, add_generation_prompt=True), images, []))
+    (folder / "asked_again.pickle").write_bytes(pickle.dumps(requests))
+
+
+def ask_vllm(python: str, root: Path, *options: str, ranks: int = 1) -> None:
     """vLLM's answers to the requests of all models there, see vllm_answers.py."""
-    script = ROOT / "tests/serving/vllm_answers.py"
+    words = [python, ROOT / "tests/serving/vllm_answers.py", root, "--tokens", str(TOKENS), "--ranks", str(ranks)]
+    here = {"PYTHONPATH": str(ROOT), "VLLM_CACHE_ROOT": str(root / "vllm")}  # this tree, nothing compiled before
     with open(root / "log.txt", "w") as log:
         done = subprocess.run(
-            [python, script, root, str(TOKENS), str(ranks)],
-            env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | ENVIRONMENT,
+            [*words, *options],
+            env=os.environ | ENVIRONMENT | here,
             stdout=log, stderr=subprocess.STDOUT, cwd=root, check=False,
         )  # fmt: skip
     assert done.returncode == 0, (root / "log.txt").read_text()[-4000:]
@@ -170,11 +201,35 @@ def test_a_placeholder_without_a_picture_is_refused(answered):
     assert set(found.values()) == {"found 1 <image> placeholders in the prompt but 0 images"}
 
 
+def test_a_picture_is_encoded_once(answered):
+    """Again for another question where the fusion is guided by it, and where a prompt's pictures are cut otherwise."""
+    found = {path.parent.name: json.loads(path.read_text()) for path in answered.glob("*/encoded.json")}
+    guided = {name: MODELS[name][1].guided for name in chosen(MODELS)}
+    assert found == {name: [1, 0, int(is_guided), 1, 2, 1] for name, is_guided in guided.items()}
+
+
+def test_a_compiled_decoder_answers_as_transformers_does(vllm_python, make_config, tiny_tokenizer, tmp_path):
+    """vLLM compiles on a CPU, too: one graph of the whole decoder, by inductor."""
+    for name in chosen(COMPILED):
+        model_with_requests(tmp_path / name, OF_EACH_KIND, make_config, tiny_tokenizer)
+    ask_vllm(vllm_python, tmp_path, "--compile")
+    facts = [json.loads((tmp_path / name / "compiled.json").read_text()) for name in chosen(COMPILED)]
+    for one in facts:
+        assert (one["mode"], one["backend"], one["compiled"]) == ("DYNAMO_TRACE_ONCE", "inductor", [True])
+        assert one["apart"], "models whose fusion adds before other layers share what is compiled"
+    assert facts
+    assert all(one["graphs"] > 0 for one in facts)
+    found = list(pairs(tmp_path))
+    assert len(found) == OF_EACH_KIND * len(chosen(COMPILED))
+    assert different(found) == []
+    print(f"compiled, {len(found)} requests, largest difference {largest_gap(found):.1e}")
+
+
 def test_two_ranks_answer_as_transformers_does(vllm_python, make_config, tiny_tokenizer, tmp_path):
     """They share the language model (tensor parallel), and each has the whole vision side."""
     for name in chosen(SHARED):
         model_with_requests(tmp_path / name, OF_EACH_KIND, make_config, tiny_tokenizer)
-    ask_vllm(vllm_python, tmp_path, RANKS)
+    ask_vllm(vllm_python, tmp_path, ranks=RANKS)
     found = list(pairs(tmp_path))
     assert len(found) == OF_EACH_KIND * len(chosen(SHARED))
     assert f"Worker_TP{RANKS - 1}" in (tmp_path / "log.txt").read_text()
