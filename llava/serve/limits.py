@@ -21,7 +21,8 @@ class Limits:
     """pictures, videos: of a request, how many. megapixels: of a picture, by its header.
 
     file_mib: of a picture or video, as its bytes are. request_mib: of a request's body, in which they are base64.
-    urls: whether those of public hosts are fetched. waiting: requests that wait while others are answered.
+    characters: of a request's texts. urls: whether those of public hosts are fetched.
+    waiting: requests that wait while others are answered.
     """
 
     pictures: int = 16
@@ -29,6 +30,7 @@ class Limits:
     megapixels: float = 64
     file_mib: int = FILE_LIMITS["image"] // MEBIBYTE
     request_mib: int = 256
+    characters: int = 1_000_000
     urls: str = NO_URLS
     waiting: int = 1024
 
@@ -39,12 +41,13 @@ HELP = {
     "megapixels": "of a picture, which is not decoded where it has more; 89 are the most that is ever read",
     "file_mib": "MiB of a picture or video",
     "request_mib": "MiB of a request, whose pictures are base64",
+    "characters": "characters of a request's texts",
     "urls": "pictures by URL: none, or those of public hosts",
     "waiting": "requests that wait for others; one more is refused",
 }
 
 
-LEAST = {"pictures": 0, "videos": 0, "file_mib": 1, "request_mib": 1, "waiting": 0}
+LEAST = {"pictures": 0, "videos": 0, "file_mib": 1, "request_mib": 1, "characters": 1, "waiting": 0}
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def add_limits(parser: ArgumentParser) -> None:
     for one in fields(Limits):
         choices = URLS if one.name == "urls" else None
         metavar = None if choices else "N"
-        text = f"{HELP[one.name]} (default {one.default:g})" if metavar else f"{HELP[one.name]} (default {one.default})"
+        text = f"{HELP[one.name]} (default {one.default})"
         group.add_argument(
             f"--{one.name}", type=one.type, default=one.default, choices=choices, metavar=metavar, help=text
         )

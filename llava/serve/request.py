@@ -20,6 +20,7 @@ ROLES = ("system", "user", "assistant")
 KINDS = {"image_url": "picture", "video_url": "video"}  # parts beside texts
 SHOWN = 80  # characters of what is wrong
 STOPS = 16  # strings that end an answer, at most
+FRAME = 32  # characters of a prompt around the text of a message or part, or nearly
 
 
 def _is_whole(least: int, most: int = 2**31 - 1) -> Callable[[Any], bool]:
@@ -39,6 +40,10 @@ def _is_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_stream_options(value: Any) -> bool:
+    return isinstance(value, dict) and set(value) <= {"include_usage"} and all(map(_is_truth, value.values()))
+
+
 # What each may be, in words and as a test. Both engines take these, and vLLM what follows, which transformers ignores.
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_tokens": ("a whole number of at least 1", _is_whole(1)),
@@ -46,10 +51,10 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "temperature": ("a number from 0 to 2", _is_number(0, 2)),
     "top_p": ("a number above 0, at most 1", _is_number(math.ulp(0.0), 1)),
     "seed": ("a whole number", _is_whole(0)),
-    "n": ("1", lambda value: value == 1),
+    "n": ("1", _is_whole(1, 1)),
     "stop": (f"a text or at most {STOPS} texts", _is_stop),
     "stream": ("true or false", _is_truth),
-    "stream_options": ("an object", lambda value: isinstance(value, dict) and set(value) <= {"include_usage"}),
+    "stream_options": ("an object of include_usage, true or false", _is_stream_options),
     "user": ("a text", lambda value: isinstance(value, str)),
 }
 OF_VLLM: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -77,6 +82,8 @@ def checked_request(body: bytes, service: Service) -> bytes:
         )
     fields = {name: value for name, value in request.items() if value is not None}
     _check_fields(fields, service.engine)
+    if fields.get("stop") == []:  # which says nothing, and makes transformers' server fail
+        del fields["stop"]
     checked = {"model": model, "messages": _checked_messages(messages, service), **fields}
     try:
         return json.dumps(checked, ensure_ascii=False).encode()
@@ -128,6 +135,7 @@ def _checked_messages(messages: Any, service: Service) -> list[dict]:
             if kind in counts:
                 counts[kind] += 1
     _check_counts(counts, service)
+    _check_length(messages, service.limits.characters)
     pictures = iter(range(1, sum(counts.values()) + 1))
     return [
         {"role": message["role"], "content": _checked_content(message["content"], number, pictures, service)}
@@ -140,6 +148,17 @@ def _check_counts(counts: dict[str, int], service: Service) -> None:
     for kind, count in counts.items():
         if count > most[kind]:
             raise RefusedError(f"the request shows {count} {KINDS[kind]}s; this server takes at most {most[kind]}")
+
+
+def _check_length(messages: list[dict], most: int) -> None:
+    """Raises RefusedError for texts of which a server would make tokens for minutes, and answer nobody meanwhile."""
+    characters = FRAME * len(messages)
+    for message in messages:
+        content = message["content"]
+        texts = [content] if isinstance(content, str) else [part.get("text") for part in content]
+        characters += sum(FRAME + len(text) for text in texts if isinstance(text, str))
+    if characters > most:
+        raise RefusedError(f"the prompt would have some {characters} characters; at most {most} are taken")
 
 
 def _kind(part: Any, number: int) -> str:

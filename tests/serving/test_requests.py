@@ -17,7 +17,7 @@ from llava.serve.limits import Limits, Service
 from llava.serve.refusals import RefusedError, as_error
 from llava.serve.request import checked_request
 
-SERVICE = Service("folder/model", "vllm", Limits(pictures=3, megapixels=1, file_mib=1, request_mib=4))
+SERVICE = Service("folder/model", "vllm", Limits(pictures=3, megapixels=1, file_mib=1, request_mib=4, characters=5000))
 LOOKED_UP = "93.184.215.14"
 
 
@@ -61,7 +61,7 @@ def test_what_is_right_is_passed_on():
     del expected["stream"]
     expected["messages"][0]["content"][0] = picture(data_url(png(), "data:image/unknown;base64,"))
     assert json.loads(checked_request(body, SERVICE)) == expected
-    text = json.loads(checked_request(request("Hello"), SERVICE))
+    text = json.loads(checked_request(request("Hello", stop=[]), SERVICE))
     assert text == {"model": "folder/model", "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -89,6 +89,8 @@ def test_of_two_keys_alike_the_one_that_was_checked_is_passed_on():
         ([picture(None)], "image_url must have a url, found None"),
         ([{"type": "text"}], "must have a text, found None"),
         (["text"], "found 'text'"),
+        ("0 " * 2500, "the prompt would have some 5064 characters; at most 5000 are taken"),
+        ([picture(data_url(png())), {"type": "text", "text": "0" * 5000}], "would have some 5064 characters"),
         (None, "content must be a text or a list of parts, found None"),
         ("half \ud83d", "a text holds half a character"),
     ],
@@ -113,7 +115,10 @@ def test_content_that_is_refused(content, message):
         ({"max_tokens": "many"}, "max_tokens must be a whole number of at least 1, found 'many'"),
         ({"max_tokens": True}, "found True"),
         ({"temperature": -1}, "temperature must be a number from 0 to 2, found -1"),
+        ({"messages": [{"role": "user", "content": []}] * 157}, "would have some 5024 characters; at most 5000 are"),
         ({"n": 9}, "n must be 1, found 9"),
+        ({"n": True}, "n must be 1, found True"),
+        ({"stream_options": {"include_usage": "many"}}, "stream_options must be an object of include_usage"),
         ({"stop": [""]}, "stop must be"),
         ({"top_p": 0}, "top_p must be a number above 0"),
         ({"top_logprobs": 1.5}, "top_logprobs must be a whole number from 0 to 20, found 1.5"),
