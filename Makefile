@@ -50,7 +50,7 @@ test-exits: install
 test-real: demo-real demo-two-tower
 	$(BIN)/python -m pytest -m real
 
-# vLLM, with the plugin, in an environment of its own (some 3 GB), against transformers: in some 15 minutes on two cores.
+# vLLM, with the plugin, in an environment of its own (some 3 GB), against transformers: in some 20 minutes on two cores.
 test-vllm: install $(VLLM_VENV)/installed
 	LLAVA_VLLM_PYTHON=$(abspath $(VLLM_VENV))/bin/python $(BIN)/python -m pytest -m vllm $(VLLM_TESTS) -s --timeout 1800
 

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.vllm
 EACH = 18  # requests to each model
 RANKS, SHARED = 2, ("baseline", "grid_manager", "grid_mmfuser", "grid_deepstack")  # models that two ranks share
 COMPILED = ("grid_manager", "grid_deepstack")  # models that are compiled
+PIPED = ("grid_deepstack",)  # models whose layers stand on two ranks
 OF_EACH_KIND = 8  # requests to each of those
 TOKENS = 8  # of an answer
 TIE = 1e-4  # of logarithms of probability, between which rounding decides
@@ -106,9 +107,9 @@ def ask_again(folder: Path, tokenizer) -> None:
     (folder / "asked_again.pickle").write_bytes(pickle.dumps(requests))
 
 
-def ask_vllm(python: str, root: Path, *options: str, ranks: int = 1) -> None:
+def ask_vllm(python: str, root: Path, *options: str) -> None:
     """vLLM's answers to the requests of all models there, see vllm_answers.py."""
-    words = [python, ROOT / "tests/serving/vllm_answers.py", root, "--tokens", str(TOKENS), "--ranks", str(ranks)]
+    words = [python, ROOT / "tests/serving/vllm_answers.py", root, "--tokens", str(TOKENS)]
     here = {"PYTHONPATH": str(ROOT), "VLLM_CACHE_ROOT": str(root / "vllm")}  # this tree, nothing compiled before
     with open(root / "log.txt", "w") as log:
         done = subprocess.run(
@@ -229,10 +230,22 @@ def test_two_ranks_answer_as_transformers_does(vllm_python, make_config, tiny_to
     """They share the language model (tensor parallel), and each has the whole vision side."""
     for name in chosen(SHARED):
         model_with_requests(tmp_path / name, OF_EACH_KIND, make_config, tiny_tokenizer)
-    ask_vllm(vllm_python, tmp_path, ranks=RANKS)
+    ask_vllm(vllm_python, tmp_path, "--ranks", str(RANKS))
     found = list(pairs(tmp_path))
     assert len(found) == OF_EACH_KIND * len(chosen(SHARED))
     assert f"Worker_TP{RANKS - 1}" in (tmp_path / "log.txt").read_text()
     assert [(name, n) for name, n, ours, theirs in found if ours["prompt"] != theirs["prompt"]] == []
     assert different(found) == []
     print(f"{RANKS} ranks, {len(found)} requests, largest difference {largest_gap(found):.1e}")
+
+
+def test_a_pipeline_of_two_answers_as_transformers_does(vllm_python, make_config, tiny_tokenizer, tmp_path):
+    """What later layers receive goes on to their rank. Compiled, as vLLM's pipelines on a CPU do not start eager."""
+    for name in chosen(PIPED):
+        model_with_requests(tmp_path / name, OF_EACH_KIND, make_config, tiny_tokenizer)
+    ask_vllm(vllm_python, tmp_path, "--stages", str(RANKS), "--compile")
+    found = list(pairs(tmp_path))
+    assert len(found) == OF_EACH_KIND * len(chosen(PIPED))
+    assert f"Worker_PP{RANKS - 1}" in (tmp_path / "log.txt").read_text()
+    assert different(found) == []
+    print(f"pipeline of {RANKS}, {len(found)} requests, largest difference {largest_gap(found):.1e}")

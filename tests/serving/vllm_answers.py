@@ -1,8 +1,9 @@
 """Run by vLLM's Python: answers the requests that stand in a folder, see test_vllm.py.
 
-vllm_answers.py FOLDER --tokens N --ranks N [--compile]: of each model FOLDER/NAME the file requests.pickle, a list of
-(prompt, images, videos), becomes answers.json: of each request its prompt's ids, the answer's of at most so many
-tokens, and their logarithms of probability. refused.txt: what is said to a prompt with a placeholder and no picture.
+vllm_answers.py FOLDER --tokens N [--ranks N] [--stages N] [--compile]: of each model FOLDER/NAME the file
+requests.pickle, a list of (prompt, images, videos), becomes answers.json: of each request its prompt's ids, the
+answer's of at most so many tokens, and their logarithms of probability. Ranks share each layer, stages have some each.
+refused.txt: what is said to a prompt with a placeholder and no picture.
 encoded.json, where FOLDER/NAME has asked_again.pickle: see encoded. compiled.json, where told to compile: see compiled.
 """
 
@@ -18,14 +19,15 @@ from vllm.config import CompilationMode
 from llava.vllm_plugin.decoder import receiving
 
 
-def answer(folder: Path, max_tokens: int, ranks: int, compile_decoder: bool) -> None:
+def answer(folder: Path, args: argparse.Namespace) -> None:
     requests = pickle.loads((folder / "requests.pickle").read_bytes())
     llm = LLM(
         str(folder),
         tokenizer_mode="llava_ov_manager",
         dtype="float32",
-        enforce_eager=not compile_decoder,
-        tensor_parallel_size=ranks,
+        enforce_eager=not args.compile,
+        tensor_parallel_size=args.ranks,
+        pipeline_parallel_size=args.stages,
         max_model_len=2048,
         max_num_batched_tokens=256,  # so that most prompts are cut into chunks, through their images
         max_num_seqs=4,  # so that later requests find beginnings that earlier ones left
@@ -36,7 +38,7 @@ def answer(folder: Path, max_tokens: int, ranks: int, compile_decoder: bool) -> 
         disable_log_stats=False,
     )
     prompts = as_prompts(requests)
-    sampling = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=1)
+    sampling = SamplingParams(temperature=0, max_tokens=args.tokens, logprobs=1)
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     answers = []
     for output in outputs:
@@ -50,7 +52,7 @@ def answer(folder: Path, max_tokens: int, ranks: int, compile_decoder: bool) -> 
     if (folder / "asked_again.pickle").exists():
         asked_again = pickle.loads((folder / "asked_again.pickle").read_bytes())
         (folder / "encoded.json").write_text(json.dumps(encoded(llm, asked_again)))
-    if compile_decoder:
+    if args.compile and args.stages == 1:
         (folder / "compiled.json").write_text(json.dumps(compiled(llm)))
 
 
@@ -106,10 +108,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
     parser.add_argument("--tokens", type=int, required=True)
-    parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--stages", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     for folder in sorted(path.parent for path in args.root.glob("*/requests.pickle")):
-        answer(folder, args.tokens, args.ranks, args.compile)
+        answer(folder, args)
         gc.collect()
         print(f"answered {folder.name}", flush=True)
