@@ -131,18 +131,28 @@ def table_lines(results: dict[str, Any]) -> list[Line]:
     A score is given to rows with as many seeds as the bench has, where the reference has them too.
     """
     lines = []
-    wanted = [str(seed) for seed in range(1, results["seeds"] + 1)]
     for name, of_data in results["data"].items():
         rows = of_data["rows"]
-        whole = [row for row, of_row in rows.items() if list(of_row["seeds"]) == wanted]
+        documents, kinds, right = answers_of(results, name)
         scores, losses = {}, {}
-        if REFERENCE in whole:
-            right = {row: np.array([rows[row]["seeds"][seed]["right"] for seed in wanted]) for row in whole}
-            documents, kinds = ([question[key] for question in of_data["questions"]] for key in ("document", "kind"))
+        if REFERENCE in right:
             scores = score_rows(name, documents, kinds, right, REFERENCE)
-            losses = _losses({row: [rows[row]["seeds"][seed]["held_out_loss"] for seed in wanted] for row in whole})
+            losses = _losses({row: [run["held_out_loss"] for run in rows[row]["seeds"].values()] for row in right})
         lines += [Line(name, row, of_row, scores.get(row), losses.get(row)) for row, of_row in rows.items()]
     return lines
+
+
+def answers_of(results: dict[str, Any], name: str) -> tuple[list[str], list[str], dict[str, np.ndarray]]:
+    """The questions of a data set and how its rows answered them.
+
+    Returns the document and the kind of each question, and {row: (S, questions)}, 1 where the answer was right, of the
+    rows that have all S seeds of the bench.
+    """
+    of_data, wanted = results["data"][name], [str(seed) for seed in range(1, results["seeds"] + 1)]
+    documents, kinds = ([question[key] for question in of_data["questions"]] for key in ("document", "kind"))
+    seeds = {row: of_row["seeds"] for row, of_row in of_data["rows"].items() if list(of_row["seeds"]) == wanted}
+    right = {row: np.array([run["right"] for run in runs.values()]) for row, runs in seeds.items()}
+    return documents, kinds, right
 
 
 def _losses(by_seed: dict[str, list[float]]) -> dict[str, HeldOutLoss]:

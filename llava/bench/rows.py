@@ -22,6 +22,14 @@ from llava.train.recipe.dotted import read_yaml
 ARMS = Path("scripts/train/recipes/fusion")
 REFERENCE = "none"  # the row that all differences are to
 LIKE = "none_like_"  # in front of the name of the row whose number of parameters it has
+ZERO = "_zero"  # behind the name of the method that begins as the baseline
+# Other controls, and the row beside which each stands.
+CONTROLS = {
+    "manager_last": "manager",
+    "manager_first_layer": "manager",
+    "manager_permuted": "manager_in_order",
+    "layer_select_deep_to_early": "layer_select",
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,17 @@ def all_rows() -> list[Row]:
         rows += [row for row in VARIANTS if row.arm == name]
         if any(one.name == "initialisation" for one in fields(kind)):
             about = f"Control c5: {name} that begins as the baseline"
-            rows.append(Row(f"{name}_zero", name, about, {"initialisation": "zero"}))
+            rows.append(Row(f"{name}{ZERO}", name, about, {"initialisation": "zero"}))
         about = f"Control c4: none with a projector of as many parameters as {name}"
         rows.append(Row(f"{LIKE}{name}", REFERENCE, about, like=name))
     return rows
+
+
+def controlled(name: str) -> str | None:
+    """The row that the row of this name is a control of; None if it is none."""
+    if name.startswith(LIKE):
+        return name.removeprefix(LIKE)
+    return name.removesuffix(ZERO) if name.endswith(ZERO) else CONTROLS.get(name)
 
 
 def rows_named(names: Sequence[str] | None = None, without: Sequence[str] = ()) -> list[Row]:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llava.bench.cells import ABSENT, interval, marked
+from llava.bench.cells import ABSENT, by_seed, interval, marked
+from llava.bench.controls import NOTE as CONTROLS_NOTE
+from llava.bench.controls import control_cells
 from llava.bench.results import Line, table_lines
 from llava.text_table import markdown_table, text_table
 
@@ -21,12 +23,6 @@ NOTES = (
 
 def _of_score(cell: Callable[[Any], str]) -> Callable[[Line], str]:
     return lambda line: ABSENT if line.score is None else cell(line.score)
-
-
-def _by_seed(line: Line) -> str:
-    if line.score is None or not line.score.difference_by_seed:
-        return ABSENT
-    return " ".join(f"{round(value, 1) + 0.0:+.1f}" for value in line.score.difference_by_seed)
 
 
 def _loss_difference(line: Line) -> str:
@@ -62,7 +58,7 @@ def columns(results: dict[str, Any]) -> list[tuple[str, Callable[[Line], str]]]:
         ("- none", _of_score(marked)),
         ("boot", _of_score(lambda score: interval(score.difference))),
         ("t", _of_score(lambda score: interval(score.difference_t))),
-        ("by seed", _by_seed),
+        ("by seed", _of_score(by_seed)),
         ("loss", lambda line: ABSENT if line.loss is None else f"{line.loss.mean:.4f}"),
         ("loss - none, t", _loss_difference),
         *(
@@ -99,14 +95,22 @@ def render_text(results: dict[str, Any], width: int) -> str:
     for block in blocks:
         rows = list(zip(*(cells[column] for column in [*range(names), *block]), strict=True))
         tables.append(text_table(rows, right=[*[False] * names, True]))
-    return "\n\n".join([*tables, "\n".join([*NOTES, *_remarks(results, lines)])]) + "\n"
+    notes = [*NOTES, *_remarks(results, lines)]
+    if controls := control_cells(results):
+        tables.append(text_table(controls, right=[*[False] * (names + 1), True]))
+        notes.append(CONTROLS_NOTE)
+    return "\n\n".join([*tables, "\n".join(notes)]) + "\n"
 
 
 def render_markdown(results: dict[str, Any]) -> str:
-    """One table, then what its columns mean."""
+    """One table, and one of the controls; then what their columns mean."""
     lines, parts = table_lines(results), columns(results)
-    table = markdown_table([[head for head, _ in parts], *([cell(line) for _, cell in parts] for line in lines)])
-    return "\n\n".join([table, "\n".join(f"- {note}" for note in [*NOTES, *_remarks(results, lines)])]) + "\n"
+    tables = [markdown_table([[head for head, _ in parts], *([cell(line) for _, cell in parts] for line in lines)])]
+    notes = [*NOTES, *_remarks(results, lines)]
+    if controls := control_cells(results):
+        tables.append(markdown_table(controls))
+        notes.append(CONTROLS_NOTE)
+    return "\n\n".join([*tables, "\n".join(f"- {note}" for note in notes)]) + "\n"
 
 
 def _described(lines: Sequence[Line], name: str) -> str:

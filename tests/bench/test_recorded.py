@@ -1,5 +1,6 @@
 """The recorded table of benchmarks/FUSION.md is computed from the results beside it."""
 
+from llava.bench.controls import control_cells
 from llava.bench.results import read_results, table_lines
 from llava.bench.table import columns
 from tests.paths import ROOT
@@ -12,14 +13,17 @@ def test_the_recorded_tables_are_those_of_the_results():
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text[text.index("## Results") :].splitlines()
-        if line.startswith("|")
+        if line.startswith("|") and not line.startswith("| ---")
     ]
-    heads, shown = None, []
+    heads, shown, controls = None, [], []
     for first, *others in rows:
         if first == "row":
             heads = others
+        if heads and heads[0] == "control":
+            controls += [[first, *others]]
         elif first in lines:
             shown += [(first, head) for head in heads]
             assert others == [cells[head](lines[first]) for head in heads], first
     assert set(shown) == {(row, head) for row in lines for head in cells if head != "row"}
     assert len(shown) == len(set(shown))
+    assert controls == control_cells(results)
