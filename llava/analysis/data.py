@@ -14,7 +14,7 @@ from llava.data.image_folder import ImageFolder
 from llava.data.index import FileKey
 from llava.data.json_rows import SUFFIXES
 from llava.data.mixture import load_mixture, mixture_entries
-from llava.data.record_store import TextFacts
+from llava.data.record_store import is_multimodal
 from llava.engine.engine import Engine
 from llava.errors import LlavaError
 from llava.eval.catalogue import choose_tasks
@@ -77,8 +77,7 @@ class MixtureSource:
 
     def __init__(self, data: str, image_folder: str | Path, limit: int):
         mixture = load_mixture(data, seed=0)
-        facts = TextFacts.of(mixture.samples)
-        shown = np.flatnonzero(facts.images + facts.videos)[:limit].tolist()
+        shown = np.flatnonzero(is_multimodal(mixture.samples))[:limit].tolist()
         if not shown:
             raise LlavaError(f"{data}: none of its {len(mixture.samples):,} samples shows an image or a video")
         self.samples = [mixture.samples[place] for place in shown]

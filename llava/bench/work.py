@@ -30,7 +30,7 @@ from llava.train.loop.components import Component
 from llava.train.loop.guard import NonFiniteError
 from llava.train.loop.step_log import peak_memory_gib
 from llava.train.loop.trainer import LlavaTrainer
-from llava.train.mllm.data import sizes_once
+from llava.train.mllm.data import sample_sizes
 from llava.train.ranks.fingerprint import git_state, versions
 from llava.train.recipe.load import load_recipe
 from llava.train.stage import Stage, prepare, train
@@ -138,7 +138,7 @@ def order_hash(trainer: LlavaTrainer) -> str:
 def measured(stage: Stage, clock: StepClock) -> dict[str, Any]:
     """Parameters, operations of a sample, seconds of a step and peak memory. Operations are means over the samples."""
     trainer, config = stage.trainer, stage.trainer.model.config
-    sizes = sizes_once(stage.recipe, trainer.train_dataset)
+    sizes = sample_sizes(stage.recipe, trainer.train_dataset)
     forward, training = (float(np.mean(sizes.costs(cost))) for cost in (forward_cost(config), trainer.step_log.cost))
     on_clock, of_processor = clock.medians()
     return {

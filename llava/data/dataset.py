@@ -2,10 +2,9 @@
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -20,7 +19,9 @@ from llava.data.inspect import Fault, Inspection
 from llava.data.notes import Note
 from llava.data.over_long import Encoding, OnOverLong, describe_too_long, fit_sample, most_tokens
 from llava.data.processor import LlavaOVManagerProcessor
-from llava.data.record_store import TextFacts
+from llava.data.ragged import Ragged
+from llava.data.record_store import TextFacts, is_multimodal
+from llava.data.sample_sizes import SampleSizes, VisualCounts
 from llava.data.schema import OnBadSample, Sample, Turn
 from llava.data.video import EVERY_SECOND, Video, VideoSampling, VideoTimes, read_video, time_instruction
 from llava.errors import DataError
@@ -31,42 +32,6 @@ logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4  # of English in Qwen2's tokenizer, to estimate lengths without tokenizing everything
 TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the system message included
 BYTES_PER_VIDEO, BYTES_PER_FRAME = 120, 20  # upper bounds of time_instruction
-
-
-@dataclass(frozen=True)
-class SampleSizes:
-    """What makes samples costly, one value per sample: crops (frames too), tokens, and supervised tokens among them.
-
-    visual_tokens, visual_pairs: those among the tokens, and the sum of the squared ones of each image and video.
-    """
-
-    crops: np.ndarray
-    tokens: np.ndarray
-    supervised: np.ndarray
-    visual_tokens: np.ndarray | None = None
-    visual_pairs: np.ndarray | None = None
-
-    def costs(self, cost: Callable[..., np.ndarray]) -> np.ndarray:
-        """Operations of each sample; cost: see llava.mllm.cost.Cost."""
-        return cost(
-            self.crops,
-            self.tokens,
-            self.supervised,
-            visual_tokens=self.visual_tokens,
-            visual_pairs=self.visual_pairs,
-        )
-
-
-class VisualCounts(NamedTuple):
-    """What samples show, one value per sample: crops (frames too), tokens of these, and frames among the crops.
-
-    pairs: the sum of the squared tokens of each image and video.
-    """
-
-    crops: np.ndarray
-    tokens: np.ndarray
-    frames: np.ndarray
-    pairs: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -200,32 +165,40 @@ class SupervisedDataset(Dataset):
         return replace(sample, turns=tuple(turns))
 
     @property
-    def is_multimodal(self) -> list[bool]:
-        """Whether each sample has images or videos."""
-        facts = TextFacts.of(self.samples)
-        return (facts.images + facts.videos > 0).tolist()
+    def is_multimodal(self) -> np.ndarray:
+        """Whether each sample has images or videos, bool (N,)."""
+        return is_multimodal(self.samples)
 
     def over_long(self, inspection: Inspection) -> tuple[list[str], list[str]]:
         """Faults and notes, one line for each sample of more than max_length tokens; see too_long."""
         faults: list[str] = []
         notes: list[str] = []
-        for sample, outcome in self.too_long_samples(inspection):
+        for sample, outcome in self.too_long_samples(inspection, self.sizes(inspection)):
             (faults if isinstance(outcome, Fault) else notes).append(f"{sample}: {outcome.message}")
         return faults, notes
 
-    def too_long_samples(self, inspection: Inspection) -> Iterator[tuple[Sample, Fault | Note]]:
-        """Each sample of more than max_length tokens that is not in skip_ids, and what becomes of it."""
-        facts, visual = TextFacts.of(self.samples), self._visual(inspection)
-        most = visual.tokens + facts.text + TOKENS_PER_TURN * (facts.turns + 1)
-        if self.time_instruction:
-            most += BYTES_PER_VIDEO * facts.videos + BYTES_PER_FRAME * visual.frames
-        limit = most_tokens(self.encoding["max_length"], self.encoding["positions"])
-        for number in np.flatnonzero(most > limit).tolist():
+    def too_long_samples(self, inspection: Inspection, sizes: SampleSizes) -> Iterator[tuple[Sample, Fault | Note]]:
+        """Each sample of more than max_length tokens that is not in skip_ids, and what becomes of it.
+
+        sizes: what `sizes` gives for the inspection.
+        """
+        for number in self._maybe_too_long(inspection, sizes):
             sample = self.samples[number]
             if sample.id not in self.skip_ids:
                 outcome = self.too_long(sample, inspection.image_sizes[number], inspection.videos[number])
                 if outcome is not None:
                     yield sample, outcome
+
+    def _maybe_too_long(self, inspection: Inspection, sizes: SampleSizes) -> Iterator[int]:
+        """The numbers of all samples that could be, by what their bytes can be at most."""
+        frames = inspection.frames_table()
+        num_frames = frames.sums(frames.values) if self.time_instruction else None
+        limit = most_tokens(self.encoding["max_length"], self.encoding["positions"])
+        for place, facts in TextFacts.blocks(self.samples):
+            most = np.asarray(sizes.visual_tokens)[place] + facts.text + TOKENS_PER_TURN * (facts.turns + 1)
+            if num_frames is not None:
+                most += BYTES_PER_VIDEO * facts.videos + BYTES_PER_FRAME * num_frames[place]
+            yield from (np.flatnonzero(most > limit) + place.start).tolist()
 
     def too_long(
         self, stored: Sample, image_sizes: list[tuple[int, int]], videos: list[VideoTimes]
@@ -259,29 +232,34 @@ class SupervisedDataset(Dataset):
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
         """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
-        visual, text = self._visual(inspection), self.text_sizes()
-        return SampleSizes(visual.crops, visual.tokens + text.tokens, text.supervised, visual.tokens, visual.pairs)
+        crops, visual_tokens = (np.zeros(len(self.samples), dtype=np.int32) for _ in range(2))
+        pairs, end = np.zeros(len(self.samples), dtype=np.int64), 0
+        for images, frames in zip(inspection.sizes_table().blocks(), inspection.frames_table().blocks()):
+            place = slice(end, end + len(images))
+            crops[place], visual_tokens[place], pairs[place] = self._visual(images, frames)
+            end = place.stop
+        text = self.text_sizes()
+        return SampleSizes(crops, visual_tokens + text.tokens, text.supervised, visual_tokens, pairs)
 
     def text_sizes(self) -> SampleSizes:
         """As `sizes`, where no image and no video can be read."""
-        facts = TextFacts.of(self.samples)
-        text = facts.text // BYTES_PER_TOKEN
-        none = np.zeros_like(text)
-        return SampleSizes(none, text, facts.answers // BYTES_PER_TOKEN, none, none)
+        tokens, supervised, none = (np.zeros(len(self.samples), dtype=np.int32) for _ in range(3))
+        for place, facts in TextFacts.blocks(self.samples):
+            tokens[place] = facts.text // BYTES_PER_TOKEN
+            supervised[place] = facts.answers // BYTES_PER_TOKEN
+        return SampleSizes(none, tokens, supervised, none, none)
 
-    def _visual(self, inspection: Inspection) -> VisualCounts:
-        images, frames = inspection.sizes_table(), inspection.frames_table()
+    def _visual(self, images: Ragged, frames: Ragged) -> VisualCounts:
+        """images: (width, height) of each. frames: how many of each video."""
         image_processor = self.processor.image_processor
         several = np.repeat(images.counts > 1, images.counts)
         crops, tokens = image_processor.count_layouts(images.values, several)
         frame_tokens = frames.values
         if len(frames.values):  # else the model may be one that takes no videos
             frame_tokens = frames.values * (image_processor.video_layout(1).num_tokens - 1) + 1
-        num_frames = frames.sums(frames.values)
         return VisualCounts(
-            images.sums(crops) + num_frames,
+            images.sums(crops) + frames.sums(frames.values),
             images.sums(tokens) + frames.sums(frame_tokens),
-            num_frames,
             images.sums(tokens**2) + frames.sums(frame_tokens**2),
         )
 

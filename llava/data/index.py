@@ -4,6 +4,7 @@ indexing.py makes it and keeps it; its arrays are memory-mapped, so that all pro
 """
 
 import json
+import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +23,7 @@ from llava.printable import visible
 
 COPY = "records"  # of a data file in another encoding than UTF-8
 BLOCK = 2000  # rows that a process is handed at a time
+SCAN = 1 << 16  # rows of which a pass over all of them knows something at a time
 CLEAN, ODD, FAULTY = range(3)  # what a template says of a record: nothing, notes alone, or that it cannot be used
 
 # begin, length: where the record stands, in bytes. text, answers: bytes of all turns' texts, and of the answers'.
@@ -118,6 +120,7 @@ class RecordIndex:
                     texts[end - length : end].tobytes() if length else visible(f"{self.file} row {row + 1}").encode()
                     for row, end, length in zip(block.tolist(), block_ends.tolist(), block_lengths.tolist())
                 )
+        give_back(self.facts.rows, self.facts.ids)
 
     def paths(self, numbers: np.ndarray) -> Iterator[tuple[str, bool]]:
         """The paths of images and videos, counted over the whole file, and whether each is a video's."""
@@ -165,5 +168,19 @@ def map_index(file: Path, key: FileKey, folder: Path) -> RecordIndex:
 
 
 def map_array(file: Path, kind: np.dtype) -> np.ndarray:
-    """What a file holds, mapped to read it; an empty file cannot be mapped. Raises OSError."""
-    return np.memmap(file, kind, mode="r").view(np.ndarray) if file.stat().st_size else np.zeros(0, kind)
+    """What a file holds, mapped to read it; an empty one cannot be mapped. Raises OSError; ValueError for a cut one."""
+    with file.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            return np.zeros(0, kind)
+        return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), kind)
+
+
+def give_back(*arrays: np.ndarray) -> None:
+    """Lets go of the pages of mapped arrays that a pass over all of them has read.
+
+    They stay in the system's cache, and come back when they are asked for; arrays in memory stay as they are.
+    """
+    for array in arrays:
+        mapped = array.base.obj if isinstance(array.base, memoryview) else None
+        if isinstance(mapped, mmap.mmap):
+            mapped.madvise(mmap.MADV_DONTNEED)

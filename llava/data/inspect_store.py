@@ -8,7 +8,7 @@ import numpy as np
 
 from llava.data.conversation import TEMPLATES
 from llava.data.image_folder import ImageFolder
-from llava.data.index import CLEAN, FAULTY, RecordIndex
+from llava.data.index import CLEAN, FAULTY, SCAN, RecordIndex, give_back
 from llava.data.indexing import index_file
 from llava.data.inspect import Inspection, SampleLines, inspect_sample, lines_of
 from llava.data.notes import notes_of
@@ -57,14 +57,15 @@ def inspect_store(
         visuals = visuals_of(store, folder, video_sampling, workers)
         sizes, frames, tasks = [], [], []
         for part in store.parts:
-            table = _table(part, visuals[part.index.file], template)
-            sizes.append(table.sizes)
-            frames.append(table.frames)
-            odd = np.asarray(part.rows, dtype=np.int64)[table.odd]
-            for begin in range(0, len(odd), BLOCK):
-                block = slice(begin, begin + BLOCK)
-                opened = table.opened[table.odd][block]
-                tasks.append((part.index, odd[block], opened, folder, video_sampling, template, skip_ids))
+            for block in _blocks(part):
+                table = _table(part.index, block, visuals[part.index.file], template)
+                sizes.append(table.sizes)
+                frames.append(table.frames)
+                odd, opened = block.rows[table.odd], table.opened[table.odd]
+                for begin in range(0, len(odd), BLOCK):
+                    told = slice(begin, begin + BLOCK)
+                    tasks.append((part.index, odd[told], opened[told], folder, video_sampling, template, skip_ids))
+            give_back(part.index.facts.rows, visuals[part.index.file])
         videos = ProbedVideos(store, _join(frames, np.zeros(0, np.int32)), folder, video_sampling)
         inspection = Inspection(_join(sizes, np.zeros((0, 2), np.int32)), videos, [])
         for block in workers.map(_tell, tasks, alone=sum(len(task[1]) for task in tasks) <= BLOCK):
@@ -81,7 +82,7 @@ def keep_index(file: Path, image_folder: str | Path | ImageFolder, workers: Work
     """
     index = index_file(file, workers)
     if index.folder is not None:
-        images = np.flatnonzero(~index.facts.path_ends["is_video"])
+        images = ~index.facts.path_ends["is_video"]
         read_visuals(index, images, ImageFolder.of(image_folder), EVERY_SECOND, workers)
 
 
@@ -89,38 +90,48 @@ def visuals_of(
     store: RecordStore, folder: ImageFolder, video_sampling: VideoSampling, workers: Workers
 ) -> dict[Path, np.ndarray]:
     """What is known of the images and videos of each data file, those of rows that are taken looked at."""
-    wanted: dict[Path, list[np.ndarray]] = {}
+    wanted: dict[Path, np.ndarray] = {}
     indices = {part.index.file: part.index for part in store.parts}
     for part in store.parts:
-        ends, counts = _places(part)
-        wanted.setdefault(part.index.file, []).append(_ranges(ends - counts, counts))
+        wanted_of_file = wanted.setdefault(part.index.file, np.zeros(len(part.index.facts.path_ends), dtype=bool))
+        for block in _blocks(part):
+            wanted_of_file[block.numbers()] = True
     return {
-        file: read_visuals(indices[file], _union(numbers), folder, video_sampling, workers)
-        for file, numbers in wanted.items()
+        file: read_visuals(indices[file], numbers, folder, video_sampling, workers) for file, numbers in wanted.items()
     }
 
 
-def _union(numbers: list[np.ndarray]) -> np.ndarray:
-    return numbers[0] if len(numbers) == 1 else np.unique(np.concatenate(numbers))
+class _Block(NamedTuple):
+    """Some rows that are taken of a file, and of each: where its images and videos begin among all of the file.
+
+    counts: how many these are.
+    """
+
+    rows: np.ndarray
+    begins: np.ndarray
+    counts: np.ndarray
+
+    def numbers(self) -> np.ndarray:
+        """Of all these images and videos, row by row."""
+        before = np.cumsum(self.counts) - self.counts
+        return np.repeat(self.begins - before, self.counts) + np.arange(self.counts.sum())
 
 
-def _places(part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row that is taken: where its images and videos end among all of the file, and how many they are."""
-    rows = part.index.facts.rows
-    counts = rows["images"].astype(np.int64) + rows["videos"]
-    ends = np.cumsum(counts)
-    chosen = slice(part.rows.start, part.rows.stop) if isinstance(part.rows, range) else part.rows
-    return ends[chosen], counts[chosen]
-
-
-def _ranges(begins: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The numbers begin, begin + 1, ... of each row."""
-    before = np.cumsum(counts) - counts
-    return np.repeat(begins - before, counts) + np.arange(counts.sum())
+def _blocks(part: Part) -> Iterator[_Block]:
+    """The rows that are taken, of SCAN rows of the file at a time."""
+    rows, end = part.index.facts.rows, 0
+    for first in range(0, len(rows), SCAN):
+        block = rows[first : first + SCAN]
+        counts = block["images"].astype(np.int64) + block["videos"]
+        begins = end + np.cumsum(counts) - counts
+        end += int(counts.sum())
+        taken = part.between(first, first + len(block))
+        yield _Block(taken, begins[taken - first], counts[taken - first])
+    give_back(rows)
 
 
 class _Table(NamedTuple):
-    """Of the rows that are taken of a file: sizes and frames of usable ones; which are odd; which of these to open."""
+    """Of some rows of a file: sizes and frames of usable ones; which are odd; which of these to open."""
 
     sizes: Ragged
     frames: Ragged
@@ -128,19 +139,18 @@ class _Table(NamedTuple):
     opened: np.ndarray
 
 
-def _table(part: Part, visuals: np.ndarray, template: str) -> _Table:
-    ends, counts = _places(part)
-    part_visuals = visuals[_ranges(ends - counts, counts)]
-    rows = Ragged(part_visuals, counts)
-    is_image, is_video = part_visuals["width"] > 0, part_visuals["frames"] > 0
+def _table(index: RecordIndex, block: _Block, visuals: np.ndarray, template: str) -> _Table:
+    shown = visuals[block.numbers()]
+    rows = Ragged(shown, block.counts)
+    is_image, is_video = shown["width"] > 0, shown["frames"] > 0
     unread = rows.sums(~(is_image | is_video)) > 0
-    verdicts = part.column("verdicts")[:, TEMPLATES.index(template)]
-    usable = part.column("usable") & ~unread
-    kept = np.repeat(usable, counts)
-    sizes = np.stack([part_visuals["width"], part_visuals["height"]], axis=1)
+    verdicts = index.facts.rows["verdicts"][block.rows, TEMPLATES.index(template)]
+    usable = index.facts.rows["usable"][block.rows] & ~unread
+    kept = np.repeat(usable, block.counts)
+    sizes = np.stack([shown["width"], shown["height"]], axis=1)
     return _Table(
-        Ragged(sizes[is_image & kept], rows.sums(is_image & kept)),
-        Ragged(part_visuals["frames"][is_video & kept], rows.sums(is_video & kept)),
+        Ragged(sizes[is_image & kept], rows.sums(is_image & kept).astype(np.int32)),
+        Ragged(shown["frames"][is_video & kept], rows.sums(is_video & kept).astype(np.int32)),
         odd=unread | (verdicts != CLEAN),
         opened=unread | (verdicts == FAULTY),
     )
@@ -148,7 +158,7 @@ def _table(part: Part, visuals: np.ndarray, template: str) -> _Table:
 
 def _join(tables: Sequence[Ragged], empty: np.ndarray) -> Ragged:
     values = np.concatenate([empty, *(table.values for table in tables)])
-    return Ragged(values, np.concatenate([np.zeros(0, np.int64), *(table.counts for table in tables)]))
+    return Ragged(values, np.concatenate([np.zeros(0, np.int32), *(table.counts for table in tables)]))
 
 
 def _tell(

@@ -1,8 +1,11 @@
 """Rows of unequal length as two arrays: millions of short lists would be gigabytes of Python's objects."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 
 import numpy as np
+
+from llava.data.index import SCAN
 
 
 class Ragged:
@@ -10,7 +13,11 @@ class Ragged:
 
     def __init__(self, values: np.ndarray, counts: np.ndarray):
         self.values, self.counts = values, counts
-        self.ends = np.cumsum(counts, dtype=np.int64)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Where each row ends among the values (N,)."""
+        return np.cumsum(self.counts, dtype=np.int64)
 
     @classmethod
     def of(cls, rows: Sequence[Sequence], width: int) -> "Ragged":
@@ -30,7 +37,17 @@ class Ragged:
     def __iter__(self) -> Iterator[list]:
         return (self[row] for row in range(len(self)))
 
+    def blocks(self) -> Iterator["Ragged"]:
+        """The rows, SCAN at a time."""
+        end = 0
+        for row in range(0, len(self), SCAN):
+            counts = self.counts[row : row + SCAN]
+            begin, end = end, end + int(counts.sum())
+            yield Ragged(self.values[begin:end], counts)
+
     def sums(self, numbers: np.ndarray) -> np.ndarray:
         """The sum of each row, of numbers that stand for the values (V,)."""
+        if not len(numbers):
+            return np.zeros(len(self), dtype=np.int64)
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(numbers, dtype=np.int64)])
         return before[self.ends] - before[self.ends - self.counts]

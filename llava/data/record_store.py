@@ -6,7 +6,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from llava.data.index import BLOCK, RecordIndex
+from llava.data.index import BLOCK, SCAN, RecordIndex, give_back
 from llava.data.indexing import text_bytes
 from llava.data.schema import Sample
 
@@ -17,6 +17,13 @@ class Part:
 
     index: RecordIndex
     rows: Sequence[int] | np.ndarray
+
+    def between(self, first: int, last: int) -> np.ndarray:
+        """Those of the rows that are at least `first` and less than `last`, int64."""
+        if isinstance(self.rows, range):
+            return np.arange(max(first, self.rows.start), min(last, self.rows.stop))
+        begin, end = np.searchsorted(self.rows, [first, last])
+        return np.asarray(self.rows[begin:end], dtype=np.int64)
 
     def column(self, name: str) -> np.ndarray:
         """A field of ROW, one value a row that is taken."""
@@ -82,12 +89,31 @@ class TextFacts(NamedTuple):
     videos: np.ndarray
 
     @classmethod
-    def of(cls, samples: Sequence[Sample]) -> "TextFacts":
-        """Read from the index of a RecordStore, counted for other samples."""
+    def blocks(cls, samples: Sequence[Sample]) -> Iterator[tuple[slice, "TextFacts"]]:
+        """At most SCAN samples at a time: where they stand, and what is known of them.
+
+        Read from the index of a RecordStore, counted for other samples.
+        """
         if isinstance(samples, RecordStore):
-            columns = ([part.column(name) for part in samples.parts] for name in cls._fields)
-            return cls(*(np.concatenate([np.zeros(0, np.int64), *arrays]).astype(np.int64) for arrays in columns))
-        rows = [
-            (*text_bytes(sample.turns), len(sample.turns), len(sample.images), len(sample.videos)) for sample in samples
-        ]
-        return cls(*np.array(rows, dtype=np.int64).reshape(-1, len(cls._fields)).T)
+            for part, end in zip(samples.parts, samples.ends.tolist()):
+                for begin in range(0, len(part.rows), SCAN):
+                    block = Part(part.index, part.rows[begin : begin + SCAN])
+                    facts = cls(*(block.column(name).astype(np.int64) for name in cls._fields))
+                    first = end - len(part.rows) + begin
+                    yield slice(first, first + len(block.rows)), facts
+                give_back(part.index.facts.rows)
+            return
+        for begin in range(0, len(samples), SCAN):
+            rows = [
+                (*text_bytes(sample.turns), len(sample.turns), len(sample.images), len(sample.videos))
+                for sample in samples[begin : begin + SCAN]
+            ]
+            yield slice(begin, begin + len(rows)), cls(*np.array(rows, dtype=np.int64).T)
+
+
+def is_multimodal(samples: Sequence[Sample]) -> np.ndarray:
+    """Whether each sample has images or videos, bool (N,)."""
+    found = np.zeros(len(samples), dtype=bool)
+    for place, facts in TextFacts.blocks(samples):
+        found[place] = facts.images + facts.videos > 0
+    return found

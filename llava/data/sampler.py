@@ -6,6 +6,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+from llava.data.index import SCAN
+
+FILL = -1  # in place of an index, for None
+
 
 class LengthGroupedSampler(Sampler[int | None]):
     """Indices of one epoch, for all ranks, in the order batch by batch: rank 0's first, then rank 1's, and so on.
@@ -48,6 +52,12 @@ class LengthGroupedSampler(Sampler[int | None]):
         return math.ceil(len(self.costs) / size) * size
 
     def __iter__(self) -> Iterator[int | None]:
+        for batches in self.blocks():
+            for index in batches.reshape(-1).tolist():
+                yield None if index == FILL else index
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """The order as arrays of micro-batches (B, batch_size), about SCAN indices each, FILL in place of None."""
         order = epoch_order(
             self.costs,
             self.is_multimodal,
@@ -57,7 +67,11 @@ class LengthGroupedSampler(Sampler[int | None]):
             seed=self.seed,
             epoch=self.epoch,
         )
-        return iter(order + [None] * (len(self) - len(order)))
+        length = max(SCAN // self.batch_size, 1) * self.batch_size
+        for begin in range(0, len(self), length):
+            block = order[begin : begin + length]
+            fill = min(length, len(self) - begin) - len(block)
+            yield np.concatenate([block, np.full(fill, FILL, block.dtype)]).reshape(-1, self.batch_size)
 
 
 def epoch_order(
@@ -69,8 +83,8 @@ def epoch_order(
     accumulation: int,
     seed: int,
     epoch: int,
-) -> list[int]:
-    """A permutation of all indices, a pure function of its arguments (4 million in about two seconds).
+) -> np.ndarray:
+    """A permutation of all indices (N,), a pure function of its arguments (4 million in about two seconds).
 
     Text-only and multimodal samples are shuffled apart and cut into megabatches of one optimizer step (world_size *
     accumulation * batch_size). Within one, samples are sorted by cost and cut into micro-steps, whose ranks so have
@@ -81,21 +95,24 @@ def epoch_order(
     # Bits and a stable sort are the same in every version of numpy; its own shuffles are not.
     bits = np.random.PCG64([seed, epoch])
     size = batch_size * world_size * accumulation
+    kind = np.int32 if len(costs) <= np.iinfo(np.int32).max else np.int64  # half of the memory
     full, rest = [], []
     for modality in (True, False):
-        indices = np.flatnonzero(is_multimodal == modality)
+        indices = np.flatnonzero(is_multimodal == modality).astype(kind)
         indices = indices[_shuffle(bits, len(indices))]
         complete = len(indices) // size * size
         full.append(indices[:complete].reshape(-1, size))
         rest.append(indices[complete:])
     megabatches = np.concatenate(full)
     megabatches = megabatches[_shuffle(bits, len(megabatches))]
-    by_cost = np.argsort(-costs[megabatches], axis=1, kind="stable")
-    ordered = np.take_along_axis(megabatches, by_cost, axis=1)
-    micro_steps = _deal(ordered.reshape(-1, accumulation, batch_size, world_size))
-    shuffled = _shuffle(bits, *micro_steps.shape[:2])
-    micro_steps = np.take_along_axis(micro_steps, shuffled[:, :, None, None], axis=1)
-    return np.concatenate([micro_steps.reshape(-1), *rest]).tolist()
+    for begin in range(0, len(megabatches), max(SCAN // size, 1)):
+        block = megabatches[begin : begin + max(SCAN // size, 1)]
+        by_cost = np.argsort(-costs[block], axis=1, kind="stable")
+        ordered = np.take_along_axis(block, by_cost, axis=1)
+        micro_steps = _deal(ordered.reshape(-1, accumulation, batch_size, world_size))
+        shuffled = _shuffle(bits, *micro_steps.shape[:2])
+        block[:] = np.take_along_axis(micro_steps, shuffled[:, :, None, None], axis=1).reshape(block.shape)
+    return np.concatenate([megabatches.reshape(-1), *rest])
 
 
 def _deal(sorted_MABW: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ looks at these alone and opens only what has changed. What could not be read is 
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,15 +35,13 @@ def read_visuals(
 ) -> np.ndarray:
     """What is known (VISUAL) of each image and video of the data file, counted over the file.
 
-    wanted: the numbers, ascending, of those that are looked at now; others may be UNSEEN. The result is mapped where it
-    is kept.
+    wanted: which of them are looked at now, bool (V,); others may be UNSEEN. The result is mapped where it is kept.
     """
     name = _name(image_folder, video_sampling)
     visuals = _kept(index, name)
-    parts = [wanted[begin : begin + BLOCK] for begin in range(0, len(wanted), BLOCK)]
-    tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling) for numbers in parts)
+    tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling) for numbers in _blocks(wanted))
     changed = None
-    for numbers, now in zip(parts, workers.map(_look, tasks, alone=len(parts) < 2)):
+    for numbers, now in zip(_blocks(wanted), workers.map(_look, tasks, alone=wanted.sum() <= BLOCK)):
         if now is not None:
             changed = np.array(visuals) if changed is None else changed
             changed[numbers] = now
@@ -51,6 +50,14 @@ def read_visuals(
     if index.folder is None:
         return changed
     return map_array(_keep(index, name, changed), VISUAL)
+
+
+def _blocks(wanted: np.ndarray) -> Iterator[np.ndarray]:
+    """The numbers of those that are wanted, at most BLOCK at a time."""
+    for begin in range(0, len(wanted), BLOCK):
+        numbers = begin + np.flatnonzero(wanted[begin : begin + BLOCK])
+        if len(numbers):
+            yield numbers
 
 
 def _name(image_folder: ImageFolder, video_sampling: VideoSampling) -> str:

@@ -189,10 +189,13 @@ class Family:
 
 def rules_of(recipe: StageRecipe) -> Rules:
     """The rules of the family that a recipe trains."""
-    from llava.train.mllm.rules import MLLM_RULES
-    from llava.train.two_tower.rules import TWO_TOWER_RULES
+    if _is_two_tower(recipe):
+        from llava.train.two_tower.rules import TWO_TOWER_RULES
 
-    return TWO_TOWER_RULES if _is_two_tower(recipe) else MLLM_RULES
+        return TWO_TOWER_RULES
+    from llava.train.mllm.rules import MLLM_RULES
+
+    return MLLM_RULES
 
 
 def family_of(recipe: StageRecipe) -> Family:

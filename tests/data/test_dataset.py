@@ -133,7 +133,7 @@ def test_sizes_hold_the_exact_number_of_crops_and_visual_tokens(samples, make_pr
         assert sizes.crops[index] == len(item.get("pixel_values", ()))
         assert sizes.supervised[index] == len(samples[index].turns[-1].text) // 4
     assert sizes.crops[3] == 0  # its image is gone
-    assert dataset.is_multimodal == [True, True, False, True]
+    assert dataset.is_multimodal.tolist() == [True, True, False, True]
 
 
 def test_over_long_samples_are_found_from_sizes_alone(samples, make_processor, tmp_path):
@@ -176,7 +176,7 @@ def test_a_batch_of_videos_and_images(video_samples, make_processor, make_model,
     levels = batch["pixel_values_videos"][:3].float().mean((1, 2, 3))
     assert levels.tolist() == pytest.approx([20, 60, 100], abs=3)  # frames 0, 8 and 16
     assert torch.isfinite(make_model()(**batch).loss)
-    assert dataset.is_multimodal == [True] * 5
+    assert dataset.is_multimodal.tolist() == [True] * 5
 
 
 def test_videos_are_inspected_before_training(video_samples, make_processor, tmp_path):

@@ -200,7 +200,7 @@ def test_an_inspection_is_what_the_plain_loop_finds(
             np.array(list(vars(dataset.sizes(found)).values())), plain_sizes(plain, samples, expected)
         )
         assert dataset.over_long(found) == plain_over_long(plain, samples, expected) == plain.over_long(expected)
-        assert dataset.is_multimodal == [bool(sample.images or sample.videos) for sample in samples]
+        assert dataset.is_multimodal.tolist() == [bool(sample.images or sample.videos) for sample in samples]
 
 
 def turns(question: str = "<image>\nWhat?") -> list:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava.anyres import image_layout
-from llava.data.dataset import SampleSizes
-from llava.data.sampler import LengthGroupedSampler
+from llava.data.sample_sizes import SampleSizes
+from llava.data.sampler import FILL, LengthGroupedSampler
 from llava.mllm import LlavaOVManagerConfig
 from llava.sizes import in_bytes
 from llava.train.estimate.memory import Activations, Work
@@ -38,19 +38,22 @@ def heaviest(sampler: LengthGroupedSampler, sizes: SampleSizes, packing: bool, a
         packing: of the samples of a micro-batch, which are padded without.
         activations: of the recipe.
     """
-    order = [-1 if index is None else index for index in sampler]
-    batches = np.asarray(order).reshape(-1, sampler.batch_size)
-    # A sample more, of nothing, which -1 finds.
+    found = (_heaviest(batches, sizes, packing, activations) for batches in sampler.blocks())
+    return max(found, key=lambda one: one.activations)  # the first of equals
+
+
+def _heaviest(batches: np.ndarray, sizes: SampleSizes, packing: bool, activations: Activations) -> Heaviest:
+    """The heaviest of some micro-batches (B, batch_size)."""
     crops, tokens, supervised = (
-        np.append(np.asarray(values, dtype=np.int64), 0)[batches]
+        np.where(batches == FILL, 0, values[batches]).astype(np.int64)
         for values in (sizes.crops, sizes.tokens, sizes.supervised)
     )
-    padded = tokens.sum(1) if packing else tokens.max(1) * sampler.batch_size
+    padded = tokens.sum(1) if packing else tokens.max(1) * batches.shape[1]
     crops, supervised = crops.sum(1), supervised.sum(1)
     taken = activations(Work(1, padded, crops, supervised))
     first = int(np.argmax(taken))
     return Heaviest(
-        indices=[None if index < 0 else index for index in batches[first].tolist()],
+        indices=[None if index == FILL else index for index in batches[first].tolist()],
         tokens=int(padded[first]),
         crops=int(crops[first]),
         supervised=int(supervised[first]),

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 from transformers import TrainingArguments
 
-from llava.data.dataset import SampleSizes, SupervisedDataset
+from llava.data.dataset import SupervisedDataset
 from llava.data.inspect import Fault, Inspection, SampleLines, inspect_samples
 from llava.data.inspect_store import inspect_store
 from llava.data.mixture import load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
 from llava.data.record_store import RecordStore
+from llava.data.sample_sizes import SampleSizes
 from llava.data.sampler import LengthGroupedSampler
 from llava.data.schema import Sample
 from llava.errors import LlavaError
@@ -89,25 +90,39 @@ def train_sampler(dataset: SupervisedDataset, args: TrainingArguments, costs: np
     )
 
 
-def sizes_once(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
-    """What makes the samples costly, for the sampler: found by rank 0, which tells what is odd, and sent as arrays.
+def costs_once(recipe: Recipe, dataset: SupervisedDataset, cost: Cost) -> tuple[np.ndarray, SampleSizes | None]:
+    """Operations of each sample, which order the training, and on rank 0 what they come of; every rank calls this.
+
+    Rank 0 looks at the samples, see sample_sizes, and sends the costs alone: the rest would be as much again and more.
+    It keeps crops, tokens and supervised tokens.
+    """
+    kept = None
+
+    def on_first() -> np.ndarray:
+        nonlocal kept
+        sizes = sample_sizes(recipe, dataset)
+        kept = SampleSizes(sizes.crops, sizes.tokens, sizes.supervised)
+        return sizes.costs(cost)
+
+    return on_first_rank(on_first, recipe.run.startup_timeout), kept
+
+
+def sample_sizes(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
+    """What makes the samples costly, found by one process, which tells what is odd.
 
     Raises:
         LlavaError: for an id in data.skip_ids that no sample has; DataError with all unusable and over-long samples,
             unless bad samples are to be skipped and others are left.
     """
-    return on_first_rank(partial(_sizes, recipe, dataset), recipe.run.startup_timeout)
-
-
-def _sizes(recipe: Recipe, dataset: SupervisedDataset) -> SampleSizes:
-    """As sizes_once, on rank 0."""
     check_skip_ids(recipe, dataset.samples)
     template, skip_ids = dataset.encoding["template"], dataset.skip_ids
     inspection = inspect_store(
         dataset.samples, dataset.image_folder, dataset.video_sampling, template, skip_ids=skip_ids
     )
     way_on = partial(past_unusable, recipe=recipe)
-    return dataset.sizes(_told(dataset, inspection, may_skip=recipe.data.on_bad_sample == "skip", way_on=way_on))
+    sizes = dataset.sizes(inspection)
+    _told(dataset, inspection, sizes, may_skip=recipe.data.on_bad_sample == "skip", way_on=way_on)
+    return sizes
 
 
 @dataclass(frozen=True)
@@ -138,24 +153,26 @@ def _held_out_facts(answers: int, dataset: SupervisedDataset) -> HeldOutFacts:
         decode=True,
         template=dataset.encoding["template"],
     )
-    inspection = _told(dataset, inspection, may_skip=False)
+    sizes = dataset.sizes(inspection)
+    _told(dataset, inspection, sizes, may_skip=False)
     inspected = zip(dataset.samples, inspection.image_sizes, inspection.videos)
     whole = (number for number, one in enumerate(inspected) if dataset.too_long(*one) is None)
-    return HeldOutFacts(dataset.sizes(inspection), list(islice(whole, answers)))
+    return HeldOutFacts(sizes, list(islice(whole, answers)))
 
 
 def _told(
     dataset: SupervisedDataset,
     inspection: Inspection,
+    sizes: SampleSizes,
     *,
     may_skip: bool,
     way_on: Callable[[Sequence[str]], str] = lambda _: "",
-) -> Inspection:
-    """The inspection with over-long samples among its faults, and without notes, which are printed.
+) -> None:
+    """Tells what is odd, over-long samples too. Raises DataError with all unusable ones, see sample_sizes.
 
-    way_on: of the ids of unusable samples, a last line for the error.
+    sizes: by the inspection. way_on: of the ids of unusable samples, a last line for the error.
     """
-    for sample, met in dataset.too_long_samples(inspection):
+    for sample, met in dataset.too_long_samples(inspection, sizes):
         line = f"{sample}: {met.message}"
         notes = {} if isinstance(met, Fault) else {met.kind: line}
         inspection.add(SampleLines(sample.id, None if notes else line, notes))
@@ -165,7 +182,6 @@ def _told(
         if may_skip:
             inspection.raise_faults("\nNone is left to train on")
         inspection.raise_faults(way_on(inspection.faulty))
-    return replace(inspection, notes={})
 
 
 def check_sizes(

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from llava.data.content import content_digest
 from llava.data.expected import expected_table
 from llava.data.mixture import Mixture, load_mixture
 from llava.data.processor import LlavaOVManagerProcessor
+from llava.data.sample_sizes import SampleSizes
 from llava.data.sampler import LengthGroupedSampler
 from llava.mllm import LlavaOVManagerConfig, LlavaOVManagerForConditionalGeneration
 from llava.mllm.cost import training_cost
@@ -32,7 +34,7 @@ from llava.train.loop.trainer import LlavaTrainer
 from llava.train.mllm.build import build, build_on_meta, config_from_sizes, model_config
 from llava.train.mllm.components import split_components
 from llava.train.mllm.counts import count, tokens_of
-from llava.train.mllm.data import check_sizes, held_out, sizes_once, supervised_dataset, train_sampler
+from llava.train.mllm.data import check_sizes, costs_once, held_out, supervised_dataset, train_sampler
 from llava.train.mllm.lora import split_weights
 from llava.train.mllm.recompute_compile import prepare_layers
 from llava.train.recipe.schema import Recipe
@@ -53,21 +55,20 @@ def stage_data(
     """What the Trainer is given: the samples are looked at before, once, by the first rank.
 
     Raises:
-        LlavaError: see sizes_once and held_out.
+        LlavaError: see sample_sizes and held_out.
     """
     positions = model.config.text_config.max_position_embeddings
     dataset = supervised_dataset(recipe, mixture.samples, processor, positions, trained_on=True)
-    sizes = sizes_once(recipe, dataset)
     cost = training_cost(model.config, [component.name for component in components if component.trained])
-    costs, text_costs = (one.costs(cost) for one in (sizes, dataset.text_sizes()))
+    costs, sizes = costs_once(recipe, dataset, cost)
     evaluated = held_out(recipe, processor, cost, positions)
     activations = recipe_activations(recipe, components, model.config)
 
     def check_costs(checkpoint: Path, before: np.ndarray) -> None:
-        check_sizes(checkpoint, recipe, dataset.samples, before, costs, text_costs)
+        check_sizes(checkpoint, recipe, dataset.samples, before, costs, dataset.text_sizes().costs(cost))
 
-    def find_heaviest(sampler: LengthGroupedSampler) -> Heaviest:
-        return heaviest(sampler, sizes, recipe.data.packing, activations)
+    def find_heaviest(sampler: LengthGroupedSampler) -> Heaviest:  # on the first rank, which has the sizes
+        return heaviest(sampler, cast(SampleSizes, sizes), recipe.data.packing, activations)
 
     return StageData(
         dataset=dataset,

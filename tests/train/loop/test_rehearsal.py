@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llava.data.dataset import SampleSizes
+from llava.data.sample_sizes import SampleSizes
 from llava.data.sampler import LengthGroupedSampler
 from llava.errors import LlavaError
 from llava.train.estimate.heaviest import heaviest
