@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llava.cli import main
-from llava.data import content, indexing, visuals
+from llava.data import content, indexing, ragged, record_store, sample_sizes, visuals
 from llava.data import index as index_module
+from llava.data import inspect_store as inspecting
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
 from llava.data.indexing import INDEX_FOLDER, data_file_hash, index_file
 from llava.data.inspect import Fault, Inspection, inspect_samples
@@ -65,6 +67,12 @@ def write(file: Path, records: list, encoding: str = "utf-8", end: str = "\n") -
     else:
         text = json.dumps(records, indent=1)
     file.write_bytes(text.replace("\n", end).encode(encoding, "backslashreplace"))
+
+
+def scan_blocks(monkeypatch, rows: int) -> None:
+    """Passes over all samples know so many of them at a time."""
+    for module in (inspecting, ragged, record_store, sample_sizes):
+        monkeypatch.setattr(module, "SCAN", rows)
 
 
 @pytest.fixture(scope="module")
@@ -176,8 +184,10 @@ def test_a_mixture_is_what_the_plain_loop_reads(data, tmp_path, workers, seed):
     indirect=["workers"],
 )
 def test_an_inspection_is_what_the_plain_loop_finds(
-    data, tmp_path, workers, make_clip, make_processor, template, time_instruction
+    data, tmp_path, monkeypatch, workers, make_clip, make_processor, template, time_instruction
 ):
+    scan_blocks(monkeypatch, 7)
+    monkeypatch.setattr(visuals, "BLOCK", 13)
     folder = shutil.copytree(data, tmp_path / "data")
     shutil.copy(make_clip(24, fps=8), folder / "clip.mp4")
     samples = plain_samples(folder / "mixture.yaml", 0)
@@ -477,3 +487,28 @@ def test_check_and_prepare_leave_an_index_that_a_start_uses(
         found = inspect_store(load_mixture(file, 0).samples, folder, sampling)
         assert (list(found.image_sizes), found.faults) == ([[(100, 70)], [], [(100, 70)], [(100, 70)]], [])
         assert found.frames_table().counts.tolist() == [0, 1, 0, 0]
+
+
+def test_a_pass_over_all_samples_holds_few_bytes_of_each(tmp_path, keep_all, monkeypatch, make_image, make_processor):
+    """A rank of a start with millions of samples: an array of 8 bytes of each that is not needed is 32 MB of 4 million.
+
+    What is held in the end, and at most meanwhile, beside what is mapped; blocks are small, so that they do not count.
+    """
+    count = 6000
+    scan_blocks(monkeypatch, 200)
+    make_image(100, 70).save(tmp_path / "0.png")
+    write(tmp_path / "a.json", [{"id": "a", "image": "0.png", "conversations": turns()}] * count)
+    for is_traced in (False, True):  # the first makes the index and finds the image, and imports what is imported
+        store = load_mixture(tmp_path / "a.json", 0).samples
+        dataset = SupervisedDataset(store, make_processor(), image_folder=tmp_path)
+        if is_traced:
+            tracemalloc.start()
+        inspection = inspect_store(store, tmp_path, workers=Workers(1))
+        sizes = dataset.sizes(inspection)
+        costs, shown = sizes.costs(lambda crops, tokens, *_, **__: crops * tokens), dataset.is_multimodal
+        held, peak = (taken / count for taken in tracemalloc.get_traced_memory())
+        tracemalloc.stop()
+    assert (len(costs), shown.all()) == (count, True)
+    print(f"{held:.1f} bytes of each are held, {peak:.1f} at most")
+    assert 40 < held < 60
+    assert peak < 80

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from llava.data import sampler as sampler_module
 from llava.data.sampler import LengthGroupedSampler, epoch_order
 
 COSTS = [(37 * index) % 101 + 1 for index in range(100)]
@@ -27,6 +28,22 @@ def test_every_sample_comes_once_per_epoch_in_an_order_of_seed_and_epoch():
     assert list(sampler) != first
     # Written down, so that a run can be resumed with another version of numpy.
     assert first[:16] == [38, 97, 65, 67, 2, 59, 62, 29, 53, 82, 91, 85, 28, 55, 47, 77]
+
+
+@pytest.mark.parametrize("scan", [1, 20, 50])
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_an_order_that_is_made_in_blocks_is_the_same(monkeypatch, scan, accumulation):
+    def orders() -> list[list]:
+        sampler = make_sampler(accumulation=accumulation)
+        whole = [list(sampler), np.concatenate(list(sampler.blocks())).reshape(-1).tolist()]
+        assert whole[1] == [-1 if index is None else index for index in whole[0]]
+        assert {block.shape[1] for block in sampler.blocks()} == {2}
+        return whole
+
+    expected = orders()
+    monkeypatch.setattr(sampler_module, "SCAN", scan)
+    assert len(list(make_sampler(accumulation=accumulation).blocks())) > 1
+    assert orders() == expected
 
 
 @pytest.mark.parametrize("number", [0, 1, 15, 16, 17, 99])
