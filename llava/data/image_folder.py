@@ -53,7 +53,7 @@ class ImageFolder:
         file = os.path.join(root, path)
         status = os.lstat(file)
         is_plain = self.outside == "any" or (path[0] != os.sep and os.pardir not in path)
-        is_inside = is_plain and (self.outside != "refuse" or _is_below(os.path.dirname(file), root))
+        is_inside = is_plain and (self.outside != "refuse" or _is_below(file[: file.rfind(os.sep) + 1], root))
         if is_inside and not stat.S_ISLNK(status.st_mode):
             return status
         return os.stat(self.file(path))

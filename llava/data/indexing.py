@@ -40,6 +40,7 @@ SMALL = 1 << 18  # bytes of a data file
 LEFTOVER = 86_400  # seconds after which another host's unfinished index belongs to nobody
 UNFINISHED = ".unfinished"
 HASH = "sha256"  # of the data file, in its index
+_HASHES: dict[tuple[Path, FileKey], str] = {}  # of files that this process has read: a start asks before it indexes
 
 
 def index_file(file: Path, workers: Workers) -> RecordIndex:
@@ -68,9 +69,14 @@ def index_files(files: Sequence[Path], workers: Workers) -> list[RecordIndex]:
 
 def data_file_hash(file: Path) -> str:
     """The SHA-256 of a data file as sha256sum prints it; one that has not changed since it was indexed is not read."""
-    name = _name(FileKey.of(file))
-    kept = (home / name / HASH for home in homes(file))
-    return next((place.read_text() for place in kept if place.is_file()), None) or file_hash(file)
+    key = FileKey.of(file)
+    for home in homes(file):
+        place = home / _name(key) / HASH
+        if place.is_file():
+            return place.read_text()
+    if (file, key) not in _HASHES:
+        _HASHES[file, key] = file_hash(file)
+    return _HASHES[file, key]
 
 
 def homes(file: Path) -> list[Path]:
@@ -114,9 +120,11 @@ def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordInde
         with tqdm(total=rows, unit="row", desc="indexed", disable=None) as bar:
             for file, begins in blocks.items():
                 _write(folders[file], islice(facts, len(begins)), bar)
-        for file, digest in zip(files, workers.map(file_hash, ((file,) for file in files), alone=rows <= BLOCK)):
-            (folders[file] / HASH).write_text(digest)
+        unread = [file for file, key in files.items() if (file, key) not in _HASHES]
+        for file, digest in zip(unread, workers.map(file_hash, ((file,) for file in unread), alone=rows <= BLOCK)):
+            _HASHES[file, files[file]] = digest
         for file, key in files.items():
+            (folders[file] / HASH).write_text(_HASHES[file, key])
             if FileKey.of(file) != key:
                 raise DataError(f"data file {file} changed while it was read")
         return {file: map_index(file, key, _place(folders[file], key)) for file, key in files.items()}

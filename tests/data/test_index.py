@@ -284,17 +284,20 @@ def test_an_index_is_made_once_and_anew_for_another_file(tmp_path, keep_all, mon
 
 
 def test_an_indexed_file_is_not_read_for_its_hash(tmp_path, keep_all, monkeypatch):
-    """Every rank of every start asks for it."""
+    """Every rank of every start asks for it; the first start asks before it makes the index, which takes its answer."""
     file = tmp_path / "a.json"
     for changed, question in enumerate(("What?", "When?"), start=1):
         write(file, [{"id": "a", "conversations": turns(question)}])
         os.utime(file, ns=(0, changed))
         expected = hashlib.sha256(file.read_bytes()).hexdigest()
         assert data_file_hash(file) == expected
-        index_file(file, Workers(1))
         with monkeypatch.context() as patched:
             patched.setattr(indexing, "file_hash", None)
+            index_file(file, Workers(1))
+            patched.setattr(indexing, "_HASHES", {})
             assert data_file_hash(file) == expected
+        (kept,) = (tmp_path / INDEX_FOLDER).glob("*/*/sha256")
+        assert kept.read_text() == expected
 
 
 def test_an_index_stands_in_the_cache_where_the_data_cannot_be_written(tmp_path, keep_all, monkeypatch):
