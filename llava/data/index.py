@@ -120,7 +120,7 @@ class RecordIndex:
                     texts[end - length : end].tobytes() if length else visible(f"{self.file} row {row + 1}").encode()
                     for row, end, length in zip(block.tolist(), block_ends.tolist(), block_lengths.tolist())
                 )
-        give_back(self.facts.rows, self.facts.ids)
+        give_back(self.facts.ids)
 
     def paths(self, numbers: np.ndarray) -> Iterator[tuple[str, bool]]:
         """The paths of images and videos, counted over the whole file, and whether each is a video's."""
@@ -175,12 +175,11 @@ def map_array(file: Path, kind: np.dtype) -> np.ndarray:
         return np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), kind)
 
 
-def give_back(*arrays: np.ndarray) -> None:
-    """Lets go of the pages of mapped arrays that a pass over all of them has read.
+def give_back(array: np.ndarray) -> None:
+    """Lets go of a mapped array's pages after a pass over all of it, where nothing else reads it.
 
-    They stay in the system's cache, and come back when they are asked for; arrays in memory stay as they are.
+    They stay in the system's cache, and come back when they are asked for; an array in memory stays as it is.
     """
-    for array in arrays:
-        mapped = array.base.obj if isinstance(array.base, memoryview) else None
-        if isinstance(mapped, mmap.mmap):
-            mapped.madvise(mmap.MADV_DONTNEED)
+    mapped = array.base.obj if isinstance(array.base, memoryview) else None
+    if isinstance(mapped, mmap.mmap):
+        mapped.madvise(mmap.MADV_DONTNEED)

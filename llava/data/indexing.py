@@ -10,6 +10,7 @@ found.
 import errno
 import hashlib
 import io
+import json
 import os
 import platform
 import shutil
@@ -33,13 +34,14 @@ from llava.errors import DataError, LlavaError
 from llava.files import file_hash, sync_files
 from llava.text_files import UTF_8, encoding_of, open_text, read_text
 
-VERSION = 2  # of what is kept; another one is another index
+VERSION = 3  # of what is kept; another one is another index
 INDEX_FOLDER = ".llava-index"
 CACHE = "LLAVA_INDEX_CACHE"
 SMALL = 1 << 18  # bytes of a data file
 LEFTOVER = 86_400  # seconds after which another host's unfinished index belongs to nobody
 UNFINISHED = ".unfinished"
 HASH = "sha256"  # of the data file, in its index
+SIZES = "sizes.json"  # bytes of each file of an index
 _HASHES: dict[tuple[Path, FileKey], str] = {}  # of files that this process has read: a start asks before it indexes
 
 
@@ -98,8 +100,27 @@ def _find(file: Path, key: FileKey) -> RecordIndex | None:
             content = read_text(file).encode()
         spans = _spans(io.BufferedReader(io.BytesIO(content)), file)
         return RecordIndex(file, key, facts_of(content, spans), records=content)
-    folders = [home / _name(key) for home in homes(file)]
-    return next((map_index(file, key, folder) for folder in folders if folder.is_dir()), None)
+    for home in homes(file):
+        folder = home / _name(key)
+        if folder.is_dir():
+            if _sizes(folder) == _kept_sizes(folder):
+                return map_index(file, key, folder)
+            shutil.rmtree(folder, ignore_errors=True)  # cut off, or half of it copied: it would be other records
+    return None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of an index's arrays and its copy of the records, of those that are there."""
+    files = {name: folder / name for name in (*Facts._fields, COPY)}
+    return {name: file.stat().st_size for name, file in files.items() if file.is_file()}
+
+
+def _kept_sizes(folder: Path) -> dict[str, int] | None:
+    """The same as they were when the index was made; None where that is not told."""
+    try:
+        return json.loads((folder / SIZES).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordIndex]:
@@ -125,6 +146,7 @@ def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordInde
             _HASHES[file, files[file]] = digest
         for file, key in files.items():
             (folders[file] / HASH).write_text(_HASHES[file, key])
+            (folders[file] / SIZES).write_text(json.dumps(_sizes(folders[file])))
             if FileKey.of(file) != key:
                 raise DataError(f"data file {file} changed while it was read")
         return {file: map_index(file, key, _place(folders[file], key)) for file, key in files.items()}

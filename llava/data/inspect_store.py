@@ -65,7 +65,7 @@ def inspect_store(
                 for begin in range(0, len(odd), BLOCK):
                     told = slice(begin, begin + BLOCK)
                     tasks.append((part.index, odd[told], opened[told], folder, video_sampling, template, skip_ids))
-            give_back(part.index.facts.rows, visuals[part.index.file])
+            give_back(visuals[part.index.file])
         videos = ProbedVideos(store, _join(frames, np.zeros(0, np.int32)), folder, video_sampling)
         inspection = Inspection(_join(sizes, np.zeros((0, 2), np.int32)), videos, [])
         for block in workers.map(_tell, tasks, alone=sum(len(task[1]) for task in tasks) <= BLOCK):
@@ -127,7 +127,6 @@ def _blocks(part: Part) -> Iterator[_Block]:
         end += int(counts.sum())
         taken = part.between(first, first + len(block))
         yield _Block(taken, begins[taken - first], counts[taken - first])
-    give_back(rows)
 
 
 class _Table(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple, overload
 
 import numpy as np
 
-from llava.data.index import BLOCK, SCAN, RecordIndex, give_back
+from llava.data.index import BLOCK, SCAN, RecordIndex
 from llava.data.indexing import text_bytes
 from llava.data.schema import Sample
 
@@ -101,7 +101,6 @@ class TextFacts(NamedTuple):
                     facts = cls(*(block.column(name).astype(np.int64) for name in cls._fields))
                     first = end - len(part.rows) + begin
                     yield slice(first, first + len(block.rows)), facts
-                give_back(part.index.facts.rows)
             return
         for begin in range(0, len(samples), SCAN):
             rows = [

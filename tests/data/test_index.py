@@ -300,6 +300,23 @@ def test_an_indexed_file_is_not_read_for_its_hash(tmp_path, keep_all, monkeypatc
         assert kept.read_text() == expected
 
 
+@pytest.mark.parametrize("name", ["rows", "ids", "paths", "path_ends", "sizes.json"])
+@pytest.mark.parametrize("kept", [None, 0, 1 / 3])
+def test_an_index_of_which_a_part_is_missing_is_made_again(tmp_path, keep_all, name, kept):
+    """Rows that are cut off behind a record would be a smaller data set, without a word."""
+    record = {"image": "0.png", "conversations": turns()}
+    write(tmp_path / "a.json", [record | {"id": f"{number}"} for number in range(9)])
+    samples = list(load_mixture(tmp_path / "a.json", 0).samples)
+    (folder,) = (tmp_path / INDEX_FOLDER / "a.json").iterdir()
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / name).unlink()
+    if kept is not None:
+        (folder / name).write_bytes(whole[name][: int(len(whole[name]) * kept)])
+    index_module.map_index.cache_clear()
+    assert list(load_mixture(tmp_path / "a.json", 0).samples) == samples
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
+
+
 def test_an_index_stands_in_the_cache_where_the_data_cannot_be_written(tmp_path, keep_all, monkeypatch):
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()
@@ -398,6 +415,7 @@ def test_a_kill_leaves_nothing_half_made(tmp_path, keep_all, make_image, place):
         "paths",
         "rows",
         "sha256",
+        "sizes.json",
         "visuals",
     ]
 
