@@ -32,7 +32,7 @@ from llava.data.schema import Sample, Turn, sample_of
 from llava.data.workers import Workers
 from llava.errors import DataError, LlavaError
 from llava.files import file_hash, sync_files
-from llava.text_files import UTF_8, encoding_of, open_text, read_text
+from llava.text_files import UTF_8, encoding_of, open_text, read_json, read_text
 
 VERSION = 3  # of what is kept; another one is another index
 INDEX_FOLDER = ".llava-index"
@@ -103,9 +103,9 @@ def _find(file: Path, key: FileKey) -> RecordIndex | None:
     for home in homes(file):
         folder = home / _name(key)
         if folder.is_dir():
-            if _sizes(folder) == _kept_sizes(folder):
+            if _is_whole(folder):
                 return map_index(file, key, folder)
-            shutil.rmtree(folder, ignore_errors=True)  # cut off, or half of it copied: it would be other records
+            shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
@@ -115,12 +115,12 @@ def _sizes(folder: Path) -> dict[str, int]:
     return {name: file.stat().st_size for name, file in files.items() if file.is_file()}
 
 
-def _kept_sizes(folder: Path) -> dict[str, int] | None:
-    """The same as they were when the index was made; None where that is not told."""
+def _is_whole(folder: Path) -> bool:
+    """Whether an index's files are as long as when it was made; one that is cut off has other records."""
     try:
-        return json.loads((folder / SIZES).read_text())
-    except (OSError, ValueError):
-        return None
+        return read_json(folder / SIZES) == _sizes(folder)
+    except LlavaError:
+        return False
 
 
 def _make(files: dict[Path, FileKey], workers: Workers) -> dict[Path, RecordIndex]:
@@ -193,7 +193,10 @@ def unfinished_in(folder: Path) -> Path:
 
 
 def _place(unfinished: Path, key: FileKey) -> Path:
-    """Puts a whole index in its place, unless another process was first, and removes those of the file as it was."""
+    """Puts a whole index in its place, unless another process was first, and removes those of the file as it was.
+
+    Raises LlavaError for one there that is not whole, and could not be removed.
+    """
     folder = unfinished.parent / _name(key)
     sync_files(unfinished)
     with suppress(FileExistsError):
@@ -202,6 +205,8 @@ def _place(unfinished: Path, key: FileKey) -> Path:
         except OSError as error:
             if error.errno != errno.ENOTEMPTY:
                 raise
+    if not _is_whole(folder):
+        raise LlavaError(f"the index {folder} lacks a part, or one is cut off, and it cannot be removed: do so by hand")
     for other in folder.parent.iterdir():
         if other != folder and other.suffix != UNFINISHED:
             shutil.rmtree(other, ignore_errors=True)

@@ -317,6 +317,33 @@ def test_an_index_of_which_a_part_is_missing_is_made_again(tmp_path, keep_all, n
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
+def test_an_index_of_which_a_part_is_missing_and_that_cannot_be_removed_is_refused(tmp_path, keep_all, monkeypatch):
+    """Another user's, say."""
+    write(tmp_path / "a.json", [{"id": f"{number}", "conversations": turns()} for number in range(9)])
+    load_mixture(tmp_path / "a.json", 0)
+    (folder,) = (tmp_path / INDEX_FOLDER / "a.json").iterdir()
+    os.truncate(folder / "rows", (folder / "rows").stat().st_size // 3)
+    index_module.map_index.cache_clear()
+    monkeypatch.setattr(indexing.shutil, "rmtree", lambda *_, **__: None)
+    with pytest.raises(LlavaError, match=f"the index {folder} lacks a part, or one is cut off"):
+        load_mixture(tmp_path / "a.json", 0)
+
+
+def test_pages_of_a_mapped_array_are_given_back(tmp_path):
+    np.arange(1 << 18).tofile(tmp_path / "array")
+    mapped = index_module.map_array(tmp_path / "array", np.dtype(np.int64))
+
+    def resident() -> str:
+        _, mapping = Path("/proc/self/smaps").read_text().split(str(tmp_path / "array"))
+        return mapping.partition("Rss:")[2].split()[0]
+
+    total = mapped.sum()
+    assert resident() != "0"
+    index_module.give_back(mapped)
+    assert resident() == "0"
+    assert mapped.sum() == total == (1 << 17) * ((1 << 18) - 1)
+
+
 def test_an_index_stands_in_the_cache_where_the_data_cannot_be_written(tmp_path, keep_all, monkeypatch):
     folder, cache = tmp_path / "data", tmp_path / "cache"
     folder.mkdir()

@@ -327,7 +327,7 @@ def test_a_hostfile_counts_its_processes(tmp_path):
 
 @pytest.mark.usefixtures("forks")
 def test_slurm_runs_the_script_once_on_each_node(stand_ins):
-    """With stand-ins for SLURM's commands; what SLURM would set is set here. The first name alone is not waited for."""
+    """With stand-ins for SLURM's commands; what SLURM would set is set here; scontrol is left to end."""
     path = stand_ins(
         scontrol="[ \"$*\" = 'show hostnames gpu[1-2]' ] && echo gpu1 && sleep 0.5 && echo gpu2",
         srun='while [[ $1 == --* ]]; do shift; done; for n in 0 1; do SLURM_NODEID=$n "$@"; done',
