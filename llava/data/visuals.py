@@ -6,8 +6,10 @@ looks at these alone and opens only what has changed. What could not be read is 
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
+from uuid import uuid4
 
 import numpy as np
 import PIL
@@ -23,6 +25,7 @@ from llava.files import patiently, sync
 
 VERSION = 2
 BLOCK = 1000
+REMEMBERED = 1 << 16  # files that a process remembers to have looked at: samples share images
 UNSEEN, GONE = -1, -2  # in place of a size in bytes
 # width, height: of the upright image. frames: that are taken of a video. All 0 for what cannot be read.
 VISUAL = np.dtype(
@@ -39,7 +42,8 @@ def read_visuals(
     """
     name = _name(image_folder, video_sampling)
     visuals = _kept(index, name)
-    tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling) for numbers in _blocks(wanted))
+    look = uuid4().hex
+    tasks = ((index, numbers, visuals[numbers], image_folder, video_sampling, look) for numbers in _blocks(wanted))
     changed = None
     for numbers, now in zip(_blocks(wanted), workers.map(_look, tasks, alone=wanted.sum() <= BLOCK)):
         if now is not None:
@@ -100,16 +104,28 @@ def _keep(index: RecordIndex, name: str, visuals: np.ndarray) -> Path:
 
 
 def _look(
-    index: RecordIndex, numbers: np.ndarray, before: np.ndarray, folder: ImageFolder, video_sampling: VideoSampling
+    index: RecordIndex,
+    numbers: np.ndarray,
+    before: np.ndarray,
+    folder: ImageFolder,
+    video_sampling: VideoSampling,
+    look: str,
 ) -> np.ndarray | None:
-    """The images and videos as they are now; None where all are as before."""
+    """The images and videos as they are now; None where all are as before. look: the pass that this is part of."""
     paths = list(index.paths(numbers))
+    state = _states(folder, look)
     now = before.copy()
-    now["size"], now["modified"], now["mode"] = np.array([_state(folder, path) for path, _ in paths], dtype=np.int64).T
+    now["size"], now["modified"], now["mode"] = np.array([state(path) for path, _ in paths], dtype=np.int64).T
     sized = (before["width"] > 0) | (before["frames"] > 0)
     for place in np.flatnonzero(~sized | (now != before)).tolist():
         now["width"][place], now["height"][place], now["frames"][place] = _read(folder, *paths[place], video_sampling)
     return None if np.array_equal(now, before) else now
+
+
+@lru_cache(maxsize=1)
+def _states(folder: ImageFolder, look: str) -> Callable[[str], tuple[int, int, int]]:
+    """_state of a folder's files, of which a file is asked once in a pass where samples that share it are near."""
+    return lru_cache(REMEMBERED)(partial(_state, folder))
 
 
 def _state(folder: ImageFolder, path: str) -> tuple[int, int, int]:

@@ -20,6 +20,7 @@ from llava.data import content, indexing, ragged, record_store, sample_sizes, vi
 from llava.data import index as index_module
 from llava.data import inspect_store as inspecting
 from llava.data.dataset import BYTES_PER_TOKEN, SupervisedDataset
+from llava.data.image_folder import ImageFolder
 from llava.data.indexing import INDEX_FOLDER, data_file_hash, index_file
 from llava.data.inspect import Fault, Inspection, inspect_samples
 from llava.data.inspect_store import inspect_store
@@ -390,6 +391,19 @@ def test_what_becomes_of_an_image_is_noticed_and_only_that_one_is_opened(tmp_pat
     assert len(found.faults) == 2
     inspect()
     assert opened == ["0.png", "2.png"]
+
+
+def test_an_image_that_samples_share_is_looked_at_once_in_a_start(tmp_path, keep_all, make_image, monkeypatch):
+    make_image(100, 70).save(tmp_path / "shared.png")
+    write(tmp_path / "a.json", [{"image": "shared.png", "conversations": turns()}] * 30)
+    samples, looked = load_mixture(tmp_path / "a.json", 0).samples, []
+    status = ImageFolder.status
+    monkeypatch.setattr(ImageFolder, "status", lambda folder, path: looked.append(path) or status(folder, path))
+    for expected in ([[(100, 70)]] * 30, [[(50, 50)]] * 30):
+        looked.clear()
+        assert list(inspect_store(samples, tmp_path).image_sizes) == expected
+        assert looked == ["shared.png"]
+        make_image(50, 50).save(tmp_path / "shared.png")
 
 
 SLOW = """
