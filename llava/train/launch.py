@@ -30,7 +30,7 @@ from llava.train.rank import end_with
 from llava.train.ranks.watch import WORKING, ends_store, tell_end
 
 TOLD = (2, 128 + signal.SIGINT, 128 + signal.SIGTERM)
-PATIENCE = 60  # seconds that a host whose ranks have ended well waits for the other hosts
+PATIENCE = 50  # seconds that a host whose ranks have ended well waits for the other hosts: within a minute it ends
 LOOK = 0.5  # seconds between looks at the ranks, of which the end of one is another
 DYING = 10  # seconds that a killed process may take to end; torchrun kills, too, but 30 s after its SIGTERM
 

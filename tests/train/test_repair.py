@@ -114,7 +114,10 @@ def losing(monkeypatch, images):
 
 
 def test_a_lost_file(run, losing, monkeypatch, images, data_folder, tmp_path, capsys):
-    """What was learned is saved first. Then all is as if the sample had been left out from the start, or never lost."""
+    """What was learned is saved first. Then all is as if the sample had been left out from the start, or never lost.
+
+    The run that goes on with it has another kernel of attention, other workers, and evaluates.
+    """
     expected, never_lost = [], run("whole")
     lost = losing()
     with pytest.raises(DataError, match=r"png does not exist; mend it, or .*checkpoint-3, or leave out") as raised:
@@ -140,7 +143,11 @@ def test_a_lost_file(run, losing, monkeypatch, images, data_folder, tmp_path, ca
     assert expected[0] != never_lost[0]
     check_close(found, expected)
     check_close(skipping, expected)
-    check_close(run("mended"), never_lost)
+    held_out = {"eval.data": str(data_folder / "captions.json"), "eval.steps": 1, "eval.answers": 1}
+    mended = run("mended", **{"model.attention": "eager", "data.workers": 1, "run.report_to": "none", **held_out})
+    check_close(mended, never_lost)
+    history = json.loads((tmp_path / "mended/trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in history if "eval_loss" in entry] == [4]
 
 
 def test_costs_of_lost_and_mended_files_are_the_runs_and_others_are_refused(tiny_recipe, tmp_path):

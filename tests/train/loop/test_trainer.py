@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from llava.data.collator import Collator
 from llava.errors import DataError
 from llava.train.loop.callbacks import progress_line
+from llava.train.loop.trainer import LlavaTrainer
 from llava.train.stage import prepare, run_stage, train
 
 
@@ -99,6 +101,21 @@ def test_what_is_logged(tiny_recipe):
     lengths = [len(stage.trainer.train_dataset[index]["input_ids"]) for index in range(16)]
     assert tokens == sorted(tokens)
     assert tokens[-1] == sum(lengths)
+
+
+@pytest.mark.parametrize("zero_stage", [None, 1, 2, 3])
+def test_weights_are_copied_on_the_first_rank_alone(zero_stage):
+    """Under ZeRO-3 all ranks take part, since each holds a share of every weight."""
+    model = SimpleNamespace(all_tied_weights_keys=["lm_head.weight"])
+    weights, copies = {"lm_head.weight": 1, "norm.weight": 2}, []
+    accelerator = SimpleNamespace(get_state_dict=lambda wrapped: copies.append(wrapped) or dict(weights))
+    for first in (True, False):
+        args = SimpleNamespace(should_save=first)
+        trainer = SimpleNamespace(
+            zero_stage=zero_stage, args=args, accelerator=accelerator, model=model, model_wrapped=model
+        )
+        assert LlavaTrainer.gather_weights(trainer) == ({"norm.weight": 2} if first else {})
+    assert len(copies) == (2 if zero_stage == 3 else 1)
 
 
 def test_progress_line():

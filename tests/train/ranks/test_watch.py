@@ -62,7 +62,7 @@ def ends(folder, word: str, hosts: int) -> list[tuple[int, str]]:
 def test_a_rank_that_dies(tmp_path, hosts):
     started = time.monotonic()
     found = ends(tmp_path, "dies", hosts)
-    print(f"all ended {time.monotonic() - started:.0f} s after the start")
+    assert time.monotonic() - started < 60 - watch.GRACE, "within a minute, but for what GRACE is longer in a run"
     first, last = found[0], found[-1]
     (line,) = re.findall(r"^error: rank 1 on .* has ended; .*$", first[1], re.M)
     assert line.startswith(f"error: rank 1 on {platform.node()} (process ")
