@@ -102,10 +102,8 @@ def _find(file: Path, key: FileKey) -> RecordIndex | None:
         return RecordIndex(file, key, facts_of(content, spans), records=content)
     for home in homes(file):
         folder = home / _name(key)
-        if folder.is_dir():
-            if _is_whole(folder):
-                return map_index(file, key, folder)
-            shutil.rmtree(folder, ignore_errors=True)
+        if folder.is_dir() and _is_whole(folder):
+            return map_index(file, key, folder)
     return None
 
 
@@ -195,10 +193,15 @@ def unfinished_in(folder: Path) -> Path:
 def _place(unfinished: Path, key: FileKey) -> Path:
     """Puts a whole index in its place, unless another process was first, and removes those of the file as it was.
 
-    Raises LlavaError for one there that is not whole, and could not be removed.
+    One there that is cut off gives way. Raises LlavaError where it cannot be moved.
     """
     folder = unfinished.parent / _name(key)
     sync_files(unfinished)
+    if folder.is_dir() and not _is_whole(folder):
+        cut_off = unfinished_in(folder.parent)
+        with suppress(OSError):
+            folder.rename(cut_off)
+        shutil.rmtree(cut_off, ignore_errors=True)
     with suppress(FileExistsError):
         try:
             unfinished.rename(folder)
@@ -206,7 +209,9 @@ def _place(unfinished: Path, key: FileKey) -> Path:
             if error.errno != errno.ENOTEMPTY:
                 raise
     if not _is_whole(folder):
-        raise LlavaError(f"the index {folder} lacks a part, or one is cut off, and it cannot be removed: do so by hand")
+        raise LlavaError(
+            f"the index {folder} lacks a part, or one is cut off, and it cannot be moved: remove it by hand"
+        )
     for other in folder.parent.iterdir():
         if other != folder and other.suffix != UNFINISHED:
             shutil.rmtree(other, ignore_errors=True)

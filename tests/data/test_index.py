@@ -1,5 +1,6 @@
 """The index of data files, compared with the plain loop over records that it stands for."""
 
+import errno
 import hashlib
 import json
 import os
@@ -318,16 +319,43 @@ def test_an_index_of_which_a_part_is_missing_is_made_again(tmp_path, keep_all, n
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == whole
 
 
-def test_an_index_of_which_a_part_is_missing_and_that_cannot_be_removed_is_refused(tmp_path, keep_all, monkeypatch):
-    """Another user's, say."""
+@pytest.fixture
+def cut_off(tmp_path, keep_all) -> Path:
+    """The index of a.json, of which a third of the rows is left."""
     write(tmp_path / "a.json", [{"id": f"{number}", "conversations": turns()} for number in range(9)])
     load_mixture(tmp_path / "a.json", 0)
     (folder,) = (tmp_path / INDEX_FOLDER / "a.json").iterdir()
     os.truncate(folder / "rows", (folder / "rows").stat().st_size // 3)
     index_module.map_index.cache_clear()
-    monkeypatch.setattr(indexing.shutil, "rmtree", lambda *_, **__: None)
-    with pytest.raises(LlavaError, match=f"the index {folder} lacks a part, or one is cut off"):
+    return folder
+
+
+def test_an_index_that_is_cut_off_and_cannot_be_moved_is_refused(tmp_path, cut_off, monkeypatch):
+    rename = Path.rename
+
+    def refusing(path: Path, target: Path) -> Path:
+        if path == cut_off:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(LlavaError, match=f"the index {cut_off} lacks a part, or one is cut off"):
         load_mixture(tmp_path / "a.json", 0)
+
+
+def test_an_index_that_another_process_has_made_again_meanwhile_stays(tmp_path, cut_off, monkeypatch):
+    make = indexing._make
+
+    def made_twice(files: dict, workers: Workers) -> dict:
+        make(files, workers)
+        made.append(cut_off.stat().st_ino)
+        return make(files, workers)
+
+    made: list[int] = []
+    monkeypatch.setattr(indexing, "_make", made_twice)
+    assert len(load_mixture(tmp_path / "a.json", 0).samples) == 9
+    assert [cut_off.stat().st_ino] == made
+    assert not list(cut_off.parent.glob(f"*{indexing.UNFINISHED}"))
 
 
 def test_pages_of_a_mapped_array_are_given_back(tmp_path):
