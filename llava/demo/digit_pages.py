@@ -33,7 +33,8 @@ MAX_DIGITS = len(PLACES[0])
 LENGTHS = (0.25, 0.35, 0.4)  # how often a number has one, two and three digits
 TEST_EVERY = 10  # scan of a digit
 DIGIT_SHARE = 0.7  # of a note's characters
-VARIANTS = 8  # of each scan: turned, stretched and thickened a little
+VARIANTS = 8  # of each scan: turned, enlarged and thickened a little
+WARPED = 24  # of each scan, more different ones, which no page shows: what learns from such reads others better
 PRINTED = 200  # variants of each letter
 KINDS = ("place", "read", "count", "compare")
 CAPTION = "Copy the note."
@@ -62,9 +63,9 @@ SLIP = Sheet(TILE, {"a": (0, 0), "b": (0, 2), "c": (1, 0), "d": (2, 0), "e": (2,
 class Stamps(Sequence):
     """The variants of one character, (PATCH, PATCH) each, ink from 0 to 1; one is drawn when it is first asked for."""
 
-    def __init__(self, images: Sequence[Image.Image], rng: np.random.Generator):
+    def __init__(self, images: Sequence[Image.Image], rng: np.random.Generator, warped: bool):
         self.images = images
-        self.variants = [_Variant.random(rng) for _ in images]
+        self.variants = [(_Variant.warped if warped else _Variant.random)(rng) for _ in images]
         self.drawn: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
@@ -77,9 +78,9 @@ class Stamps(Sequence):
 
 
 @cache
-def stamps(test: bool) -> dict[str, Stamps]:
-    """{character: all variants of the training scans, or of the held-out ones}."""
-    rng = np.random.default_rng(int(test))
+def stamps(test: bool, warped: bool = False) -> dict[str, Stamps]:
+    """{character: all variants of the training scans, or of the held-out ones}; warped: WARPED of each."""
+    rng = np.random.default_rng([int(test), 1] if warped else int(test))
     scans, labels = _scans()
     drawn = {}
     for character in CHARACTERS:
@@ -89,8 +90,8 @@ def stamps(test: bool) -> dict[str, Stamps]:
             of_digit = scans[labels == int(character)]
             held_out = np.arange(len(of_digit)) % TEST_EVERY == 0
             cropped = (Image.fromarray(_cropped(scan)) for scan in of_digit[held_out == test])
-            images = [image for image in cropped for _ in range(VARIANTS)]
-        drawn[character] = Stamps(images, rng)
+            images = [image for image in cropped for _ in range(WARPED if warped else VARIANTS)]
+        drawn[character] = Stamps(images, rng, warped)
     return drawn
 
 
@@ -125,26 +126,41 @@ class _Variant(NamedTuple):
     top: int
     degrees: float
     strength: float
+    stretch: float = 1.0  # of the width
+    shear: float = 0.0  # pixels to the side for each pixel down
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> "_Variant":
         size, left, top = int(rng.integers(10, 13)), int(rng.integers(-1, 2)), int(rng.integers(-1, 2))
         return cls(size, left, top, rng.uniform(-8, 8), rng.uniform(0.9, 1.4))
 
+    @classmethod
+    def warped(cls, rng: np.random.Generator) -> "_Variant":
+        """Turned more than any on a page, stretched and sheared."""
+        variant = cls.random(rng)
+        stretch, shear = rng.uniform(0.85, 1.15), rng.uniform(-0.3, 0.3)
+        return variant._replace(degrees=1.8 * variant.degrees, stretch=stretch, shear=shear)
+
     def draw(self, image: Image.Image) -> np.ndarray:
         """Ink from 0 to 1, (PATCH, PATCH)."""
         scale = self.size / max(image.size)
         width, height = (max(2, round(side * scale)) for side in image.size)
+        width = min(max(2, round(width * self.stretch)), PATCH - 2)
         place = ((PATCH - width) // 2 + self.left, (PATCH - height) // 2 + self.top)
         canvas = Image.new("L", (PATCH, PATCH))
         canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), place)
         turned = canvas.rotate(self.degrees, Image.Resampling.BICUBIC)
+        if self.shear:
+            matrix = (1, self.shear, -self.shear * PATCH / 2, 0, 1, 0)  # the middle stays
+            turned = turned.transform(turned.size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
         return np.clip(np.asarray(turned, np.float32) / 255 * self.strength, 0, 1)
 
 
-def draw_characters(rng: np.random.Generator, size: int, cells: list[Cell], test: bool) -> np.ndarray:
+def draw_characters(
+    rng: np.random.Generator, size: int, cells: list[Cell], test: bool, *, warped: bool = False
+) -> np.ndarray:
     """A square page of `size` pixels, uint8: light paper, dark ink, each (row, column, character) in its patch."""
-    source = stamps(test)
+    source = stamps(test, warped)
     ink = np.zeros((size, size), np.float32)
     for row, column, character in cells:
         top, left = row * PATCH, column * PATCH
@@ -178,9 +194,9 @@ def cells_of(numbers: tuple[str, ...], sheet: Sheet = PAGE) -> list[Cell]:
     return letters + digits
 
 
-def note_cells(rng: np.random.Generator) -> list[Cell]:
-    """Of a note: one to eight characters, digits for the most part."""
-    patches = rng.choice(SIDE * SIDE, int(rng.integers(1, 9)), replace=False)
+def note_cells(rng: np.random.Generator, most: int = 8) -> list[Cell]:
+    """Of a note: one character to `most`, digits for the most part."""
+    patches = rng.choice(SIDE * SIDE, int(rng.integers(1, most + 1)), replace=False)
     of_digits = rng.random(len(patches)) < DIGIT_SHARE
     return [
         (*divmod(int(patch), SIDE), str(rng.choice(list(DIGITS if is_digit else LETTERS))))

@@ -124,9 +124,9 @@ def _resize_states(tower: SiglipVisionModel, size: float) -> None:
 
 
 def tiles(seed: list[int], count: int, test: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Notes, and pages as crop 0 shows them, in which nothing can be read.
+    """Notes, full ones too, and pages as crop 0 shows them, in which nothing can be read.
 
-    Returns pixels (count, 3, TILE, TILE) and labels (count, patches).
+    Training's characters are warped. Returns pixels (count, 3, TILE, TILE) and labels (count, patches).
     """
     rng = np.random.default_rng(seed)
     images, labels = [], np.full((count, SIDE, SIDE), EMPTY)
@@ -135,10 +135,10 @@ def tiles(seed: list[int], count: int, test: bool) -> tuple[torch.Tensor, torch.
             page = draw_page(rng, draw_numbers(rng), test)
             images.append(np.asarray(page.resize((TILE, TILE), Image.Resampling.BICUBIC)))
             continue
-        cells = note_cells(rng)
+        cells = note_cells(rng, most=SIDE * SIDE)
         for row, column, character in cells:
             labels[index, row, column] = CHARACTERS.index(character)
-        images.append(draw_characters(rng, TILE, cells, test))
+        images.append(draw_characters(rng, TILE, cells, test, warped=not test))
     pixels = np.stack(images)[:, None].repeat(3, axis=1)
     return torch.from_numpy(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), torch.from_numpy(labels).flatten(1)
 

@@ -89,6 +89,19 @@ def test_a_variant_is_the_same_whenever_it_is_first_drawn():
     assert expected[0].shape == (digit_pages.PATCH, digit_pages.PATCH)
 
 
+def test_the_tower_learns_from_warped_training_scans_and_is_measured_as_on_pages(monkeypatch):
+    warped = digit_pages.stamps(False, warped=True)
+    drawn = {ink.tobytes() for ink in warped["7"]}
+    assert len(drawn) > 0.99 * 450 * digit_pages.WARPED
+    assert not drawn & {ink.tobytes() for test in (False, True) for ink in digit_pages.stamps(test)["7"]}
+    asked, stamps = [], digit_pages.stamps
+    monkeypatch.setattr(digit_pages, "stamps", lambda *which: asked.append(which) or stamps(*which))
+    monkeypatch.setattr(pretrain, "SHRUNKEN", 0)
+    for test in (False, True):
+        pretrain.tiles([0, 0], 1, test)
+    assert asked == [(False, True), (True, False)]
+
+
 def test_every_character_lies_in_its_patch():
     """All six letters, and a digit to the right of as many as the numbers are long."""
     numbers = ("407", "15")

@@ -1,8 +1,8 @@
 """Whether the pretraining of the demonstration's models has become clearly worse: the losses of short runs.
 
 RECORDED are those of seeds 1 to 5; a seed that chose none of them, 0, runs here. The bound is the seeds' mean and five
-standard deviations. With seed 1, broken on purpose, these pass it: the tower with a tenth of its learning rate (1.11)
-and with its labels shifted by a patch (1.62), the language model with a tenth of its learning rate (3.62). Sixty steps
+standard deviations. With seed 1, broken on purpose, these pass it: the tower with a tenth of its learning rate (1.61)
+and with its labels shifted by a patch (2.25), the language model with a tenth of its learning rate (3.62). Sixty steps
 of stage 1 told nothing: there seeds differ by more than what zeroed gradients of the managers cost.
 """
 
@@ -16,7 +16,7 @@ from llava.demo import pretrain
 pytestmark = pytest.mark.slow
 
 SEED, STEPS, LAST = 0, 60, 10  # the loss is the mean of the last steps
-RECORDED = {"tower": (0.812, 0.785, 0.790, 0.779, 0.869), "language model": (1.709, 1.694, 1.625, 1.628, 1.709)}
+RECORDED = {"tower": (1.141, 1.024, 1.141, 1.144, 1.143), "language model": (1.709, 1.694, 1.625, 1.628, 1.709)}
 
 
 def loss_at_the_end(run, folder: Path, monkeypatch, batch_size: int) -> float:
