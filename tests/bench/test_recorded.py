@@ -1,4 +1,6 @@
-"""The recorded table of benchmarks/FUSION.md is computed from the results beside it."""
+"""The recorded tables of benchmarks/FUSION.md are computed from the results beside it."""
+
+import pytest
 
 from llava.bench.controls import control_cells
 from llava.bench.results import read_results, table_lines
@@ -6,13 +8,14 @@ from llava.bench.table import columns
 from tests.paths import ROOT
 
 
-def test_the_recorded_tables_are_those_of_the_results():
-    results = read_results(ROOT / "benchmarks/fusion/digit_pages.json")
+@pytest.mark.parametrize(("name", "section"), [("digit_pages", "## Results"), ("capacity", "## Capacity")])
+def test_the_recorded_tables_are_those_of_the_results(name, section):
+    results = read_results(ROOT / f"benchmarks/fusion/{name}.json")
     cells, lines = dict(columns(results)), {line.row: line for line in table_lines(results)}
     text = (ROOT / "benchmarks/FUSION.md").read_text(encoding="utf-8")
     rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text[text.index("## Results") :].splitlines()
+        for line in text[text.index(section) :].partition("\n## ")[0].splitlines()
         if line.startswith("|") and not line.startswith("| ---")
     ]
     heads, shown, controls = None, [], []
