@@ -31,6 +31,7 @@ DIGITS, LETTERS = "0123456789", "".join(PLACES)
 CHARACTERS = DIGITS + LETTERS
 MAX_DIGITS = len(PLACES[0])
 LENGTHS = (0.25, 0.35, 0.4)  # how often a number has one, two and three digits
+EQUALLY_LONG = 0.5  # of the pages that are trained on; of the others chance makes a third
 TEST_EVERY = 10  # scan of a digit
 DIGIT_SHARE = 0.7  # of a note's characters
 VARIANTS = 8  # of each scan: turned, enlarged and thickened a little
@@ -180,6 +181,15 @@ def draw_numbers(rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(numbers)
 
 
+def numbers_to_train_on(rng: np.random.Generator) -> tuple[str, ...]:
+    """More often than chance has it with as many digits each: of others the longer one is larger, at a glance."""
+    equally_long = rng.random() < EQUALLY_LONG
+    numbers = draw_numbers(rng)
+    while equally_long and len(set(map(len, numbers))) > 1:
+        numbers = draw_numbers(rng)
+    return numbers
+
+
 def draw_page(rng: np.random.Generator, numbers: tuple[str, ...], test: bool) -> Image.Image:
     """A page with `numbers` on it, in grey."""
     return Image.fromarray(draw_characters(rng, PAGE.size, cells_of(numbers), test))
@@ -262,8 +272,8 @@ def _sample(rng: np.random.Generator, stage: str) -> tuple[Image.Image | None, t
         cells = note_cells(rng)
         note = Image.fromarray(draw_characters(rng, TILE, cells, test=False))
         return note, (Turn("human", f"<image>\n{CAPTION}"), Turn("gpt", caption_of(cells)))
-    numbers = draw_numbers(rng)
-    turns = page_turns(rng, numbers, ("place", "read", "count", "compare", "compare"))
+    numbers = numbers_to_train_on(rng)
+    turns = page_turns(rng, numbers, KINDS)
     return draw_page(rng, numbers, test=False), turns
 
 

@@ -14,6 +14,7 @@ from llava.data.collator import Collator
 from llava.data.conversation import encode_conversation
 from llava.data.schema import Turn
 from llava.demo.digit_pages import (
+    KINDS,
     PAGE,
     PATCH,
     SLIP,
@@ -23,15 +24,15 @@ from llava.demo.digit_pages import (
     caption_of,
     cells_of,
     copy_out,
-    draw_numbers,
     note_cells,
+    numbers_to_train_on,
     page_turns,
     places_of,
     read_row,
 )
 
 SPACE, NEWLINE = "\u0120", "\u010a"  # as byte-level BPE writes them
-CHAT = ("place",) * 3 + ("read",) * 2 + ("count",) + ("compare",) * 4  # the questions of a conversation
+COMPARISONS = 0.5  # of the conversations, which ask nothing else: what takes longest to learn
 CAPTION_SHARE = 0.1
 
 
@@ -50,7 +51,7 @@ def write_drills(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -
 
     Such rows learn to look places up in a quarter of the time that conversations take, which ask little in many tokens.
     """
-    numbers = draw_numbers(rng)
+    numbers = numbers_to_train_on(rng)
     rows = [
         ([f"{SPACE}row", SPACE, str(row + 1)], [*tokenizer.tokenize(read_row(numbers, row)), NEWLINE])
         for row in range(len(numbers))
@@ -81,8 +82,8 @@ def write_chat(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> 
         question = ask_arithmetic(rng)
         turns = (Turn("human", question.text), Turn("gpt", question.answer))
         return encode_conversation(tokenizer, turns, "qwen_1_5", "answers")
-    numbers = draw_numbers(rng)
-    turns = page_turns(rng, numbers, CHAT)
+    numbers = numbers_to_train_on(rng)
+    turns = page_turns(rng, numbers, ("compare",) if rng.random() < COMPARISONS else KINDS)
     return _with_page(
         tokenizer, *encode_conversation(tokenizer, turns, "qwen_1_5", "answers", images=1), _page(numbers)
     )

@@ -143,7 +143,7 @@ def tiles(seed: list[int], count: int, test: bool) -> tuple[torch.Tensor, torch.
     return torch.from_numpy(normalize(pixels, (0.5,) * 3, (0.5,) * 3)), torch.from_numpy(labels).flatten(1)
 
 
-def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: float = 3e-3, seed: int = 0) -> float:
+def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: float = 3e-3, seed: int = 0) -> float:
     """Trains and saves the language model and its tokenizer; returns its share of right answers on new text pages.
 
     It drills until it looks places up, which takes one seed twice as long as another, and then converses: conversations
@@ -181,7 +181,7 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 8, lr: f
     def loss(step: int) -> torch.Tensor:
         learned = len(recent) == recent.maxlen and mean(recent) < DRILL_LOSS
         drills = not learned and step < steps * DRILL_SHARE
-        size, write = (3 * batch_size, write_drills) if drills else (batch_size, write_chat)
+        size, write = (batch_size, write_drills) if drills else (batch_size - batch_size // 3, write_chat)
         value = cross_entropy(*predictions([seed, step], size, write))
         if drills:
             recent.append(value.item())

@@ -13,7 +13,9 @@ from llava.data.schema import Turn
 from llava.demo import digit_pages, pages_as_text, pretrain
 from llava.demo.digit_pages import (
     DIGITS,
+    EQUALLY_LONG,
     KINDS,
+    LENGTHS,
     PAGE,
     SLIP,
     ask,
@@ -22,6 +24,7 @@ from llava.demo.digit_pages import (
     draw_numbers,
     draw_page,
     note_cells,
+    numbers_to_train_on,
 )
 from llava.demo.pages import rng_for
 from llava.demo.tokenizer import VOCABULARY, train_tokenizer
@@ -138,6 +141,14 @@ def test_questions_are_answered_right():
         "How many digits are on the page?": "5",
         "Which row has the larger number?": "1",
     }
+
+
+def test_numbers_that_are_hard_to_compare_are_trained_on_more_often_than_asked_for():
+    rng, chance = np.random.default_rng(0), sum(share**2 for share in LENGTHS)
+    for draw, expected in ((draw_numbers, chance), (numbers_to_train_on, EQUALLY_LONG + (1 - EQUALLY_LONG) * chance)):
+        drawn = [draw(rng) for _ in range(3000)]
+        assert all(first != second for first, second in drawn)
+        assert np.mean([len(first) == len(second) for first, second in drawn]) == pytest.approx(expected, abs=0.04)
 
 
 def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):

@@ -38,7 +38,7 @@ def loss_at_the_end(run, folder: Path, monkeypatch, batch_size: int) -> float:
 
 @pytest.mark.parametrize(
     ("model", "run", "batch_size"),
-    [("tower", pretrain.pretrain_tower, 16), ("language model", pretrain.pretrain_language_model, 4)],
+    [("tower", pretrain.pretrain_tower, 16), ("language model", pretrain.pretrain_language_model, 12)],
 )
 def test_learning_is_as_good_as_it_was(model, run, batch_size, tmp_path, monkeypatch):
     recorded, loss = RECORDED[model], loss_at_the_end(run, tmp_path / "model", monkeypatch, batch_size)
