@@ -39,13 +39,35 @@ def _normalised(text: str) -> str:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Seconds of a job of one row: around its steps, of a step, and of an answer. batch_size: samples of a step."""
+
+    around: float
+    step: float
+    answer: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a bench took elsewhere, by which it is told how long one will take until something is measured.
+
+    where: the machine. making: seconds of data and parts, with the parts' own steps. pace: of the reference.
+    """
+
+    where: str
+    making: float
+    pace: Pace
+
+
+@dataclass(frozen=True)
 class Parts:
     """A tower and a language model that are pretrained once and shared by all runs.
 
     make: writes the folders VISION_TOWER and LANGUAGE_MODEL, given their folder and the number of steps. recipe: what
     training on them takes, with a section `grid`. steps: of pretraining. size: bytes of both, about. vision_layers,
     text_layers: of the tower, as far as it is used, and of the language model. sections: {row or arm: keys of `fusion`}
-    of those whose defaults are not for models of these sizes.
+    of those whose defaults are not for models of these sizes. recorded: None where no bench has run on them.
     """
 
     make: Callable[[Path, int], None]
@@ -55,6 +77,7 @@ class Parts:
     vision_layers: int
     text_layers: int
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    recorded: Recorded | None = None
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from statistics import mean
+from typing import Any
 
 from llava.bench.data_sets import data_set, parts_of
-from llava.bench.jobs import Bench, Job, Training
+from llava.bench.entry import Pace
+from llava.bench.jobs import Bench, Job, Making, Training
 
 LOG_SIZE = 50_000  # bytes of a job's log and task
 ANSWER_SIZE = 60  # bytes of a question and its answer in a result, and once more in results.json
@@ -33,28 +35,43 @@ def disk_needed(bench: Bench) -> int:
 
 
 def seconds_left(bench: Bench, jobs: Sequence[Job]) -> float | None:
-    """How long those of `jobs` that train and are not done will take; None before anything was measured.
+    """How long those of `jobs` that are not done will take; None where nothing was measured, here or elsewhere.
 
     A job takes its steps at the speed that was measured of its row, and what starting and answering took where it was
-    measured; where jobs are done already, what they took decides how much longer they take side by side.
+    measured; before anything was, as recorded elsewhere. Where jobs are done already, what they took decides how much
+    longer they take side by side.
     """
     measured = {
-        job.name: result for row in bench.rows for job in bench.measurements(row) if (result := bench.result(job))
+        job.name: _pace(result)
+        for row in bench.rows
+        for job in bench.measurements(row)
+        if (result := bench.result(job))
     }
-    if not measured:
+    recorded = {data: parts_of(data, bench.settings.parts).recorded for data in bench.data}
+    if not measured and not all(recorded.values()):
         return None
 
+    def paces(job: Training) -> list[Pace]:
+        of_row, elsewhere = measured.get(Training("measure", job.data, job.row).name), recorded[job.data]
+        if of_row is not None:
+            return [of_row]
+        return list(measured.values()) or ([elsewhere.pace] if elsewhere else [])
+
     def predicted(job: Training) -> float:
-        of_row = measured.get(Training("measure", job.data, job.row).name)
-        of_row = [of_row] if of_row else list(measured.values())
-        step = mean(one["step_seconds"]["clock"] for one in of_row)
-        around = mean(one["seconds"] - one["training_seconds"] for one in of_row)
+        known = paces(job)
+        step, around = (mean(getattr(pace, name) for pace in known) for name in ("step", "around"))
         questions = bench.settings.documents * data_set(job.data).questions_per_document
-        answers = questions * mean(one["seconds_per_answer"] for one in of_row)
+        answers = questions * mean(pace.answer for pace in known)
         if job.kind == "measure":
             return around + step * bench.steps(job)
-        captions = bench.settings.captions / of_row[0]["batch_size"]  # steps, of which none costs more than others
+        captions = bench.settings.captions / known[0].batch_size  # steps, of which none costs more than others
         return around + step * (captions + bench.steps(job)) + (answers if job.kind == "run" else 0)
+
+    def making_seconds(job: Making) -> float:
+        parts, elsewhere = parts_of(job.data, bench.settings.parts), recorded[job.data]
+        if elsewhere is None or job.kind == "data":
+            return 0.0
+        return elsewhere.making * (bench.settings.part_steps or parts.steps) / parts.steps
 
     trainings = [job for job in jobs if isinstance(job, Training)]
     done = [
@@ -65,4 +82,22 @@ def seconds_left(bench: Bench, jobs: Sequence[Job]) -> float | None:
     slower = sum(took for took, _ in done) / sum(thought for _, thought in done) if done else 1.0
     alone = sum(predicted(job) for job in trainings if job.kind == "measure" and bench.result(job) is None)
     others = sum(predicted(job) for job in trainings if job.kind != "measure" and bench.result(job) is None)
-    return alone + others * slower / bench.at_once
+    making = sum(making_seconds(job) for job in jobs if isinstance(job, Making) and bench.result(job) is None)
+    return making + alone + others * slower / bench.at_once
+
+
+def _pace(measurement: dict[str, Any]) -> Pace:
+    return Pace(
+        around=measurement["seconds"] - measurement["training_seconds"],
+        step=measurement["step_seconds"]["clock"],
+        answer=measurement["seconds_per_answer"],
+        batch_size=measurement["batch_size"],
+    )
+
+
+def source_of_times(bench: Bench) -> str | None:
+    """Where the times are from that seconds_left goes by; None once something was measured here, and without any."""
+    if any(bench.result(job) for row in bench.rows for job in bench.measurements(row)):
+        return None
+    recorded = [parts_of(data, bench.settings.parts).recorded for data in bench.data]
+    return ", ".join(sorted({one.where for one in recorded if one})) if all(recorded) else None

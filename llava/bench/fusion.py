@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from llava.bench.estimate import all_jobs, disk_needed, seconds_left
+from llava.bench.estimate import all_jobs, disk_needed, seconds_left, source_of_times
 from llava.bench.jobs import Bench, Job, Settings, Training
 from llava.bench.processes import run_jobs
 from llava.bench.results import collect, write_results
-from llava.bench.rows import Row, rows_named
+from llava.bench.rows import REFERENCE, Row, rows_named
 from llava.bench.show import draw_to, show
 from llava.bench.sweep import read_sweep
 from llava.errors import LlavaError
@@ -80,8 +80,10 @@ def told(bench: Bench) -> str:
     done = sum(bench.result(job) is not None for job in jobs)
     trainings = [job for job in jobs if isinstance(job, Training)]
     count = {kind: sum(job.kind == kind for job in trainings) for kind in ("measure", "grid", "run")}
-    seconds = seconds_left(bench, jobs)
+    seconds, source = seconds_left(bench, jobs), source_of_times(bench)
     time_left = "not known before the first measurement" if seconds is None else f"about {duration(seconds)} from here"
+    if source:
+        time_left += f", as fast as {source} and every row as {REFERENCE}"
     return "\n".join(
         [
             *([f"{bench.sweep.title}: {bench.sweep.axis}", ""] if bench.sweep else []),
@@ -123,12 +125,12 @@ class _Running:
             raise LlavaError(f"{bench.out}: the bench needs {in_bytes(needed)} of disk, {in_bytes(free)} are free")
         with whole_file(bench.out / STARTED) as stream:
             json.dump(check_started(bench), stream, indent=1)
+        print(told(bench), end="\n\n", flush=True)
         self._do(bench.makings(), bench.at_once)
         reference, *others = bench.rows
         self._do(bench.measurements(reference), 1)
         if self.failed or self.left_out:  # nothing can be compared
             return self._end()
-        print(told(bench), end="\n\n", flush=True)
         self._do([job for row in others if not row.like for job in bench.measurements(row)], 1)
         self._do([job for row in others if row.like for job in bench.measurements(row) if self._has_width(job)], 1)
         self._do([job for pair in self._pairs() for job in bench.grid(*pair)], bench.at_once)

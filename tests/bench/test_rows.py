@@ -1,12 +1,15 @@
 """The rows and their recipes, how a rate is chosen, and what a bench says before it starts."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from llava.bench.estimate import all_jobs, disk_needed, seconds_left
+from llava.bench.data_sets import DATA_SETS, parts_of
+from llava.bench.entry import Pace
+from llava.bench.estimate import all_jobs, disk_needed, seconds_left, source_of_times
 from llava.bench.jobs import LEFT_OUT, NEW_PARTS, Bench, Settings, Training
 from llava.bench.rows import ARMS, REFERENCE, all_rows, rows_named
 from llava.cli import main
@@ -163,11 +166,28 @@ def write_result(of_folder: Bench, job: Training, **result) -> None:
     (of_folder.folder(job) / "result.json").write_text(json.dumps(result))
 
 
-def test_time_and_disk_by_hand(tmp_path):
+def test_time_and_disk_by_hand(tmp_path, monkeypatch):
     of_folder = bench(tmp_path, ["manager"])
     jobs = all_jobs(of_folder)
     assert len(jobs) == 2 + 2 + 2 * 2 + 2 * 3
+    parts = parts_of("digit_pages", "tiny")
+    recorded = replace(
+        parts.recorded, where="elsewhere", making=240, pace=Pace(around=8, step=0.5, answer=0.1, batch_size=20)
+    )
+    monkeypatch.setitem(DATA_SETS["digit_pages"].parts, "tiny", replace(parts, recorded=recorded))
+    # 8 s around each job's steps of 0.5 s, 10 of them of 200 captions; 100 questions of 0.1 s in a run. A measurement
+    # is alone and without captions, others are two.
+    measure, grid, run = 8 + 15 * 0.5, 8 + 110 * 0.5, 8 + 310 * 0.5 + 100 * 0.1
+    assert source_of_times(of_folder) == "elsewhere"
+    assert seconds_left(of_folder, jobs) == pytest.approx(240 + 2 * measure + (4 * grid + 6 * run) / 2)
+    fewer_steps = bench(tmp_path, ["manager"], part_steps=parts.steps // 2)
+    assert seconds_left(fewer_steps, jobs) == pytest.approx(120 + 2 * measure + (4 * grid + 6 * run) / 2)
+    for job in of_folder.makings():
+        write_result(of_folder, job, seconds=1.0)
+    assert seconds_left(of_folder, jobs) == pytest.approx(2 * measure + (4 * grid + 6 * run) / 2)
+    monkeypatch.setitem(DATA_SETS["digit_pages"].parts, "tiny", replace(parts, recorded=None))
     assert seconds_left(of_folder, jobs) is None
+    assert source_of_times(of_folder) is None
     (measured,) = of_folder.measurements(of_folder.rows[0])
     write_result(
         of_folder,
@@ -178,9 +198,6 @@ def test_time_and_disk_by_hand(tmp_path):
         seconds_per_answer=0.1,
         batch_size=20,
     )
-    # 8 s around each job's steps of 0.5 s, 10 of them of 200 captions; 100 questions of 0.1 s in a run. A measurement
-    # is alone and without captions, others are two.
-    measure, grid, run = 8 + 15 * 0.5, 8 + 110 * 0.5, 8 + 310 * 0.5 + 100 * 0.1
     assert seconds_left(of_folder, jobs) == pytest.approx(measure + (4 * grid + 6 * run) / 2)
     write_result(of_folder, of_folder.grid("digit_pages", of_folder.rows[0])[0], seconds=2 * grid, held_out_loss=1.0)
     assert seconds_left(of_folder, jobs) == pytest.approx(measure + 2 * (3 * grid + 6 * run) / 2)
@@ -193,7 +210,9 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert [line.split()[0] for line in printed.splitlines()[:2]] == ["none", "manager"]
     assert "jobs  14, 0 done: 2 make digit_pages and parts, 2 measure, 4 try rates for 40 steps, 6 train" in printed
-    assert "time  not known before the first measurement" in printed
+    assert re.search(
+        r"time  about \S+ minutes from here, as fast as two cores of an Intel Xeon and every row as none,", printed
+    )
     assert f"in {out}, " in printed
     assert not out.exists()
 
