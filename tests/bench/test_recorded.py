@@ -1,11 +1,21 @@
-"""The recorded tables of benchmarks/FUSION.md are computed from the results beside it."""
+"""The recorded tables, of benchmarks/FUSION.md and of the quickstart, are computed from the results in benchmarks."""
 
 import pytest
 
 from llava.bench.controls import control_cells
 from llava.bench.results import read_results, table_lines
+from llava.bench.seeds_table import ALL, seed_lines
 from llava.bench.table import columns
+from llava.text_files import read_json
 from tests.paths import ROOT
+
+QUESTIONS = {
+    "all 600": ALL,
+    "read a place": "place",
+    "read a row": "read",
+    "count the digits": "count",
+    "compare the rows": "compare",
+}
 
 
 @pytest.mark.parametrize(("name", "section"), [("digit_pages", "## Results"), ("capacity", "## Capacity")])
@@ -30,3 +40,35 @@ def test_the_recorded_tables_are_those_of_the_results(name, section):
     assert set(shown) == {(row, head) for row in lines for head in cells if head != "row"}
     assert len(shown) == len(set(shown))
     assert controls == control_cells(results)
+
+
+def test_the_tables_of_the_quickstart_are_those_of_its_results():
+    text = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    shown = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
+    ]
+    for file, expected in (("grid_manager", _by_question), ("four_arms", _by_arm)):
+        joined = read_json(ROOT / f"benchmarks/quickstart/{file}.json")
+        lines = {(line.arm, line.kind): line for line in seed_lines(joined)}
+        for row in expected(lines):
+            assert row in shown
+
+
+def _by_question(lines: dict) -> list[list[str]]:
+    """The mean of each kind of question, the seeds' scores, their spread, and the blind models' mean."""
+    rows = []
+    for question, kind in QUESTIONS.items():
+        line, blind = lines["grid_manager", kind], lines["grid_manager_blind", kind]
+        by_seed = ", ".join(f"{score:.1f}" for score in line.score.by_seed)
+        rows.append([question, str(line.score.score), by_seed, f"{line.spread:.1f}", str(blind.score.score)])
+    return rows
+
+
+def _by_arm(lines: dict) -> list[list[str]]:
+    """The mean of all questions, the seeds' scores, and the mean of each kind."""
+    rows = []
+    for arm in ("baseline", "manager", "grid", "grid_manager"):
+        whole, *kinds = (lines[arm, kind].score for kind in QUESTIONS.values())
+        by_seed = ", ".join(f"{score:.1f}" for score in whole.by_seed)
+        rows.append([arm, str(whole.score), by_seed, *(str(score.score) for score in kinds)])
+    return rows
