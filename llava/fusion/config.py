@@ -105,6 +105,11 @@ class FusionConfig:
         """Whether an image may be more than one crop."""
         return True
 
+    @property
+    def needs_tiles(self) -> bool:
+        """Whether it adds nothing to an image of one crop."""
+        return False
+
     def hidden_width(self, sizes: Sizes) -> int:
         """The width between the projector's two layers."""
         return sizes.text_width

@@ -15,6 +15,7 @@ from llava.bench.rows import ARMS, REFERENCE, all_rows, rows_named
 from llava.cli import main
 from llava.errors import LlavaError
 from llava.fusion.methods import METHODS
+from llava.train.mllm.rules import faults_of
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
 from llava.train.recipe.schema import recipe_keys
@@ -74,6 +75,23 @@ def test_every_row_has_a_recipe(tmp_path, tower, tiling):
         for keys in resolved.values()
     ]
     assert shared.count(shared[0]) == len(shared)
+
+
+@pytest.mark.parametrize(("tiling", "left_out"), [("square", ["deepstack", "deepstack_zero"]), ("anyres", ["sti"])])
+def test_rows_that_do_not_fit_the_tiling_are_refused_but_in_stage_1(tmp_path, tiling, left_out):
+    """A measurement is refused with the recipe's fault, and with it the row; stage 1 is square for all."""
+    of_folder, faults = bench(tmp_path, tiling=tiling), {}
+    for row in of_folder.rows:
+        if not row.like:
+            arguments = of_folder.recipe_arguments(Training("measure", "digit_pages", row))
+            faults[row.name] = faults_of(load_recipe(**arguments))
+        if row.name in left_out:
+            (why,) = faults[row.name]
+            assert f"fusion.method {row.arm} " in why
+            assert f" tiling.aspect_ratio {tiling} " in why
+            first = of_folder.stage_1_arguments(Training("run", "digit_pages", row, seed=1, rate=1e-3))
+            assert faults_of(load_recipe(**first)) == []
+    assert [name for name in faults if faults[name]] == left_out
 
 
 def test_in_stage_1_the_new_parts_learn_alone_and_the_run_starts_from_there(tmp_path):

@@ -195,8 +195,10 @@ def test_trained_gates_are_of_their_stacks():
             r"max_stacks must be from 1 to 23, found 24: of 24 layers these are those from 1 on, every 1",
         ),
         ({"start": 20, "interval": 2, "max_stacks": 4}, r"max_stacks must be from 1 to 2, found 4: of 24 layers"),
-        ({"start": 24}, r"max_stacks must be from 1 to 0, found 1"),
-        ({"start": -1}, r"deepstack start must be at least 0 and interval at least 1, found -1 and 1"),
+        ({"max_stacks": 0}, r"max_stacks must be from 1 to 23, found 0: of 24 layers"),
+        ({"start": 24}, r"^deepstack start must be from 0 to 23, a layer of the language model, found 24$"),
+        ({"start": -1}, r"^deepstack start must be from 0 to 23, a layer of the language model, found -1$"),
+        ({"interval": 0}, r"^deepstack interval must be at least 1, found 0$"),
     ],
 )
 def test_stacks_that_no_layer_is_left_for_are_refused(fields, message):

@@ -45,15 +45,18 @@ class DeepstackConfig(FusionConfig):
 
     def resolved(self, num_vision_layers: int, num_text_layers: int) -> Self:
         """The number of stacks told. Raises LlavaError where the language model has no layer for one of them."""
-        if self.start < 0 or self.interval < 1:
+        if not 0 <= self.start < num_text_layers:
             raise LlavaError(
-                f"deepstack start must be at least 0 and interval at least 1, found {self.start} and {self.interval}"
+                f"deepstack start must be from 0 to {num_text_layers - 1}, a layer of the language model, "
+                f"found {self.start}"
             )
+        if self.interval < 1:
+            raise LlavaError(f"deepstack interval must be at least 1, found {self.interval}")
         places = len(range(self.start, num_text_layers, self.interval))
         wanted = min(places, MOST_STACKS) if self.max_stacks is None else self.max_stacks
         if not 1 <= wanted <= places:
             raise LlavaError(
-                f"deepstack max_stacks must be from 1 to {places}, found {max(wanted, 1)}: of {num_text_layers} layers "
+                f"deepstack max_stacks must be from 1 to {places}, found {wanted}: of {num_text_layers} layers "
                 f"these are those from {self.start} on, every {self.interval}"
             )
         return replace(self, max_stacks=wanted)
@@ -68,6 +71,11 @@ class DeepstackConfig(FusionConfig):
     def in_sequence(self) -> InSequence:
         """The whole-image crop alone."""
         return "main"
+
+    @property
+    def needs_tiles(self) -> bool:
+        """Yes: they are what it adds."""
+        return True
 
     def weights_follow(self) -> dict[str, Any]:
         """Whether there are gates, and which."""

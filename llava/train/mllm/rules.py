@@ -120,10 +120,17 @@ def faults_of(recipe: Recipe) -> list[str]:
 def _combinations(recipe: Recipe) -> list[str]:
     fusion, faults = recipe.fusion, source_faults(recipe.model, SOURCES)
     faults += [f"fusion.{fault}" for fault in fusion.faults()] + _lora_keys(recipe.lora, recipe.components)
-    if recipe.tiling.aspect_ratio.startswith("anyres") and not fusion.takes_tiles:
-        aspect_ratio = recipe.tiling.aspect_ratio
+    aspect_ratio = recipe.tiling.aspect_ratio
+    tiled = aspect_ratio.startswith("anyres")
+    if tiled and not fusion.takes_tiles:
         faults.append(
             f"fusion.method {fusion.method} takes one crop an image, tiling.aspect_ratio {aspect_ratio} adds tiles"
+        )
+    # Stage 1, whose language model is frozen, is square for every arm.
+    if fusion.needs_tiles and not tiled and recipe.components.language_model.trained:
+        faults.append(
+            f"fusion.method {fusion.method} adds an image's tiles, tiling.aspect_ratio {aspect_ratio} makes none: "
+            "it would train what none does"
         )
     faults += _eval_keys(recipe.eval) + _layer_keys(recipe.run, recipe.lora)
     present = [field.name for field in fields(recipe.components) if field.name != "fusion" or fusion.method != "none"]
