@@ -9,12 +9,15 @@ import socket
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from llava import cli
+from llava.data import mixture
 from llava.errors import LlavaError
+from llava.fusion.methods import METHODS
 from llava.train import launch
 from llava.train.main import main, recipe_keys
 from tests.ports import free_port
@@ -135,17 +138,93 @@ def test_the_arms_of_fusion_are_known():
     assert recipes == {*ADDED, "none"}  # `none` is called baseline and grid
 
 
-@pytest.mark.parametrize("arm", ADDED)
-def test_dry_run_of_every_arm_of_fusion(arm, capsys):
-    stage = ["--recipe", f"{SCRIPTS}/recipes/mllm/stage2.yaml", "--dry_run", "--arm"]
-    assert main([*stage, arm if arm == "sti" else f"grid_{arm}"]) == 0
-    printed = capsys.readouterr().out
-    total = int(re.search(r"^total +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
-    assert round((total - 893_618_208) / 1e6, 2) == ADDED[arm]
-    assert re.search(r"^fusion +(\w+)", printed, re.MULTILINE)[1] != "none" or arm == "wide_projector"
-    if arm == "sti":
-        with pytest.raises(LlavaError, match=r"^fusion.method sti takes one crop an image, tiling.aspect_ratio anyres"):
-            main([*stage, "grid_sti"])
+@pytest.fixture
+def dry_run(monkeypatch, capsys):
+    """A function: a stage and an arm of it to what the dry run prints. A mixture is parsed once, in all tests."""
+    monkeypatch.setattr(mixture, "mixture_content", PARSED_ONCE)
+
+    def dry_run(stage: str, arm: str) -> str:
+        assert main(["--recipe", f"{SCRIPTS}/recipes/mllm/{stage}.yaml", "--dry_run", "--arm", arm]) == 0
+        return capsys.readouterr().out
+
+    return dry_run
+
+
+PARSED_ONCE = cache(mixture.mixture_content)
+
+
+def total_in(printed: str) -> int:
+    return int(re.search(r"^total +([\d,]+)", printed, re.MULTILINE)[1].replace(",", ""))
+
+
+def fitting_arm(method: str) -> str:
+    """With tiles, where the method takes them."""
+    return method if method == "sti" else f"grid_{method}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("method", ADDED)
+def test_dry_run_of_every_arm_of_fusion(method, stage, dry_run):
+    printed = dry_run(stage, fitting_arm(method))
+    assert round((total_in(printed) - 893_618_208) / 1e6, 2) == ADDED[method]
+    assert re.search(r"^fusion +(\w+)", printed, re.MULTILINE)[1] != "none" or method == "wide_projector"
+    trained = re.search(r"^language_model +494,032,768 +([\d,]+)", printed, re.MULTILINE)[1]
+    assert trained == ("0" if stage == "stage1" else "494,032,768")
+
+
+# Parameters beside the 7B baseline's, from the methods' equations: widths of the tower and of the language model, whose
+# 28 layers have 7 places for blocks and gates.
+TOWER, TEXT, PLACES = 1152, 3584, 7
+ADDED_7B = {
+    "cli_reconstruction": 13 * 64 * (TOWER + TEXT) + PLACES * (13 * TEXT + (2 * TEXT + 1) * TEXT // 4 + TEXT // 4 + 1),
+    "concat": TOWER * TEXT,
+    "cross_attention": 6 * TOWER * TEXT
+    + TEXT
+    + PLACES * (2 * TEXT * (TEXT + 512) + 3 * TEXT * 18_944 + 2 * TEXT + 2 * 128 + 2),
+    "dci": 2 * TOWER * TEXT,
+    "deepstack": 0,
+    "deepstack_qwen3": 3 * (2 * TOWER + (TOWER + 1) * TOWER + (TOWER + 1) * TEXT),
+    "igva": 28_342_276 + (TEXT - 896) * (TOWER + 1024),
+    "layer_select": 3 * ((TOWER + 1) * TEXT + (TEXT + 1) * TEXT),
+    "manager": 13 * TEXT * (1 + PLACES),
+    "mmfuser": 6_429_120,
+    "sci": 2 * TOWER * TEXT,
+    "sti": 0,
+    "tgif": (TEXT + 1) * 512 + (512 + 1) * 26 + 2 * TOWER,
+}
+
+
+def test_every_method_has_a_number_of_parameters_with_7b():
+    assert {"none", *ADDED_7B} == METHODS.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "stage"), [(method, f"{STAGES[number % 3]}_7b") for number, method in enumerate(ADDED_7B)]
+)
+def test_dry_run_of_every_method_with_7b(method, stage, dry_run):
+    """In one of the stages each, in turn."""
+    assert total_in(dry_run(stage, fitting_arm(method))) == 8_030_348_832 + ADDED_7B[method]
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        ("grid_sti", "sti takes one crop an image, tiling.aspect_ratio anyres(_max_9)? adds tiles"),
+        (
+            "deepstack",
+            "deepstack adds an image's tiles, tiling.aspect_ratio square makes none: it would train what none",
+        ),
+    ],
+    ids=["sti", "deepstack"],
+)
+@pytest.mark.parametrize("stage", STAGES)
+def test_an_arm_that_does_not_fit_its_tiling_is_refused_but_in_stage_1(arm, message, stage, dry_run):
+    """That is square for all."""
+    if stage == "stage1":
+        assert re.search(r"^tiling.aspect_ratio +square$", dry_run(stage, arm), re.MULTILINE)
+        return
+    with pytest.raises(LlavaError, match=rf"^fusion.method {message}"):
+        dry_run(stage, arm)
 
 
 def test_dry_run_counts_the_data_when_it_is_there(tiny_keys, capsys):
