@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava.anyres import TilingConfig
@@ -331,33 +332,82 @@ def test_its_cost_is_what_torch_counts(case, trained, make_awake, samples):
 @pytest.mark.parametrize("shown", [0, 2], ids=["blank", "images"])
 @each_case
 def test_weights_are_used_as_zero_3_hands_them_out(case, shown, make_awake, samples):
-    """Only inside the forward of the module that owns them, each once, whether a micro-batch has images or not."""
+    """Inside the module that owns them alone, each once, forward and backward, whether there are images or not."""
     model, processor = make_awake(case)
     model.model.without_images = "all"
     inputs = processor.encode_prompts([samples[2 if shown else 1]])
-    with torch.no_grad():
-        expected = model(**inputs, use_cache=False).logits
-    calls = {}
-    for name, module in model.model.fusion.named_modules():
-        own = list(module.parameters(recurse=False))
-        if not own:
-            continue
-        calls[name] = 0
-        held = [parameter.data for parameter in own]
 
-        def gather(_, arguments, own=own, held=held):
-            for parameter, data in zip(own, held, strict=True):
-                parameter.data = data
+    def logits_and_gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor | None]]:
+        model.zero_grad()
+        logits = model(**inputs, use_cache=False).logits
+        logits.square().mean().backward()
+        return logits.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
 
-        def release(_, arguments, outputs, own=own, name=name):
-            calls[name] += 1
-            for parameter in own:
-                parameter.data = torch.empty(0)
+    expected, expected_gradients = logits_and_gradients()
+    handed_out = [HandedOut(module) for module in model.model.fusion.modules() if list(module.parameters(False))]
+    logits, gradients = logits_and_gradients()
+    assert {(one.calls, one.awaited) for one in handed_out} <= {(1, 0)}  # an input without gradient would keep them
+    assert torch.equal(logits, expected)
+    for name, gradient in expected_gradients.items():
+        if gradient is None:
+            assert gradients[name] is None, name
+        else:  # sums may be in another order
+            torch.testing.assert_close(
+                gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=lambda m, n=name: f"{n} {m}"
+            )
 
-        module.register_forward_pre_hook(gather)
-        module.register_forward_hook(release)
-        release(module, (), None)
-        calls[name] = 0
-    with torch.no_grad():
-        assert torch.equal(model(**inputs, use_cache=False).logits, expected)
-    assert set(calls.values()) <= {1}, calls
+
+class HandedOut:
+    """A module whose own weights are away but while it is at work, as with ZeRO-3.
+
+    They come before its forward and before the first gradient of what it returned; they go behind its forward, and
+    when everything that it was given has its gradient. calls: how often its forward ran. awaited: gradients
+    that have not come.
+    """
+
+    def __init__(self, module: torch.nn.Module):
+        self.held = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
+        self.calls = self.awaited = 0
+        self.release()
+        module.register_forward_pre_hook(self.before)
+        module.register_forward_hook(self.behind)
+
+    def before(self, _, given: tuple) -> tuple:
+        self.gather()
+        return tree_map_only(torch.Tensor, self.await_gradient, given)
+
+    def behind(self, _, given: tuple, returned):
+        self.calls += 1
+        self.release()
+        return tree_map_only(torch.Tensor, lambda tensor: AtGradient.apply(tensor, self.gather), returned)
+
+    def await_gradient(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.awaited += tensor.requires_grad
+        return AtGradient.apply(tensor, self.came)
+
+    def came(self) -> None:
+        self.awaited -= 1
+        if not self.awaited:
+            self.release()
+
+    def gather(self) -> None:
+        for parameter, data in self.held:
+            parameter.data = data
+
+    def release(self) -> None:
+        for parameter, _ in self.held:
+            parameter.data = torch.empty(0)
+
+
+class AtGradient(torch.autograd.Function):
+    """A tensor as it is; something is done when its gradient comes."""
+
+    @staticmethod
+    def forward(ctx, tensor, action):
+        ctx.action = action
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        ctx.action()
+        return gradient, None
