@@ -42,15 +42,14 @@ def save_state(state: dict[str, torch.Tensor], folder: Path, layout: str = "safe
 
 @pytest.fixture(scope="session")
 def save_model(make_model, make_processor):
-    """A function: folder, and what make_model takes, to the model saved there, every weight random."""
+    """A function: folder, and what make_model takes, to the model saved there, no weight of its fusion as it begins."""
 
     def save(folder, tiling=GRID, fusion=None, dtype=torch.float32, **text):
         model = make_model(tiling, fusion, **text).to(dtype)
-        for manager in model.model.fusion.managers if fusion is not None else ():
-            for parameter in manager.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
+        for parameter in model.model.fusion.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(folder)
-        make_processor(tiling).save_pretrained(folder)
+        make_processor(model.config.tiling).save_pretrained(folder)
         return model
 
     return save
