@@ -11,21 +11,21 @@ Shapes: C crops, T tokens per crop, D width of the tower's states, H of the lang
 import torch
 from torch import nn
 
-from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, like_weight
+from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, ZeroLinear, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.layers import named
 
 
 class Merger(nn.Module):
-    """One M_j, drawn as torch draws linear layers and norms."""
+    """One M_j, drawn as torch draws linear layers and norms, or with a last matrix that begins at zero."""
 
-    def __init__(self, vision_width: int, text_width: int):
+    def __init__(self, vision_width: int, text_width: int, begins_at_zero: bool):
         super().__init__()
         self.norm = nn.LayerNorm(vision_width, eps=1e-6)
         self.linear_1 = Linear(vision_width, vision_width)
         self.act = nn.GELU()
-        self.linear_2 = Linear(vision_width, text_width)
+        self.linear_2 = (ZeroLinear if begins_at_zero else Linear)(vision_width, text_width)
 
     def forward(self, state_CTD: torch.Tensor) -> torch.Tensor:
         """(C, T, D) to (C, T, H)."""
@@ -39,7 +39,9 @@ class DeepstackQwen3(Fusion[DeepstackQwen3Config, int]):
     def __init__(self, config: DeepstackQwen3Config, sizes: Sizes):
         super().__init__(config, sizes)
         self.vision_layers, self.injection_layers = named(config.vision_layers), named(config.injection_layers)
-        self.mergers = nn.ModuleList(Merger(sizes.vision_width, sizes.text_width) for _ in self.vision_layers)
+        self.mergers = nn.ModuleList(
+            Merger(sizes.vision_width, sizes.text_width, config.initialisation == "zero") for _ in self.vision_layers
+        )
 
     @classmethod
     def cost(cls, config: DeepstackQwen3Config, sizes: Sizes) -> FusionCost:

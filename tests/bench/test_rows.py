@@ -125,7 +125,7 @@ def test_every_arm_of_a_method_is_a_row():
 
 
 def test_names_may_be_patterns(tmp_path):
-    names = [row.name for row in rows_named(["deepstack*"], without=["*_qwen3"])]
+    names = [row.name for row in rows_named(["deepstack*"], without=["*_qwen3*"])]
     assert names == ["none", "deepstack", "deepstack_zero"]
     every = [row.name for row in all_rows()]
     assert [row.name for row in rows_named(None, without=["manager_*"])] == [

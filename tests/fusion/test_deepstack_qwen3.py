@@ -1,5 +1,7 @@
 """What only deepstack_qwen3 has: its layers and parameters; test_methods.py compares it with its slow twin."""
 
+import json
+
 import pytest
 import torch
 
@@ -12,18 +14,30 @@ from llava.fusion.none import NoFusion
 from llava.mllm.cost import training_cost
 
 
-@pytest.fixture
-def model(make_model):
-    return make_model(fusion=DeepstackQwen3Config())
-
-
-def test_its_first_weights_are_those_of_linear_layers(model):
-    for merger in model.model.fusion.mergers:
+@pytest.mark.parametrize("initialisation", ["own", "zero"])
+def test_its_first_weights_are_those_of_linear_layers(make_model, initialisation):
+    for merger in make_model(fusion=DeepstackQwen3Config(initialisation=initialisation)).model.fusion.mergers:
         assert (merger.norm.weight == 1).all()
-        for linear in (merger.linear_1, merger.linear_2):
+        drawn = [merger.linear_1] if initialisation == "zero" else [merger.linear_1, merger.linear_2]
+        for linear in drawn:
             bound = linear.in_features**-0.5
             assert 0.9 * bound < linear.weight.abs().max() <= bound
             assert linear.bias.abs().max() > 0
+        assert (merger.linear_2.weight.any(), merger.linear_2.bias.any()) == (len(drawn) == 2,) * 2
+
+
+def test_a_model_saved_before_it_had_an_initialisation_loads(make_model, tmp_path):
+    """Its own start, which a stage at zero may go on from: weights do not depend on it."""
+    model = make_model(fusion=DeepstackQwen3Config())
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["fusion"].pop("initialisation") == "own"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    loaded = type(model).from_pretrained(tmp_path)
+    assert loaded.config.fusion == model.config.fusion
+    assert all(torch.equal(weight, loaded.state_dict()[name]) for name, weight in model.state_dict().items())
+    zero = DeepstackQwen3Config(initialisation="zero").resolved(4, 6)
+    assert zero.weights_follow() == loaded.config.fusion.weights_follow()
 
 
 def test_layers_and_parameters_at_the_real_sizes():

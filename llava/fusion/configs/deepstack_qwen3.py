@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Self
 
 from llava.errors import raise_faults
-from llava.fusion.config import StatesConfig
+from llava.fusion.config import Initialisation, StatesConfig
 from llava.fusion.layers import counted_from_start, in_proportion, listed, one_for_each
 
 if TYPE_CHECKING:
@@ -20,10 +20,13 @@ class DeepstackQwen3Config(StatesConfig):
             blocks 8, 16 and 24 of 27, in proportion.
         injection_layers: Layers of the language model before which they are added, one for each state; none is 1, 2 and
             3, there behind the layers 0, 1 and 2.
+        initialisation: `own` draws the MLPs as torch draws linear layers; `zero` begins their last matrices at zero, so
+            that the model begins as `none`.
     """
 
     method: str = field(init=False, default="deepstack_qwen3")
     injection_layers: tuple[int, ...] | None = None
+    initialisation: Initialisation = "own"
 
     @staticmethod
     def implementation() -> "type[Fusion]":

@@ -19,4 +19,5 @@ class DeepstackQwen3Twin(Twin):
         return add_at(hidden, shown, layer - 1) if layer in (1, 2, 3) else hidden
 
 
-CASES = {"deepstack_qwen3": Case(DeepstackQwen3Config(), DeepstackQwen3Twin)}
+ZERO = DeepstackQwen3Config(initialisation="zero")
+CASES = {"deepstack_qwen3": Case(DeepstackQwen3Config(), DeepstackQwen3Twin, neutral=ZERO)}
