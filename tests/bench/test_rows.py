@@ -49,6 +49,22 @@ def test_every_method_is_a_row_and_names_are_unique():
     assert all(row.about for row in rows)
 
 
+# Methods without a row METHOD_zero (control c5), and why.
+WITHOUT_ZERO = {
+    "none": "is the baseline",
+    **dict.fromkeys(("manager", "mmfuser", "cross_attention", "cli_reconstruction"), "begins as the baseline anyway"),
+    "sti": "has no weights of its own, and more tokens than the baseline",
+}
+
+
+def test_every_method_with_another_start_than_the_baselines_is_a_row_at_zero_too():
+    zero = {row.name: row for row in all_rows() if row.name.endswith("_zero")}
+    assert list(zero) == [f"{name}_zero" for name in METHODS if name not in WITHOUT_ZERO]
+    assert set(WITHOUT_ZERO) < METHODS.keys()
+    for name, row in zero.items():
+        assert (row.arm, row.section) == (name.removesuffix("_zero"), {"initialisation": "zero"})
+
+
 def test_rows_differ_from_their_methods_by_keys_that_there_are():
     for row in all_rows():
         method = METHODS_OF_ARMS[row.arm]

@@ -48,6 +48,22 @@ def test_every_method_is_tested():
     assert {case.config.method for case in CASES.values()} == METHODS.keys()
 
 
+# How methods begin as the baseline: by themselves, `none` being it; with `initialisation` zero; or never bit for bit.
+BY_THEMSELVES = {"none", "manager", "mmfuser", "cross_attention", "cli_reconstruction"}
+AT_ZERO = {"concat", "sci", "dci", "layer_select", "tgif", "igva", "deepstack_qwen3"}
+NEVER = {
+    "sti": "adds tokens",
+    "deepstack": "has another sequence than a model with tiles; test_deepstack.py compares it with that of one crop",
+}
+
+
+def test_every_method_that_can_begin_as_the_baseline_is_compared_with_it():
+    neutral = [case.neutral for case in CASES.values() if case.neutral is not None]
+    starts = {(config.method, getattr(config, "initialisation", None)) for config in neutral}
+    assert starts == {*((name, None) for name in BY_THEMSELVES), *((name, "zero") for name in AT_ZERO)}
+    assert {*BY_THEMSELVES, *AT_ZERO, *NEVER} == METHODS.keys()
+
+
 @pytest.fixture
 def make_awake(make_config, make_processor):
     """A function: a case to a model no weight of whose fusion has the value that it begins with, and its processor."""
