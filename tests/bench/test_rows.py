@@ -14,7 +14,7 @@ from llava.bench.jobs import LEFT_OUT, NEW_PARTS, Bench, Settings, Training
 from llava.bench.rows import ARMS, REFERENCE, all_rows, rows_named
 from llava.cli import main
 from llava.errors import LlavaError
-from llava.fusion.methods import METHODS
+from llava.fusion.methods import METHODS, fusion_config
 from llava.train.mllm.rules import faults_of
 from llava.train.recipe.dotted import read_yaml
 from llava.train.recipe.load import load_recipe
@@ -91,6 +91,34 @@ def test_every_row_has_a_recipe(tmp_path, tower, tiling):
         for keys in resolved.values()
     ]
     assert shared.count(shared[0]) == len(shared)
+
+
+LAYERS = {  # of the tower, as far as it is used, and of the language model
+    ("digit_pages", "tiny"): (6, 6),
+    ("text_pages", "smollm2"): (12, 30),
+    ("text_pages", "smollm2_dinov2"): (12, 30),
+    ("text_pages_small", "smollm2"): (4, 30),
+}
+
+
+def test_the_layers_of_all_parts_are_known():
+    parts = {(data, name): one for data, entry in DATA_SETS.items() for name, one in entry.parts.items()}
+    assert {key: (one.vision_layers, one.text_layers) for key, one in parts.items()} == LAYERS
+
+
+@pytest.mark.parametrize(("data", "parts"), LAYERS)
+def test_every_row_has_its_layers_in_the_parts_of_every_data_set(tmp_path, data, parts):
+    """As a model that is loaded resolves them."""
+    layers = LAYERS[data, parts]
+    of_folder = bench(tmp_path, parts=parts)
+    for row in of_folder.rows:
+        keys = of_folder.recipe_arguments(Training("measure", data, replace(row, like=None)))["keys"]
+        section = {key.removeprefix("fusion."): keys[key] for key in keys if key.startswith("fusion.")}
+        fusion = fusion_config(read_yaml(str(ARMS / f"{row.arm}.yaml"))["fusion"] | section)
+        assert fusion.faults() == []
+        resolved = fusion.resolved(*layers)
+        assert resolved.resolved(*layers) == resolved
+        assert max(resolved.tower_layers(layers[0])) <= layers[0]
 
 
 @pytest.mark.parametrize(("tiling", "left_out"), [("square", ["deepstack", "deepstack_zero"]), ("anyres", ["sti"])])
