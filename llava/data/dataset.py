@@ -30,6 +30,7 @@ from llava.printable import one_line
 
 logger = logging.getLogger(__name__)
 BYTES_PER_TOKEN = 4  # of English in Qwen2's tokenizer, to estimate lengths without tokenizing everything
+BYTES_PER_PLACE = len(VIDEO_TOKEN)  # of the text that stands for an image or a video
 TOKENS_PER_TURN = 40  # upper bound of what a template adds to a turn, the system message included
 BYTES_PER_VIDEO, BYTES_PER_FRAME = 120, 20  # upper bounds of time_instruction
 
@@ -231,15 +232,30 @@ class SupervisedDataset(Dataset):
         return Note("shortened", f"{describe_too_long(fitted.tokens, *given)}: shortened to {kept}")
 
     def sizes(self, inspection: Inspection) -> SampleSizes:
-        """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes."""
+        """Crops and visual tokens as `inspection`'s image sizes and frames call for; text is estimated by its bytes.
+
+        So is the question about what a sample shows: as long as the sample's turns that are no answers, in the mean.
+        """
         crops, visual_tokens = (np.zeros(len(self.samples), dtype=np.int32) for _ in range(2))
+        shown = np.zeros(len(self.samples), dtype=np.uint16)
         pairs, end = np.zeros(len(self.samples), dtype=np.int64), 0
         for images, frames in zip(inspection.sizes_table().blocks(), inspection.frames_table().blocks()):
             place = slice(end, end + len(images))
-            crops[place], visual_tokens[place], pairs[place] = self._visual(images, frames)
+            crops[place], visual_tokens[place], pairs[place], shown[place] = self._visual(images, frames)
             end = place.stop
-        text = self.text_sizes()
-        return SampleSizes(crops, visual_tokens + text.tokens, text.supervised, visual_tokens, pairs)
+        text, question = self.text_sizes(), self._question_tokens()
+        return SampleSizes(crops, visual_tokens + text.tokens, text.supervised, visual_tokens, pairs, shown, question)
+
+    def _question_tokens(self) -> np.ndarray:
+        """Of one question of each sample, uint16 (N,); 0 where there is none, as in the template `plain`."""
+        tokens = np.zeros(len(self.samples), dtype=np.uint16)
+        if self.encoding["template"] == "plain":
+            return tokens
+        for place, facts in TextFacts.blocks(self.samples):
+            asking = facts.text - facts.answers - BYTES_PER_PLACE * (facts.images + facts.videos)
+            each = asking.clip(0) // ((facts.turns + 1) // 2).clip(1) // BYTES_PER_TOKEN
+            tokens[place] = each.clip(max=np.iinfo(tokens.dtype).max)
+        return tokens
 
     def text_sizes(self) -> SampleSizes:
         """As `sizes`, where no image and no video can be read."""
@@ -247,7 +263,7 @@ class SupervisedDataset(Dataset):
         for place, facts in TextFacts.blocks(self.samples):
             tokens[place] = facts.text // BYTES_PER_TOKEN
             supervised[place] = facts.answers // BYTES_PER_TOKEN
-        return SampleSizes(none, tokens, supervised, none, none)
+        return SampleSizes(none, tokens, supervised, *(none,) * 4)
 
     def _visual(self, images: Ragged, frames: Ragged) -> VisualCounts:
         """images: (width, height) of each. frames: how many of each video."""
@@ -261,6 +277,7 @@ class SupervisedDataset(Dataset):
             images.sums(crops) + frames.sums(frames.values),
             images.sums(tokens) + frames.sums(frame_tokens),
             images.sums(tokens**2) + frames.sums(frame_tokens**2),
+            images.counts + frames.counts,
         )
 
     def _visual_tokens(self, sizes: list[tuple[int, int]], frames: list[int]) -> int:

@@ -1,7 +1,7 @@
 """What makes samples costly, as arrays of few bytes a sample."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +13,9 @@ from llava.data.index import SCAN
 class SampleSizes:
     """What makes samples costly, one value per sample: crops (frames too), tokens, and supervised tokens among them.
 
-    visual_tokens, visual_pairs: those among the tokens, and the sum of the squared ones of each image and video. Of a
-    data set's samples they are int32 but for the pairs, which are int64.
+    visual_tokens, visual_pairs: those among the tokens, and the sum of the squared ones of each image and video. shown:
+    images and videos. question: tokens of the question about each of them, 0 where nothing is asked. Of a data set's
+    samples the last two are uint16, the pairs int64, the others int32.
     """
 
     crops: np.ndarray
@@ -22,6 +23,8 @@ class SampleSizes:
     supervised: np.ndarray
     visual_tokens: np.ndarray | None = None
     visual_pairs: np.ndarray | None = None
+    shown: np.ndarray | None = None
+    question: np.ndarray | None = None
 
     def costs(self, cost: Callable[..., np.ndarray]) -> np.ndarray:
         """Operations of each sample; cost: see llava.mllm.cost.Cost."""
@@ -30,19 +33,21 @@ class SampleSizes:
         )
 
     def _costs(self, cost: Callable[..., np.ndarray], block: slice) -> np.ndarray:
-        crops, tokens, supervised, visual_tokens, visual_pairs = (
-            None if values is None else values[block].astype(np.int64)
-            for values in (self.crops, self.tokens, self.supervised, self.visual_tokens, self.visual_pairs)
-        )
-        return cost(crops, tokens, supervised, visual_tokens=visual_tokens, visual_pairs=visual_pairs)
+        every = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = {name: values[block].astype(np.int64) for name, values in every.items() if values is not None}
+        if (question := given.pop("question", None)) is not None:  # of an image that nothing is asked about: its tokens
+            given["question_tokens"] = np.where(question, question * given["shown"], given["visual_tokens"])
+            given["question_pairs"] = np.where(question, question * given["visual_tokens"], given["visual_pairs"])
+        return cost(**given)
 
 
 class VisualCounts(NamedTuple):
-    """What samples show, one value per sample: crops (frames too), tokens of these, and the pairs.
+    """What samples show, one value per sample: crops (frames too), tokens of these, the pairs, images and videos.
 
-    pairs: the sum of the squared tokens of each image and video.
+    pairs: the sum of the squared tokens of each image and video. shown: how many of these.
     """
 
     crops: np.ndarray
     tokens: np.ndarray
     pairs: np.ndarray
+    shown: np.ndarray

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, UnidentifiedImageError
 
+from llava.data.placeholders import with_places
 from llava.data.schema import Dialogue
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import check_length
 from llava.errors import LlavaError
 from llava.eval.messages import noise_like
 from llava.mllm.cost import forward_cost
+from llava.mllm.questions import question_finder
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,22 @@ class Question:
 def prompt_cost(engine: Engine, dialogue: Dialogue) -> int:
     """Operations until the first token of the answer. LlavaError when the prompt is longer than the model can read."""
     config, pictures = engine.model.config, engine.processor.image_processor
-    tokens = engine.count_tokens(dialogue)
+    ids = torch.tensor([engine.processor.prompt_ids(with_places(dialogue))])
+    tokens = ids.shape[1]
     check_length(tokens, engine.model)
     several = len(dialogue.images) > 1
     layouts = [pictures.layout(image.size, several) for image in dialogue.images]
     crops = sum(layout.num_crops for layout in layouts) + sum(map(len, dialogue.videos))
     visual = [layout.num_tokens for layout in layouts]
     visual += [pictures.video_layout(len(video)).num_tokens for video in dialogue.videos]
+    find, asked = question_finder(config), visual
+    if find is not None:
+        places = [(ids[0] == token).nonzero()[:, 0] for token in (config.image_token_id, config.video_token_id)]
+        questions = find(ids, [(0, tokens)], torch.cat(places), visual)
+        asked = [len(question) or count for question, count in zip(questions, visual)]
     pairs = sum(count**2 for count in visual)
-    return forward_cost(config)(crops, tokens, 1, visual_tokens=sum(visual), visual_pairs=pairs)
+    asked_pairs = sum(count * question for count, question in zip(visual, asked))
+    return forward_cost(config)(crops, tokens, 1, None, sum(visual), pairs, len(visual), sum(asked), asked_pairs)
 
 
 def blind(dialogue: Dialogue, doc_id: int) -> Dialogue:

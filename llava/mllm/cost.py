@@ -18,8 +18,10 @@ class Cost:
 
     crop: tower, projector (every map that is needed) and fusion. token: the language model's matrices. token_pair:
     its attention, per squared token of a sequence; the causal half alone is counted. supervised: the head.
-    visual_token, visual_pair: what fusion computes inside the language model, per visual token and per squared visual
-    token of an image; 0 for most methods.
+    The others are what fusion computes inside the language model, 0 for most methods: visual_token, visual_pair: per
+    visual token and per squared visual token of an image. shown: per image and video. question_token, question_pair:
+    per token of the question about one, which is its own tokens where nothing is asked, and per visual token and token
+    of its question.
     """
 
     crop: int
@@ -28,6 +30,9 @@ class Cost:
     supervised: int
     visual_token: int = 0
     visual_pair: int = 0
+    shown: int = 0
+    question_token: int = 0
+    question_pair: int = 0
 
     def __call__(
         self,
@@ -37,22 +42,30 @@ class Cost:
         token_pairs: Any = None,
         visual_tokens: Any = None,
         visual_pairs: Any = None,
+        shown: Any = None,
+        question_tokens: Any = None,
+        question_pairs: Any = None,
     ) -> Any:
         """Operations of one sample, given numbers; of each of many, given arrays.
 
-        token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences. visual_tokens,
-        visual_pairs: those among `tokens`, and the sum of the squared ones of each image or video; they may be left out
-        where `visual_token` is 0. Raises ValueError where they may not.
+        token_pairs: the squared tokens; they must be given where `tokens` is a sum over sequences. visual_tokens: those
+        among `tokens`. visual_pairs, question_tokens, question_pairs: of each image or video its squared tokens, those
+        of its question, and the product of both numbers, added up. shown: how many images and videos. Each of these may
+        be left out where it costs nothing. Raises ValueError where it may not.
         """
         pairs = tokens**2 if token_pairs is None else token_pairs
         cost = self.crop * crops + self.token * tokens + self.token_pair * pairs + self.supervised * supervised
-        if not self.visual_token:
-            return cost
-        if visual_tokens is None or visual_pairs is None:
-            raise ValueError(
-                "this fusion computes inside the language model: visual_tokens and visual_pairs must be given"
-            )
-        return cost + self.visual_token * visual_tokens + self.visual_pair * visual_pairs
+        inside = {
+            "visual_tokens": (self.visual_token, visual_tokens),
+            "visual_pairs": (self.visual_pair, visual_pairs),
+            "shown": (self.shown, shown),
+            "question_tokens": (self.question_token, question_tokens),
+            "question_pairs": (self.question_pair, question_pairs),
+        }
+        needed = {name: (of_one, number) for name, (of_one, number) in inside.items() if of_one}
+        if missing := [name for name, (_, number) in needed.items() if number is None]:
+            raise ValueError(f"this fusion computes inside the language model: {', '.join(missing)} must be given")
+        return cost + sum(of_one * number for of_one, number in needed.values())
 
 
 def forward_cost(config: LlavaOVManagerConfig) -> Cost:

@@ -117,8 +117,8 @@ class StageData:
         check_costs: raises LlavaError where costs of an unfinished run's checkpoint are those of other data.
         heaviest: the micro-batch of an epoch in this order that takes most memory: None for none to try; how it is
             called, and its `indices`, which the dataset knows, and `supervised`, by which its loss is divided.
-        count: of a micro-batch, 7 numbers: tokens, squared tokens by sequence, positions, supervised tokens, crops,
-            visual tokens, squared visual tokens.
+        count: of a micro-batch, 10 numbers: tokens, squared tokens by sequence, positions, supervised tokens, crops,
+            and what Cost takes behind the squared tokens.
         tokens: of a micro-batch, without padding.
         items: of this rank's micro-batches of a step, {objective: how many items its loss is the sum of}, which the
             ranks' losses are divided by together; None for the Trainer's count of labels.

@@ -7,6 +7,7 @@ from llava.data.inspect import inspect_samples
 from llava.data.schema import Sample, Turn, parse_sample
 from llava.data.video import VideoSampling
 from llava.errors import DataError, LlavaError
+from llava.mllm.cost import Cost
 
 
 @pytest.fixture
@@ -134,6 +135,25 @@ def test_sizes_hold_the_exact_number_of_crops_and_visual_tokens(samples, make_pr
         assert sizes.supervised[index] == len(samples[index].turns[-1].text) // 4
     assert sizes.crops[3] == 0  # its image is gone
     assert dataset.is_multimodal.tolist() == [True, True, False, True]
+
+
+def test_sizes_estimate_the_question_about_what_is_shown(samples, make_processor, tmp_path):
+    """By its bytes without places, 4 a token: of two turns' questions the mean; an image asks itself where none is."""
+    twice = (Turn("human", f"<image>\n{19 * '?'}"), Turn("gpt", "A."), Turn("human", 40 * "?"), Turn("gpt", "B."))
+    caption = (Turn("human", "<image>\n"), Turn("gpt", 40 * "."))
+    both = (Turn("human", f"<image><image>{9 * '?'}"), Turn("gpt", "A."))
+    shown = [("a.png",), ("a.png",), ("a.png", "b.png"), ()]
+    turns = [twice, caption, both, samples[2].turns]
+    asking = [Sample("", some, images, "d.json row 1") for some, images in zip(turns, shown, strict=True)]
+    inspection, processor = inspect_samples(asking, tmp_path), make_processor()
+    sizes = SupervisedDataset(asking, processor).sizes(inspection)
+    visual = sizes.visual_tokens.tolist()
+    assert sizes.shown.tolist() == [1, 1, 2, 0]
+    assert sizes.question.tolist() == [(20 + 40) // 2 // 4, 0, 9 // 4, len("What?") // 4]
+    cost = Cost(crop=0, token=0, token_pair=0, supervised=0, question_token=1, question_pair=10**6)
+    tokens, pairs = [7, visual[1], 2 * 2, 0], [7 * visual[0], visual[1] ** 2, 2 * visual[2], 0]
+    assert sizes.costs(cost).tolist() == [one + 10**6 * pair for one, pair in zip(tokens, pairs, strict=True)]
+    assert not SupervisedDataset(asking, processor, template="plain").sizes(inspection).question.any()
 
 
 def test_over_long_samples_are_found_from_sizes_alone(samples, make_processor, tmp_path):

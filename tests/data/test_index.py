@@ -122,7 +122,12 @@ def plain_sizes(dataset: SupervisedDataset, samples: list, inspection: Inspectio
         answers = sum(len(turn.text.encode()) for turn in sample.turns if turn.role == "gpt") // BYTES_PER_TOKEN
         crops = sum(layout.num_crops for layout in layouts)
         visual = [layout.num_tokens for layout in layouts]
-        rows.append((crops, sum(visual) + text, answers, sum(visual), sum(tokens * tokens for tokens in visual)))
+        asking = sum(len(turn.text.encode()) for turn in sample.turns if turn.role != "gpt")
+        asking -= len("<image>") * (len(sample.images) + len(sample.videos))
+        question = max(asking, 0) // max((len(sample.turns) + 1) // 2, 1) // BYTES_PER_TOKEN
+        question = 0 if dataset.encoding["template"] == "plain" else question
+        pairs = sum(tokens * tokens for tokens in visual)
+        rows.append((crops, sum(visual) + text, answers, sum(visual), pairs, len(visual), question))
     return np.array(rows).T
 
 

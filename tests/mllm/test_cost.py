@@ -1,5 +1,7 @@
 """The cost model against torch's own count of what a model really computes, and against the real sizes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,10 +80,16 @@ def test_managers_that_train_alone_leave_the_layers_before_them_out(eager_model)
 
 
 def test_what_is_computed_inside_the_language_model_needs_the_visual_tokens():
+    """Of two images of 3 and 2 tokens, and questions of 4 and 6."""
     cost = Cost(crop=1, token=10, token_pair=0, supervised=0, visual_token=100, visual_pair=1000)
     assert cost(2, 9, 1, visual_tokens=5, visual_pairs=3 * 3 + 2 * 2) == 2 + 90 + 500 + 13000
-    with pytest.raises(ValueError, match="visual_tokens and visual_pairs must be given"):
-        cost(2, 9, 1)
+    with pytest.raises(ValueError, match="visual_tokens, visual_pairs must be given"):
+        cost(2, 9, 1, shown=2)
+    asking = replace(cost, visual_token=0, visual_pair=0, shown=10**3, question_token=10**4, question_pair=10**5)
+    with pytest.raises(ValueError, match="inside the language model: question_tokens, question_pairs must be given"):
+        asking(2, 9, 1, visual_tokens=5, visual_pairs=13, shown=2)
+    asked = {"shown": 2, "question_tokens": 4 + 6, "question_pairs": 3 * 4 + 2 * 6}
+    assert asking(2, 9, 1, **asked) == 2 + 90 + 2 * 10**3 + 10 * 10**4 + 24 * 10**5
 
 
 def test_nothing_trains(make_config):

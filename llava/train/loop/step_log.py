@@ -67,7 +67,7 @@ class StepLog:
 
     Args:
         accelerator: what connects the ranks.
-        cost: of training; operations of crops, tokens, supervised tokens, squared tokens, visual tokens, squared ones.
+        cost: of training; operations of what Cost takes, in its order.
         count: of a micro-batch, see StageData.
         peak_tflops: of each device, as the training's precision has it; None leaves out `mfu`.
     """
@@ -87,7 +87,7 @@ class StepLog:
         self._reset()
 
     def _reset(self) -> None:
-        self._counts = torch.zeros(7, dtype=torch.int64)
+        self._counts = torch.zeros(10, dtype=torch.int64)
         self._waited = 0.0
 
     def counted(self, batches: Iterable[dict]) -> Iterator[dict]:

@@ -18,10 +18,16 @@ def count_batch(batch: dict) -> torch.Tensor:
 
 
 def count_visual(batch: dict) -> torch.Tensor:
-    """int64 on the CPU: visual tokens, and the squared ones of images and videos that share them evenly."""
+    """int64 on the CPU: visual tokens, their pairs, images and videos, tokens and pairs of the questions about these.
+
+    As of images and videos that share the tokens evenly; see llava.mllm.cost.Cost. Without questions in the batch they
+    are 0.
+    """
     tokens = len(batch["visual_positions"])
     shown = sum(len(batch.get(key, ())) for key in ("image_sizes", "video_num_frames"))
-    return torch.tensor([tokens, tokens**2 // max(shown, 1)])
+    each = tokens / max(shown, 1)
+    asked = sum(length or each for length in batch.get("question_lengths", ())) if shown else 0
+    return torch.tensor([tokens, tokens**2 // max(shown, 1), shown, round(asked), round(each * asked)])
 
 
 def count(batch: dict) -> torch.Tensor:

@@ -137,4 +137,4 @@ def count(batch: dict) -> torch.Tensor:
     images = sum(len(batch[name]) for name in ("pixel_values", "pixel_values_2", "false_pixel_values") if name in batch)
     pairs = sum(length**2 for length in lengths)
     supervised = batch["items"].get("mlm", len(lengths))
-    return torch.tensor([sum(lengths), pairs, batch["input_ids"].numel(), supervised, images, 0, 0])
+    return torch.tensor([sum(lengths), pairs, batch["input_ids"].numel(), supervised, images, *[0] * 5])

@@ -55,13 +55,19 @@ def test_count_packed_samples():
 
 def test_visual_tokens_are_counted_as_of_equal_images():
     batch = make_batch([9], supervised=2) | {"visual_positions": torch.arange(7), "image_sizes": [[2, 2]]}
-    assert count_visual(batch).tolist() == [7, 49]
-    assert count_visual(batch | {"video_num_frames": [3, 1]}).tolist() == [7, 16]  # 3 x (7 / 3)^2
-    assert count_visual(make_batch([3], supervised=1)).tolist() == [0, 0]
-    log = StepLog(Accelerator(cpu=True), replace(COST, visual_token=10**5, visual_pair=10**6), count, peak_tflops=2.0)
+    assert count_visual(batch).tolist() == [7, 49, 1, 0, 0]
+    batch["question_lengths"] = [5]
+    assert count_visual(batch).tolist() == [7, 49, 1, 5, 35]
+    several = batch | {"video_num_frames": [3, 1], "question_lengths": [5, 0, 2]}
+    # 3 x (7 / 3)^2; 5 + 7 / 3 + 2, since one asks itself; 7 / 3 as often
+    assert count_visual(several).tolist() == [7, 16, 3, 9, 22]
+    assert count_visual(make_batch([3], supervised=1)).tolist() == [0, 0, 0, 0, 0]
+    inside = {"visual_token": 10**5, "visual_pair": 10**6, "shown": 10**7, "question_token": 10**8}
+    cost = replace(COST, **inside, question_pair=10**9)
+    log = StepLog(Accelerator(cpu=True), cost, count, peak_tflops=2.0)
     list(log.counted([batch, batch]))
     found = log.read()
-    operations = 2 * (100 * 9 + 10 * 81 + 2 + 10**5 * 7 + 10**6 * 49)
+    operations = 2 * (100 * 9 + 10 * 81 + 2 + 10**5 * 7 + 10**6 * 49 + 10**7 + 10**8 * 5 + 10**9 * 35)
     assert found["mfu"] == pytest.approx(operations / (18 / found["tokens_per_second"]) / 2e12)
 
 
