@@ -11,7 +11,7 @@ Shapes: C crops, T tokens per crop, D width of the language model, S samples, V 
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -23,6 +23,12 @@ from llava.fusion.config import FusionConfig, Sizes
 Config = TypeVar("Config", bound=FusionConfig)
 Key = TypeVar("Key", bound=Hashable)  # of what a method packs
 Delta = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]  # see Fusion.deltas
+Unit = Literal["crop", "visual_token", "shown", "question_token", "question_pair"]  # see Product
+
+# Of the components that can train, those that packed maps are made of, and those of the hidden states that they meet.
+WEIGHTS = frozenset({"fusion"})
+PACKED = WEIGHTS | {"vision_tower", "projector", "newline"}
+HIDDEN = PACKED | {"language_model"}
 
 
 @dataclass(frozen=True)
@@ -94,13 +100,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of matrices, of one crop. depends: what each of the two is made of, of the components that can train.
+    """A product of matrices, or a weighted sum.
 
-    `vision_tower` and `fusion`, and `language_model` where the question's embeddings are a part.
+    operations: forward, of one unit. depends: what each of the two that are multiplied is made of, of the components
+    that can train (llava.mllm.parts.PREFIXES). unit: `crop`; inside the language model `visual_token`, `shown` (an
+    image or video), `question_token` (see Cost), or `question_pair`: a visual token and one of its question.
     """
 
     operations: int
     depends: tuple[frozenset[str], frozenset[str]]
+    unit: Unit = "crop"
 
     def trained(self, components: Collection[str]) -> int:
         """Operations forward and backward, where these train: one product more for each matrix that has a gradient."""
@@ -112,19 +121,20 @@ class FusionCost:
     """What a method costs, beside the tower and the projection of the visual input.
 
     Per crop: maps: how many more maps pass the model's projector. from_states: operations of the method's own products
-    with states of the tower. from_weights: of its products with what its own weights made. sums: of weighted sums of
-    maps. kept: values that autograd keeps of the method's own products.
+    with states of the tower. from_weights: of its products with what its own weights made. kept: values that autograd
+    keeps of the method's own products.
     Per visual token in the language model: from_hidden: operations of the method's products with its hidden states.
     from_packed: with what is packed beside it. kept_of_token: values that autograd keeps of both.
     pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
     depends on the method's weights. before_projector: whether the visual input depends on them.
-    products: those of a crop of which the numbers above do not say what has a gradient.
+    products: those of which the numbers above do not say what has a gradient. sums: weighted sums of maps or states, a
+    multiplication and an addition for each value that is summed; means, whose weights nobody learns or computes, and
+    additions alone are left out.
     """
 
     maps: int = 0
     from_states: int = 0
     from_weights: int = 0
-    sums: int = 0
     kept: int = 0
     from_hidden: int = 0
     from_packed: int = 0
@@ -133,6 +143,7 @@ class FusionCost:
     first_layer: int = 0
     before_projector: bool = False
     products: tuple[Product, ...] = ()
+    sums: tuple[Product, ...] = ()
 
 
 class SelfInitialised(nn.Module):
@@ -184,7 +195,7 @@ class Fusion(SelfInitialised, Generic[Config, Key]):
 
     @classmethod
     def cost(cls, config: Config, sizes: Sizes) -> FusionCost:
-        """Of one crop."""
+        """Of a model of these sizes."""
         return FusionCost()
 
     def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:

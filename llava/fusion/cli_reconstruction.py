@@ -24,6 +24,9 @@ from torch import nn
 from transformers import initialization as init
 
 from llava.fusion.base import (
+    HIDDEN,
+    PACKED,
+    WEIGHTS,
     Context,
     Crops,
     Delta,
@@ -31,6 +34,7 @@ from llava.fusion.base import (
     FusionCost,
     Linear,
     Packable,
+    Product,
     SelfInitialised,
     ZeroLinear,
     like_weight,
@@ -110,17 +114,22 @@ class CliReconstruction(Fusion[CliReconstructionConfig, int]):
 
     @classmethod
     def cost(cls, config: CliReconstructionConfig, sizes: Sizes) -> FusionCost:
-        """Projections and corrections of a crop, then attention and sums; the MLP of an image is left out."""
+        """Projections and corrections of a crop; attention and sums of a token, and the MLP of an image."""
         states, gates = len(named(config.vision_layers)), len(named(config.injection_layers))
         tokens, width = states * sizes.crop_tokens, sizes.text_width
+        attention, mlp = 2 * gates * states * width, 2 * gates * states * (width // 4)
         return FusionCost(
             maps=len(config.tower_layers(sizes.vision_layers)) - 1,
             from_states=2 * tokens * sizes.vision_width * config.rank,
             from_weights=2 * tokens * config.rank * width,
-            sums=2 * gates * tokens * width,
             kept=tokens * (config.rank + width),
-            from_packed=4 * gates * states * width,
             first_layer=named(config.injection_layers)[0],
+            products=(
+                Product(attention, (WEIGHTS, PACKED), "visual_token"),  # scores
+                Product(attention, (PACKED, PACKED), "visual_token"),
+                Product(mlp * (2 * width + 1), (WEIGHTS, HIDDEN), "shown"),
+            ),
+            sums=(Product(attention, (HIDDEN, PACKED), "visual_token"),),
         )
 
     @property

@@ -15,7 +15,7 @@ from llava.fusion.configs.dense_connector import ChannelsConfig
 
 
 class DenseConnector(Fusion[ChannelsConfig, str]):
-    """What it costs is the wider projector's; the sums of dci, a 30,000th of the tower, are left out."""
+    """What it costs is the wider projector's; dci's means, a 30,000th of the tower, are no FusionCost.sums."""
 
     def visual_input(self, states: dict[int, torch.Tensor]) -> torch.Tensor:
         """The visual input, then each group's mean: (C, T, (1 + groups) * width)."""

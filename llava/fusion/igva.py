@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
+from llava.fusion.base import WEIGHTS, Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.layers import named
@@ -98,25 +98,25 @@ class Igva(Fusion[IgvaConfig, str]):
     def cost(cls, config: IgvaConfig, sizes: Sizes) -> FusionCost:
         """The aggregator's products, and the sum of all states; kept is, in float32, what the projector gets."""
         count, width = len(named(config.groups)), config.width
-        weights, question, states = (frozenset({name}) for name in ("fusion", "language_model", "vision_tower"))
-        asking, keys = weights | question, weights | states
+        question, states = frozenset({"language_model"}), frozenset({"vision_tower"})
+        asking, keys = WEIGHTS | question, WEIGHTS | states
         products = [
-            Product(2 * sizes.text_width * width, (weights, question)),
-            Product(2 * count * sizes.vision_width * width, (weights, states)),
+            Product(2 * sizes.text_width * width, (WEIGHTS, question)),
+            Product(2 * count * sizes.vision_width * width, (WEIGHTS, states)),
         ]
         for _ in range(config.blocks):
             products += [
-                Product(2 * width**2, (weights, asking)),  # query
-                Product(4 * count * width**2, (weights, keys)),  # keys and values
+                Product(2 * width**2, (WEIGHTS, asking)),  # query
+                Product(4 * count * width**2, (WEIGHTS, keys)),  # keys and values
                 Product(2 * count * width, (asking, keys)),
                 Product(2 * count * width, (asking | keys, keys)),
-                Product(6 * width**2, (weights, asking | keys)),  # output and MLP
+                Product(6 * width**2, (WEIGHTS, asking | keys)),  # output and MLP
             ]
             asking = asking | keys
-        summed = named(config.groups)[-1]
+        operations = 2 * named(config.groups)[-1] * sizes.vision_width * sizes.crop_tokens
         return FusionCost(
-            products=(*products, Product(2 * width * count, (weights, asking))),
-            sums=2 * summed * sizes.vision_width * sizes.crop_tokens,
+            products=(*products, Product(2 * width * count, (WEIGHTS, asking))),
+            sums=(Product(operations, (asking, states)),),
             kept=4 * sizes.vision_width * sizes.crop_tokens,
             before_projector=True,
         )

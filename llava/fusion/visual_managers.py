@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
-from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Packable
+from llava.fusion.base import HIDDEN, PACKED, WEIGHTS, Context, Crops, Delta, Fusion, FusionCost, Packable, Product
 from llava.fusion.config import Sizes
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.layers import named
@@ -75,12 +75,31 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
 
     @classmethod
     def cost(cls, config: ManagerConfig, sizes: Sizes) -> FusionCost:
-        """Every manager's sum over its maps; the questions of adaptive ones (about 1%) are left out."""
-        summed = sum(config.num_maps(layer) for layer in named(config.injection_layers))
+        """Every manager's sum over its maps; what adaptive ones ask with, their controllers, and their sums of tokens.
+
+        An adaptive manager stands behind a static one, which gives all hidden states a gradient.
+        """
+        layers, width = named(config.injection_layers), sizes.text_width
+        adaptive = () if config.query is None else layers[1:]
+        static, chosen = (sum(map(config.num_maps, some)) for some in (layers[: len(layers) - len(adaptive)], adaptive))
+        products: list[Product] = []
+        sums = [Product(2 * static * width * sizes.crop_tokens, (WEIGHTS, frozenset({"vision_tower", "projector"})))]
+        if adaptive:
+            asking = width if config.query == "self" else 2 * width
+            products.append(Product(2 * asking * chosen, (WEIGHTS, HIDDEN), "visual_token"))
+            sums.append(Product(2 * chosen * width, (HIDDEN, PACKED), "visual_token"))
+        if adaptive and config.query == "cross":
+            projected = 2 * len(adaptive) * width**2
+            products += [
+                Product(projected, (WEIGHTS, HIDDEN), "visual_token"),
+                Product(projected, (WEIGHTS, HIDDEN), "question_token"),
+                Product(4 * len(adaptive) * width, (HIDDEN, HIDDEN), "question_pair"),  # scores, weighted states
+            ]
         return FusionCost(
             maps=len(config.tower_layers(sizes.vision_layers)) - 1,
-            sums=2 * summed * sizes.text_width * sizes.crop_tokens,
-            first_layer=named(config.injection_layers)[0],
+            first_layer=layers[0],
+            products=tuple(products),
+            sums=tuple(sums),
         )
 
     def _is_static(self, number: int) -> bool:

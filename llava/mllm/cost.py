@@ -1,9 +1,11 @@
 """What a sample costs, in floating-point operations, from the model's sizes alone.
 
 A multiplication and an addition count as two. Embeddings, norms and activation functions are left out (well under 1%),
-and so is whatever gradient checkpointing computes twice. What fusion costs, its method says: Fusion.cost.
+and so is whatever gradient checkpointing computes twice. What fusion costs, its method says: Fusion.cost. Products of
+matrices are exact, and weighted sums of layers are counted, too; a backward pass costs what has a gradient there.
 """
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +93,9 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     text_layers = config.text_config.num_hidden_layers
     behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
     packed = fusion or tower or newline or (projector and method.maps > 0)  # has a gradient
+    units: Counter[str] = Counter()
+    for product in (*method.products, *method.sums):
+        units[product.unit] += product.trained(trained)
     return Cost(
         crop=patches * (1 + tower)
         + layers * (1 + 2 * tower)
@@ -98,13 +103,17 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
         + second * (1 + projector + (projector or tower or behind_fusion))
         + method.from_states * (1 + fusion + tower)
         + method.from_weights * (1 + fusion + (fusion or tower))
-        + method.sums * (1 + 2 * anything)
-        + sum(product.trained(trained) for product in method.products),
+        + units["crop"],
         token=_text_layer(config) * (text_layers * (1 + text) + behind),
         token_pair=_text_attention(config) * (text_layers + 2 * behind),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
-        visual_token=method.from_hidden * (1 + fusion + anything) + method.from_packed * (1 + fusion + packed),
+        visual_token=method.from_hidden * (1 + fusion + anything)
+        + method.from_packed * (1 + fusion + packed)
+        + units["visual_token"],
         visual_pair=method.pairs * (1 + anything + packed),
+        shown=units["shown"],
+        question_token=units["question_token"],
+        question_pair=units["question_pair"],
     )
 
 

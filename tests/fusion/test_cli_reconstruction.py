@@ -5,10 +5,14 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.base import FusionCost
+from llava.fusion.base import FusionCost, Product
 from llava.fusion.cli_reconstruction import CliReconstruction, Gate
 from llava.fusion.config import Sizes
 from llava.fusion.configs.cli_reconstruction import CliReconstructionConfig
+from llava.mllm.parts import PREFIXES
+from tests.fusion.test_methods import CASES, assert_cost_is_what_torch_counts, make_awake, samples
+
+__all__ = ["make_awake", "samples"]
 
 REAL = Sizes(26, 1152, 24, 896, 729)
 
@@ -25,14 +29,26 @@ def test_layers_and_parameters_at_the_real_sizes():
     assert corrections == 13 * 64 * (1152 + 896) == 1_703_936
     gate = 13 * 896 + (2 * 896 * 224 + 224) + (224 + 1)
     assert sum(parameter.numel() for parameter in fusion.parameters()) == corrections + 6 * gate == 4_184_966
+    own, hidden = ({"vision_tower", "projector", "fusion", "newline", *more} for more in ((), ("language_model",)))
+    asked = 6 * 13 * 2 * 896
     assert CliReconstruction.cost(config, REAL) == FusionCost(
         maps=12,
         from_states=13 * 729 * 2 * 1152 * 64,
         from_weights=13 * 729 * 2 * 64 * 896,
-        sums=6 * 13 * 729 * 2 * 896,
         kept=13 * 729 * (64 + 896),
-        from_packed=6 * 13 * 2 * 2 * 896,
+        products=(
+            Product(asked, ({"fusion"}, own), "visual_token"),
+            Product(asked, (own, own), "visual_token"),
+            Product(6 * 13 * 2 * (2 * 896 * 224 + 224), ({"fusion"}, hidden), "shown"),
+        ),
+        sums=(Product(asked, (hidden, own), "visual_token"),),
     )
+
+
+@pytest.mark.parametrize("trained", [(), ("projector",), tuple(PREFIXES)], ids=len)
+def test_its_cost_with_two_images(trained, make_awake, samples):
+    case = CASES["cli_reconstruction"]
+    assert_cost_is_what_torch_counts(case, trained, *make_awake(case), samples[2])
 
 
 def test_its_first_weights(make_model):

@@ -1,15 +1,21 @@
-"""SAUM against a slow loop over tokens and channels, and its configuration."""
+"""SAUM against a slow loop over tokens and channels, its configuration, and what AAUM costs by query."""
 
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 
+from llava.data.schema import Turn
 from llava.errors import LlavaError
 from llava.fusion.config import Sizes
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.layers import layer_range
 from llava.fusion.visual_managers import VisualManagers, draw_jitter
+from llava.mllm.parts import PREFIXES
+from tests.fusion.test_methods import CASES, assert_cost_is_what_torch_counts, make_awake, samples
+
+__all__ = ["make_awake", "samples"]
 
 CROPS, TOKENS, WIDTH, SAMPLES = 3, 4, 5, 2
 SAMPLE_OF_CROP = torch.tensor([0, 1, 1])
@@ -223,3 +229,15 @@ def test_a_wrong_range_names_its_ends(bounds, message):
 def test_a_preset_without_interval_is_refused():
     with pytest.raises(LlavaError, match="interval must be at least 1, found 0"):
         ManagerConfig(interval=0).resolved(26, 24)
+
+
+@pytest.mark.parametrize("trained", [(), ("fusion",), tuple(PREFIXES)], ids=len)
+@pytest.mark.parametrize(
+    ("query", "asked"), [("self", 0), ("last", 0), ("average", 0), ("cross", 2), ("cross", -1)], ids=str
+)
+def test_the_cost_of_adaptive_managers(query, asked, trained, make_awake, samples):
+    """By the query, and with `cross` of two images of one question, and of an image that asks itself."""
+    case = CASES["manager adaptive"]
+    case = replace(case, config=replace(case.config, query=query))
+    samples.append(((Turn("human", "<image>"),), samples[0][1], []))
+    assert_cost_is_what_torch_counts(case, trained, *make_awake(case), samples[asked])

@@ -5,6 +5,7 @@ what both answer. What only one method has is tested in a file of its own.
 """
 
 import importlib
+import operator
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from llava.mllm.parts import FUSION, PREFIXES
 from llava.mllm.questions import question_finder
 from llava.train.mllm.recompute_compile import checkpoint
 from tests.conftest import GRID, TILE
-from tests.fusion.twins.twin import Case, slow_logits
+from tests.fusion.twins.twin import Case, question_of, slow_logits
 
 PINPOINTS = [[56, 112], [112, 56], [112, 112]]
 TILINGS = {
@@ -321,15 +322,19 @@ TRAINED = [
 @pytest.mark.parametrize("trained", TRAINED, ids=lambda trained: "+".join(trained) or "forward")
 @each_case
 def test_its_cost_is_what_torch_counts(case, trained, make_awake, samples):
-    """Of one sample; eager attention is plain matrix products, the masked half of them too. Sums are no products."""
     model, processor = make_awake(case)
-    config = model.train().config
     if trained == ("fusion",) and not any(True for _ in model.model.fusion.parameters()):
         pytest.skip("has no weights")
+    assert_cost_is_what_torch_counts(case, trained, model, processor, samples[0])
+
+
+def assert_cost_is_what_torch_counts(case, trained, model, processor, sample) -> None:
+    """Of one sample; eager attention is plain matrix products, the masked half of them too. Sums are no products."""
+    config = model.train().config
     model.set_attn_implementation("eager")
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(tuple(prefix for part in trained for prefix in PREFIXES[part])))
-    inputs = processor.encode_prompts(samples[:1])
+    inputs = processor.encode_prompts([sample])
     inputs.pop("attention_mask")
     labels = torch.full_like(inputs["input_ids"], -100)
     labels[0, -1] = 6
@@ -338,11 +343,16 @@ def test_its_cost_is_what_torch_counts(case, trained, make_awake, samples):
         loss = model(**inputs, labels=labels, skip_logits=True).loss
         if trained:
             loss.backward()
-    cost, crops, length = training_cost(config, trained), len(inputs["pixel_values"]), inputs["input_ids"].shape[1]
-    sums = config.fusion.implementation().cost(config.fusion, config.sizes).sums * (3 if trained else 1)
-    visible = int((inputs["input_ids"] == config.image_token_id).sum())
-    expected = cost(crops, length, 1, None, visible, visible**2) + cost.token_pair * length**2 - sums * crops
-    assert expected == pytest.approx(counter.get_total_flops(), rel=max(case.uncounted, 1e-12))
+    cost, crops, ids = training_cost(config, trained), len(inputs["pixel_values"]), inputs["input_ids"][0].tolist()
+    several = len(sample[1]) > 1
+    shown = [processor.image_processor.layout(image.size, several).num_tokens for image in sample[1]]
+    asked = [len(question_of(config, ids, ids.index(config.image_token_id))) or tokens for tokens in shown]
+    pairs = sum(tokens**2 for tokens in shown), sum(map(operator.mul, shown, asked))
+    found = cost(crops, len(ids), 1, None, sum(shown), pairs[0], len(shown), sum(asked), pairs[1])
+    masked, place = cost.token_pair * len(ids) ** 2, TRAINED.index(trained)
+    units = {"crop": crops, "visual_token": sum(shown)}
+    sums = sum(operations[place] * units[unit] for unit, operations in case.sums.items())
+    assert found + masked == counter.get_total_flops() + sums
 
 
 @pytest.mark.parametrize("shown", [0, 2], ids=["blank", "images"])

@@ -41,4 +41,6 @@ class CliReconstructionTwin(Twin):
 
 
 SMALL = CliReconstructionConfig(rank=5)
-CASES = {"cli_reconstruction": Case(SMALL, CliReconstructionTwin, neutral=SMALL, uncounted=0.01)}
+# A token: 2 gates add up 2 states of 24 channels. Gates are made of hidden states, V' of all but the language model.
+SUMS = {"visual_token": (192, 3 * 192, 3 * 192, 3 * 192, 3 * 192, 2 * 192, 3 * 192)}
+CASES = {"cli_reconstruction": Case(SMALL, CliReconstructionTwin, neutral=SMALL, sums=SUMS)}

@@ -38,4 +38,6 @@ class IgvaTwin(Twin):
 
 SIZES = {"groups": (1, 4), "heads": 2, "head_width": 4, "blocks": 2}
 OWN, ZERO = IgvaConfig(**SIZES), IgvaConfig(**SIZES, initialisation="zero")
-CASES = {"igva": Case(OWN, IgvaTwin, neutral=ZERO)}
+# 4 states of 16 tokens of 32 channels; weights are made of the question's embeddings and of the states, too.
+SUMS = {"crop": (4096, 3 * 4096, 4096, 2 * 4096, 2 * 4096, 2 * 4096, 3 * 4096)}
+CASES = {"igva": Case(OWN, IgvaTwin, neutral=ZERO, sums=SUMS)}

@@ -34,7 +34,14 @@ class ManagerTwin(Twin):
 
 
 STATIC, ADAPTIVE = (ManagerConfig(interval=2, jitter="none", query=query) for query in (None, "cross"))
+# A crop: 16 tokens of 24 channels, 2 maps, and 3 managers, or the first of them; weights train, or what makes the maps.
+# A token: 2 managers add up 2 maps of 24 channels; hidden states choose the weights, a layer embedding is in the maps.
+ADAPTIVE_SUMS = {
+    "crop": (1536, 2 * 1536, 2 * 1536, 2 * 1536, 3 * 1536, 1536, 3 * 1536),
+    "visual_token": (192, 3 * 192, 3 * 192, 3 * 192, 3 * 192, 2 * 192, 3 * 192),
+}
+STATIC_SUMS = {"crop": tuple(3 * operations for operations in ADAPTIVE_SUMS["crop"])}
 CASES = {
-    "manager": Case(STATIC, ManagerTwin, neutral=STATIC),
-    "manager adaptive": Case(ADAPTIVE, ManagerTwin, neutral=ADAPTIVE, uncounted=0.1),
+    "manager": Case(STATIC, ManagerTwin, neutral=STATIC, sums=STATIC_SUMS),
+    "manager adaptive": Case(ADAPTIVE, ManagerTwin, neutral=ADAPTIVE, sums=ADAPTIVE_SUMS),
 }

@@ -54,4 +54,6 @@ def bilinear(grid, y, x):
 
 
 SMALL = MmfuserConfig(vision_layers=(1, 3), heads=2, points=2)
-CASES = {"mmfuser": Case(SMALL, MmfuserTwin, neutral=SMALL)}
+# 16 tokens of 32 channels find 2 points in each of 3 maps, a point between 4 tokens, and add it up: 5 products each.
+SUMS = {"crop": (30720, 3 * 30720, 30720, 3 * 30720, 3 * 30720, 30720, 3 * 30720)}
+CASES = {"mmfuser": Case(SMALL, MmfuserTwin, neutral=SMALL, sums=SUMS)}

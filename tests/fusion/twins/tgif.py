@@ -24,4 +24,6 @@ class TgifTwin(Twin):
 
 
 OWN, ZERO = TgifConfig(), TgifConfig(initialisation="zero")
-CASES = {"tgif": Case(OWN, TgifTwin), "tgif zero": Case(ZERO, TgifTwin, neutral=ZERO)}
+# 4 states of 16 tokens of 32 channels; weights are made of the question's embeddings, which the language model has.
+SUMS = {"crop": (4096, 2 * 4096, 4096, 2 * 4096, 2 * 4096, 2 * 4096, 3 * 4096)}
+CASES = {"tgif": Case(OWN, TgifTwin, sums=SUMS), "tgif zero": Case(ZERO, TgifTwin, neutral=ZERO, sums=SUMS)}

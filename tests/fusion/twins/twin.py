@@ -76,7 +76,8 @@ class Case:
 
     neutral: the configuration with which it begins as the baseline bit for bit, if there is one. refused: what it does
     not take, of TILINGS and `video`: the message. without_gradient: parts of names of its weights that need have none.
-    uncounted: the share of all operations that its cost leaves out.
+    sums: operations of its weighted sums, worked out by hand: {`crop` or `visual_token`, of which each is one: where
+    nothing trains, the tower, the projector, fusion, projector and fusion, the language model, all}.
     """
 
     config: FusionConfig
@@ -84,7 +85,7 @@ class Case:
     neutral: FusionConfig | None = None
     refused: dict[str, str] = field(default_factory=dict)
     without_gradient: tuple[str, ...] = ()
-    uncounted: float = 0.0
+    sums: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def add_at(hidden: torch.Tensor, shown: list[Shown], number: int) -> torch.Tensor:
