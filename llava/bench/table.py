@@ -16,8 +16,8 @@ NOTES = (
     "over the seeds' differences; * where both leave out 0",
     "loss: of held-out conversations after the last step, mean over seeds; its difference to `none` with Student's "
     "interval over the seeds",
-    "new: parameters that are drawn anew (projector, fusion, newline), of all; GFLOP of a mean sample, exact from the "
-    "sizes; rate: of the new parts, chosen on held-out samples, < or > where it is an end of the grid",
+    "new: parameters that are drawn anew (projector, fusion, newline), of all; GFLOP of a mean sample, from the sizes, "
+    "text by its bytes; rate: of the new parts, chosen on held-out samples, < or > where it is an end of the grid",
 )
 
 
