@@ -147,7 +147,7 @@ def pretrain_language_model(folder: Path, steps: int, batch_size: int = 24, lr: 
     """Trains and saves the language model and its tokenizer; returns its share of right answers on new text pages.
 
     It drills until it looks places up, which takes one seed twice as long as another, and then converses: conversations
-    begun earlier teach it that no more.
+    begun earlier teach it that no more. batch_size: drills of a step; of conversations two thirds as many.
     """
     torch.manual_seed(seed)
     tokenizer = train_tokenizer()
