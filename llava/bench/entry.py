@@ -68,6 +68,7 @@ class Parts:
     training on them takes, with a section `grid`. steps: of pretraining. size: bytes of both, about. vision_layers,
     text_layers: of the tower, as far as it is used, and of the language model. sections: {row or arm: keys of `fusion`}
     of those whose defaults are not for models of these sizes. recorded: None where no bench has run on them.
+    remark: what a reader of their tables must know.
     """
 
     make: Callable[[Path, int], None]
@@ -78,6 +79,7 @@ class Parts:
     text_layers: int
     sections: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     recorded: Recorded | None = None
+    remark: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llava.bench.data_sets import parts_of
 from llava.bench.jobs import Bench, Training
 from llava.bench.rows import REFERENCE
 from llava.bench.statistics import RowScore, score_rows, student_difference
@@ -30,8 +31,8 @@ def collect(bench: Bench, left_out: dict[str, str]) -> dict[str, Any]:
     {format, settings, seeds, machine, rows: {row: {arm, section, about}}, left_out: {"data row": why},
     data: {data: {questions: [{id, document, kind}], rows: {row: {fusion, described, parameters, flops, batch_size,
     device, step_seconds, peak_memory_gib, seconds_per_answer, rate, grid: [[rate, loss]], seeds: {seed: {right: [0 or
-    1 of each question], answers, held_out_loss, seconds, order, git}}}}}}, sweep: {title, axis, values: [row],
-    remarks}, of a sweep alone}
+    1 of each question], answers, held_out_loss, seconds, order, git}}}}, remark: of the parts}}, sweep: {title, axis,
+    values: [row], remarks}, of a sweep alone}
 
     Raises LlavaError where two rows did not train on the same samples in the same steps.
     """
@@ -72,7 +73,7 @@ def _of_data(bench: Bench, name: str) -> dict[str, Any]:
         losses = [[rate, loss] for rate, loss in bench.losses(name, row).items()]
         rows[row.name] = {key: measured[key] for key in MEASURED_KEYS}
         rows[row.name] |= {"rate": bench.chosen_rate(name, row), "grid": losses, "seeds": seeds}
-    return {"questions": questions, "rows": rows}
+    return {"questions": questions, "rows": rows, "remark": parts_of(name, bench.settings.parts).remark}
 
 
 def _check_order(name: str, rows: dict[str, Any]) -> None:

@@ -127,6 +127,7 @@ def _remarks(results: dict[str, Any], lines: Sequence[Line]) -> list[str]:
         f"{settings['tower']}, tiling {settings['tiling']}, parts {settings['parts']}; rates {rates} of "
         f"{settings['grid_steps']} steps on held-out samples"
     ]
+    remarks += [of_data["remark"] for of_data in results["data"].values() if of_data.get("remark")]
     if "sweep" in results:
         remarks[:0] = [results["sweep"]["title"], *results["sweep"]["remarks"]]
         values = results["sweep"]["values"]

@@ -87,6 +87,7 @@ ENTRY = _entry(
             size=630_000_000,
             vision_layers=12,
             text_layers=TEXT_LAYERS,
+            remark="DINOv2's best layer is not its last, which favours every method that reads deeper layers",
         ),
     },
 )

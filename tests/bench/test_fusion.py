@@ -1,11 +1,13 @@
 """The order of a bench's work and what becomes of rows that cannot be, with made-up results in place of trainings."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 from llava.bench import fusion, work
+from llava.bench.data_sets import DATA_SETS
 from llava.bench.processes import Ended
 from llava.cli import main
 from llava.errors import LlavaError
@@ -41,6 +43,15 @@ def run(out, *more: str) -> int:
     return main(["bench", "fusion", "--out", str(out), "--seeds", "2", "--methods", *ROWS, *more])
 
 
+def test_what_a_reader_must_know_of_the_parts_stands_below_the_table(tmp_path, pretend, monkeypatch, capsys):
+    remark = "the tower's best layer is not its last"
+    parts = DATA_SETS["digit_pages"].parts
+    monkeypatch.setitem(parts, "tiny", replace(parts["tiny"], remark=remark))
+    assert run(tmp_path) == 0
+    assert f"\n{remark}\n" in capsys.readouterr().out
+    assert f"\n- {remark}\n" in (tmp_path / "table.md").read_text()
+
+
 def test_what_is_done_in_which_order(tmp_path, pretend, capsys):
     did, _ = pretend
     assert run(tmp_path) == 0
@@ -61,11 +72,7 @@ def test_what_is_done_in_which_order(tmp_path, pretend, capsys):
     assert results["data"]["digit_pages"]["rows"]["manager"]["rate"] == 2e-3
     printed = capsys.readouterr().out
     assert printed.count("jobs  ") == 1
-    assert (
-        printed.index("measure-digit_pages-none:")
-        < printed.index("time  about")
-        < printed.index("measure-digit_pages-manager")
-    )
+    assert printed.index("time  about") < printed.index("] data-digit_pages:")
     assert "left out: digit_pages none_like_deepstack: deepstack adds no parameters" in printed
     # Of 40 are right in both seeds: 27 in `manager`, 24 in `none`, 37 in `none_like_manager`.
     assert "| manager | 67.5 " in (tmp_path / "table.md").read_text()
