@@ -4,7 +4,7 @@ import pytest
 
 from llava.bench.controls import control_cells
 from llava.bench.results import read_results, table_lines
-from llava.bench.seeds_table import ALL, seed_lines
+from llava.bench.seeds_table import ALL, Line, seed_lines
 from llava.bench.table import columns
 from llava.text_files import read_json
 from tests.paths import ROOT
@@ -42,21 +42,38 @@ def test_the_recorded_tables_are_those_of_the_results(name, section):
     assert controls == control_cells(results)
 
 
-def test_the_tables_of_the_quickstart_are_those_of_its_results():
-    text = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("document", "of_questions"), [("docs/quickstart.md", True), ("README.md", False)], ids=["quickstart", "readme"]
+)
+def test_the_tables_of_the_quickstart_are_those_of_its_results(document, of_questions):
+    text = (ROOT / document).read_text(encoding="utf-8")
     shown = [
         [cell.strip(" `") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")
     ]
-    joined = read_json(ROOT / "benchmarks/quickstart/grid_manager.json")
-    for row in _by_question({(line.arm, line.kind): line for line in seed_lines(joined)}):
-        assert row in shown
+    expected = _by_arm(_lines("four_arms")) + (_by_question(_lines("grid_manager")) if of_questions else [])
+    assert [row for row in expected if row not in shown] == []
 
 
-def _by_question(lines: dict) -> list[list[str]]:
+def _lines(file: str) -> dict[tuple[str, str], Line]:
+    joined = read_json(ROOT / f"benchmarks/quickstart/{file}.json")
+    return {(line.arm, line.kind): line for line in seed_lines(joined)}
+
+
+def _by_question(lines: dict[tuple[str, str], Line]) -> list[list[str]]:
     """The mean of each kind of question, the seeds' scores, their spread, and the blind models' mean."""
     rows = []
     for question, kind in QUESTIONS.items():
         line, blind = lines["grid_manager", kind], lines["grid_manager_blind", kind]
         by_seed = ", ".join(f"{score:.1f}" for score in line.score.by_seed)
         rows.append([question, str(line.score.score), by_seed, f"{line.spread:.1f}", str(blind.score.score)])
+    return rows
+
+
+def _by_arm(lines: dict[tuple[str, str], Line]) -> list[list[str]]:
+    """The mean of all questions, the seeds' scores, and the mean of each kind, with intervals."""
+    rows = []
+    for arm in ("baseline", "manager", "grid", "grid_manager"):
+        whole, *kinds = (lines[arm, kind].score for kind in QUESTIONS.values())
+        by_seed = ", ".join(f"{score:.1f}" for score in whole.by_seed)
+        rows.append([arm, str(whole.score), by_seed, *(str(score.score) for score in kinds)])
     return rows
