@@ -243,27 +243,20 @@ class SupervisedDataset(Dataset):
             place = slice(end, end + len(images))
             crops[place], visual_tokens[place], pairs[place], shown[place] = self._visual(images, frames)
             end = place.stop
-        text, question = self.text_sizes(), self._question_tokens()
-        return SampleSizes(crops, visual_tokens + text.tokens, text.supervised, visual_tokens, pairs, shown, question)
-
-    def _question_tokens(self) -> np.ndarray:
-        """Of one question of each sample, uint16 (N,); 0 where there is none, as in the template `plain`."""
-        tokens = np.zeros(len(self.samples), dtype=np.uint16)
-        if self.encoding["template"] == "plain":
-            return tokens
-        for place, facts in TextFacts.blocks(self.samples):
-            asking = facts.text - facts.answers - BYTES_PER_PLACE * (facts.images + facts.videos)
-            each = asking.clip(0) // ((facts.turns + 1) // 2).clip(1) // BYTES_PER_TOKEN
-            tokens[place] = each.clip(max=np.iinfo(tokens.dtype).max)
-        return tokens
+        text = self.text_sizes()
+        tokens = visual_tokens + text.tokens
+        return SampleSizes(crops, tokens, text.supervised, visual_tokens, pairs, shown, text.question)
 
     def text_sizes(self) -> SampleSizes:
         """As `sizes`, where no image and no video can be read."""
         tokens, supervised, none = (np.zeros(len(self.samples), dtype=np.int32) for _ in range(3))
+        question = np.zeros(len(self.samples), dtype=np.uint16)
         for place, facts in TextFacts.blocks(self.samples):
             tokens[place] = facts.text // BYTES_PER_TOKEN
             supervised[place] = facts.answers // BYTES_PER_TOKEN
-        return SampleSizes(none, tokens, supervised, *(none,) * 4)
+            if self.encoding["template"] != "plain":  # which asks nothing
+                question[place] = _question_tokens(facts).clip(max=np.iinfo(question.dtype).max)
+        return SampleSizes(none, tokens, supervised, none, none, none, question)
 
     def _visual(self, images: Ragged, frames: Ragged) -> VisualCounts:
         """images: (width, height) of each. frames: how many of each video."""
@@ -287,3 +280,9 @@ class SupervisedDataset(Dataset):
         image_processor = self.processor.image_processor
         images = [image_processor.layout(size, len(sizes) > 1) for size in sizes]
         return images + [image_processor.video_layout(number) for number in frames]
+
+
+def _question_tokens(facts: TextFacts) -> np.ndarray:
+    """Of one question of each sample, the mean over its turns that are no answers; 0 where they only show something."""
+    asking = facts.text - facts.answers - BYTES_PER_PLACE * (facts.images + facts.videos)
+    return asking.clip(0) // ((facts.turns + 1) // 2).clip(1) // BYTES_PER_TOKEN
