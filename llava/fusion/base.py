@@ -23,10 +23,12 @@ from llava.fusion.config import FusionConfig, Sizes
 Config = TypeVar("Config", bound=FusionConfig)
 Key = TypeVar("Key", bound=Hashable)  # of what a method packs
 Delta = torch.Tensor | Callable[[torch.Tensor], torch.Tensor]  # see Fusion.deltas
-Unit = Literal["crop", "visual_token", "shown", "question_token", "question_pair"]  # see Product
+Unit = Literal["crop", "visual_token", "visual_pair", "shown", "question_token", "question_pair"]  # see Product
 
-# Of the components that can train, those that packed maps are made of, and those of the hidden states that they meet.
+# What matrices are made of, of the components that can train: a method's weights, the tower's states, packed maps, and
+# the hidden states that these meet.
 WEIGHTS = frozenset({"fusion"})
+STATES = frozenset({"vision_tower"})
 PACKED = WEIGHTS | {"vision_tower", "projector", "newline"}
 HIDDEN = PACKED | {"language_model"}
 
@@ -103,8 +105,9 @@ class Product:
     """A product of matrices, or a weighted sum.
 
     operations: forward, of one unit. depends: what each of the two that are multiplied is made of, of the components
-    that can train (llava.mllm.parts.PREFIXES). unit: `crop`; inside the language model `visual_token`, `shown` (an
-    image or video), `question_token` (see Cost), or `question_pair`: a visual token and one of its question.
+    that can train (llava.mllm.parts.PREFIXES). unit: `crop`; inside the language model `visual_token`, `visual_pair`
+    (of one image), `shown` (an image or video), `question_token` (see Cost), or `question_pair`: a visual token and one
+    of its question.
     """
 
     operations: int
@@ -120,30 +123,20 @@ class Product:
 class FusionCost:
     """What a method costs, beside the tower and the projection of the visual input.
 
-    Per crop: maps: how many more maps pass the model's projector. from_states: operations of the method's own products
-    with states of the tower. from_weights: of its products with what its own weights made. kept: values that autograd
-    keeps of the method's own products.
-    Per visual token in the language model: from_hidden: operations of the method's products with its hidden states.
-    from_packed: with what is packed beside it. kept_of_token: values that autograd keeps of both.
-    pairs: of attention, per pair of visual tokens of one image. first_layer: the first of the language model that
-    depends on the method's weights. before_projector: whether the visual input depends on them.
-    products: those of which the numbers above do not say what has a gradient. sums: weighted sums of maps or states, a
-    multiplication and an addition for each value that is summed; means, whose weights nobody learns or computes, and
-    additions alone are left out.
+    maps: how many more maps of a crop pass the model's projector. products: the method's own. sums: weighted sums of
+    maps or states, a multiplication and an addition for each value that is summed; means, whose weights nobody learns
+    or computes, and additions alone are left out. kept, kept_of_token: values that autograd keeps of its products, of a
+    crop, and of a visual token in the language model. first_layer: the first of the language model that depends on the
+    method's weights. before_projector: whether the visual input depends on them.
     """
 
     maps: int = 0
-    from_states: int = 0
-    from_weights: int = 0
-    kept: int = 0
-    from_hidden: int = 0
-    from_packed: int = 0
-    kept_of_token: int = 0
-    pairs: int = 0
-    first_layer: int = 0
-    before_projector: bool = False
     products: tuple[Product, ...] = ()
     sums: tuple[Product, ...] = ()
+    kept: int = 0
+    kept_of_token: int = 0
+    first_layer: int = 0
+    before_projector: bool = False
 
 
 class SelfInitialised(nn.Module):

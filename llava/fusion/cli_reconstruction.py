@@ -26,6 +26,7 @@ from transformers import initialization as init
 from llava.fusion.base import (
     HIDDEN,
     PACKED,
+    STATES,
     WEIGHTS,
     Context,
     Crops,
@@ -120,11 +121,11 @@ class CliReconstruction(Fusion[CliReconstructionConfig, int]):
         attention, mlp = 2 * gates * states * width, 2 * gates * states * (width // 4)
         return FusionCost(
             maps=len(config.tower_layers(sizes.vision_layers)) - 1,
-            from_states=2 * tokens * sizes.vision_width * config.rank,
-            from_weights=2 * tokens * config.rank * width,
             kept=tokens * (config.rank + width),
             first_layer=named(config.injection_layers)[0],
             products=(
+                Product(2 * tokens * sizes.vision_width * config.rank, (WEIGHTS, STATES)),
+                Product(2 * tokens * config.rank * width, (WEIGHTS, WEIGHTS | STATES)),
                 Product(attention, (WEIGHTS, PACKED), "visual_token"),  # scores
                 Product(attention, (PACKED, PACKED), "visual_token"),
                 Product(mlp * (2 * width + 1), (WEIGHTS, HIDDEN), "shown"),

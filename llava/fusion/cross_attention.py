@@ -21,7 +21,21 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import initialization as init
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
-from llava.fusion.base import Context, Crops, Delta, Fusion, FusionCost, Linear, Packable, SelfInitialised, like_weight
+from llava.fusion.base import (
+    HIDDEN,
+    STATES,
+    WEIGHTS,
+    Context,
+    Crops,
+    Delta,
+    Fusion,
+    FusionCost,
+    Linear,
+    Packable,
+    Product,
+    SelfInitialised,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.layers import named
@@ -109,13 +123,16 @@ class CrossAttention(Fusion[CrossAttentionConfig, str]):
         width, blocks = sizes.text_width, len(named(config.injection_layers))
         key_width = width // sizes.text_heads * sizes.text_key_value_heads
         states = len(config.tower_layers(sizes.vision_layers))
+        features = WEIGHTS | STATES | {"newline"}
         return FusionCost(
-            from_states=2 * sizes.crop_tokens * states * sizes.vision_width * width,
+            products=(
+                Product(2 * sizes.crop_tokens * states * sizes.vision_width * width, (WEIGHTS, STATES)),
+                Product(blocks * 2 * width * (2 * width + 3 * sizes.text_mlp_width), (WEIGHTS, HIDDEN), "visual_token"),
+                Product(blocks * 2 * width * 2 * key_width, (WEIGHTS, features), "visual_token"),
+                Product(blocks * 4 * width, (HIDDEN, features), "visual_pair"),
+            ),
             kept=sizes.crop_tokens * width,
-            from_hidden=blocks * 2 * width * (2 * width + 3 * sizes.text_mlp_width),
-            from_packed=blocks * 2 * width * 2 * key_width,
             kept_of_token=blocks * (12 * width + 4 * sizes.text_mlp_width),
-            pairs=blocks * 4 * width,
             first_layer=named(config.injection_layers)[0],
         )
 

@@ -11,7 +11,19 @@ Shapes: C crops, T tokens per crop, D width of the tower's states, H of the lang
 import torch
 from torch import nn
 
-from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, ZeroLinear, like_weight
+from llava.fusion.base import (
+    STATES,
+    WEIGHTS,
+    Context,
+    Crops,
+    Fusion,
+    FusionCost,
+    Linear,
+    Packable,
+    Product,
+    ZeroLinear,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.layers import named
@@ -49,7 +61,7 @@ class DeepstackQwen3(Fusion[DeepstackQwen3Config, int]):
         vision, text = sizes.vision_width, sizes.text_width
         tokens = len(named(config.vision_layers)) * sizes.crop_tokens
         return FusionCost(
-            from_weights=2 * tokens * vision * (vision + text),
+            products=(Product(2 * tokens * vision * (vision + text), (WEIGHTS, WEIGHTS | STATES)),),
             kept=tokens * (3 * vision + text),
             first_layer=named(config.injection_layers)[0],
         )

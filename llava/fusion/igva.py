@@ -19,7 +19,17 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import WEIGHTS, Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
+from llava.fusion.base import (
+    STATES,
+    WEIGHTS,
+    Fusion,
+    FusionCost,
+    Linear,
+    Product,
+    Questions,
+    SelfInitialised,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.igva import IgvaConfig
 from llava.fusion.layers import named
@@ -98,11 +108,11 @@ class Igva(Fusion[IgvaConfig, str]):
     def cost(cls, config: IgvaConfig, sizes: Sizes) -> FusionCost:
         """The aggregator's products, and the sum of all states; kept is, in float32, what the projector gets."""
         count, width = len(named(config.groups)), config.width
-        question, states = frozenset({"language_model"}), frozenset({"vision_tower"})
-        asking, keys = WEIGHTS | question, WEIGHTS | states
+        question = frozenset({"language_model"})
+        asking, keys = WEIGHTS | question, WEIGHTS | STATES
         products = [
             Product(2 * sizes.text_width * width, (WEIGHTS, question)),
-            Product(2 * count * sizes.vision_width * width, (WEIGHTS, states)),
+            Product(2 * count * sizes.vision_width * width, (WEIGHTS, STATES)),
         ]
         for _ in range(config.blocks):
             products += [
@@ -116,7 +126,7 @@ class Igva(Fusion[IgvaConfig, str]):
         operations = 2 * named(config.groups)[-1] * sizes.vision_width * sizes.crop_tokens
         return FusionCost(
             products=(*products, Product(2 * width * count, (WEIGHTS, asking))),
-            sums=(Product(operations, (asking, states)),),
+            sums=(Product(operations, (asking, STATES)),),
             kept=4 * sizes.vision_width * sizes.crop_tokens,
             before_projector=True,
         )

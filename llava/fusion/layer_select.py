@@ -12,7 +12,19 @@ Shapes: C crops, T tokens per crop, D width of the tower's states, H of the lang
 import torch
 from torch import nn
 
-from llava.fusion.base import Context, Crops, Fusion, FusionCost, Linear, Packable, ZeroLinear, like_weight
+from llava.fusion.base import (
+    STATES,
+    WEIGHTS,
+    Context,
+    Crops,
+    Fusion,
+    FusionCost,
+    Linear,
+    Packable,
+    Product,
+    ZeroLinear,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.layers import named
@@ -50,8 +62,10 @@ class LayerSelect(Fusion[LayerSelectConfig, int]):
         vision, text = sizes.vision_width, sizes.text_width
         tokens = len(named(config.vision_layers)) * sizes.crop_tokens
         return FusionCost(
-            from_states=2 * tokens * vision * text,
-            from_weights=2 * tokens * text**2,
+            products=(
+                Product(2 * tokens * vision * text, (WEIGHTS, STATES)),
+                Product(2 * tokens * text**2, (WEIGHTS, WEIGHTS | STATES)),
+            ),
             kept=tokens * 3 * text,
             first_layer=min(config.places),
         )

@@ -21,7 +21,7 @@ from torch.nn.functional import grid_sample
 from transformers import initialization as init
 
 from llava.errors import LlavaError
-from llava.fusion.base import WEIGHTS, Fusion, FusionCost, Linear, Product, SelfInitialised, like_weight
+from llava.fusion.base import STATES, WEIGHTS, Fusion, FusionCost, Linear, Product, SelfInitialised, like_weight
 from llava.fusion.config import Sizes
 from llava.fusion.configs.mmfuser import MmfuserConfig
 from llava.fusion.layers import named
@@ -139,9 +139,9 @@ class Mmfuser(Fusion[MmfuserConfig, str]):
         levels = len(named(config.vision_layers))
         maps, attentions = levels + 1, (levels, 1)
         asking = 3 * seen * maps  # two offsets and a weight each
-        depends = WEIGHTS | {"vision_tower"}
+        depends, matrices = WEIGHTS | STATES, asking + width * (maps + len(attentions))
         return FusionCost(
-            from_weights=2 * tokens * width * (asking + width * (maps + len(attentions))),
+            products=(Product(2 * tokens * width * matrices, (WEIGHTS, depends)),),
             kept=tokens * (width * (2 * config.points * maps + 4 * maps + 6) + 2 * asking),
             before_projector=True,
             sums=(Product(2 * 5 * tokens * width * config.points * maps, (depends, depends)),),

@@ -16,7 +16,17 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from llava.fusion.base import WEIGHTS, Fusion, FusionCost, Linear, Product, Questions, SelfInitialised, like_weight
+from llava.fusion.base import (
+    STATES,
+    WEIGHTS,
+    Fusion,
+    FusionCost,
+    Linear,
+    Product,
+    Questions,
+    SelfInitialised,
+    like_weight,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.tgif import TgifConfig
 from llava.fusion.weighted_sum import weighted_sum
@@ -67,14 +77,14 @@ class Tgif(Fusion[TgifConfig, str]):
     @classmethod
     def cost(cls, config: TgifConfig, sizes: Sizes) -> FusionCost:
         """The router's two products and the sum; kept are, in float32, the sum and its norm."""
-        question, states = frozenset({"language_model"}), frozenset({"vision_tower"})
+        question = frozenset({"language_model"})
         operations = 2 * sizes.vision_layers * sizes.vision_width * sizes.crop_tokens
         return FusionCost(
             products=(
                 Product(2 * sizes.text_width * ROUTER_WIDTH, (WEIGHTS, question)),
                 Product(2 * ROUTER_WIDTH * sizes.vision_layers, (WEIGHTS, WEIGHTS | question)),
             ),
-            sums=(Product(operations, (WEIGHTS | question, states)),),
+            sums=(Product(operations, (WEIGHTS | question, STATES)),),
             kept=4 * sizes.vision_width * sizes.crop_tokens,
             before_projector=True,
         )

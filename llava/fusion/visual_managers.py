@@ -12,7 +12,19 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import initialization as init
 
-from llava.fusion.base import HIDDEN, PACKED, WEIGHTS, Context, Crops, Delta, Fusion, FusionCost, Packable, Product
+from llava.fusion.base import (
+    HIDDEN,
+    PACKED,
+    STATES,
+    WEIGHTS,
+    Context,
+    Crops,
+    Delta,
+    Fusion,
+    FusionCost,
+    Packable,
+    Product,
+)
 from llava.fusion.config import Sizes
 from llava.fusion.configs.manager import ManagerConfig
 from llava.fusion.layers import named
@@ -83,7 +95,7 @@ class VisualManagers(Fusion[ManagerConfig, tuple[str, int]]):
         adaptive = () if config.query is None else layers[1:]
         static, chosen = (sum(map(config.num_maps, some)) for some in (layers[: len(layers) - len(adaptive)], adaptive))
         products: list[Product] = []
-        sums = [Product(2 * static * width * sizes.crop_tokens, (WEIGHTS, frozenset({"vision_tower", "projector"})))]
+        sums = [Product(2 * static * width * sizes.crop_tokens, (WEIGHTS, STATES | {"projector"}))]
         if adaptive:
             asking = width if config.query == "self" else 2 * width
             products.append(Product(2 * asking * chosen, (WEIGHTS, HIDDEN), "visual_token"))

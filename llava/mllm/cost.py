@@ -82,8 +82,8 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     costs one more in the backward pass where the weights train, and one where something in front of it does. Where
     fusion trains alone, that goes back to the first layer of the language model that it reaches.
     """
-    tower, projector, fusion, newline, text = (
-        name in trained for name in ("vision_tower", "projector", "fusion", "newline", "language_model")
+    tower, projector, fusion, text = (
+        name in trained for name in ("vision_tower", "projector", "fusion", "language_model")
     )
     anything = bool(trained)
     patches, layers = _tower(config)
@@ -92,7 +92,6 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
     behind_fusion = (fusion and method.before_projector) or (text and config.fusion.guided)
     text_layers = config.text_config.num_hidden_layers
     behind = text_layers - (method.first_layer if set(trained) == {"fusion"} else 0) if anything else 0
-    packed = fusion or tower or newline or (projector and method.maps > 0)  # has a gradient
     units: Counter[str] = Counter()
     for product in (*method.products, *method.sums):
         units[product.unit] += product.trained(trained)
@@ -101,16 +100,12 @@ def training_cost(config: LlavaOVManagerConfig, trained: Collection[str]) -> Cos
         + layers * (1 + 2 * tower)
         + first * (1 + projector + (tower or behind_fusion))
         + second * (1 + projector + (projector or tower or behind_fusion))
-        + method.from_states * (1 + fusion + tower)
-        + method.from_weights * (1 + fusion + (fusion or tower))
         + units["crop"],
         token=_text_layer(config) * (text_layers * (1 + text) + behind),
         token_pair=_text_attention(config) * (text_layers + 2 * behind),
         supervised=2 * config.text_config.hidden_size * config.text_config.vocab_size * (1 + text + anything),
-        visual_token=method.from_hidden * (1 + fusion + anything)
-        + method.from_packed * (1 + fusion + packed)
-        + units["visual_token"],
-        visual_pair=method.pairs * (1 + anything + packed),
+        visual_token=units["visual_token"],
+        visual_pair=units["visual_pair"],
         shown=units["shown"],
         question_token=units["question_token"],
         question_pair=units["question_pair"],

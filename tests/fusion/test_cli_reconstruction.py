@@ -33,10 +33,10 @@ def test_layers_and_parameters_at_the_real_sizes():
     asked = 6 * 13 * 2 * 896
     assert CliReconstruction.cost(config, REAL) == FusionCost(
         maps=12,
-        from_states=13 * 729 * 2 * 1152 * 64,
-        from_weights=13 * 729 * 2 * 64 * 896,
         kept=13 * 729 * (64 + 896),
         products=(
+            Product(13 * 729 * 2 * 1152 * 64, ({"fusion"}, {"vision_tower"})),
+            Product(13 * 729 * 2 * 64 * 896, ({"fusion"}, {"fusion", "vision_tower"})),
             Product(asked, ({"fusion"}, own), "visual_token"),
             Product(asked, (own, own), "visual_token"),
             Product(6 * 13 * 2 * (2 * 896 * 224 + 224), ({"fusion"}, hidden), "shown"),

@@ -5,7 +5,7 @@ import torch
 
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.base import FusionCost
+from llava.fusion.base import FusionCost, Product
 from llava.fusion.config import Sizes
 from llava.fusion.configs.cross_attention import CrossAttentionConfig
 from llava.fusion.cross_attention import CrossAttention, CrossAttentionBlock
@@ -26,13 +26,17 @@ def test_layers_and_parameters_at_the_real_sizes():
     counts = [sum(parameter.numel() for parameter in block.parameters()) for block in fusion.blocks]
     assert counts == [attention + mlp + norms + gates] * 6 == [14_911_362] * 6
     assert sum(parameter.numel() for parameter in fusion.features.parameters()) == 6 * 1152 * 896 + 896
+    features = {"fusion", "vision_tower", "newline"}
+    hidden = {*features, "projector", "language_model"}
     assert CrossAttention.cost(config, REAL) == FusionCost(
-        from_states=729 * 2 * 6 * 1152 * 896,
+        products=(
+            Product(729 * 2 * 6 * 1152 * 896, ({"fusion"}, {"vision_tower"})),
+            Product(6 * 2 * (2 * 896 * 896 + mlp), ({"fusion"}, hidden), "visual_token"),
+            Product(6 * 2 * 2 * 896 * 128, ({"fusion"}, features), "visual_token"),
+            Product(6 * 4 * 896, (hidden, features), "visual_pair"),
+        ),
         kept=729 * 896,
         kept_of_token=6 * (12 * 896 + 4 * 4864),
-        from_hidden=6 * 2 * (2 * 896 * 896 + mlp),
-        from_packed=6 * 2 * 2 * 896 * 128,
-        pairs=6 * 4 * 896,
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llava.errors import LlavaError
-from llava.fusion.base import FusionCost
+from llava.fusion.base import FusionCost, Product
 from llava.fusion.config import Sizes
 from llava.fusion.configs.deepstack_qwen3 import DeepstackQwen3Config
 from llava.fusion.deepstack_qwen3 import DeepstackQwen3
@@ -72,9 +72,10 @@ def test_as_many_states_as_layers(make_config):
 
 
 def test_products_with_the_towers_states_cost_as_they_train(make_config, monkeypatch):
-    """`from_states` has no gradient of its input while the tower is frozen."""
+    """They have no gradient of their input while the tower is frozen."""
     config = make_config(fusion=None)
     plain = {trained: training_cost(config, trained).crop for trained in ((), ("fusion",), ("vision_tower",))}
-    monkeypatch.setattr(NoFusion, "cost", lambda config, sizes: FusionCost(from_states=1000))
+    product = Product(1000, (frozenset({"fusion"}), frozenset({"vision_tower"})))
+    monkeypatch.setattr(NoFusion, "cost", lambda config, sizes: FusionCost(products=(product,)))
     added = [training_cost(config, trained).crop - crop for trained, crop in plain.items()]
     assert added == [1000, 2000, 2000]

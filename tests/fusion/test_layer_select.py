@@ -6,7 +6,7 @@ import torch
 from llava.anyres import TilingConfig
 from llava.data.schema import Turn
 from llava.errors import LlavaError
-from llava.fusion.base import FusionCost
+from llava.fusion.base import FusionCost, Product
 from llava.fusion.config import Sizes
 from llava.fusion.configs.layer_select import LayerSelectConfig
 from llava.fusion.layer_select import LayerSelect
@@ -26,8 +26,10 @@ def test_layers_and_parameters_at_the_real_sizes():
         fusion = LayerSelect(config, REAL)
     assert sum(parameter.numel() for parameter in fusion.parameters()) == 3 * 1_836_800 == 5_510_400
     assert LayerSelect.cost(config, REAL) == FusionCost(
-        from_states=3 * 729 * 2 * 1152 * 896,
-        from_weights=3 * 729 * 2 * 896 * 896,
+        products=(
+            Product(3 * 729 * 2 * 1152 * 896, ({"fusion"}, {"vision_tower"})),
+            Product(3 * 729 * 2 * 896 * 896, ({"fusion"}, {"fusion", "vision_tower"})),
+        ),
         kept=3 * 729 * 3 * 896,
         first_layer=1,
     )
