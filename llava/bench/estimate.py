@@ -5,7 +5,7 @@ from statistics import mean
 from typing import Any
 
 from llava.bench.data_sets import data_set, parts_of
-from llava.bench.entry import Pace
+from llava.bench.entry import Pace, Recorded
 from llava.bench.jobs import Bench, Job, Making, Training
 
 LOG_SIZE = 50_000  # bytes of a job's log and task
@@ -47,18 +47,13 @@ def seconds_left(bench: Bench, jobs: Sequence[Job]) -> float | None:
         for job in bench.measurements(row)
         if (result := bench.result(job))
     }
-    recorded = {data: parts_of(data, bench.settings.parts).recorded for data in bench.data}
-    if not measured and not all(recorded.values()):
+    elsewhere = _recorded(bench)
+    if not measured and len(elsewhere) < len(bench.data):
         return None
 
-    def paces(job: Training) -> list[Pace]:
-        of_row, elsewhere = measured.get(Training("measure", job.data, job.row).name), recorded[job.data]
-        if of_row is not None:
-            return [of_row]
-        return list(measured.values()) or ([elsewhere.pace] if elsewhere else [])
-
     def predicted(job: Training) -> float:
-        known = paces(job)
+        of_row = measured.get(Training("measure", job.data, job.row).name)
+        known = [of_row] if of_row else list(measured.values()) or [elsewhere[job.data].pace]
         step, around = (mean(getattr(pace, name) for pace in known) for name in ("step", "around"))
         questions = bench.settings.documents * data_set(job.data).questions_per_document
         answers = questions * mean(pace.answer for pace in known)
@@ -68,10 +63,10 @@ def seconds_left(bench: Bench, jobs: Sequence[Job]) -> float | None:
         return around + step * (captions + bench.steps(job)) + (answers if job.kind == "run" else 0)
 
     def making_seconds(job: Making) -> float:
-        parts, elsewhere = parts_of(job.data, bench.settings.parts), recorded[job.data]
-        if elsewhere is None or job.kind == "data":
+        if job.kind == "data" or job.data not in elsewhere:
             return 0.0
-        return elsewhere.making * (bench.settings.part_steps or parts.steps) / parts.steps
+        steps = parts_of(job.data, bench.settings.parts).steps
+        return elsewhere[job.data].making * (bench.settings.part_steps or steps) / steps
 
     trainings = [job for job in jobs if isinstance(job, Training)]
     done = [
@@ -99,5 +94,11 @@ def source_of_times(bench: Bench) -> str | None:
     """Where the times are from that seconds_left goes by; None once something was measured here, and without any."""
     if any(bench.result(job) for row in bench.rows for job in bench.measurements(row)):
         return None
-    recorded = [parts_of(data, bench.settings.parts).recorded for data in bench.data]
-    return ", ".join(sorted({one.where for one in recorded if one})) if all(recorded) else None
+    elsewhere = _recorded(bench)
+    return ", ".join(sorted({one.where for one in elsewhere.values()})) if len(elsewhere) == len(bench.data) else None
+
+
+def _recorded(bench: Bench) -> dict[str, Recorded]:
+    """Of each data set on whose parts a bench was run elsewhere."""
+    recorded = {data: parts_of(data, bench.settings.parts).recorded for data in bench.data}
+    return {data: one for data, one in recorded.items() if one is not None}
