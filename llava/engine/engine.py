@@ -132,9 +132,13 @@ class Engine:
         """What `stream` is given as `kept`, one for each conversation."""
         return KeptCache()
 
+    def prompt_ids(self, dialogue: Dialogue) -> list[int]:
+        """Of the prompt with all visual tokens, without touching a pixel."""
+        return self.processor.prompt_ids(with_places(dialogue))
+
     def count_tokens(self, dialogue: Dialogue) -> int:
-        """Length of the prompt with all visual tokens, without touching a pixel."""
-        return len(self.processor.prompt_ids(with_places(dialogue)))
+        """Length of the prompt with all visual tokens."""
+        return len(self.prompt_ids(dialogue))
 
     def prepare(self, dialogues: Sequence[Dialogue]) -> BatchFeature:
         """What `generate` works on, on the CPU, with pixels as uint8. Any thread may call it, while others generate.

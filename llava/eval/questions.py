@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from llava.data.placeholders import with_places
 from llava.data.schema import Dialogue
 from llava.engine.engine import Engine
 from llava.engine.kept_cache import check_length
@@ -29,7 +28,7 @@ class Question:
 def prompt_cost(engine: Engine, dialogue: Dialogue) -> int:
     """Operations until the first token of the answer. LlavaError when the prompt is longer than the model can read."""
     config, pictures = engine.model.config, engine.processor.image_processor
-    ids = torch.tensor([engine.processor.prompt_ids(with_places(dialogue))])
+    ids = torch.tensor([engine.prompt_ids(dialogue)])
     tokens = ids.shape[1]
     check_length(tokens, engine.model)
     several = len(dialogue.images) > 1
