@@ -77,7 +77,10 @@ for name, folder in json.loads(folders).items():
     remote = {"trust_remote_code": True}
     model, loading = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, **remote)
     assert not any(loading.values()), loading
+    assert type(AutoConfig.from_pretrained(folder, **remote)) is type(model.config)
+    assert type(AutoModel.from_pretrained(folder, **remote)) is type(model.model)
     processor = AutoProcessor.from_pretrained(folder, **remote)
+    assert type(AutoImageProcessor.from_pretrained(folder, **remote)) is type(processor.image_processor)
     results[name] = []
     for dialogue, visual in zip(dialogues, shown):
         if name in inputs["without_videos"] and "videos" in visual:
@@ -88,9 +91,6 @@ for name, folder in json.loads(folders).items():
             outputs = model(**batch).logits, model.generate(**batch, max_new_tokens=5)
         results[name].append((dict(batch), *outputs))
     if name == inputs["thorough"]:
-        assert type(AutoConfig.from_pretrained(folder, **remote)) is type(model.config)
-        assert type(AutoModel.from_pretrained(folder, **remote)) is type(model.model)
-        assert type(AutoImageProcessor.from_pretrained(folder, **remote)) is type(processor.image_processor)
         pipe = pipeline("image-text-to-text", model=folder, **remote)
         image = {"type": "image", "image": shown[0]["images"][0]}
         asked = [{"role": "user", "content": [image, {"type": "text", "text": "What is in the picture?"}]}]

@@ -138,6 +138,9 @@ def test_the_arms_of_fusion_are_known():
     assert recipes == {*ADDED, "none"}  # `none` is called baseline and grid
 
 
+PARSED_ONCE = cache(mixture.mixture_content)
+
+
 @pytest.fixture
 def dry_run(monkeypatch, capsys):
     """A function: a stage and an arm of it to what the dry run prints. A mixture is parsed once, in all tests."""
@@ -148,9 +151,6 @@ def dry_run(monkeypatch, capsys):
         return capsys.readouterr().out
 
     return dry_run
-
-
-PARSED_ONCE = cache(mixture.mixture_content)
 
 
 def total_in(printed: str) -> int:
