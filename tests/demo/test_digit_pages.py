@@ -1,4 +1,6 @@
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -149,6 +151,29 @@ def test_numbers_that_are_hard_to_compare_are_trained_on_more_often_than_asked_f
         drawn = [draw(rng) for _ in range(3000)]
         assert all(first != second for first, second in drawn)
         assert np.mean([len(first) == len(second) for first, second in drawn]) == pytest.approx(expected, abs=0.04)
+
+
+def test_training_asks_about_such_numbers():
+    """By chance 2, 4 or 6 digits are on 54.5% of the pages; on all of those with two numbers of one length."""
+    tokenizer, rng = train_tokenizer(), np.random.default_rng(0)
+    lengths = list(itertools.product(range(1, 4), repeat=2))
+    even = sum(LENGTHS[first - 1] * LENGTHS[second - 1] for first, second in lengths if (first + second) % 2 == 0)
+    expected = EQUALLY_LONG + (1 - EQUALLY_LONG) * even
+    texts = [tokenizer.decode(pages_as_text.write_chat(tokenizer, rng)[0]) for _ in range(400)]
+    drills = [tokenizer.decode(pages_as_text.write_drills(tokenizer, rng)[0]) for _ in range(400)]
+    samples = [digit_pages._sample(np.random.default_rng(seed), "stage2") for seed in range(400)]
+    pages = ["".join(turn.text for turn in turns) for image, turns in samples if image is not None]
+    for asked, pattern in (
+        (texts, r"on the page\?<\|im_end\|>\n<\|im_start\|>assistant\n(\d)"),
+        (drills, r" digits(\d)"),
+        (pages, r"on the page\?(\d)"),
+    ):
+        counts = [int(found[1]) for text in asked if (found := re.search(pattern, text))]
+        assert len(counts) > 150
+        assert np.mean([count % 2 == 0 for count in counts]) == pytest.approx(expected, abs=0.07)
+    about_pages = [text for text in texts if "Which row" in text]
+    alone = np.mean([text.count("<|im_start|>user") == 1 for text in about_pages])
+    assert alone == pytest.approx(pages_as_text.COMPARISONS, abs=0.07)
 
 
 def test_text_pages_are_as_long_as_visual_ones(make_processor, make_image):
